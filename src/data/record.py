@@ -1,0 +1,127 @@
+"""The contract between data preparation and training: what one sample is, and how it stands in a tar."""
+
+import io
+import json
+import re
+import tarfile
+from dataclasses import asdict, dataclass, field
+
+SPLITS = ("train", "val", "test")
+
+# One vocabulary of question types over all datasets, so that scores can be pooled by type. A dataset's own
+# category maps to it in its reader; where a dataset states none, `question_type` reads it off the question.
+QUESTION_TYPES = (
+    "modality",
+    "plane",
+    "organ",
+    "specimen",
+    "finding",
+    "presence",
+    "count",
+    "side",
+    "size",
+    "location",
+    "choice",
+    "text",
+    "caption",
+    "other",
+)
+
+
+@dataclass
+class Record:
+    """One sample of one dataset.
+
+    `images` holds encoded bytes, as they came (JPEG, PNG, ...); it is empty for text-only records. Either `turns`
+    or `caption` is filled. `references` are all accepted answers of the last turn where a dataset gives several.
+    `group` names the patient, slide, figure or image that belongs to one side of a split and is one cluster in
+    the statistics.
+    """
+
+    key: str  # stable, unique in its source
+    source: str
+    split: str
+    images: list[bytes] = field(default_factory=list)
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    caption: str = ""
+    choices: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    type: str = "other"
+    group: str = ""
+    licence: str = ""
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        return self.turns[-1][0] if self.turns else ""
+
+    @property
+    def answer(self) -> str:
+        return self.turns[-1][1] if self.turns else self.caption
+
+
+def question_type(question: str, answer: str = "") -> str:
+    """The type of a question whose dataset does not state it, read off its wording."""
+    q = question.lower()
+    for pattern, name in _WORDING:
+        if re.search(pattern, q):
+            return name
+    return "presence" if answer.strip().lower() in ("yes", "no") else "other"
+
+
+_WORDING = [
+    (r"^(is|are|was|were|does|do|did|has|have|can|could)\b(?!.*\bor\b)", "presence"),
+    (r"\bhow many\b|\bnumber of\b|\bcount\b", "count"),
+    (r"\b(which|what) side\b|\bleft or right\b|\bright or left\b", "side"),
+    (r"\bmodality\b|\bimaging technique\b|\btype of (image|imaging|scan)\b|\bhow was (this|the) image taken\b", "modality"),
+    (r"\bplane\b|\bprojection\b|\bview of\b", "plane"),
+    (r"\borgan\b|\bbody part\b|\bpart of the body\b", "organ"),
+    (r"\bspecimen\b|\bstain\b|\btissue type\b", "specimen"),
+    (r"\bhow (large|big)\b|\bsize\b|\blarger\b", "size"),
+    (r"\bwhere\b|\blocat", "location"),
+    (r"\babnormal|\bfinding\b|\bwrong\b|\blesion is\b|\bdiagnosis\b|\bwhat (is|does) .*\b(seen|shown|present|show)\b", "finding"),
+]
+
+
+def to_json(record: Record) -> bytes:
+    """The `key.json` member: every field but the images; empty fields are left out, keys are sorted."""
+    kept = {name: value for name, value in asdict(record).items() if name != "images" and value not in ("", [], {})}
+    return json.dumps(kept, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def from_members(members: dict[str, bytes]) -> Record:
+    """`{"json": ..., "jpg": ..., "1.jpg": ...}` back to a Record; the inverse of what `tar_bytes` wrote."""
+    fields = json.loads(members["json"])
+    fields["turns"] = [tuple(turn) for turn in fields.get("turns", [])]
+    names = sorted((name for name in members if name.endswith("jpg")), key=lambda name: int(name.partition(".")[0]) if "." in name else 0)
+    return Record(**fields, images=[members[name] for name in names])
+
+
+def tar_bytes(record: Record) -> bytes:
+    """The record as consecutive tar members, json first, so that text can be read without the images.
+
+    Deterministic: USTAR, mtime 0, uid 0, mode 0644. `record.images` must be JPEG already and `record.key` free of
+    dots and slashes (webdataset groups members by the name up to the first dot).
+    """
+    out = io.BytesIO()
+    members = [("json", to_json(record))]
+    members += [("jpg" if n == 0 else f"{n}.jpg", data) for n, data in enumerate(record.images)]
+    for extension, data in members:
+        info = tarfile.TarInfo(f"{record.key}.{extension}")
+        info.size, info.mtime, info.mode = len(data), 0, 0o644
+        out.write(info.tobuf(tarfile.USTAR_FORMAT))
+        out.write(data)
+        out.write(bytes(-len(data) % 512))
+    return out.getvalue()
+
+
+def tar_members(data: memoryview | bytes) -> dict[str, bytes]:
+    """The members of one sample, by extension, from its span of the tar; the inverse of `tar_bytes`."""
+    members, at = {}, 0
+    while at + 512 <= len(data):
+        header = bytes(data[at : at + 512])
+        name = header[:100].rstrip(b"\0").decode()
+        size = int(header[124:135], 8)
+        members[name.partition(".")[2]] = bytes(data[at + 512 : at + 512 + size])
+        at += 512 + size + (-size % 512)
+    return members

@@ -1,0 +1,34 @@
+"""A user's mistake, told in one sentence."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """One sentence: which key or file, what was found, what is allowed. Commands exit with code 2 on it."""
+
+
+def nearest(wrong: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest allowed spelling, else the list of what is allowed."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; allowed: {', '.join(names)}"
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """The outermost function of a command: turns a `UserError` into one line and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            main(*args, **kwargs)
+        except UserError as mistake:
+            print(f"error: {mistake}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return run
