@@ -1,0 +1,226 @@
+"""Hydra composes, a dataclass decides: every key that a command understands, with its type.
+
+`typed` turns the composed YAML into these dataclasses once, at the door; `validate` checks what a type cannot say.
+The meaning of each key stands as a comment in the YAML files under `conf/`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from src.errors import UserError, nearest
+from src.model.vision import VisionConfig
+
+
+@dataclass
+class Mix:
+    shares: dict[str, float]
+    decontaminate: bool
+
+
+@dataclass
+class Data:
+    root: str
+    window: int
+    global_batch: int
+    row_tokens: int
+    workers: int
+    exact_decode: bool
+    validate: int
+
+
+@dataclass
+class Lora:
+    rank: int
+    alpha: int
+    dropout: float
+    targets: list[str]
+
+
+@dataclass
+class Language:
+    path: str
+    revision: str
+    dtype: str
+    lora: Lora
+
+
+@dataclass
+class Projector:
+    kind: str
+    hidden: int
+
+
+@dataclass
+class LearningRates:
+    vision: float
+    projector: float
+    language: float
+
+
+@dataclass
+class Optim:
+    steps: int
+    lr: LearningRates
+    warmup: int
+    schedule: str
+    weight_decay: float
+    betas: list[float]
+    clip: float
+
+
+@dataclass
+class Trainer:
+    accelerator: str
+    devices: int
+    nodes: int
+    precision: str
+    accumulate: int
+    recompute: str
+    log_every: int
+    check_every: int
+    keep: int
+
+
+@dataclass
+class Logger:
+    wandb: str
+    project: str
+
+
+@dataclass
+class Train:
+    name: str
+    seed: int
+    outputs: str
+    mix: Mix
+    data: Data
+    vision: VisionConfig
+    projector: Projector
+    language: Language
+    optim: Optim
+    trainer: Trainer
+    logger: Logger
+
+
+@dataclass
+class Evaluate:
+    run: str
+    outputs: str
+    data_root: str
+    benchmarks: list[str]
+    images: list[str]
+    limit: int
+    batch: int
+    max_new_tokens: int
+    resamples: int
+    seed: int
+    predictions: str | None
+    name: str
+    benchmark: str | None
+
+
+@dataclass
+class Transfer:
+    name: str
+    outputs: str
+    encoder: list[str]
+    benchmark: list[str]
+    raw: str
+    batch: int
+    seeds: int
+    resamples: int
+
+
+@dataclass
+class Report:
+    runs: list[str]
+    outputs: str
+    out: str
+    title: str
+
+
+Schema = TypeVar("Schema")
+
+
+def typed(schema: type[Schema], config: DictConfig) -> Schema:
+    """The composed YAML as a checked dataclass; a wrong key, a wrong type or a missing value is named in the error."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(schema, error)) from None
+    except MissingMandatoryValue as error:
+        raise UserError(f"config key '{error.full_key}' has no value; give {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"config key '{error.full_key}': {said}") from None
+
+
+def _unknown_key(schema: type, error: ConfigKeyError) -> str:
+    full = str(error.full_key)
+    parent = error.parent_node
+    allowed = [str(key) for key in parent] if parent is not None else list(schema.__dataclass_fields__)
+    return f"unknown config key '{full}'{nearest(full.rpartition('.')[2], allowed)}"
+
+
+def plain(config: Any) -> dict:
+    """A dataclass as nested dicts of plain values, fit for YAML, JSON and `torch.load(weights_only=True)`."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+
+
+def validate(config: Train) -> None:
+    """Rules over several keys; raises one `UserError` that names the key, what was found and what is allowed."""
+    data, trainer = config.data, config.trainer
+    if not config.mix.shares or any(share < 0 for share in config.mix.shares.values()) or sum(config.mix.shares.values()) <= 0:
+        raise UserError(f"mix.shares must give at least one source a positive share, found {config.mix.shares}")
+    if data.window % data.global_batch:
+        raise UserError(f"data.window={data.window} must be a multiple of data.global_batch={data.global_batch}")
+    ranks = trainer.devices * trainer.nodes
+    if data.global_batch % (ranks * trainer.accumulate):
+        raise UserError(
+            f"data.global_batch={data.global_batch} must be divisible by trainer.devices x trainer.nodes x trainer.accumulate "
+            f"= {ranks} x {trainer.accumulate}"
+        )
+    _one_of("trainer.recompute", trainer.recompute, ("none", "full"))
+    _one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
+    _one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))
+    _one_of("projector.kind", config.projector.kind, ("mlp", "linear"))
+    _one_of("language.dtype", config.language.dtype, ("float32", "bfloat16"))
+    _one_of("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
+    if config.optim.steps < 1:
+        raise UserError(f"optim.steps must be at least 1, found {config.optim.steps}")
+    if config.optim.warmup >= config.optim.steps:
+        raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than optim.steps={config.optim.steps}")
+    rates = vars(config.optim.lr)
+    if all(rate == 0 for rate in rates.values()) or min(rates.values()) < 0:
+        raise UserError(f"optim.lr needs at least one positive learning rate (0 freezes a part), found {rates}")
+    missing = missing_files(config)
+    if missing:
+        raise UserError("; ".join(missing))
+
+
+def missing_files(config: Train) -> list[str]:
+    """What a run needs and the disk does not have, one clause each: shards of the mix, local weights."""
+    missing = []
+    root = Path(config.data.root)
+    absent = [source for source, share in config.mix.shares.items() if share > 0 and not (root / source / "manifest.json").exists()]
+    if absent:
+        built = sorted(path.parent.name for path in root.glob("*/manifest.json"))
+        missing.append(
+            f"mix.shares names {', '.join(absent)}, but data.root={root} holds shards of "
+            f"{', '.join(built) or 'no source'}; build them with `make shards SOURCES={','.join(absent)} RAW=<raw folder> OUT={root}` "
+            "or set their share to 0"
+        )
+    for key, path in (("vision.path", config.vision.path), ("language.path", config.language.path)):
+        if path.startswith((".", "/", "data/")) and not Path(path).exists():
+            missing.append(f"{key}={path} does not exist; give a local folder or a hub id")
+    return missing
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}={value!r}{nearest(value, allowed)}")

@@ -1,0 +1,190 @@
+"""The training stream as a LightningDataModule; its only state is the number of optimizer steps taken.
+
+    Step 1  window w covers positions [w * window, (w + 1) * window) of the mixture
+    Step 2  their texts are read and tokenised; images are only counted
+    Step 3  the samples are packed, best fit decreasing, into rows of `row_tokens`; the rows are shuffled
+    Step 4  the rows are dealt evenly over window / global_batch steps, and within a step over ranks x accumulation slots
+    Step 5  the rows of one slot become a batch: now the images are read and decoded
+
+So a step needs nothing but its window: seeking is O(1), and the samples of a step are the same for any number of workers,
+ranks and accumulation slots.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from src.config import Data, Mix
+from src.data.images import decode
+from src.data.mixture import Mixture
+from src.data.packing import Batch, collate, deal, pack
+from src.data.prompt import Encoded, Prompter
+from src.data.shards import Shards
+from src.errors import UserError
+
+
+def open_sources(root: str | Path, mix: Mix) -> dict[str, Shards]:
+    return {source: Shards(Path(root) / source) for source, share in mix.shares.items() if share > 0}
+
+
+def training_rows(shards: dict[str, Shards], mix: Mix) -> dict[str, np.ndarray]:
+    """The rows that may be drawn, per source."""
+    rows = {source: opened.rows("train", decontaminate=mix.decontaminate) for source, opened in shards.items()}
+    for source, found in rows.items():
+        if len(found) == 0:
+            raise UserError(f"mix.shares names '{source}', but no training record of it may be used; set mix.shares.{source}=0")
+    return rows
+
+
+def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -> dict:
+    """What the order of the stream depends on. A run resumes only if all of it is unchanged."""
+    return {
+        "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
+        "shares": {source: share for source, share in sorted(mix.shares.items()) if share > 0},
+        "decontaminate": mix.decontaminate,
+        "seed": seed,
+        "window": data.window,
+        "global_batch": data.global_batch,
+        "row_tokens": data.row_tokens,
+    }
+
+
+def short(print_of: dict) -> str:
+    return hashlib.sha256(json.dumps(print_of, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Stream(IterableDataset):
+    """Batches of one rank from micro-batch `start` on, without end."""
+
+    def __init__(self, shards, mixture: Mixture, prompter: Prompter, *, data: Data, size: int, seed: int, rank: int, world: int, slots: int):
+        self.shards = [shards[source] for source in mixture.sources]
+        self.mixture, self.prompter, self.data, self.size, self.seed = mixture, prompter, data, size, seed
+        self.rank, self.world, self.slots = rank, world, slots
+        self.start = 0
+        self._held: tuple[int, list[list[tuple[Encoded, int, int]]]] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        micro = self.start + number
+        while True:
+            yield self.batch(micro // self.slots, slot=micro % self.slots)
+            micro += count
+
+    def batch(self, step: int, *, slot: int) -> Batch:
+        """The rows of accumulation slot `slot` of this rank in optimizer step `step`."""
+        rows = self.step_rows(step)
+        mine = deal(len(rows), self.world * self.slots, self.rank * self.slots + slot)
+        return self.to_batch([rows[n] for n in mine])
+
+    def step_rows(self, step: int) -> list[list[tuple[Encoded, int, int]]]:
+        """Rows of (sample, source number, row in the index) of one optimizer step, over all ranks and slots."""
+        steps = self.data.window // self.data.global_batch
+        rows = self.window(step // steps)
+        return [rows[n] for n in deal(len(rows), steps, step % steps)]
+
+    def window(self, number: int) -> list[list[tuple[Encoded, int, int]]]:
+        if self._held is None or self._held[0] != number:
+            self._held = (number, self._pack_window(number))
+        return self._held[1]
+
+    def _pack_window(self, number: int) -> list[list[tuple[Encoded, int, int]]]:
+        start = number * self.data.window
+        sources, index_rows = self.mixture.take(start, start + self.data.window)
+        samples: list[tuple[Encoded, int, int]] = []
+        for source in np.unique(sources).tolist():
+            mine = index_rows[sources == source].tolist()
+            opened = self.shards[source]
+            counts = opened.column("num_images")[mine].tolist()
+            encoded = self.prompter.encode([opened.text(row) for row in mine], num_images=counts)
+            samples += [(sample, source, row) for sample, row in zip(encoded, mine, strict=True)]
+        packed = pack([len(sample.ids) for sample, _, _ in samples], self.data.row_tokens)
+        order = np.random.Generator(np.random.Philox(key=[self.seed + 1, number])).permutation(len(packed))
+        return [[samples[item] for item in packed[n]] for n in order]
+
+    def to_batch(self, rows: list[list[tuple[Encoded, int, int]]]) -> Batch:
+        images, keys = [], []
+        for sample, source, row in (item for items in rows for item in items):
+            record = self.shards[source][row] if sample.num_images else None
+            images += [decode(image, size=self.size, exact=self.data.exact_decode) for image in record.images] if record else []
+            keys.append(f"{self.mixture.sources[source]}:{row}")
+        return collate(
+            [[sample for sample, _, _ in row] for row in rows],
+            sources=[[source for _, source, _ in row] for row in rows],
+            images=images,
+            size=self.size,
+            pad=self.prompter.eos,
+            keys=keys,
+        )
+
+
+class DataModule(lightning.LightningDataModule):
+    """Training stream and fixed validation batches."""
+
+    def __init__(self, mix: Mix, data: Data, *, prompter: Prompter, size: int, seed: int, slots: int):
+        super().__init__()
+        self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
+        self.shards = open_sources(data.root, mix)
+        self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data)
+        self.mixture = Mixture(mix.shares, training_rows(self.shards, mix), seed=seed)
+        self.consumed = 0  # optimizer steps
+
+    def stream(self, *, rank: int = 0, world: int = 1) -> Stream:
+        return Stream(
+            self.shards,
+            self.mixture,
+            self.prompter,
+            data=self.data,
+            size=self.size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            slots=self.slots,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        stream = self.stream(rank=self.trainer.global_rank, world=self.trainer.world_size)
+        stream.start = self.consumed * self.slots
+        return self._loader(stream)
+
+    def val_dataloader(self) -> list[Batch]:
+        return self.validation_batches(rank=self.trainer.global_rank, world=self.trainer.world_size)
+
+    def validation_batches(self, *, rank: int = 0, world: int = 1) -> list[Batch]:
+        """The first `data.validate` validation records of each source (none if it has no such split), packed once."""
+        stream = self.stream()
+        rows: list = []
+        for number, source in enumerate(self.mixture.sources):
+            opened = self.shards[source]
+            picked = opened.rows("val")[: self.data.validate].tolist()
+            counts = opened.column("num_images")[picked].tolist()
+            encoded = self.prompter.encode([opened.text(row) for row in picked], num_images=counts)
+            packed = pack([len(sample.ids) for sample in encoded], self.data.row_tokens)
+            rows += [[(encoded[item], number, picked[item]) for item in items] for items in packed]
+        per_batch = max(1, len(stream.step_rows(0)) // (world * self.slots))
+        batches = [rows[at : at + per_batch] for at in range(0, len(rows), per_batch)]
+        return [stream.to_batch(batch) for batch in batches[rank::world]]
+
+    def state_dict(self) -> dict:
+        return {"consumed": self.trainer.global_step if self.trainer else self.consumed, "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict) -> None:
+        for key, stored in state["fingerprint"].items():
+            if self.fingerprint[key] != stored:
+                raise UserError(
+                    f"cannot resume: '{key}' of the data was {stored} when the checkpoint was written and is {self.fingerprint[key]} now; "
+                    "restore it, or start a run with another name"
+                )
+        self.consumed = state["consumed"]
+
+    def _loader(self, stream: Stream) -> DataLoader:
+        workers = self.data.workers
+        return DataLoader(
+            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None
+        )

@@ -1,0 +1,47 @@
+"""The language model with its LoRA adapters, wrapped before the parts are joined so that adapters reach nothing else."""
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from src.config import Language as LanguageConfig
+from src.errors import UserError
+from src.model.weights import load_language
+
+
+class Language(nn.Module):
+    """A frozen causal LM plus trainable LoRA (Hu et al., arXiv 2106.09685); adapters are fp32 whatever the base is."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        base, self.tokenizer = load_language(config.path, revision=config.revision, dtype=getattr(torch, config.dtype))
+        lora = config.lora
+        names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+        unknown = sorted(set(lora.targets) - names)
+        if unknown:
+            raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of {config.path} are {', '.join(sorted(names))}")
+        base.config.use_cache = False
+        self.model = get_peft_model(
+            base,
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"),
+        )
+
+    @property
+    def base(self) -> nn.Module:
+        return self.model.base_model.model
+
+    @property
+    def hidden(self) -> int:
+        return self.base.config.hidden_size
+
+    @property
+    def embed(self) -> nn.Module:
+        return self.base.get_input_embeddings()
+
+    @property
+    def body(self) -> nn.Module:
+        return self.base.model
+
+    @property
+    def head(self) -> nn.Module:
+        return self.base.lm_head

@@ -1,0 +1,20 @@
+"""Patch features -> language embeddings."""
+
+from torch import Tensor, nn
+
+from src.config import Projector as ProjectorConfig
+
+
+class Projector(nn.Module):
+    """v_NPD -> e_NPH. `mlp` is Linear-GELU-Linear as in LLaVA-1.5 (arXiv 2310.03744), named as in transformers' Llava."""
+
+    def __init__(self, config: ProjectorConfig, *, width: int, hidden: int):
+        super().__init__()
+        inner = hidden if config.kind == "linear" else config.hidden or hidden
+        self.linear_1 = nn.Linear(width, inner)
+        self.linear_2 = nn.Linear(inner, hidden) if config.kind == "mlp" else None
+        self.act = nn.GELU()
+
+    def forward(self, v_NPD: Tensor) -> Tensor:
+        e_NPH = self.linear_1(v_NPD)
+        return e_NPH if self.linear_2 is None else self.linear_2(self.act(e_NPH))

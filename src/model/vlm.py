@@ -1,0 +1,85 @@
+"""Image encoder -> projector -> language model.
+
+Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.config import Train
+from src.data.packing import Batch
+from src.data.prompt import IGNORE, IMAGE, Prompter
+from src.model.language import Language
+from src.model.projector import Projector
+from src.model.vision import Vision, load_vision
+
+
+class VLM(nn.Module):
+    def __init__(self, vision: Vision, projector: Projector, language: Language):
+        super().__init__()
+        self.vision, self.projector, self.language = vision, projector, language
+        self.image_id = language.tokenizer.convert_tokens_to_ids(IMAGE)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every supervised token: (losses_S, sources_S)."""
+        e_BTH = self.embed(batch.ids_BT, batch.images_NCHW)
+        # No mask and no cache: the restarting positions alone tell transformers where a sample begins, and either of the two
+        # would silently join the samples of a row.
+        h_BTH = self.language.body(inputs_embeds=e_BTH, position_ids=batch.positions_BT, use_cache=False).last_hidden_state
+        targets_BT = batch.labels_BT[:, 1:]
+        kept_BT = targets_BT != IGNORE
+        logits_SV = self.language.head(h_BTH[:, :-1][kept_BT])
+        losses_S = F.cross_entropy(logits_SV.float(), targets_BT[kept_BT], reduction="none")
+        return losses_S, batch.sources_BT[:, 1:][kept_BT]
+
+    def embed(self, ids_BT: Tensor, images_NCHW: Tensor) -> Tensor:
+        """Token embeddings with each run of <image> placeholders replaced by the projected patches of its image."""
+        e_BTH = self.language.embed(ids_BT)
+        places_BT = ids_BT == self.image_id
+        expected = int(places_BT.sum())
+        if expected != len(images_NCHW) * self.vision.num_patches:
+            raise ValueError(f"{expected} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches")
+        if len(images_NCHW):
+            return e_BTH.masked_scatter(places_BT[..., None], self.see(images_NCHW).to(e_BTH.dtype))
+        if not torch.is_grad_enabled():
+            return e_BTH
+        # A text-only batch still runs the vision part, with weight 0: under DDP every rank must touch every parameter.
+        size = self.vision.size
+        dummy = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=ids_BT.device)
+        return e_BTH + 0.0 * self.see(dummy).mean().to(e_BTH.dtype)
+
+    def see(self, images_NCHW: Tensor) -> Tensor:
+        """Projected patches e_NPH."""
+        return self.projector(self.vision(images_NCHW))
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision, "projector": self.projector, "language": self.language}
+
+    def prompter(self, *, budget: int) -> Prompter:
+        return Prompter(self.language.tokenizer, patches=self.vision.num_patches, budget=budget)
+
+
+def build(config: Train) -> VLM:
+    """The three parts from their weights, frozen where their learning rate is 0. LoRA and projector start from `config.seed`."""
+    torch.manual_seed(config.seed)
+    vision = load_vision(config.vision)
+    language = Language(config.language)
+    projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
+    model = VLM(vision, projector, language)
+    for name, part in model.parts().items():
+        if getattr(config.optim.lr, name) == 0:
+            part.requires_grad_(False)
+    return model
+
+
+def table(model: VLM, config: Train) -> str:
+    """Part, parameters, trainable ones and learning rate: what is frozen and what trains, for people."""
+    lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
+    origin = {"vision": config.vision.path or config.vision.architecture, "projector": config.projector.kind, "language": config.language.path}
+    for name, part in model.parts().items():
+        total = sum(p.numel() for p in part.parameters())
+        trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        rate = getattr(config.optim.lr, name)
+        lines.append(f"{name:<11}{total:>15,}{trainable:>15,}{rate if trainable else 'frozen':>10}  {origin[name]}")
+    return "\n".join(lines)

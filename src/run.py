@@ -1,0 +1,155 @@
+"""The run folder: `outputs/<name>/`, a function of the run's name, never of the clock.
+
+    config.yaml  log.csv  checkpoints/  predictions/*.jsonl  <verb>.json ...  result.json
+
+Each verb writes its own `<verb>.json` last and rebuilds `result.json` from all that exist.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+from src.errors import UserError
+
+# Keys that may differ when a run is continued: they change neither the order of the data nor the update.
+MAY_CHANGE = ("outputs", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate", "trainer.accelerator")
+MAY_CHANGE += ("trainer.log_every", "trainer.check_every", "trainer.keep", "trainer.recompute", "logger")
+SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
+
+
+def open_run(folder: Path, config: dict) -> None:
+    """Creates the folder and its config.yaml, or checks that the folder belongs to this configuration."""
+    path = folder / "config.yaml"
+    if path.exists():
+        stored = flat(yaml.safe_load(path.read_text()))
+        now = flat(mask(config))
+        changed = [key for key in sorted(stored.keys() | now.keys()) if stored.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
+        if changed:
+            said = "; ".join(f"{key} was {stored.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
+            raise UserError(f"{folder} holds a different configuration ({said}); choose another name=... or remove the folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
+def mask(config: dict) -> dict:
+    return {
+        key: mask(value) if isinstance(value, dict) else ("***" if SECRET.search(str(key)) and value else value) for key, value in config.items()
+    }
+
+
+def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:
+    """The folder of a run and its configuration."""
+    folder = Path(outputs) / name
+    if not (folder / "config.yaml").exists():
+        known = sorted(str(path.parent.relative_to(outputs)) for path in Path(outputs).glob("**/config.yaml"))
+        raise UserError(f"no run '{name}' in {outputs}/; found {', '.join(known) or 'no run at all'}")
+    return folder, yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class Meter:
+    """Wall time and the peak of the summed resident memory of this process and its children, sampled twice a second."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self._start = time.perf_counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+            if self._stop.wait(0.5):
+                return
+
+
+@contextlib.contextmanager
+def verb(folder: Path, name: str) -> Iterator[dict]:
+    """Measures a verb: what it puts into the yielded dict (`metrics`, `data`, ...) becomes `<name>.json`, then `result.json`.
+
+    A verb that is interrupted keeps its time in `<name>.partial.json`, so that `seconds` sums restarts.
+    """
+    meter = Meter()
+    partial = folder / f"{name}.partial.json"
+    before = json.loads(partial.read_text()) if partial.exists() else {"seconds": 0.0, "peak_rss_mb": 0.0}
+    said: dict = {"metrics": {}}
+
+    def cost() -> dict:
+        return {"seconds": before["seconds"] + meter.seconds, "peak_rss_mb": max(before["peak_rss_mb"], meter.peak_mb)}
+
+    try:
+        yield said
+    except BaseException:
+        meter.stop()
+        write_atomically(partial, json.dumps(cost()))
+        raise
+    meter.stop()
+    command = " ".join(["python -m", f"src.{name}", *sys.argv[1:]])
+    write_atomically(folder / f"{name}.json", json.dumps({"verb": name, "command": command, "git": git(), **cost(), **said}, indent=1))
+    partial.unlink(missing_ok=True)
+    rebuild(folder)
+
+
+def rebuild(folder: Path) -> dict:
+    """`result.json` from every `<verb>.json` of the run."""
+    parts = [json.loads((folder / f"{name}.json").read_text()) for name in VERBS if (folder / f"{name}.json").exists()]
+    result: dict = {
+        "name": folder.name,
+        "commands": [part["command"] for part in parts],
+        "git": parts[-1]["git"] if parts else git(),
+        "data": next((part["data"] for part in parts if "data" in part), None),
+        "seconds": sum(part["seconds"] for part in parts),
+        "peak_rss_mb": max((part["peak_rss_mb"] for part in parts), default=0.0),
+        "metrics": {key: value for part in parts for key, value in part["metrics"].items()},
+    }
+    write_atomically(folder / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+VERBS = ("train", "evaluate", "transfer", "export")
+
+
+def git() -> str:
+    """Commit of the code, with `+` when the tree differs from it; 'unknown' outside a checkout."""
+    try:
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return sha + ("+" if dirty else "")

@@ -1,0 +1,103 @@
+"""`log.csv` and the progress bar: what the run is doing, for people and for the report."""
+
+import csv
+import time
+from pathlib import Path
+
+import lightning
+from tqdm import tqdm
+
+from src.data.packing import Batch
+
+
+class Log(lightning.Callback):
+    """One row of `log.csv` every `log_every` optimizer steps, the same values to the loggers; a bar with rates and time left."""
+
+    def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int):
+        self.path, self.log_every = path, log_every
+        per_source = [f"{kind}/{source}" for kind in ("loss", "val") for source in sources]
+        self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "data_wait"]
+        self.columns += [f"lr/{part}" for part in parts] + per_source
+        self.totals = {"seconds": 0.0, "samples": 0, "tokens": 0, "places": 0}
+        self.validation: dict[str, float] = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        self._step = trainer.global_step
+        self._wait = 0.0
+        self._started = self._since = self._batch_ended = time.perf_counter()
+        if trainer.is_global_zero:
+            self._keep_until(trainer.global_step)
+            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True)
+
+    def on_train_batch_start(self, trainer, module, batch: Batch, batch_idx: int) -> None:
+        self._wait += time.perf_counter() - self._batch_ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        step = trainer.global_step
+        if step != self._step:
+            self._step = step
+            if trainer.is_global_zero:
+                self._bar.update(1)
+            if step % self.log_every == 0 or step == trainer.max_steps or self.validation:
+                self._write(trainer, module, step)
+        self._batch_ended = time.perf_counter()
+
+    def on_train_end(self, trainer, module) -> None:
+        if trainer.is_global_zero:
+            self._bar.close()
+
+    def state_dict(self) -> dict:
+        return dict(self.totals)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.totals = dict(state)
+
+    def _write(self, trainer, module, step: int) -> None:
+        now = time.perf_counter()
+        seconds = now - self._since
+        samples, tokens, places = module.samples, int(module.tokens), module.places
+        for name, amount in (("seconds", seconds), ("samples", samples), ("tokens", tokens), ("places", places)):
+            self.totals[name] += amount
+        sums, counts = module.loss_sums.tolist(), module.token_sums.tolist()
+        row = {
+            "step": step,
+            "seconds": self.totals["seconds"],
+            "samples": self.totals["samples"],
+            "tokens": self.totals["tokens"],
+            "fill": tokens / max(places, 1),
+            "loss": sum(sums) / max(sum(counts), 1),
+            "grad_norm": float(module.grad_norm),
+            "data_wait": self._wait / max(seconds, 1e-9),
+        }
+        row |= {f"lr/{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        row |= {f"loss/{source}": loss / count for source, loss, count in zip(module.sources, sums, counts, strict=True) if count}
+        if self.validation:
+            row["val"] = sum(self.validation.values()) / len(self.validation)
+            row |= {f"val/{source}": loss for source, loss in self.validation.items()}
+            self.validation = {}
+        if trainer.is_global_zero:
+            self._append(row)
+            rates = {"loss": f"{row['loss']:.3f}", "samples/s": f"{samples / seconds:.0f}", "tokens/s": f"{tokens / seconds:.0f}"}
+            self._bar.set_postfix(rates)
+            for logger in trainer.loggers:
+                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=step)
+        module.reset_sums()
+        self._since, self._wait = now, 0.0
+
+    def _append(self, row: dict) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if new:
+                writer.writeheader()
+            writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+
+    def _keep_until(self, step: int) -> None:
+        """Rows after the checkpoint that is resumed from would stand twice."""
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self.path.unlink()
+        for row in kept:
+            self._append(row)

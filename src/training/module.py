@@ -1,0 +1,98 @@
+"""The LightningModule: one token-normalised update per optimizer step."""
+
+import json
+from pathlib import Path
+
+import lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from src.config import Train
+from src.data.packing import Batch
+from src.errors import UserError
+from src.model.vlm import VLM
+from src.training import checkpoint
+from src.training.optim import optimizer, schedule
+
+
+class Training(lightning.LightningModule):
+    """Loss of a step = sum over its supervised tokens / their number, over all ranks and accumulation slots.
+
+    A mean of per-batch means would weigh a token by how few neighbours it has in its batch.
+    """
+
+    def __init__(self, model: VLM, config: Train, *, sources: list[str], folder: Path):
+        super().__init__()
+        self.model, self.config, self.sources, self.folder = model, config, sources, folder
+        self.strict_loading = False  # checkpoints hold the trained parts only; `checkpoint.check` looks for missing ones
+        self.step_tokens = 0
+        self.grad_norm = 0.0
+        self.reset_sums()
+
+    def reset_sums(self) -> None:
+        """Sums since the last log line, kept on the device: loss and supervised tokens per source; samples, tokens, places."""
+        self.loss_sums = torch.zeros(len(self.sources))
+        self.token_sums = torch.zeros(len(self.sources))
+        self.samples = self.tokens = self.places = 0
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, micro-batch, rank), so a resumed run draws what the uninterrupted one would have.
+        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx * self.trainer.world_size + self.trainer.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses_S, sources_S = self.model(batch)
+        total = losses_S.sum()
+        if not torch.isfinite(total):
+            self._stop_on(batch, total)
+        self.step_tokens += len(losses_S)
+        self._count(batch, losses_S.detach(), sources_S)
+        # Lightning divides by the accumulation steps and DDP by the ranks; what remains to divide by is done once, below.
+        return total * self.config.trainer.accumulate
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        tokens = torch.tensor(float(self.step_tokens), device=self.device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(tokens)
+        scale = self.trainer.world_size / tokens.clamp(min=1)
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, scale)
+        self.grad_norm = torch.nn.utils.get_total_norm(grads)
+        self.step_tokens = 0
+
+    def configure_optimizers(self):
+        opt = optimizer(self.model, self.config.optim)
+        return {"optimizer": opt, "lr_scheduler": {"scheduler": schedule(opt, self.config.optim), "interval": "step"}}
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        return checkpoint.trained(self.model)
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True):
+        return checkpoint.restore(self.model, state)
+
+    @torch.no_grad()
+    def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
+        """Mean loss per supervised token for each source of the fixed validation list, summed over ranks before dividing."""
+        sums = torch.zeros(2, len(self.sources), device=self.device)
+        self.model.eval()
+        for batch in batches:
+            losses_S, sources_S = self.model(batch.to(self.device))
+            sums[0].index_add_(0, sources_S.long(), losses_S)
+            sums[1].index_add_(0, sources_S.long(), torch.ones_like(losses_S))
+        self.model.train()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        return {source: (loss / count).item() for source, loss, count in zip(self.sources, *sums, strict=True) if count > 0}
+
+    def _count(self, batch: Batch, losses_S: Tensor, sources_S: Tensor) -> None:
+        self.loss_sums, self.token_sums = self.loss_sums.to(self.device), self.token_sums.to(self.device)
+        self.loss_sums.index_add_(0, sources_S.long(), losses_S.float())
+        self.token_sums.index_add_(0, sources_S.long(), torch.ones_like(losses_S, dtype=torch.float32))
+        self.samples += batch.num_samples
+        self.tokens += (batch.sources_BT >= 0).sum()
+        self.places += batch.ids_BT.shape[0] * self.config.data.row_tokens
+
+    def _stop_on(self, batch: Batch, total: Tensor) -> None:
+        path = self.folder / "nonfinite.json"
+        path.write_text(json.dumps({"step": self.trainer.global_step, "samples": batch.keys}))
+        raise UserError(f"the loss became {total.item()} at step {self.trainer.global_step}; the samples of that batch are listed in {path}")
