@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -70,10 +70,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Meter:
-    """Wall time and the peak of the summed resident memory of this process and its children, sampled twice a second."""
+    """Wall time and the peak of the summed resident memory of this process and its children, sampled twice a second.
 
-    def __init__(self) -> None:
-        self.peak_mb = 0.0
+    `save` is called with every sample, so that what a killed process has cost is not lost.
+    """
+
+    def __init__(self, save: Callable[["Meter"], None]) -> None:
+        self.peak_mb, self._save = 0.0, save
         self._start = time.perf_counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -95,6 +98,7 @@ class Meter:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
             self.peak_mb = max(self.peak_mb, total / 2**20)
+            self._save(self)
             if self._stop.wait(0.5):
                 return
 
@@ -103,25 +107,22 @@ class Meter:
 def verb(folder: Path, name: str) -> Iterator[dict]:
     """Measures a verb: what it puts into the yielded dict (`metrics`, `data`, ...) becomes `<name>.json`, then `result.json`.
 
-    A verb that is interrupted keeps its time in `<name>.partial.json`, so that `seconds` sums restarts.
+    The cost of an interrupted verb stays in `<name>.partial.json`, so that `seconds` sums restarts.
     """
-    meter = Meter()
     partial = folder / f"{name}.partial.json"
     before = json.loads(partial.read_text()) if partial.exists() else {"seconds": 0.0, "peak_rss_mb": 0.0}
     said: dict = {"metrics": {}}
 
-    def cost() -> dict:
+    def cost(meter: Meter) -> dict:
         return {"seconds": before["seconds"] + meter.seconds, "peak_rss_mb": max(before["peak_rss_mb"], meter.peak_mb)}
 
+    meter = Meter(lambda meter: write_atomically(partial, json.dumps(cost(meter))))
     try:
         yield said
-    except BaseException:
+    finally:
         meter.stop()
-        write_atomically(partial, json.dumps(cost()))
-        raise
-    meter.stop()
     command = " ".join(["python -m", f"src.{name}", *sys.argv[1:]])
-    write_atomically(folder / f"{name}.json", json.dumps({"verb": name, "command": command, "git": git(), **cost(), **said}, indent=1))
+    write_atomically(folder / f"{name}.json", json.dumps({"verb": name, "command": command, "git": git(), **cost(meter), **said}, indent=1))
     partial.unlink(missing_ok=True)
     rebuild(folder)
 

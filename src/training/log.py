@@ -19,10 +19,9 @@ class Log(lightning.Callback):
         self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + per_source
         self.totals = {"seconds": 0.0, "samples": 0, "tokens": 0, "places": 0}
-        self.validation: dict[str, float] = {}
 
     def on_train_start(self, trainer, module) -> None:
-        self._step = trainer.global_step
+        self._step = self._written = trainer.global_step
         self._wait = 0.0
         self._started = self._since = self._batch_ended = time.perf_counter()
         if trainer.is_global_zero:
@@ -38,8 +37,8 @@ class Log(lightning.Callback):
             self._step = step
             if trainer.is_global_zero:
                 self._bar.update(1)
-            if step % self.log_every == 0 or step == trainer.max_steps or self.validation:
-                self._write(trainer, module, step)
+            if step % self.log_every == 0 and step != self._written:
+                self.write(trainer, module, step, validation={})
         self._batch_ended = time.perf_counter()
 
     def on_train_end(self, trainer, module) -> None:
@@ -52,7 +51,7 @@ class Log(lightning.Callback):
     def load_state_dict(self, state: dict) -> None:
         self.totals = dict(state)
 
-    def _write(self, trainer, module, step: int) -> None:
+    def write(self, trainer, module, step: int, *, validation: dict[str, float]) -> None:
         now = time.perf_counter()
         seconds = now - self._since
         samples, tokens, places = module.samples, int(module.tokens), module.places
@@ -71,10 +70,9 @@ class Log(lightning.Callback):
         }
         row |= {f"lr/{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         row |= {f"loss/{source}": loss / count for source, loss, count in zip(module.sources, sums, counts, strict=True) if count}
-        if self.validation:
-            row["val"] = sum(self.validation.values()) / len(self.validation)
-            row |= {f"val/{source}": loss for source, loss in self.validation.items()}
-            self.validation = {}
+        if validation:
+            row["val"] = sum(validation.values()) / len(validation)
+            row |= {f"val/{source}": loss for source, loss in validation.items()}
         if trainer.is_global_zero:
             self._append(row)
             rates = {"loss": f"{row['loss']:.3f}", "samples/s": f"{samples / seconds:.0f}", "tokens/s": f"{tokens / seconds:.0f}"}
@@ -82,7 +80,7 @@ class Log(lightning.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=step)
         module.reset_sums()
-        self._since, self._wait = now, 0.0
+        self._since, self._wait, self._written = time.perf_counter(), 0.0, step
 
     def _append(self, row: dict) -> None:
         new = not self.path.exists()

@@ -1,0 +1,103 @@
+"""The door of every command: Hydra composes `conf/<verb>.yaml` and the overrides; a mistake becomes one sentence."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.config import typed
+from src.errors import UserError, command, nearest
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def verb(name: str, schema: type) -> Callable:
+    """Makes `main(config: schema)` the command `python -m src.<name>`."""
+    # Models are tiny or live on a GPU; fork-safety warnings of tokenizers would only hide real messages.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def decorate(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def task(composed):
+            return main(typed(schema, composed))
+
+        @command
+        def run() -> None:
+            check(name, schema, [word for word in sys.argv[1:] if not word.startswith("-")])
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+
+        return run
+
+    return decorate
+
+
+def check(name: str, schema: type, overrides: list[str]) -> None:
+    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence. Sweeps: their first point."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}") from None
+    first = []
+    for override in parsed:
+        if override.is_sweep_override():
+            value = next(iter(override.sweep_string_iterator()))
+            first.append(f"{override.input_line.partition('=')[0]}={value}")
+        else:
+            first.append(override.input_line)
+    typed(schema, compose(name, first))
+
+
+def compose(name: str, overrides: list[str]):
+    """The composed configuration of a verb, without starting it."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            return hydra.compose(name, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(name, overrides, error)) from None
+
+
+def _explain(name: str, overrides: list[str], error: Exception) -> str:
+    said = str(error).splitlines()
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        value = override.partition("=")[2]
+        group = CONF / key
+        if group.is_dir():
+            options = sorted(path.stem for path in group.glob("*.yaml"))
+            if value not in options:
+                return f"{key}={value} names no file in conf/{key}{nearest(value, options)}"
+            if key == "experiment" and not override.startswith("+"):
+                return f"write +experiment={value}: an experiment is added to conf/{name}.yaml"
+        elif any(key in line for line in said):
+            base = OmegaConf.load(CONF / f"{name}.yaml")
+            keys = _keys(base)
+            for chosen in _groups(base, overrides):
+                group_file = CONF / chosen[0] / f"{chosen[1]}.yaml"
+                keys |= {f"{chosen[0]}.{inner}" for inner in _keys(OmegaConf.load(group_file))} if group_file.exists() else set()
+            if key not in keys:
+                return f"unknown config key '{key}'{nearest(key, keys)}"
+    return " ".join(line.strip() for line in said[:2])
+
+
+def _groups(base, overrides: list[str]) -> list[tuple[str, str]]:
+    chosen = {key: value for entry in base.get("defaults", []) if isinstance(entry, dict | type(base)) for key, value in entry.items()}
+    chosen |= {key: value for key, _, value in (override.partition("=") for override in overrides) if key in chosen}
+    return list(chosen.items())
+
+
+def _keys(config, prefix: str = "") -> set[str]:
+    out: set[str] = set()
+    for key in config:
+        if key in ("defaults", "hydra"):
+            continue
+        out.add(f"{prefix}{key}")
+        if OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
+            out |= _keys(config[key], f"{prefix}{key}.")
+    return out

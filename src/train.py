@@ -1,0 +1,139 @@
+"""`python -m src.train +experiment=NAME`: train the vision-language model; the same command again resumes."""
+
+import json
+import signal
+from pathlib import Path
+
+import lightning
+import torch
+
+from src import run
+from src.cli import verb
+from src.config import Train, plain, validate
+from src.data.module import DataModule, short
+from src.errors import UserError
+from src.model.vlm import build, table
+from src.training.checkpoint import Checkpoints, newest
+from src.training.log import Log
+from src.training.module import Training
+
+
+def train(config: Train) -> Path:
+    """Starts or resumes the run and returns its folder."""
+    validate(config)
+    folder = Path(config.outputs) / config.name
+    run.open_run(folder, plain(config))
+    if (folder / "train.json").exists():
+        print(f"{folder} is trained already; choose another name=... to train again")
+        return folder
+
+    lightning.seed_everything(config.seed, verbose=False)
+    with run.verb(folder, "train") as said:
+        model = build(config)
+        data = DataModule(
+            config.mix,
+            config.data,
+            prompter=model.prompter(budget=config.data.row_tokens),
+            size=model.vision.size,
+            seed=config.seed,
+            slots=config.trainer.accumulate,
+        )
+        print(table(model, config))
+        print(f"data {short(data.fingerprint)}: " + ", ".join(f"{s} {len(r):,}" for s, r in zip(data.mixture.sources, data.mixture.rows, strict=True)))
+
+        module = Training(model, config, sources=data.mixture.sources, folder=folder)
+        log = Log(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=config.trainer.log_every)
+        saver = Checkpoints(
+            folder / "checkpoints",
+            config=plain(config),
+            check_every=config.trainer.check_every,
+            keep=config.trainer.keep,
+            validate=Validation(module, data, log),
+        )
+        resume = newest(folder / "checkpoints")
+        if resume:
+            print(f"resuming from {resume}")
+        module.train()
+        trainer = trainer_for(config, callbacks=[saver, log])
+        try:
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory with data.row_tokens={config.data.row_tokens} and trainer.accumulate={config.trainer.accumulate}; double "
+                "trainer.accumulate (the update stays the same) or set trainer.recompute=full, then run the same command: it resumes"
+            ) from None
+        if trainer.global_step < config.optim.steps:
+            number = saver.stopped or signal.SIGTERM
+            print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
+            raise SystemExit(128 + number)
+        said["data"] = short(data.fingerprint)
+        said["metrics"] = throughput(log.totals)
+    return folder
+
+
+class Validation:
+    """Runs the fixed validation list; writes the losses to the log and returns their mean over sources."""
+
+    def __init__(self, module: Training, data: DataModule, log: Log):
+        self.module, self.data, self.log = module, data, log
+        self.batches: list | None = None
+
+    def __call__(self, step: int) -> float | None:
+        if self.batches is None:
+            trainer = self.module.trainer
+            self.batches = self.data.validation_batches(rank=trainer.global_rank, world=trainer.world_size)
+        losses = self.module.validation_losses(self.batches)
+        self.log.write(self.module.trainer, self.module, step, validation=losses)
+        return sum(losses.values()) / len(losses) if losses else None
+
+
+def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:
+    settings = config.trainer
+    return lightning.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
+        precision=settings.precision,
+        max_steps=config.optim.steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=config.optim.clip or None,
+        callbacks=callbacks,
+        logger=loggers(config),
+        default_root_dir=config.outputs,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+
+
+def loggers(config: Train) -> list:
+    if config.logger.wandb == "none":
+        return []
+    from lightning.pytorch.loggers import WandbLogger
+
+    folder = Path(config.outputs) / config.name
+    return [WandbLogger(project=config.logger.project, name=config.name, save_dir=folder, offline=config.logger.wandb == "offline", config=plain(config))]
+
+
+def throughput(totals: dict) -> dict:
+    seconds = max(totals["seconds"], 1e-9)
+    values = {
+        "train/samples_per_second": totals["samples"] / seconds,
+        "train/tokens_per_second": totals["tokens"] / seconds,
+        "train/fill": totals["tokens"] / max(totals["places"], 1),
+    }
+    return {key: {"value": value, "low": value, "high": value, "n": totals["samples"]} for key, value in values.items()}
+
+
+@verb("train", Train)
+def main(config: Train) -> None:
+    folder = train(config)
+    result = json.loads((folder / "result.json").read_text())
+    print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
+
+
+if __name__ == "__main__":
+    main()
