@@ -1,0 +1,127 @@
+"""Weights on disk or on the hub: find the file, read tensors and nothing else, load them exactly, name them for good."""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from src.errors import UserError
+
+UNVERIFIED = "unverified"  # a revision that nobody read at a named source
+_HUB_ID = re.compile(r"(datasets/)?(?!\.)[\w.-]+/[\w.-]+")
+
+
+def find(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
+    """The first of `names` that exists in a local folder or in a hub repository (`owner/name`, `datasets/owner/name`).
+
+    A `path` that is itself a file is returned as it is. The hub is asked through huggingface_hub, so HF_ENDPOINT,
+    HF_HUB_OFFLINE and its cache hold. `key` is the config key to name in the error.
+    """
+    local, wanted = Path(path).expanduser(), " or ".join(names)
+    if local.is_file():
+        return local
+    if local.is_dir():
+        for name in names:
+            if (local / name).is_file():
+                return local / name
+        raise UserError(f"{key}={path} is a folder without {wanted}; it holds {_listing(local)}")
+    if not _HUB_ID.fullmatch(path):
+        raise UserError(f"{key}={path!r} is neither a file, nor a folder, nor a hub id of the form owner/name")
+    return _from_hub(path, names, revision=revision, key=key)
+
+
+def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
+    kind = "dataset" if path.startswith("datasets/") else "model"
+    pinned = None if revision == UNVERIFIED else revision
+    reason = "the repository does not hold it"
+    for name in names:
+        try:
+            return Path(hf_hub_download(path.removeprefix("datasets/"), name, repo_type=kind, revision=pinned))
+        except LocalEntryNotFoundError:
+            reason = "it is not in the local cache and the hub was not reached"
+        except EntryNotFoundError:
+            continue
+        except GatedRepoError:
+            reason = "the repository is gated: accept its terms and set HF_TOKEN"
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+    wanted = " or ".join(names)
+    raise UserError(
+        f"{key}={path} is no local folder, and {wanted} could not be fetched from the hub ({reason}); give a folder that holds it"
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or a torch file, on the CPU; a torch file may wrap it as {'state_dict': ...}.
+
+    Torch files are read with `weights_only=True`: one that carries other objects is refused.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{file} holds Python objects besides tensors (or is no torch file) and is not loaded") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file} cannot be read as tensors, perhaps it is cut short: {str(error).splitlines()[0]}") from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{file} holds no state dict (a mapping of names to tensors)")
+    return found
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], *, origin: str) -> None:
+    """`load_state_dict` that names the first missing, unknown or differently shaped tensors in one sentence."""
+    expected = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    complain(
+        {"lacks": expected.keys() - state.keys(), "has unknown": state.keys() - expected.keys(), "has wrong shapes:": shapes}, origin=origin
+    )
+    module.load_state_dict(state, strict=True)
+
+
+def complain(faults: dict[str, Sequence[str] | set[str]], *, origin: str) -> None:
+    """Raises one `UserError` that names the first three of each kind of fault; nothing when there is none."""
+    told = []
+    for verb, names in faults.items():
+        if names:
+            told.append(f"{verb} {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+    if told:
+        raise UserError(f"the weights in {origin} do not fit the model: the file {'; it '.join(told)}")
+
+
+def file_identity(path: str, file: Path, *, revision: str) -> dict[str, str]:
+    """{id, revision, sha256}: what a checkpoint stores about weights that it does not hold.
+
+    The revision of a file that came from the hub is the commit under which the hub's cache keeps it.
+    """
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
+    return {
+        "id": path,
+        "revision": commit[1] if commit else revision,
+        "sha256": _sha256(file, file.stat().st_size, file.stat().st_mtime_ns),
+    }
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, size: int, modified: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
