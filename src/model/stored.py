@@ -1,9 +1,11 @@
 """Weights on disk or on the hub: find the file, read tensors and nothing else, load them exactly, name them for good."""
 
 import hashlib
+import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,12 +44,14 @@ def find(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
 def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
     kind = "dataset" if path.startswith("datasets/") else "model"
     pinned = None if revision == UNVERIFIED else revision
-    reason = "the repository does not hold it"
+    reason, reached = "the repository does not hold it", True
     for name in names:
         try:
-            return Path(hf_hub_download(path.removeprefix("datasets/"), name, repo_type=kind, revision=pinned))
+            # Each vain attempt to connect takes half a minute of retries: one is enough.
+            file = hf_hub_download(path.removeprefix("datasets/"), name, repo_type=kind, revision=pinned, local_files_only=not reached)
+            return Path(file)
         except LocalEntryNotFoundError:
-            reason = "it is not in the local cache and the hub was not reached"
+            reason, reached = "not in the local cache, and the hub was not reached", False
         except EntryNotFoundError:
             continue
         except GatedRepoError:
@@ -55,9 +59,7 @@ def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
     wanted = " or ".join(names)
-    raise UserError(
-        f"{key}={path} is no local folder, and {wanted} could not be fetched from the hub ({reason}); give a folder that holds it"
-    )
+    raise UserError(f"{key}={path} is no local folder and {wanted} did not come from the hub ({reason}); give a folder that holds it")
 
 
 def _listing(folder: Path) -> str:
@@ -98,7 +100,7 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, origin: str) ->
     module.load_state_dict(state, strict=True)
 
 
-def complain(faults: dict[str, Sequence[str] | set[str]], *, origin: str) -> None:
+def complain(faults: dict[str, Collection[str]], *, origin: str) -> None:
     """Raises one `UserError` that names the first three of each kind of fault; nothing when there is none."""
     told = []
     for verb, names in faults.items():
@@ -108,20 +110,28 @@ def complain(faults: dict[str, Sequence[str] | set[str]], *, origin: str) -> Non
         raise UserError(f"the weights in {origin} do not fit the model: the file {'; it '.join(told)}")
 
 
-def file_identity(path: str, file: Path, *, revision: str) -> dict[str, str]:
+def identity_of(path: str, files: Sequence[Path], *, revision: str) -> dict[str, str]:
     """{id, revision, sha256}: what a checkpoint stores about weights that it does not hold.
 
-    The revision of a file that came from the hub is the commit under which the hub's cache keeps it.
+    One file gives its own sha256, several that of the lines `<name> <sha256>`. The revision of files that came from the
+    hub is the commit under which the hub's cache keeps them.
     """
-    commit = re.search(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
-    return {
-        "id": path,
-        "revision": commit[1] if commit else revision,
-        "sha256": _sha256(file, file.stat().st_size, file.stat().st_mtime_ns),
-    }
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda file: _sha256(file, file.stat().st_size, file.stat().st_mtime_ns), files))
+    lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", files[0].as_posix())
+    return {"id": path, "revision": commit[1] if commit else revision, "sha256": digest}
 
 
 @lru_cache(maxsize=64)
 def _sha256(file: Path, size: int, modified: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from None

@@ -1,5 +1,6 @@
 """Stored image encoders, one function per format: config -> a bare module with its weights, its input size, mean and std."""
 
+import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from timm.models.byobnet import checkpoint_filter_fn
 from torch import nn
 
 from src.errors import UserError, nearest
-from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_tensors
+from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_json, read_tensors
 
 # OpenAI CLIP's, which BiomedCLIP, PMC-CLIP and PubMedCLIP kept (open_clip's constants.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,7 +53,7 @@ def open_clip(config: VisionConfig) -> Tower:
 
     Reads `visual.trunk.*`; the text tower and the projection to the common space are left out.
     """
-    described = _json(find(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
+    described = read_json(find(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
     try:
         vision = described["model_cfg"]["vision_cfg"]
         name, size = vision["timm_model_name"], int(vision.get("image_size", 224))
@@ -139,10 +140,10 @@ def hf_vit(config: VisionConfig) -> Tower:
 
 
 def _hf(config: VisionConfig, kind: Any, *, types: tuple[str, ...], **kwargs: Any) -> Tower:
-    found = _json(find(config.path, ["config.json"], revision=config.revision, key="vision.path")).get("model_type")
+    found = read_json(find(config.path, ["config.json"], revision=config.revision, key="vision.path")).get("model_type")
     if found not in types:
         raise UserError(f"vision.format={config.format} reads models of type {' or '.join(types)}, but {config.path} is of type {found!r}")
-    look = _json(find(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
+    look = read_json(find(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
     find(config.path, [*HF_FILES, *(f"{name}.index.json" for name in HF_FILES)], revision=config.revision, key="vision.path")
     pinned = "main" if config.revision == UNVERIFIED else config.revision
     model, info = kind.from_pretrained(config.path, revision=pinned, output_loading_info=True, dtype=torch.float32, **kwargs)
@@ -204,14 +205,5 @@ def _create(name: str, kwargs: dict[str, int], *, pretrained: bool = False) -> n
 
 def _known(name: str) -> None:
     if not timm.is_model(name):
-        import difflib
-
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(f"vision.architecture={name!r} is not a timm model" + (f"; did you mean '{close[0]}'?" if close else ""))
-
-
-def _json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None

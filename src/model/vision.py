@@ -4,7 +4,6 @@ Legend: N images, 3HW channels and pixels (H = W = size), P patches, D width of 
 """
 
 import math
-from pathlib import Path
 
 import timm
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.errors import UserError, nearest
-from src.model.stored import file_identity, find
+from src.model.stored import find, identity_of
 from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, VisionConfig, load_tower
 
 POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
@@ -190,8 +189,8 @@ def identity(config: VisionConfig) -> dict[str, str]:
     if config.format == "timm" and not path:
         path = timm.get_pretrained_cfg(config.architecture).hf_hub_id
     names = {"open_clip": OPEN_CLIP_FILES, "pmc_clip": PMC_CLIP_FILES}.get(config.format, HF_FILES)
-    file: Path = find(path, names, revision=config.revision, key="vision.path")
-    return file_identity(path, file, revision=config.revision)
+    file = find(path, names, revision=config.revision, key="vision.path")
+    return identity_of(path, [file], revision=config.revision)
 
 
 def _kept(layer: int, depth: int) -> int:

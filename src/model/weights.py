@@ -1,0 +1,104 @@
+"""Stored language models: any LLaMA-family causal LM of transformers, with special ids that its tokenizer confirms."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizerFast, PreTrainedModel, PreTrainedTokenizerBase
+
+from src.data.prompt import IMAGE
+from src.errors import UserError
+from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json
+
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer from a folder or hub id, with an `<image>` token and ids that agree.
+
+    Embedding and head grow to a multiple of 64 rows; new rows are zero, so no random row stands in a frozen matrix.
+    `bos`, `eos` and `pad` of config and generation config follow the tokenizer, because PMC-LLaMA's config (bos 0, eos 1,
+    pad -1: ids of an early port) contradicts its own vocabulary (<s> 1, </s> 2). Code that travels with weights is never run.
+    """
+    for names in (["config.json"], [*INDEX_FILES, *WEIGHT_FILES]):
+        find(path, names, revision=revision, key="language.path")
+    tokenizer = _tokenizer(path, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False, **_ids(tokenizer))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, config=config, revision=_pinned(revision), dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise UserError(f"language.path={path} cannot be loaded as a causal language model: {_sentence(error)}") from None
+    lacking, misshapen = [str(name) for name in info["missing_keys"]], [str(key[0]) for key in info["mismatched_keys"]]
+    complain({"lacks": lacking, "has unknown": info["unexpected_keys"], "has wrong shapes:": misshapen}, origin=path)
+    if not (hasattr(model, "model") and hasattr(model, "lm_head")):
+        raise UserError(f"language.path={path} is a {type(model).__name__}; a LLaMA-family model (`model` and `lm_head`) is needed")
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    _grow(model, len(tokenizer))
+    _agree(model, tokenizer)
+    return model, tokenizer
+
+
+def language_identity(path: str, *, revision: str) -> dict[str, str]:
+    """{id, revision, sha256} of the frozen weights; for several files the sha256 of their names and sha256s."""
+    index = find(path, [*INDEX_FILES, *WEIGHT_FILES], revision=revision, key="language.path")
+    files = [index]
+    if index.suffix == ".json":
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        files = [find(path, [shard], revision=revision, key="language.path") for shard in shards]
+    return identity_of(path, files, revision=revision)
+
+
+def _tokenizer(path: str, *, revision: str) -> PreTrainedTokenizerBase:
+    described = read_json(find(path, ["tokenizer_config.json"], revision=revision, key="language.path"))
+    kind: Any = AutoTokenizer
+    extra: dict[str, Any] = {"trust_remote_code": False}
+    if described.get("tokenizer_class") == "LLaMATokenizer" or described.get("eos_token") == "":
+        # PMC-LLaMA: a class name that was never released and empty special tokens, on which AutoTokenizer recurses for ever.
+        kind, extra = LlamaTokenizerFast, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    try:
+        tokenizer = kind.from_pretrained(path, revision=_pinned(revision), **extra)
+    except Exception as error:
+        raise UserError(f"the tokenizer of language.path={path} cannot be loaded: {_sentence(error)}") from None
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token is None and vocabulary.get("<s>") == 1 and vocabulary.get("</s>") == 2:
+        tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer of language.path={path} names no end-of-sequence token, so answers could never end")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+
+
+def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The generation config takes the tokenizer's ids too; one that lists several ends keeps them."""
+    ends = model.generation_config.eos_token_id
+    for name, value in _ids(tokenizer).items():
+        setattr(model.generation_config, name, value)
+    if isinstance(ends, list) and tokenizer.eos_token_id in ends:
+        model.generation_config.eos_token_id = ends
+
+
+def _grow(model: PreTrainedModel, tokens: int) -> None:
+    before = model.get_input_embeddings().weight.shape[0]
+    after = 64 * math.ceil(max(before, tokens) / 64)
+    if after == before:
+        return
+    model.resize_token_embeddings(after, mean_resizing=False)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        nn.init.zeros_(part.weight[before:])
+
+
+def _pinned(revision: str) -> str:
+    return "main" if revision == UNVERIFIED else revision
+
+
+def _sentence(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
