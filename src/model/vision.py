@@ -155,6 +155,7 @@ class Grid(Vision):
         trunk.prune_intermediate_layers(indices=[self.layer], prune_norm=True, prune_head=not self.has_pool)
         if self.has_pool:
             trunk.head.requires_grad_(False)
+        self.train()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
         v_NDhw = self.trunk.forward_intermediates(x_N3HW, indices=[self.layer], intermediates_only=True, stop_early=True)[0]

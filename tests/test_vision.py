@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from src.errors import UserError
+from src.model.towers import VisionConfig
+from src.model.vision import POOLINGS, load_vision
+
+TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+
+
+def scratch(name: str = "vit_tiny_patch16_224", **changes):
+    torch.manual_seed(0)
+    settings = {"architecture": name, "image_size": 32, "architecture_kwargs": TINY if name.startswith("vit_tiny") else {}}
+    return load_vision(VisionConfig(format="scratch", **(settings | changes)))
+
+
+def pixels(size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_features_are_before_the_final_norm_and_without_cls():
+    vision = scratch().eval()
+    tokens = vision.trunk.forward_features(vision.normalise(pixels()))
+    v_NPD = vision(pixels())
+    assert v_NPD.shape == (2, vision.num_patches, vision.width) == (2, 16, 48)
+    torch.testing.assert_close(vision.trunk.norm(v_NPD), tokens[:, 1:])
+
+
+def test_features_give_every_pooling_from_one_pass():
+    vision = scratch().eval()
+    together = vision.features(pixels())
+    assert tuple(together) == vision.poolings() == POOLINGS
+    for how, f_NF in together.items():
+        assert torch.equal(f_NF, vision.pooled(pixels(), how))
+    assert torch.equal(together["mean"], vision(pixels()).mean(1))
+    assert torch.equal(together["cls_norm"], vision.trunk(vision.normalise(pixels())))
+
+
+def test_a_pooling_that_an_encoder_lacks_is_refused():
+    vision = scratch("resnet18")
+    assert vision.poolings() == ("mean",)
+    with pytest.raises(UserError, match="no pooling 'cls'; allowed: mean"):
+        vision.pooled(pixels(), "cls")
+
+
+def test_same_normalisation_means_equal_tensors():
+    assert torch.equal(scratch().normalise(pixels()), scratch("resnet18").normalise(pixels()))
+
+
+def test_mean_and_std_belong_to_the_weights_and_not_to_checkpoints():
+    vision = scratch()
+    assert not {"mean", "std"} & set(vision.state_dict())
+    assert vision.to("meta").mean.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_every_trainable_parameter_gets_a_gradient(name):
+    """DDP waits for each of them."""
+    vision = scratch(name, image_size=64 if name.startswith("swin") else 32, layer=-2)
+    vision(pixels(vision.size)).square().sum().backward()
+    assert [key for key, p in vision.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_an_earlier_layer_is_the_same_block_of_the_whole_encoder():
+    whole, cut = scratch(), scratch(layer=-2)
+    x = whole.normalise(pixels())
+    expected = whole.trunk.forward_intermediates(x, indices=[1], intermediates_only=True, output_fmt="NLC")[0]
+    assert torch.equal(cut(pixels()), expected)
+    assert len(cut.trunk.blocks) == 2
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_another_size_changes_the_number_of_patches(name):
+    vision = scratch(name, image_size=64)
+    assert vision(pixels(64)).shape == (2, vision.num_patches, vision.width)
+
+
+def test_recomputation_saves_less_and_gives_the_same_gradients():
+    kept, gradients = [], []
+    for enabled in (False, True):
+        vision = scratch().train()
+        vision.recompute(enabled)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            loss = vision(pixels()).square().sum()
+        loss.backward()
+        kept.append(sum(saved))
+        gradients.append(vision.trunk.patch_embed.proj.weight.grad)
+    assert kept[1] < 0.5 * kept[0]
+    assert torch.equal(*gradients)
+
+
+def test_batch_norm_statistics_stay_those_of_the_weights():
+    vision = scratch("resnet18").train()
+    before = vision.trunk.bn1.running_mean.clone()
+    vision(torch.zeros_like(pixels()))
+    assert torch.equal(before, vision.trunk.bn1.running_mean)
