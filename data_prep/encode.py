@@ -1,0 +1,158 @@
+"""Whatever a dataset calls an image -> a bounded RGB JPEG and what the index says of it."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL.Image import DecompressionBombError, Resampling
+
+MAX_PIXELS = 50_000_000  # checked in the header, before anything is decoded
+MIN_SIDE = 8  # pixels; the paper-thin and the 1x1 show nothing
+FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]  # no EPS: it would start an interpreter
+ORIENTATION = 274  # EXIF tag
+
+
+class BadImage(Exception):
+    """Why an image cannot be used; what follows a colon is detail."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    jpeg: bytes
+    width: int  # as it came, pixels
+    height: int
+    hash: int  # 64-bit perceptual hash
+
+
+def encode(data: bytes, *, max_side: int, quality: int) -> Encoded:
+    """The image as RGB JPEG (4:2:0 at `quality`), its longer side at most `max_side` pixels, without metadata.
+
+    An RGB JPEG within the bound keeps its pixel data byte for byte, only its metadata segments go. A larger one is decoded
+    at the smallest eighth that is not below the bound, then resized bicubically. Everything else goes through Pillow:
+    EXIF rotation is applied, transparency becomes white, 16-bit and float grey is scaled by its own range, CMYK is read
+    as Adobe writes it (inverted) or as it stands without an Adobe marker, of an animation the first frame is taken.
+    Raises `BadImage`.
+    """
+    if simplejpeg.is_jpeg(data):
+        try:
+            return _encode_jpeg(data, max_side=max_side, quality=quality)
+        except ValueError as error:
+            if "premature end" in str(error).lower():
+                raise BadImage(f"truncated image: {error}") from None
+    image = _open(data)
+    return _encode_array(np.asarray(image), image.size, max_side=max_side, quality=quality)
+
+
+def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
+    """The fast path; a ValueError says that this file is not for it."""
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    _check_size(width, height)
+    segments = _segments(data)
+    if colours not in ("YCbCr", "RGB", "Gray") or (segments.exif and _orientation(data) != 1):
+        raise ValueError("CMYK or rotated")
+    kept = max(width, height) <= max_side and colours != "Gray"
+    bound = HASH_SIDE if kept else max_side
+    longer = {"min_width": bound} if width >= height else {"min_height": bound}
+    pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer)
+    if kept:
+        return Encoded(segments.without_metadata, width, height, perceptual_hash(Image.fromarray(pixels)))
+    return _encode_array(pixels, (width, height), max_side=max_side, quality=quality)
+
+
+def _encode_array(pixels: np.ndarray, size: tuple[int, int], *, max_side: int, quality: int) -> Encoded:
+    """`pixels` (h, w, 3) uint8 may be smaller than `size` (width, height), the image as it came, but not below the bound."""
+    image = Image.fromarray(pixels)
+    scale = max_side / max(size)
+    if scale < 1:
+        target = tuple(max(1, round(side * scale)) for side in size)
+        if image.size != target:
+            image = image.resize(target, Resampling.BICUBIC, reducing_gap=3.0)
+    jpeg = simplejpeg.encode_jpeg(np.asarray(image), quality=quality, colorspace="RGB", colorsubsampling="420")
+    return Encoded(jpeg, *size, perceptual_hash(image))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Any allowed format -> upright RGB."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size)
+                image.load()
+                inverted = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+                upright = ImageOps.exif_transpose(image)
+                return _rgb(ImageChops.invert(upright) if inverted else upright)  # Pillow takes every CMYK JPEG for Adobe's
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image that can be read") from None
+    except DecompressionBombError as error:
+        raise BadImage(f"image of more than {MAX_PIXELS // 1_000_000} megapixels: {error}") from None
+    except Exception as error:  # decoders of foreign bytes raise whatever they like
+        raise BadImage(f"broken image: {type(error).__name__} {error}"[:200]) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = values.min(), values.max()
+        grey = np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"image of more than {MAX_PIXELS // 1_000_000} megapixels: {width} x {height}")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"image of less than {MIN_SIDE} pixels: {width} x {height}")
+
+
+@dataclass(frozen=True)
+class _Segments:
+    exif: bool
+    without_metadata: bytes
+
+
+def _segments(data: bytes) -> _Segments:
+    """Walks the marker segments before the first scan. Kept are the tables and the two segments that tell the colour space
+    (JFIF, Adobe); APPn and comments, which may name a patient, go. Raises ValueError where there is no such structure."""
+    kept, exif, at = [data[:2]], False, 2
+    while at + 4 <= len(data):
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if data[at] != 0xFF or marker == 0xFF:
+            raise ValueError("no marker where one is due")
+        if marker == 0xDA:  # start of scan: pixel data from here to the end
+            return _Segments(exif, b"".join([*kept, data[at:]]))
+        body = data[at : at + 2 + length]
+        exif |= marker == 0xE1 and body[4:8] == b"Exif"
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe":
+            kept.append(body)
+        at += 2 + length
+    raise ValueError("no scan")
+
+
+def _orientation(data: bytes) -> int:
+    with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:
+        return image.getexif().get(ORIENTATION, 1)
+
+
+HASH_SIDE = 32
+_FREQUENCY = np.arange(8)[:, None] * (np.arange(HASH_SIDE)[None] + 0.5) * np.pi / HASH_SIDE
+_COSINES = np.cos(_FREQUENCY)  # (8, 32): the lowest rows of a DCT-II
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits: the lowest 8 x 8 DCT coefficients of the 32 x 32 grey picture, each against their median (pHash, Zauner 2010).
+    0 is kept for 'no image'; a picture without any contrast gets 1."""
+    grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Resampling.BOX)
+    low = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T
+    bits = low.ravel() > np.median(low.ravel()[1:])
+    return int(np.packbits(bits).view(">u8")[0]) or 1

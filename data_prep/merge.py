@@ -1,0 +1,92 @@
+"""The parts of a source -> its index, its quarantine and, last, its manifest."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.atomic import atomic
+from data_prep.sources import Source
+from data_prep.write import Part, read_part
+from src.data.record import SPLITS
+from src.data.shards import SCHEMA
+from src.errors import UserError
+
+COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
+
+
+def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], quarantine_limit: float) -> dict[str, Any]:
+    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; gives the manifest.
+
+    Raises `UserError` where more than `quarantine_limit` of the rows are quarantined; then there is no manifest, but the
+    quarantine says why.
+    """
+    parts = [read_part(folder, shard) for shard in shards]
+    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
+    for part in parts:
+        counts[_split(part)].update(part.counts)
+    for split, found in counts.items():
+        assert found["in"] == sum(found[name] for name in COUNTS[1:]), f"{entry.name} {split}: {found} does not add up"
+    _write_quarantine(folder, parts)
+    _check_quarantine(folder, entry.name, counts, parts, quarantine_limit)
+    tars = [part for part in parts if part.tar]
+    _write_index(folder, tars)
+    manifest = {
+        "source": entry.name,
+        "licence": entry.licence.name,
+        "settings": settings,
+        "counts": {split: dict(found) for split, found in counts.items()},
+        "shards": [part.tar for part in tars],
+    }
+    manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    with atomic(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _write_index(folder: Path, parts: list[Part]) -> None:
+    """One uncompressed record batch, so that every column is a numpy view of the file."""
+    tables = [_columns(part, shard) for shard, part in enumerate(parts)]
+    batches = pa.concat_tables(tables).combine_chunks().to_batches() if tables else [pa.RecordBatch.from_pylist([], SCHEMA)]
+    assert len(batches) == 1
+    with atomic(folder / "index.arrow") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_batch(batches[0])
+
+
+def _columns(part: Part, shard: int) -> pa.Table:
+    same = {"shard": shard, "split": SPLITS.index(_split(part)), "leaks_into": ""}
+    return pa.table(
+        [
+            pa.repeat(pa.scalar(same[field.name], field.type), len(part.rows)) if field.name in same else part.rows[field.name]
+            for field in SCHEMA
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _write_quarantine(folder: Path, parts: list[Part]) -> None:
+    with atomic(folder / "quarantine.jsonl") as file:
+        for part in parts:
+            for key, reason in part.refused:
+                line = json.dumps({"key": key, "split": _split(part), "reason": reason})
+                file.write(line.encode() + b"\n")
+
+
+def _check_quarantine(folder: Path, source: str, counts: dict[str, Counter], parts: list[Part], limit: float) -> None:
+    total, refused = (sum(found[name] for found in counts.values()) for name in ("in", "quarantined"))
+    if not refused or refused <= limit * total:
+        return
+    reasons = Counter(reason.partition(":")[0] for part in parts for _, reason in part.refused)
+    main, times = reasons.most_common(1)[0]
+    raise UserError(
+        f"source '{source}': {refused:,} of {total:,} rows ({refused / total:.1%}) are quarantined, quarantine_limit={limit} allows "
+        f"{limit:.0%}; the main reason is '{main}' ({times:,} times), each is in {folder / 'quarantine.jsonl'}; "
+        f"put the raw data right, or raise quarantine_limit=, and run the same command again"
+    )
+
+
+def _split(part: Part) -> str:
+    return part.name.rpartition("-")[0]

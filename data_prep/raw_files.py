@@ -1,0 +1,65 @@
+"""Raw files as the readers meet them: text by line, images beside it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from data_prep.rows import Bad
+
+
+def lines(path: Path) -> Iterator[tuple[int, str | Bad]]:
+    """(number from 1, text) of every line that is not blank; a line that is not UTF-8 is `Bad`, the others are read on."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+            except UnicodeDecodeError as error:
+                yield number, Bad(f"{path.stem}-{number}", f"not UTF-8: line {number} of {path.name}, byte {error.start}")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict | Bad]]:
+    """(number from 1, object) of every line; a line that is no complete JSON object is `Bad`."""
+    for number, line in lines(path):
+        if isinstance(line, Bad):
+            yield number, line
+            continue
+        try:
+            value = json.loads(line)
+            reason = "" if isinstance(value, dict) else f"not a JSON object: line {number} of {path.name}"
+        except ValueError as error:
+            reason = f"not valid JSON: line {number} of {path.name}, {error}"
+        yield number, Bad(f"{path.stem}-{number}", reason) if reason else value
+
+
+def image_file(folder: Path, name: str, key: str) -> bytes | Bad:
+    """The bytes of `folder/name`, or why there are none. A name that leads out of `folder` is refused."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return Bad(key, f"image path is not inside the raw folder: {name!r}")
+    try:
+        return (folder / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return Bad(key, f"image missing: {name}")
+
+
+def group_of(image: bytes) -> str:
+    """The name of an image that has none: a hash of its bytes."""
+    return xxhash.xxh3_64_hexdigest(image)
+
+
+def rows_in(path: Path) -> int | None:
+    """About how many rows a table has, where that is cheap to tell; for progress bars."""
+    if path.suffix == ".parquet":
+        try:
+            return pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError):
+            return None
+    if path.suffix == ".json":
+        return None
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

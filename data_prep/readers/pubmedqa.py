@@ -1,0 +1,47 @@
+"""PubMedQA: yes/no/maybe questions on an abstract, as one JSON object `{pmid: {QUESTION, CONTEXTS, final_decision, ...}}`.
+
+`ori_pqal.json` (expert labels) is split by the official test ids; `ori_pqaa.json` (211k artificial labels) joins the
+training split where it is there. The question text is the abstract, a line break and the question.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.json_stream import items
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from src.data.record import Record
+from src.errors import UserError
+
+TEST_IDS = "data/test_ground_truth.json"
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    tables = entry.tables(raw, split)
+    if not tables:
+        return
+    test_ids = set(_test_ids(raw, entry))
+    for path in tables:
+        for pmid, fields in items(path):
+            if (pmid in test_ids) == (split == "test"):
+                yield _record(split, entry, pmid, fields)
+
+
+def _test_ids(raw: Path, entry: Source) -> dict[str, str]:
+    if not (raw / TEST_IDS).exists():
+        raise UserError(f"source '{entry.name}' needs {raw / TEST_IDS}, which names the test questions")
+    return dict(items(raw / TEST_IDS))
+
+
+def _record(split: str, entry: Source, pmid: str, fields: dict) -> Row:
+    if not isinstance(fields, dict) or not isinstance(fields.get("CONTEXTS"), list):
+        return Bad(pmid, "no CONTEXTS")
+    context, question = " ".join(fields["CONTEXTS"]).strip(), str(fields.get("QUESTION") or "").strip()
+    return Record(
+        key=pmid,
+        source=entry.name,
+        split=split,
+        turns=[(f"{context}\n{question}" if question else "", str(fields.get("final_decision") or "").strip())],
+        type="text",
+        group=pmid,
+    )

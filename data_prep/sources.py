@@ -1,0 +1,88 @@
+"""What `sources.yaml` says about a dataset, typed; and what stands for it where the user brings his own folder."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.data.record import SPLITS
+from src.errors import UserError, nearest
+
+SOURCES_YAML = Path(__file__).with_name("sources.yaml")
+
+
+@dataclass(frozen=True)
+class Licence:
+    name: str = "unverified"
+    source: str = ""  # `from:` in the file: where the licence was read
+    redistribute: str = "unverified"  # yes, no or unverified
+    non_commercial: str = "unverified"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset: where it is, what it may be used for, and how it is read."""
+
+    name: str
+    reader: str
+    files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
+    columns: dict[str, str] = field(default_factory=dict)  # what a table calls image, question, answer, ...
+    title: str = ""
+    hub: str = ""  # dataset id on the Hugging Face hub
+    urls: list[str] = field(default_factory=list)
+    revision: dict[str, str] = field(default_factory=dict)  # value, and from
+    licence: Licence = field(default_factory=Licence)
+    gated: str = "unverified"
+    counts: dict[str, Any] = field(default_factory=dict)  # split -> expected rows, and from
+    steps: str = ""  # what a person must do by hand
+    citation: str = ""
+    notes: str = ""
+
+    def tables(self, raw: Path, split: str) -> list[Path]:
+        """The table files of a split that are there, sorted within each glob."""
+        return [path for glob in self.files.get(split, []) for path in sorted(raw.glob(glob))]
+
+    @property
+    def expected(self) -> dict[str, int]:
+        return {split: self.counts[split] for split in SPLITS if split in self.counts}
+
+
+def load(path: Path = SOURCES_YAML) -> dict[str, Source]:
+    """Every entry of `sources.yaml`; an unknown key or split in it is a `UserError`."""
+    return {name: _source(name, entry) for name, entry in yaml.safe_load(path.read_text()).items()}
+
+
+def find(name: str, raw: Path) -> Source:
+    """The entry of a source; a folder `raw/name` that holds jsonl or parquet tables needs none."""
+    entries = load()
+    if name in entries:
+        return entries[name]
+    for layout in ("jsonl", "hf_parquet"):
+        own = entries[layout]
+        if any(own.tables(raw / name, split) for split in SPLITS):
+            return Source(name=name, reader=layout, files=own.files, columns=own.columns, licence=own.licence)
+    raise UserError(
+        f"source '{name}' is not in sources.yaml, and {raw / name} holds neither train.jsonl, val.jsonl or test.jsonl "
+        f"nor parquet tables{nearest(name, entries)}"
+    )
+
+
+def _source(name: str, entry: dict[str, Any]) -> Source:
+    allowed = {one.name for one in fields(Source)} - {"name"}
+    for key in entry:
+        if key not in allowed:
+            raise UserError(f"sources.yaml: {name} has an unknown key '{key}'{nearest(key, allowed)}")
+    for split in entry["files"]:
+        if split not in SPLITS:
+            raise UserError(f"sources.yaml: {name}.files has an unknown split '{split}'{nearest(split, SPLITS)}")
+    licence = {"source" if key == "from" else key: _word(value) for key, value in entry.get("licence", {}).items()}
+    files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
+    return Source(
+        **{**entry, "name": name, "files": files, "licence": Licence(**licence), "gated": _word(entry.get("gated", "unverified"))}
+    )
+
+
+def _word(value: Any) -> str:
+    """YAML reads a bare yes or no as a boolean."""
+    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else str(value)

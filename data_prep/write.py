@@ -1,0 +1,93 @@
+"""One finished shard: the tar under its final name and, written after it, its part of the index.
+
+The part is an Arrow file whose schema metadata holds what the manifest and the quarantine need to know of the shard. Its
+existence says that the shard is finished; index, quarantine and manifest are made of the parts alone.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from data_prep.atomic import atomic
+from data_prep.cut import Chunk
+from data_prep.pack import Packed
+from src.data.shards import SCHEMA
+
+END_OF_TAR = bytes(1024)
+PART = pa.schema([field for field in SCHEMA if field.name not in ("shard", "split", "leaks_into")])  # the rest is added when merging
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the file `parts/<shard>.arrow` says."""
+
+    name: str
+    counts: Counter
+    refused: list[tuple[str, str]]
+    tar: dict[str, Any]  # name, sha256, bytes, records; empty where no record was left
+    rows: pa.Table
+
+
+def part_path(folder: Path, shard: str) -> Path:
+    return folder / "parts" / f"{shard}.arrow"
+
+
+def finished(folder: Path, shard: str) -> bool:
+    """Whether a former run wrote this shard and it is still there."""
+    if not part_path(folder, shard).exists():
+        return False
+    tar = read_part(folder, shard).tar
+    return not tar or ((folder / tar["name"]).exists() and (folder / tar["name"]).stat().st_size == tar["bytes"])
+
+
+def read_part(folder: Path, shard: str) -> Part:
+    rows = pa.ipc.open_file(pa.memory_map(str(part_path(folder, shard)))).read_all()
+    said = json.loads(rows.schema.metadata[b"shard"])
+    return Part(shard, Counter(said["counts"]), [tuple(pair) for pair in said["refused"]], said["tar"], rows)
+
+
+def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]) -> Counter:
+    """Takes the chunks of one shard as they come; gives its counts."""
+    counts: Counter = Counter({"written": 0, "quarantined": 0})
+    refused: list[tuple[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    tar = folder / f"{shard}.tar"
+    with atomic(tar) as file:
+        hashed = _Hashed(file)
+        for chunk, part in packed:
+            for row in part.rows:
+                row["offset"] += hashed.size
+            rows += part.rows
+            refused += chunk.refused + part.refused
+            counts.update(chunk.counts)
+            hashed.write(part.data)
+        hashed.write(END_OF_TAR)
+    counts.update(written=len(rows), quarantined=len(refused))
+    said = {"name": tar.name, "sha256": hashed.digest.hexdigest(), "bytes": hashed.size, "records": len(rows)}
+    if not rows:
+        tar.unlink()
+        said = {}
+    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "tar": said})
+    return counts
+
+
+def _write_part(folder: Path, shard: str, rows: list[dict[str, Any]], said: dict[str, Any]) -> None:
+    table = pa.Table.from_pylist(rows, schema=PART.with_metadata({"shard": json.dumps(said, ensure_ascii=True)}))
+    with atomic(part_path(folder, shard)) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+class _Hashed:
+    def __init__(self, file: IO[bytes]):
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)

@@ -1,0 +1,136 @@
+"""The shards of one source: which samples there are (a memory-mapped index), and any one of them by its row number.
+
+A folder holds webdataset tars, `index.arrow` with a row per sample, and `manifest.json`, which was written last. Rows are in
+the order of the tars. Opening costs the same for any number of rows; a sample costs one read of its span.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from src.data.record import SPLITS, Record, from_members, tar_members
+from src.errors import UserError
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),  # position in manifest["shards"]
+        ("offset", pa.int64()),  # of the sample's first tar header, bytes
+        ("length", pa.int32()),  # of all its members, headers and padding, bytes
+        ("json_length", pa.int32()),  # of the json member's content, bytes; it comes first
+        ("num_images", pa.int16()),
+        ("split", pa.int8()),  # position in SPLITS
+        ("type", pa.int8()),  # position in QUESTION_TYPES
+        ("group", pa.int64()),  # hash of the record's group
+        ("text_length", pa.int32()),  # of all turns or the caption, characters
+        ("width", pa.int32()),  # of the first image as it came, pixels; 0 where there is none
+        ("height", pa.int32()),
+        ("image_hash", pa.uint64()),  # perceptual hash of the first image; 0 where there is none
+        ("text_hash", pa.uint64()),  # hash of the normalised text
+        ("leaks_into", pa.string()),  # benchmarks, joined by commas, whose test split holds this sample
+    ]
+)
+OPEN_FILES = 64
+
+
+class Shards:
+    """`shards[row]` is a Record. Pickles as its path; each process opens its own files."""
+
+    def __init__(self, folder: str | Path):
+        """Opens in constant time; raises `UserError` where the folder holds no finished build."""
+        self.folder = Path(folder)
+        try:
+            self.manifest = json.loads((self.folder / "manifest.json").read_bytes())
+            self._index = pa.ipc.open_file(pa.memory_map(str(self.folder / "index.arrow"))).get_batch(0)
+        except FileNotFoundError as error:
+            name = Path(error.filename or "index.arrow").name
+            raise UserError(f"{self.folder} holds no {name}, so no finished shards; build them with `make shards`") from None
+        except (ValueError, pa.ArrowException) as error:
+            raise UserError(f"{self.folder} has a broken index or manifest ({str(error).splitlines()[0]}); build it again") from None
+        missing = set(SCHEMA.names) - set(self._index.schema.names)
+        if missing:
+            raise UserError(f"{self.folder}/index.arrow has no column {', '.join(sorted(missing))}; build it again with `make shards`")
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
+
+    def __reduce__(self):
+        return Shards, (self.folder,)
+
+    def __del__(self):
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    def __len__(self) -> int:
+        return self._index.num_rows
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the index, by row; numbers are a view of the file, strings become objects."""
+        column = self._index.column(name)
+        return column.to_numpy(zero_copy_only=not pa.types.is_string(column.type))
+
+    def rows(self, split: str, *, decontaminate: bool = False) -> np.ndarray:
+        """Row numbers (int64) of a split, without those that leak into a benchmark if `decontaminate`."""
+        wanted = self.column("split") == SPLITS.index(split)
+        if decontaminate:
+            wanted &= pc.binary_length(self._index.column("leaks_into")).to_numpy() == 0
+        return np.flatnonzero(wanted)
+
+    def __getitem__(self, row: int) -> Record:
+        """The whole sample."""
+        number, offset, length, *_ = self._place(row)
+        members = tar_members(self._read(number, offset, length))
+        if not members or next(iter(members)) != "json":
+            raise self._changed(number)
+        return self._checked(row, members)
+
+    def text(self, row: int) -> Record:
+        """The sample without its images, which are not read."""
+        number, offset, _, json_length = self._place(row)
+        return self._checked(row, {"json": self._read(number, offset + 512, json_length)})
+
+    @cached_property
+    def _places(self) -> list[np.ndarray]:
+        return [self.column(name) for name in ("shard", "offset", "length", "json_length")]
+
+    def _place(self, row: int) -> list[int]:
+        return [int(column[row]) for column in self._places]
+
+    def _checked(self, row: int, members: dict[str, bytes]) -> Record:
+        try:
+            record = from_members(members)
+        except (ValueError, TypeError):
+            raise self._changed(self._place(row)[0]) from None
+        if record.key != self._index.column("key")[int(row)].as_py():
+            raise self._changed(self._place(row)[0])
+        return record
+
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        data = os.pread(self._open(number), length, offset)
+        if len(data) != length:
+            raise self._changed(number)
+        return data
+
+    def _open(self, number: int) -> int:
+        if number not in self._files:
+            try:
+                descriptor = os.open(self._path(number), os.O_RDONLY)
+            except FileNotFoundError:
+                raise UserError(
+                    f"{self._path(number)} is named in the manifest but is not there; build it again with `make shards`"
+                ) from None
+            if len(self._files) >= OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[number] = descriptor
+        self._files.move_to_end(number)
+        return self._files[number]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self.manifest["shards"][number]["name"]
+
+    def _changed(self, number: int) -> UserError:
+        return UserError(f"{self._path(number)} is not the file that the index was made of; build it again with `make shards`")
