@@ -4,6 +4,7 @@ A shard is a stretch of input rows; a chunk is what a worker encodes at once. Bo
 number of workers nor an interruption changes a byte.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,8 @@ def fault(record: Record) -> str:
     if any(not answer.strip() for _, answer in record.turns):
         return "empty answer"
     try:
-        "".join((record.key, text(record), *record.references, *record.choices)).encode()
+        "".join((record.key, record.group, record.licence, text(record), *record.references, *record.choices)).encode()
+        json.dumps(record.meta, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "text is not valid Unicode"
     return ""

@@ -43,7 +43,7 @@ def encode(data: bytes, *, max_side: int, quality: int) -> Encoded:
             if "premature end" in str(error).lower():
                 raise BadImage(f"truncated image: {error}") from None
     image = _open(data)
-    return _encode_array(np.asarray(image), image.size, max_side=max_side, quality=quality)
+    return _bounded(image, image.size, max_side=max_side, quality=quality)
 
 
 def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
@@ -59,12 +59,11 @@ def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
     pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer)
     if kept:
         return Encoded(segments.without_metadata, width, height, perceptual_hash(Image.fromarray(pixels)))
-    return _encode_array(pixels, (width, height), max_side=max_side, quality=quality)
+    return _bounded(Image.fromarray(pixels), (width, height), max_side=max_side, quality=quality)
 
 
-def _encode_array(pixels: np.ndarray, size: tuple[int, int], *, max_side: int, quality: int) -> Encoded:
-    """`pixels` (h, w, 3) uint8 may be smaller than `size` (width, height), the image as it came, but not below the bound."""
-    image = Image.fromarray(pixels)
+def _bounded(image: Image.Image, size: tuple[int, int], *, max_side: int, quality: int) -> Encoded:
+    """`image` may be smaller than `size` (width, height), the image as it came, but not below the bound."""
     scale = max_side / max(size)
     if scale < 1:
         target = tuple(max(1, round(side * scale)) for side in size)

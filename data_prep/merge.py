@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_prep.atomic import atomic
 from data_prep.sources import Source
-from data_prep.write import Part, read_part
+from data_prep.write import PART, Part, numbers, read_part, strings
 from src.data.record import SPLITS
-from src.data.shards import SCHEMA
+from src.data.shards import SCHEMA, view
 from src.errors import UserError
 
 COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
@@ -27,7 +28,7 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
     parts = [read_part(folder, shard) for shard in shards]
     counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
     for part in parts:
-        counts[_split(part)].update(part.counts)
+        counts[part.split].update(part.counts)
     for split, found in counts.items():
         assert found["in"] == sum(found[name] for name in COUNTS[1:]), f"{entry.name} {split}: {found} does not add up"
     _write_quarantine(folder, parts)
@@ -49,29 +50,30 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
 
 def _write_index(folder: Path, parts: list[Part]) -> None:
     """One uncompressed record batch, so that every column is a numpy view of the file."""
-    tables = [_columns(part, shard) for shard, part in enumerate(parts)]
-    batches = pa.concat_tables(tables).combine_chunks().to_batches() if tables else [pa.RecordBatch.from_pylist([], SCHEMA)]
-    assert len(batches) == 1
+    total = sum(part.tar["records"] for part in parts)
+    columns = {field.name: np.empty(total, str(field.type)) for field in SCHEMA if field.type != pa.string()}
+    keys, at = [strings([])], 0
+    for shard, part in enumerate(parts):
+        rows = part.rows()
+        here = slice(at, at + rows.num_rows)
+        for name in PART.names:
+            if name != "key":
+                columns[name][here] = view(rows.column(name))
+        columns["shard"][here], columns["split"][here] = shard, SPLITS.index(part.split)
+        keys.append(rows.column("key"))
+        at = here.stop
+    arrays = {"key": pa.concat_arrays(keys), "leaks_into": strings([""] * total)}
+    arrays.update({name: numbers(values) for name, values in columns.items()})
+    batch = pa.record_batch([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
     with atomic(folder / "index.arrow") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        writer.write_batch(batches[0])
-
-
-def _columns(part: Part, shard: int) -> pa.Table:
-    same = {"shard": shard, "split": SPLITS.index(_split(part)), "leaks_into": ""}
-    return pa.table(
-        [
-            pa.repeat(pa.scalar(same[field.name], field.type), len(part.rows)) if field.name in same else part.rows[field.name]
-            for field in SCHEMA
-        ],
-        schema=SCHEMA,
-    )
+        writer.write_batch(batch)
 
 
 def _write_quarantine(folder: Path, parts: list[Part]) -> None:
     with atomic(folder / "quarantine.jsonl") as file:
         for part in parts:
             for key, reason in part.refused:
-                line = json.dumps({"key": key, "split": _split(part), "reason": reason})
+                line = json.dumps({"key": key, "split": part.split, "reason": reason})
                 file.write(line.encode() + b"\n")
 
 
@@ -86,7 +88,3 @@ def _check_quarantine(folder: Path, source: str, counts: dict[str, Counter], par
         f"{limit:.0%}; the main reason is '{main}' ({times:,} times), each is in {folder / 'quarantine.jsonl'}; "
         f"put the raw data right, or raise quarantine_limit=, and run the same command again"
     )
-
-
-def _split(part: Part) -> str:
-    return part.name.rpartition("-")[0]

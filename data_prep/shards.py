@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from data_prep import arguments, cut, encode, sources
 from data_prep.atomic import atomic
 from data_prep.merge import COUNTS, merge
-from data_prep.pack import pack, workers
+from data_prep.pack import pack
+from data_prep.pool import Map, Pack, workers
 from data_prep.raw_files import rows_in
 from data_prep.readers import READERS
 from data_prep.seen import Seen
@@ -75,7 +76,7 @@ def build_all(config: Build) -> dict[str, dict[str, Any]]:
     return manifests
 
 
-def build(entry: sources.Source, config: Build, mapped: Callable) -> dict[str, Any]:
+def build(entry: sources.Source, config: Build, mapped: Map) -> dict[str, Any]:
     raw, folder = config.raw / entry.name, config.out / entry.name
     settings = {"max_side": config.max_side, "quality": config.quality, "shard_rows": cut.SHARD_ROWS, "shard_bytes": cut.SHARD_BYTES}
     try:
@@ -92,7 +93,7 @@ def build(entry: sources.Source, config: Build, mapped: Callable) -> dict[str, A
         raise UserError(f"source '{entry.name}': {error.strerror or error}: {error.filename}") from None
 
 
-def _write_shards(entry: sources.Source, raw: Path, folder: Path, *, mapped: Callable, function: Callable) -> list[str]:
+def _write_shards(entry: sources.Source, raw: Path, folder: Path, *, mapped: Map, function: Pack) -> list[str]:
     """Reads every split to its end; gives the names of all shards, including those that a former run had finished."""
     there: dict[str, bool] = {}  # shard -> whether a former run had finished it
 
@@ -128,9 +129,9 @@ def _state(raw: Path, entry: sources.Source, settings: dict[str, Any]) -> str:
         state.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):
         folders.sort()
-        for name in sorted(files):
-            stat = os.stat(os.path.join(folder, name))
-            state.update(f"{folder}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        for path in sorted(Path(folder, name) for name in files):
+            stat = path.stat() if path.exists() else path.lstat()
+            state.update(f"{path.relative_to(raw)} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return state.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """What `sources.yaml` says about a dataset, typed; and what stands for it where the user brings his own folder."""
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def find(name: str, raw: Path) -> Source:
     entries = load()
     if name in entries:
         return entries[name]
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"source '{name}' may hold letters, digits, '-' and '_' only")
     for layout in ("jsonl", "hf_parquet"):
         own = entries[layout]
         if any(own.tables(raw / name, split) for split in SPLITS):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_prep.atomic import atomic
@@ -27,11 +28,15 @@ PART = pa.schema([field for field in SCHEMA if field.name not in ("shard", "spli
 class Part:
     """What the file `parts/<shard>.arrow` says."""
 
-    name: str
+    path: Path
+    split: str
     counts: Counter
     refused: list[tuple[str, str]]
     tar: dict[str, Any]  # name, sha256, bytes, records; empty where no record was left
-    rows: pa.Table
+
+    def rows(self) -> pa.RecordBatch:
+        with pa.OSFile(str(self.path)) as file:
+            return pa.ipc.open_file(file).get_batch(0)
 
 
 def part_path(folder: Path, shard: str) -> Path:
@@ -47,9 +52,11 @@ def finished(folder: Path, shard: str) -> bool:
 
 
 def read_part(folder: Path, shard: str) -> Part:
-    rows = pa.ipc.open_file(pa.memory_map(str(part_path(folder, shard)))).read_all()
-    said = json.loads(rows.schema.metadata[b"shard"])
-    return Part(shard, Counter(said["counts"]), [tuple(pair) for pair in said["refused"]], said["tar"], rows)
+    path = part_path(folder, shard)
+    with pa.OSFile(str(path)) as file:
+        said = json.loads(pa.ipc.open_file(file).schema.metadata[b"shard"])
+    refused = [tuple(pair) for pair in said["refused"]]
+    return Part(path, shard.rpartition("-")[0], Counter(said["counts"]), refused, said["tar"])
 
 
 def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]) -> Counter:
@@ -78,9 +85,25 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
 
 
 def _write_part(folder: Path, shard: str, rows: list[dict[str, Any]], said: dict[str, Any]) -> None:
-    table = pa.Table.from_pylist(rows, schema=PART.with_metadata({"shard": json.dumps(said, ensure_ascii=True)}))
-    with atomic(part_path(folder, shard)) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+    schema = PART.with_metadata({"shard": json.dumps(said)})
+    columns = {name: [row[name] for row in rows] for name in PART.names}
+    arrays = [
+        strings(columns[one.name]) if one.type == pa.string() else numbers(np.array(columns[one.name], str(one.type))) for one in PART
+    ]
+    with atomic(part_path(folder, shard)) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def numbers(values: np.ndarray) -> pa.Array:
+    """`pa.array(values)`, which would import pandas: half a second and 40 MB."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def strings(values: list[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in encoded], out=offsets[1:])
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 class _Hashed:

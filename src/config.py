@@ -108,18 +108,21 @@ class Train:
 
 @dataclass
 class Evaluate:
-    run: str
+    run: str | None
+    checkpoint: str
     outputs: str
-    data_root: str
+    data_root: str | None
     benchmarks: list[str]
     images: list[str]
     limit: int
     batch: int
     max_new_tokens: int
+    row_tokens: int | None
+    accelerator: str
     resamples: int
     seed: int
     predictions: str | None
-    name: str
+    name: str | None
     benchmark: str | None
 
 
@@ -185,12 +188,12 @@ def validate(config: Train) -> None:
             f"data.global_batch={data.global_batch} must be divisible by trainer.devices x trainer.nodes x trainer.accumulate "
             f"= {ranks} x {trainer.accumulate}"
         )
-    _one_of("trainer.recompute", trainer.recompute, ("none", "full"))
-    _one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
-    _one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))
-    _one_of("projector.kind", config.projector.kind, ("mlp", "linear"))
-    _one_of("language.dtype", config.language.dtype, ("float32", "bfloat16"))
-    _one_of("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
+    one_of("trainer.recompute", trainer.recompute, ("none", "full"))
+    one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
+    one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))
+    one_of("projector.kind", config.projector.kind, ("mlp", "linear"))
+    one_of("language.dtype", config.language.dtype, ("float32", "bfloat16"))
+    one_of("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
     if config.optim.steps < 1:
         raise UserError(f"optim.steps must be at least 1, found {config.optim.steps}")
     if config.optim.warmup >= config.optim.steps:
@@ -221,6 +224,6 @@ def missing_files(config: Train) -> list[str]:
     return missing
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{key}={value!r}{nearest(value, allowed)}")

@@ -62,7 +62,9 @@ def short(print_of: dict) -> str:
 class Stream(IterableDataset):
     """Batches of one rank from micro-batch `start` on, without end."""
 
-    def __init__(self, shards, mixture: Mixture, prompter: Prompter, *, data: Data, size: int, seed: int, rank: int, world: int, slots: int):
+    def __init__(
+        self, shards, mixture: Mixture, prompter: Prompter, *, data: Data, size: int, seed: int, rank: int, world: int, slots: int
+    ):
         self.shards = [shards[source] for source in mixture.sources]
         self.mixture, self.prompter, self.data, self.size, self.seed = mixture, prompter, data, size, seed
         self.rank, self.world, self.slots = rank, world, slots

@@ -62,7 +62,9 @@ class Batch:
         return Batch(**{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()})
 
 
-def collate(rows: list[list[Encoded]], *, sources: list[list[int]], images: list[np.ndarray], size: int, pad: int, keys: list[str]) -> Batch:
+def collate(
+    rows: list[list[Encoded]], *, sources: list[list[int]], images: list[np.ndarray], size: int, pad: int, keys: list[str]
+) -> Batch:
     """Rows of samples as tensors, padded to the longest of them; no row at all gives one row of one padding token."""
     tokens = max((sum(len(sample.ids) for sample in row) for row in rows), default=1)
     shape = (max(len(rows), 1), tokens)

@@ -22,7 +22,8 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     `bos`, `eos` and `pad` of config and generation config follow the tokenizer, because PMC-LLaMA's config (bos 0, eos 1,
     pad -1: ids of an early port) contradicts its own vocabulary (<s> 1, </s> 2). Code that travels with weights is never run.
     """
-    for names in (["config.json"], [*INDEX_FILES, *WEIGHT_FILES]):
+    # Looked for by hand: without its vocabulary file transformers builds a tokenizer of three tokens and says nothing.
+    for names in (["config.json"], ["tokenizer.json", "tokenizer.model"], [*INDEX_FILES, *WEIGHT_FILES]):
         find(path, names, revision=revision, key="language.path")
     tokenizer = _tokenizer(path, revision=revision)
     try:

@@ -1,0 +1,72 @@
+"""Findings and distractors: what is put onto the anatomy.
+
+All shapes of findings cover about the same area at the same strength, so that neither mean brightness nor colour tells
+them apart; only the outline and the texture do.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from data_prep.phantom.draw.canvas import Canvas
+
+RADIUS = {"small": 0.112, "large": 0.158}  # units: 3.6 and 5.1 pixels of 64
+
+
+def stamp(shape: str, rng: np.random.Generator, u: np.ndarray, v: np.ndarray, angle: float) -> np.ndarray:
+    """Signed distance of one finding; u, v in units of its radius."""
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    u, v = c * u + s * v, c * v - s * u
+    r = np.sqrt(u * u + v * v)
+    if shape == "disc":
+        return r - 0.78
+    if shape == "ring":
+        return np.abs(r - 0.81) - 0.19
+    if shape == "rod":
+        return np.hypot(np.maximum(np.abs(u) - 1.0, 0), v) - 0.33
+    if shape == "crescent":
+        return np.maximum(r - 1.0, 0.78 - np.hypot(u - 0.45, v))
+    if shape == "star":
+        return r - (0.72 + 0.42 * np.cos(5 * np.arctan2(v, u)))
+    if shape == "spiculated":
+        return r - (0.66 + 0.3 * np.cos(9 * np.arctan2(v, u)) + 0.1 * np.cos(4 * np.arctan2(v, u) + rng.uniform(0, 6)))
+    turn = rng.uniform(0, 6.3)
+    centres = [(0.0, 0.0)] + [(0.82 * np.cos(turn + k * 1.2566), 0.82 * np.sin(turn + k * 1.2566)) for k in range(5)]
+    return np.minimum.reduce([np.hypot(u - np.float32(a), v - np.float32(b)) for a, b in centres]) - 0.31
+
+
+def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: float, allowed: Callable) -> list[tuple[float, float]]:
+    """`count` centres on one side of the image, inside `allowed(x, y)`, that do not touch."""
+    (width, height), sign = c.half, -1 if side == "left" else 1
+    gap, margin = 2.45 * radius, 1.15 * radius
+    x = sign * rng.uniform(margin, width - margin, 400)
+    y = rng.uniform(-height + margin, height - margin, 400)
+    points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if allowed(a, b)]
+    for start in range(0, 8):
+        chosen: list[tuple[float, float]] = []
+        for a, b in points[start * 20 :] + points[: start * 20]:
+            if all((a - p) ** 2 + (b - q) ** 2 > gap**2 for p, q in chosen):
+                chosen.append((a, b))
+                if len(chosen) == count:
+                    return chosen
+        gap *= 0.97
+    raise AssertionError(f"no room for {count} findings of radius {radius}")
+
+
+def finding_mask(rng: np.random.Generator, c: Canvas, shape: str, centres: list[tuple[float, float]], radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """(mask of the findings, mask of the ground cleared around them), both (H, W) in 0..1."""
+    mask_HW, clear_HW = np.zeros(c.shape, np.float32), np.zeros(c.shape, np.float32)
+    reach, edge = 1.6 * radius, max(0.10, 1 / (c.scale * radius))
+    for x, y in centres:
+        size = radius * rng.uniform(0.94, 1.06)
+        rows = _window(y, reach, c.half[1], c.scale, c.shape[0])
+        cols = _window(x, reach, c.half[0], c.scale, c.shape[1])
+        u, v = (c.x_HW[rows, cols] - np.float32(x)) / np.float32(size), (c.y_HW[rows, cols] - np.float32(y)) / np.float32(size)
+        d = stamp(shape, rng, u, v, rng.uniform(0, np.pi))
+        np.maximum(mask_HW[rows, cols], np.clip(0.5 - d / np.float32(edge), 0, 1), out=mask_HW[rows, cols])
+        np.maximum(clear_HW[rows, cols], np.clip((np.float32(1.5) - np.hypot(u, v)) / np.float32(0.35), 0, 1), out=clear_HW[rows, cols])
+    return mask_HW, clear_HW
+
+
+def _window(at: float, reach: float, half: float, scale: float, pixels: int) -> slice:
+    return slice(max(0, int((at - reach + half) * scale)), min(pixels, int((at + reach + half) * scale) + 2))

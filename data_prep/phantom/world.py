@@ -1,0 +1,150 @@
+"""The phantom world: what can be seen in an image, before it is drawn or put into words.
+
+A `Scene` is a handful of known factors. Everything else (pixels, captions, questions, answers) follows from it, so
+that every answer is known to be right. Draws are independent and near uniform: no answer can be guessed from another.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NORMAL = "no abnormality"
+MAX_COUNT = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`shape` is how it is drawn (draw/marks.py): findings of one modality share colour, brightness and area."""
+
+    plural: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Modality:
+    """`organs` maps each organ to its planes, `stains` are colours of the preparation; both may be empty strings."""
+
+    said: str
+    organs: dict[str, tuple[str, ...]]
+    findings: dict[str, Finding]
+    stains: tuple[str, ...] = ("",)
+
+
+ABSCESS, CALCIFICATION = Finding("abscesses", "ring"), Finding("calcifications", "specks")
+
+RADIOLOGY = {
+    "xray": Modality(
+        "x-ray",
+        {"chest": ("frontal", "lateral")},
+        {"nodule": Finding("nodules", "disc"), "consolidation": Finding("consolidations", "specks"), "atelectasis": Finding("atelectases", "rod")},
+    ),
+    "ct": Modality(
+        "ct",
+        {"head": ("axial", "coronal"), "abdomen": ("axial", "coronal")},
+        {"mass": Finding("masses", "star"), "calcification": CALCIFICATION, "abscess": ABSCESS},
+    ),
+    "mri": Modality(
+        "mri",
+        {"brain": ("axial", "sagittal", "coronal"), "knee": ("sagittal", "coronal")},
+        {"cyst": Finding("cysts", "disc"), "abscess": ABSCESS, "scar": Finding("scars", "rod")},
+    ),
+    "ultrasound": Modality(
+        "ultrasound",
+        {"liver": ("",), "thyroid": ("",)},
+        {"abscess": ABSCESS, "calcification": CALCIFICATION, "thrombus": Finding("thrombi", "rod")},
+    ),
+}
+OPTICAL = {
+    "fundus": Modality(
+        "fundus photography",
+        {"eye": ("",)},
+        {"cotton wool spot": Finding("cotton wool spots", "disc"), "drusen patch": Finding("drusen patches", "specks"), "exudate ring": Finding("exudate rings", "ring")},
+    ),
+    "dermoscopy": Modality(
+        "dermoscopy",
+        {"skin": ("",)},
+        {"globule": Finding("globules", "disc"), "streak": Finding("streaks", "rod"), "pepper patch": Finding("pepper patches", "specks")},
+    ),
+    "histology": Modality(
+        "histology",
+        {"liver": ("",), "muscle": ("",)},
+        {"gland": Finding("glands", "ring"), "mitosis": Finding("mitoses", "rod"), "necrosis": Finding("necroses", "specks")},
+        ("hematoxylin and eosin", "trichrome"),
+    ),
+    "fluorescence": Modality(
+        "fluorescence microscopy",
+        {"kidney": ("",), "cornea": ("",)},
+        {"filament": Finding("filaments", "rod"), "aggregate": Finding("aggregates", "specks"), "vacuole": Finding("vacuoles", "ring")},
+        ("dapi", "fitc", "rhodamine"),
+    ),
+    "smear": Modality(
+        "blood smear",
+        {"blood": ("",)},
+        {"sickle cell": Finding("sickle cells", "crescent"), "ring parasite": Finding("ring parasites", "ring"), "platelet clump": Finding("platelet clumps", "specks")},
+        ("giemsa", "wright"),
+    ),
+}
+MODALITIES = RADIOLOGY | OPTICAL
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The factors of one image. A normal scene has count 0 and empty side and size.
+
+    `side` is left or right in image coordinates. `grain` (0 fine to 2 coarse texture) and `margin` (outline of a breast
+    mass) are never put into words by captions and questions: they are what unseen classification sets ask for.
+    """
+
+    modality: str
+    organ: str
+    plane: str
+    finding: str
+    count: int
+    side: str
+    size: str
+    stain: str
+    grain: int
+    margin: str = ""
+
+    @property
+    def normal(self) -> bool:
+        return self.finding == NORMAL
+
+    @property
+    def shape(self) -> str:
+        if self.margin:
+            return "spiculated" if self.margin == "spiculated" else "disc"
+        return MODALITIES[self.modality].findings[self.finding].shape
+
+
+def item_rng(seed: int, dataset: str, split: str, item: int) -> np.random.Generator:
+    """The only source of randomness of one item: a pure function of these four."""
+    return np.random.default_rng([seed, zlib.crc32(dataset.encode()), zlib.crc32(split.encode()), item])
+
+
+def pick(rng: np.random.Generator, options: Sequence):
+    return options[int(rng.integers(len(options)))]
+
+
+def sample_scene(rng: np.random.Generator, *, modalities: Sequence[str] = tuple(MODALITIES)) -> Scene:
+    """A scene of one of `modalities`; its findings and `no abnormality` are equally likely."""
+    modality = pick(rng, modalities)
+    kind = MODALITIES[modality]
+    organ = pick(rng, tuple(kind.organs))
+    finding = pick(rng, (*kind.findings, NORMAL))
+    count, side, size = int(rng.integers(1, MAX_COUNT + 1)), pick(rng, ("left", "right")), pick(rng, ("small", "large"))
+    if finding == NORMAL:
+        count, side, size = 0, "", ""
+    return Scene(
+        modality=modality,
+        organ=organ,
+        plane=pick(rng, kind.organs[organ]),
+        finding=finding,
+        count=count,
+        side=side,
+        size=size,
+        stain=pick(rng, kind.stains),
+        grain=int(rng.integers(3)),
+    )

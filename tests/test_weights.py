@@ -1,0 +1,207 @@
+import hashlib
+import io
+import json
+
+import pytest
+import sentencepiece
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from src.data.prompt import IMAGE
+from src.errors import UserError
+from src.model.weights import language_identity, load_language
+
+VOCAB = 320
+SENTENCES = ["the chest x-ray shows a nodule in the left lung", "is there an effusion ? yes no", "what modality is shown here ?"]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCAB}
+
+
+@pytest.fixture(scope="module")
+def pmc_llama(tmp_path_factory):
+    """A small PMC-LLaMA as its repository holds it: .bin shards, early special ids, a nameless tokenizer; and the model."""
+    folder = tmp_path_factory.mktemp("pmc_llama")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    nameless = {"bos_token": "", "eos_token": "", "unk_token": "", "model_max_length": 10**30, "tokenizer_class": "LLaMATokenizer"}
+    write_json(folder / "tokenizer_config.json", nameless)
+    write_json(folder / "special_tokens_map.json", {})
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+    described = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6, "max_sequence_length": 2048}
+    write_json(folder / "config.json", SHAPE | ids | described | {"torch_dtype": "float32", "tie_word_embeddings": False})
+    write_json(folder / "generation_config.json", ids)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, rms_norm_eps=1e-6, tie_word_embeddings=False)).eval()
+    state = model.state_dict() | {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(2)}
+    write_shards(folder, state)
+    return folder, model
+
+
+def sentencepiece_model() -> bytes:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=VOCAB,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return written.getvalue()
+
+
+def write_shards(folder, state: dict[str, torch.Tensor]) -> None:
+    where = {}
+    for n in range(2):
+        file = f"pytorch_model-0000{n + 1}-of-00002.bin"
+        part = {name: value.clone() for name, value in list(state.items())[n::2]}
+        torch.save(part, folder / file)
+        where |= dict.fromkeys(part, file)
+    write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": where})
+
+
+def write_json(file, content: dict) -> None:
+    file.write_text(json.dumps(content))
+
+
+def load(folder, **changes):
+    return load_language(str(folder), **({"revision": "unverified", "dtype": torch.float32} | changes))
+
+
+def ids_of(holder) -> tuple:
+    return holder.bos_token_id, holder.eos_token_id, holder.pad_token_id
+
+
+def test_wrong_special_ids_follow_the_vocabulary(pmc_llama):
+    model, tokenizer = load(pmc_llama[0])
+    assert ids_of(model.config) == ids_of(model.generation_config) == ids_of(tokenizer) == (1, 2, 0)
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
+
+
+def test_tokens_are_those_of_sentencepiece(pmc_llama):
+    _, tokenizer = load(pmc_llama[0])
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(pmc_llama[0] / "tokenizer.model"))
+    for text in (*SENTENCES, "unseen: 37 \u00b5m, T2-weighted"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == reference.encode(text)
+        assert tokenizer.decode(ids) == text
+
+
+def test_logits_are_those_of_transformers(pmc_llama):
+    model, _ = load(pmc_llama[0])
+    ids = torch.randint(3, VOCAB, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits[..., :VOCAB], pmc_llama[1](ids).logits)
+
+
+def test_new_rows_are_zero_and_fill_a_multiple_of_64(pmc_llama):
+    model, tokenizer = load(pmc_llama[0])
+    assert tokenizer.convert_tokens_to_ids(IMAGE) == VOCAB
+    assert tokenizer(f"a {IMAGE} b", add_special_tokens=False).input_ids.count(VOCAB) == 1
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert part.weight.shape[0] == 384
+        assert not part.weight[VOCAB:].any()
+
+
+def test_decoding_stops_at_the_real_end(pmc_llama, tmp_path):
+    """A head that always prefers </s>: with the ids of the files, generation would run on."""
+    folder = copied(pmc_llama[0], tmp_path / "ends")
+    state = dict(pmc_llama[1].state_dict())
+    state["model.norm.weight"] = torch.zeros(32)
+    state["model.norm.weight"][0] = 1.0
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].clone()
+    state["model.embed_tokens.weight"][:, 0] = 50.0
+    state["lm_head.weight"] = torch.zeros(VOCAB, 32)
+    state["lm_head.weight"][2, 0] = 1.0
+    write_shards(folder, state)
+    model, tokenizer = load(folder)
+    made = model.generate(torch.tensor([[1, 270, 271]]), max_new_tokens=5, do_sample=False)
+    assert made.tolist() == [[1, 270, 271, 2]]
+    assert tokenizer.decode(made[0, 3:], skip_special_tokens=True) == ""
+
+
+def copied(folder, target):
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_tokenizer_that_states_its_own_ends_keeps_them(pmc_llama, tmp_path):
+    """A modern folder: safetensors, tokenizer.json, several ends in the generation config, padded vocabulary."""
+    own = PreTrainedTokenizerFast(tokenizer_object=load(pmc_llama[0])[1].backend_tokenizer, bos_token="<s>", eos_token="<|end|>")
+    own.save_pretrained(tmp_path)
+    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 448})))
+    model.generation_config.eos_token_id = [2, own.eos_token_id]
+    model.save_pretrained(tmp_path)
+    loaded, tokenizer = load(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.config.eos_token_id == tokenizer.eos_token_id == own.eos_token_id != 2
+    assert loaded.generation_config.eos_token_id == [2, own.eos_token_id]
+    assert loaded.get_input_embeddings().weight.shape[0] == 448
+    with torch.no_grad():
+        ids = torch.arange(10)[None]
+        assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).logits)
+
+
+def test_identity_names_the_bytes_of_every_shard(pmc_llama, tmp_path):
+    found = language_identity(str(pmc_llama[0]), revision="unverified")
+    names = sorted(pmc_llama[0].glob("pytorch_model-*.bin"))
+    lines = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in names)
+    assert found == {"id": str(pmc_llama[0]), "revision": "unverified", "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    changed = copied(pmc_llama[0], tmp_path / "changed")
+    state = dict(pmc_llama[1].state_dict())
+    write_shards(changed, state | {"model.norm.weight": state["model.norm.weight"] + 1e-6})
+    assert language_identity(str(changed), revision="unverified")["sha256"] != found["sha256"]
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code in a pickle ran",))
+
+
+def broken(kind: str, folder) -> None:
+    shard = folder / "pytorch_model-00001-of-00002.bin"
+    if kind == "truncated":
+        shard.write_bytes(shard.read_bytes()[:2000])
+    elif kind == "code":
+        torch.save(torch.load(shard, weights_only=True) | {"payload": Payload()}, shard)
+    elif kind == "lacking":
+        part = torch.load(shard, weights_only=True)
+        del part["model.embed_tokens.weight"]
+        torch.save(part, shard)
+    elif kind == "vanished":
+        shard.unlink()
+    elif kind == "foreign":
+        write_json(folder / "config.json", {"model_type": "mystery", "auto_map": {"AutoConfig": "configuration_mystery.MysteryConfig"}})
+    elif kind == "tokenizer":
+        (folder / "tokenizer.model").unlink()
+    elif kind == "no weights":
+        for file in folder.glob("pytorch_model*"):
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("truncated", "cannot be loaded as a causal language model"),
+        ("code", "cannot be loaded as a causal language model"),
+        ("lacking", "the file lacks model.embed_tokens.weight"),
+        ("vanished", "pytorch_model-00001-of-00002.bin"),
+        ("foreign", "cannot be loaded as a causal language model"),
+        ("tokenizer", "is a folder without tokenizer.json or tokenizer.model"),
+        ("no weights", "is a folder without"),
+    ],
+)
+def test_broken_folders_are_one_sentence(pmc_llama, tmp_path, capfd, kind, said):
+    folder = copied(pmc_llama[0], tmp_path / "broken")
+    broken(kind, folder)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    print(caught.value)
+    assert said in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "code in a pickle ran" not in capfd.readouterr().out
