@@ -1,14 +1,16 @@
 """A benchmark: the test questions of one source, and the images that each image condition shows with them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.config import typed
+from src.config import one_of, typed
 from src.data.images import decode
 from src.data.shards import Shards
 from src.errors import UserError, nearest
@@ -19,72 +21,119 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
 
 @dataclass
 class Benchmark:
-    kind: str
+    """One file of conf/benchmark: `pooled` benchmarks are free-text questions on images that count for `vqa/pooled`."""
+
     source: str
     split: str
     pooled: bool
 
 
-def read(name: str, *, root: str | Path) -> tuple[Benchmark, Shards]:
-    """`conf/benchmark/<name>.yaml` with its shards. Any other source under `root` is free-text questions on its test split."""
+@dataclass
+class Questions:
+    """The questions of a benchmark: `items` as they stand in the predictions file, `rows` where they stand in the shards."""
+
+    name: str
+    shards: Shards
+    rows: list[int]
+    pooled: bool
+
+    @cached_property
+    def items(self) -> list[dict]:
+        return items(self.shards, self.rows)
+
+    @property
+    def ids(self) -> list[str]:
+        return [item["id"] for item in self.items]
+
+
+def read(name: str, *, root: str | Path, limit: int = 0) -> Questions:
+    """`conf/benchmark/<name>.yaml` with its shards. Any other source under `root` is free-text questions on its test split.
+
+    `limit` takes that many questions, spread over the split; 0 takes all.
+    """
     path = FOLDER / f"{name}.yaml"
-    known = typed(Benchmark, OmegaConf.load(path)) if path.exists() else Benchmark("vqa", name, "test", True)
+    known = typed(Benchmark, OmegaConf.load(path)) if path.exists() else Benchmark(name, "test", True)
     folder = Path(root) / known.source
     if not (folder / "manifest.json").exists():
         built = [path.parent.name for path in Path(root).glob("*/manifest.json")]
         raise UserError(f"benchmark '{name}' needs the shards {folder}, which do not exist{nearest(known.source, built)}")
     shards = Shards(folder)
-    if len(shards.rows(known.split)) == 0:
+    rows = shards.rows(known.split)
+    if len(rows) == 0:
         raise UserError(f"benchmark '{name}': source '{known.source}' has no record in its {known.split} split")
-    return known, shards
-
-
-def items(benchmark: Benchmark, shards: Shards, *, limit: int) -> tuple[list[dict], list[int]]:
-    """The questions, one dict each as it stands in the predictions file, and their rows in the shards."""
-    rows = shards.rows(benchmark.split)
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
-    found = []
-    for row in rows.tolist():
-        record = shards.text(row)
-        found.append(
-            {
-                "id": record.key,
-                "source": record.source,
-                "image": record.group or record.key,
-                "type": record.type,
-                "question": record.question,
-                "references": record.references or [record.answer],
-            }
-        )
-    return found, rows.tolist()
+    return Questions(name, shards, rows.tolist(), known.pooled and bool(shards.column("num_images")[rows].any()))
 
 
-def shown(condition: str, items: list[dict], rows: list[int], *, seed: int) -> list[int | None]:
-    """For each question the row whose images are shown with it under `condition`; None = no image of the benchmark.
+def items(shards: Shards, rows: list[int]) -> list[dict]:
+    """Records as the predictions file describes them; `image` is what answers are clustered by."""
+    records = (shards.text(row) for row in rows)
+    return [
+        {
+            "id": record.key,
+            "source": record.source,
+            "image": record.group or record.key,
+            "type": record.type,
+            "question": record.question,
+            "references": record.references or [record.answer],
+        }
+        for record in records
+    ]
+
+
+def conditions(test: Questions, wanted: list[str]) -> list[str]:
+    """The image conditions under which a benchmark is asked. A text-only one is asked once, as `none`."""
+    for condition in wanted:
+        one_of("images", condition, CONDITIONS)
+    if test.shards.column("num_images")[test.rows].any():
+        return list(wanted)
+    if "none" not in wanted:
+        raise UserError(f"benchmark '{test.name}' has no images, images={wanted} cannot be shown; add 'none' or leave the benchmark out")
+    return ["none"]
+
+
+def shown(condition: str, test: Questions, *, seed: int) -> list[int] | None:
+    """For each question the row whose images are shown with it; None where no image of the benchmark is.
 
     Shuffled: the images of the test set change places as a single random cycle, so no question keeps its own and all questions
     on one image get the same other one.
     """
     if condition in ("blank", "none"):
-        return [None] * len(rows)
+        return None
     if condition == "real":
-        return list(rows)
+        return test.rows
     first: dict[str, int] = {}
-    for item, row in zip(items, rows, strict=True):
+    for item, row in zip(test.items, test.rows, strict=True):
         first.setdefault(item["image"], row)
     if len(first) < 2:
         raise UserError("images=[shuffled] needs at least two different images in the test split, found one; leave 'shuffled' out")
     names = sorted(first)
     cycle = [names[n] for n in np.random.default_rng(seed).permutation(len(names))]
     successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-    return [first[successor[item["image"]]] for item in items]
+    return [first[successor[item["image"]]] for item in test.items]
 
 
-def pixels(shards: Shards, row: int, *, size: int, exact: bool) -> list[Tensor]:
-    return [torch.from_numpy(decode(image, size=size, exact=exact)) for image in shards[row].images]
+def images(
+    test: Questions, numbers: list[int], condition: str, shown: list[int] | None, *, mean: Tensor, size: int, exact: bool
+) -> list[tuple[str, list[Tensor]]]:
+    """(name, pixels) of what each of the questions `numbers` shows; equal images have equal names and are decoded once."""
+    decoded: dict[str, list[Tensor]] = {"none": []}
+    names = []
+    for number in numbers:
+        if shown:
+            data = test.shards[shown[number]].images
+            name = xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(image) for image in data))
+            if name not in decoded:
+                decoded[name] = [torch.from_numpy(decode(image, size=size, exact=exact)) for image in data]
+        else:
+            count = int(test.shards.column("num_images")[test.rows[number]]) if condition == "blank" else 0
+            name = f"blank {count}" if count else "none"
+            decoded.setdefault(name, [blank(mean, size)] * count)
+        names.append(name)
+    return [(name, decoded[name]) for name in names]
 
 
 def blank(mean: Tensor, size: int) -> Tensor:
-    """An image of the encoder's mean colour: what normalises to zero."""
-    return (mean.flatten() * 255).round().to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()
+    """An image of the encoder's mean colour (uint8 3HW): what normalises to zero."""
+    return (mean.flatten().cpu() * 255).round().to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()

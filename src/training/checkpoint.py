@@ -31,6 +31,20 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
             params[name].copy_(value)
 
 
+def load(model: nn.Module, path: Path) -> None:
+    """The trained parameters of a checkpoint file into a model that was built from the same configuration."""
+    restore(model, torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
+
+
+def choose(folder: Path, which: str) -> Path:
+    """The checkpoint file of a run folder: `best` by validation loss, else, and for `last`, the newest."""
+    best = folder / "checkpoints" / "best.ckpt"
+    found = best if which == "best" and best.exists() else newest(folder / "checkpoints")
+    if found is None:
+        raise UserError(f"{folder} holds no checkpoint; train it first: python -m src.train name={folder.name} ...")
+    return found
+
+
 def newest(folder: Path) -> Path | None:
     """The newest readable `step=N.ckpt` of a run; unreadable ones are passed over with a warning."""
     found = sorted(folder.glob("step=*.ckpt"), key=_step, reverse=True)
