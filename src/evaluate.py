@@ -37,7 +37,17 @@ def evaluate(config: Evaluate) -> Path:
         load(model, path)
         prompter = model.prompter(budget=config.row_tokens or trained.data.row_tokens)
         generator = Generator(model.to(device), prompter, batch=config.batch, max_new_tokens=config.max_new_tokens)
-        depends_on = {"checkpoint": _digest(path), "row_tokens": prompter.budget, "max_new_tokens": config.max_new_tokens, "seed": config.seed}
+        depends_on = {
+            "checkpoint": _digest(path),
+            "row_tokens": prompter.budget,
+            "max_new_tokens": config.max_new_tokens,
+            "seed": config.seed,
+        }
+            "checkpoint": _digest(path),
+            "row_tokens": prompter.budget,
+            "max_new_tokens": config.max_new_tokens,
+            "seed": config.seed,
+        }
         for test in tests:
             for condition in asked[test.name]:
                 file = Answers(predictions(folder, test, condition), {**depends_on, "shards": test.shards.manifest["fingerprint"]})

@@ -1,7 +1,7 @@
 """Answers to a benchmark that need no model; what a model must beat before its score means anything.
 
-    majority  the most frequent training answer of the question's type
-    colour    a logistic regression per question type from the image's colour histogram to the training answers
+majority  the most frequent training answer of the question's type
+colour    a logistic regression per question type from the image's colour histogram to the training answers
 """
 
 import numpy as np

@@ -1,11 +1,12 @@
-"""Answers from the model: greedy, batched, one image prefix shared by all of its questions.
+"""Answers from the model: greedy, sampled, or the likeliest of given options; batched, one image prefix shared by its questions.
 
-Legend: Q questions alive, M distinct prefixes, T tokens, H language width.
+Legend: Q questions alive, M distinct prefixes, T tokens, H language width, V vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -22,6 +23,7 @@ class Asked:
     images: list[Tensor]
     prompt: list[int]
     prefix: str  # equal for questions that show the same images
+    seed: int = 0  # of this question's draws, when sampling
 
 
 @dataclass
@@ -40,10 +42,15 @@ def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter
 
 
 class Generator:
-    """Greedy decoding on one device. `batch` bounds the questions that decode at once."""
+    """Decoding on one device. `batch` bounds the questions that decode at once.
 
-    def __init__(self, model: VLM, prompter: Prompter, *, batch: int, max_new_tokens: int):
+    `temperature` 0 is greedy; above, tokens are drawn from the smallest set whose probability reaches `top_p`. A draw depends on
+    the question's own seed, never on its neighbours in the batch.
+    """
+
+    def __init__(self, model: VLM, prompter: Prompter, *, batch: int, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0):
         self.model, self.prompter, self.batch, self.max_new_tokens = model.eval(), prompter, batch, max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
         self.device = next(model.projector.parameters()).device
         vocabulary = model.language.base.config.vocab_size
         self.banned = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
@@ -53,15 +60,38 @@ class Generator:
     @torch.inference_mode()
     def answers(self, asked: list[Asked]) -> Iterator[tuple[int, Answer]]:
         """(number of the question, its answer), batch by batch: questions of one prefix together, longest prompts first."""
+        for numbers in self._batches(asked):
+            yield from zip(numbers, self._decode([asked[n] for n in numbers]), strict=True)
+
+    @torch.inference_mode()
+    def likelihoods(self, asked: list[Asked], options: list[list[str]]) -> list[list[tuple[float, int]]]:
+        """Per question and option: (log-probability of the option's tokens and the end of sequence after the prompt, their number)."""
+        spelt = [[ids + [self.prompter.eos] for ids in self.prompter.tokens(texts)] for texts in options]
+        pairs = [(n, ids) for n, texts in enumerate(spelt) for ids in texts]
+        whole = [replace(asked[n], prompt=asked[n].prompt + ids) for n, ids in pairs]
+        found: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
+        for numbers in self._batches(whole):
+            hidden_QTH = self._prefill([whole[n] for n in numbers])[2]
+            longest = max(len(pairs[n][1]) for n in numbers)
+            logprobs_QTV = self.model.language.head(hidden_QTH[:, -longest - 1 : -1]).float().log_softmax(-1)
+            for row, n in enumerate(numbers):
+                ids = torch.tensor(pairs[n][1], device=self.device)
+                found[n] = (logprobs_QTV[row, -len(ids) :].gather(1, ids[:, None]).sum().item(), len(ids))
+        scored = iter(found)
+        return [[next(scored) for _ in texts] for texts in spelt]
+
+    def _batches(self, asked: list[Asked]) -> Iterator[list[int]]:
+        """Numbers of questions with equally many images, those of one prefix together."""
         order = sorted(range(len(asked)), key=lambda n: (len(asked[n].images), asked[n].prefix, len(asked[n].prompt)))
         for count in sorted({len(question.images) for question in asked}):
             alike = [n for n in order if len(asked[n].images) == count]
             for at in range(0, len(alike), self.batch):
-                numbers = alike[at : at + self.batch]
-                yield from zip(numbers, self._decode([asked[n] for n in numbers]), strict=True)
+                yield alike[at : at + self.batch]
 
     def _decode(self, asked: list[Asked]) -> list[Answer]:
-        cache, lengths_Q, logits_QV, width = self._prefill(asked)
+        cache, lengths_Q, hidden_QTH, width = self._prefill(asked)
+        logits_QV = self.model.language.head(hidden_QTH[:, -1])
+        draws = [np.random.default_rng([question.seed, 0]) for question in asked]
         tokens: list[list[int]] = [[] for _ in asked]
         scores: list[list[float]] = [[] for _ in asked]
         alive = torch.arange(len(asked), device=self.device)
@@ -74,8 +104,9 @@ class Generator:
         position_Q = prefix + lengths_Q
         for _ in range(self.max_new_tokens):
             logprobs_QV = logits_QV.float().masked_fill(self.banned, -torch.inf).log_softmax(-1)
-            best_Q, next_Q = logprobs_QV.max(-1)
-            for number, token, score in zip(alive.tolist(), next_Q.tolist(), best_Q.tolist(), strict=True):
+            next_Q = self._choose(logprobs_QV, [draws[number] for number in alive.tolist()])
+            scores_Q = logprobs_QV.gather(1, next_Q[:, None])[:, 0]
+            for number, token, score in zip(alive.tolist(), next_Q.tolist(), scores_Q.tolist(), strict=True):
                 tokens[number].append(token)
                 scores[number].append(score)
             keep = (next_Q != self.prompter.eos).nonzero()[:, 0]
@@ -85,12 +116,16 @@ class Generator:
                 cache.batch_select_indices(keep)
                 alive, next_Q, position_Q, seen_QT = alive[keep], next_Q[keep], position_Q[keep], seen_QT[keep]
             seen_QT = torch.cat([seen_QT, torch.ones_like(seen_QT[:, :1])], 1)
-            logits_QV = self._step(self.model.language.embed(next_Q[:, None]), position_Q[:, None], seen_QT, cache)[:, -1]
+            hidden_QTH = self._step(self.model.language.embed(next_Q[:, None]), position_Q[:, None], seen_QT, cache)
+            logits_QV = self.model.language.head(hidden_QTH[:, -1])
             position_Q = position_Q + 1
         return [self._answer(*pair) for pair in zip(tokens, scores, strict=True)]
 
     def _prefill(self, asked: list[Asked]) -> tuple[DynamicCache, Tensor, Tensor, int]:
-        """Images once per distinct prefix, then every question on its copy of the prefix."""
+        """Images once per distinct prefix, then every question on its copy of the prefix.
+
+        Gives the cache, the prompt lengths, the hidden states h_QTH of the left-padded prompts, and the width of prefix and prompt.
+        """
         firsts = {question.prefix: n for n, question in reversed(list(enumerate(asked)))}
         prefixes = {prefix: m for m, prefix in enumerate(firsts)}
         ids_MT = torch.tensor([self.prompter.prefix(len(asked[0].images))] * len(firsts), device=self.device)
@@ -107,15 +142,24 @@ class Generator:
         at_QT = torch.arange(longest, device=self.device)[None] - (longest - lengths_Q)[:, None]
         seen_QT = torch.cat([torch.ones(len(asked), prefix, dtype=torch.long, device=self.device), (at_QT >= 0).long()], 1)
         positions_QT = prefix + at_QT.clamp(min=0)
-        hidden = self._step(self.model.language.embed(ids_QT), positions_QT, seen_QT, cache)
-        return cache, lengths_Q, hidden[:, -1], prefix + longest
+        return cache, lengths_Q, self._step(self.model.language.embed(ids_QT), positions_QT, seen_QT, cache), prefix + longest
 
     def _step(self, e_BTH: Tensor, positions_BT: Tensor | None, seen_BT: Tensor | None, cache: DynamicCache) -> Tensor:
-        """Logits of the last token, [B, 1, V]; the cache grows."""
-        out = self.model.language.body(
+        """Hidden states of these tokens; the cache grows."""
+        return self.model.language.body(
             inputs_embeds=e_BTH, position_ids=positions_BT, attention_mask=seen_BT, past_key_values=cache, use_cache=True
-        )
-        return self.model.language.head(out.last_hidden_state[:, -1:])
+        ).last_hidden_state
+
+    def _choose(self, logprobs_QV: Tensor, draws: list[np.random.Generator]) -> Tensor:
+        """The next token of each question."""
+        if self.temperature == 0:
+            return logprobs_QV.argmax(-1)
+        sorted_QV, order_QV = (logprobs_QV / self.temperature).softmax(-1).sort(descending=True)
+        mass_QV = sorted_QV.cumsum(-1)
+        sorted_QV[mass_QV - sorted_QV >= self.top_p] = 0  # the token that crosses top_p stays
+        mass_QV = sorted_QV.double().cumsum(-1)
+        drawn_Q1 = torch.tensor([[draw.random()] for draw in draws], dtype=torch.float64, device=self.device) * mass_QV[:, -1:]
+        return order_QV.gather(1, torch.searchsorted(mass_QV, drawn_Q1, right=True).clamp(max=mass_QV.shape[1] - 1))[:, 0]
 
     def _answer(self, tokens: list[int], scores: list[float]) -> Answer:
         ended = tokens and tokens[-1] == self.prompter.eos

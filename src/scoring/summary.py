@@ -38,5 +38,7 @@ def text(metrics: dict[str, dict]) -> str:
     for key, found in metrics.items():
         _, name, condition, part, scorer = key.split("/")
         if part == "all" and scorer in ("bleu1", "exact"):
-            lines.append(f"{name:16} {condition:22} {scorer:6} {found['value']:7.3f}  [{found['low']:.3f}, {found['high']:.3f}]  n={found['n']:,}")
+            lines.append(
+                f"{name:16} {condition:22} {scorer:6} {found['value']:7.3f}  [{found['low']:.3f}, {found['high']:.3f}]  n={found['n']:,}"
+            )
     return "\n".join(lines)
