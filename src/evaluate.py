@@ -43,11 +43,6 @@ def evaluate(config: Evaluate) -> Path:
             "max_new_tokens": config.max_new_tokens,
             "seed": config.seed,
         }
-            "checkpoint": _digest(path),
-            "row_tokens": prompter.budget,
-            "max_new_tokens": config.max_new_tokens,
-            "seed": config.seed,
-        }
         for test in tests:
             for condition in asked[test.name]:
                 file = Answers(predictions(folder, test, condition), {**depends_on, "shards": test.shards.manifest["fingerprint"]})

@@ -49,9 +49,9 @@ def flat(config: dict, prefix: str = "") -> dict:
 
 
 def mask(config: dict) -> dict:
-    return {
-        key: mask(value) if isinstance(value, dict) else ("***" if SECRET.search(str(key)) and value else value) for key, value in config.items()
-    }
+    """The configuration with the values of keys that hold secrets starred out."""
+    hidden = {key for key, value in config.items() if value and not isinstance(value, dict) and SECRET.search(str(key))}
+    return {key: "***" if key in hidden else mask(value) if isinstance(value, dict) else value for key, value in config.items()}
 
 
 def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:

@@ -39,7 +39,8 @@ def train(config: Train) -> Path:
             slots=config.trainer.accumulate,
         )
         print(table(model, config))
-        print(f"data {short(data.fingerprint)}: " + ", ".join(f"{s} {len(r):,}" for s, r in zip(data.mixture.sources, data.mixture.rows, strict=True)))
+        counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
+        print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
 
         module = Training(model, config, sources=data.mixture.sources, folder=folder)
         log = Log(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=config.trainer.log_every)
@@ -114,8 +115,8 @@ def loggers(config: Train) -> list:
         return []
     from lightning.pytorch.loggers import WandbLogger
 
-    folder = Path(config.outputs) / config.name
-    return [WandbLogger(project=config.logger.project, name=config.name, save_dir=folder, offline=config.logger.wandb == "offline", config=plain(config))]
+    folder, offline = Path(config.outputs) / config.name, config.logger.wandb == "offline"
+    return [WandbLogger(project=config.logger.project, name=config.name, save_dir=folder, offline=offline, config=plain(config))]
 
 
 def throughput(totals: dict) -> dict:

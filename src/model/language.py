@@ -19,7 +19,8 @@ class Language(nn.Module):
         names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
         unknown = sorted(set(lora.targets) - names)
         if unknown:
-            raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of {config.path} are {', '.join(sorted(names))}")
+            there = ", ".join(sorted(names))
+            raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of {config.path} are {there}")
         base.config.use_cache = False
         self.model = get_peft_model(
             base,

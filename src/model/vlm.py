@@ -76,7 +76,8 @@ def build(config: Train) -> VLM:
 def table(model: VLM, config: Train) -> str:
     """Part, parameters, trainable ones and learning rate: what is frozen and what trains, for people."""
     lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
-    origin = {"vision": config.vision.path or config.vision.architecture, "projector": config.projector.kind, "language": config.language.path}
+    vision = config.vision.path or config.vision.architecture
+    origin = {"vision": vision, "projector": config.projector.kind, "language": config.language.path}
     for name, part in model.parts().items():
         total = sum(p.numel() for p in part.parameters())
         trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)

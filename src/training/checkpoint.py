@@ -25,7 +25,8 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
     reshaped = [name for name in state if name in params and params[name].shape != state[name].shape]
     for what, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes for", reshaped)):
         if names:
-            raise UserError(f"the checkpoint {what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; was it made with another model?")
+            some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            raise UserError(f"the checkpoint {what} {some}; was it made with another model?")
     with torch.no_grad():
         for name, value in state.items():
             params[name].copy_(value)

@@ -95,4 +95,5 @@ class Training(lightning.LightningModule):
     def _stop_on(self, batch: Batch, total: Tensor) -> None:
         path = self.folder / "nonfinite.json"
         path.write_text(json.dumps({"step": self.trainer.global_step, "samples": batch.keys}))
-        raise UserError(f"the loss became {total.item()} at step {self.trainer.global_step}; the samples of that batch are listed in {path}")
+        step = self.trainer.global_step
+        raise UserError(f"the loss became {total.item()} at step {step}; the samples of that batch are listed in {path}")
