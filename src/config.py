@@ -29,6 +29,7 @@ class Data:
     row_tokens: int
     workers: int
     exact_decode: bool
+    images: bool
     validate: int
 
 

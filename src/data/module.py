@@ -52,6 +52,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -
         "window": data.window,
         "global_batch": data.global_batch,
         "row_tokens": data.row_tokens,
+        "images": data.images,
     }
 
 
@@ -102,13 +103,16 @@ class Stream(IterableDataset):
         samples: list[tuple[Encoded, int, int]] = []
         for source in np.unique(sources).tolist():
             mine = index_rows[sources == source].tolist()
-            opened = self.shards[source]
-            counts = opened.column("num_images")[mine].tolist()
-            encoded = self.prompter.encode([opened.text(row) for row in mine], num_images=counts)
-            samples += [(sample, source, row) for sample, row in zip(encoded, mine, strict=True)]
+            samples += [(sample, source, row) for sample, row in zip(self.encoded(source, mine), mine, strict=True)]
         packed = pack([len(sample.ids) for sample, _, _ in samples], self.data.row_tokens)
         order = np.random.Generator(np.random.Philox(key=[self.seed + 1, number])).permutation(len(packed))
         return [[samples[item] for item in packed[n]] for n in order]
+
+    def encoded(self, source: int, rows: list[int]) -> list[Encoded]:
+        """Records as tokens; their images are only counted."""
+        opened = self.shards[source]
+        counts = opened.column("num_images")[rows] if self.data.images else np.zeros(len(rows), int)
+        return self.prompter.encode([opened.text(row) for row in rows], num_images=counts.tolist())
 
     def to_batch(self, rows: list[list[tuple[Encoded, int, int]]]) -> Batch:
         images, keys = [], []
@@ -163,10 +167,8 @@ class DataModule(lightning.LightningDataModule):
         stream = self.stream()
         rows: list = []
         for number, source in enumerate(self.mixture.sources):
-            opened = self.shards[source]
-            picked = opened.rows("val")[: self.data.validate].tolist()
-            counts = opened.column("num_images")[picked].tolist()
-            encoded = self.prompter.encode([opened.text(row) for row in picked], num_images=counts)
+            picked = self.shards[source].rows("val")[: self.data.validate].tolist()
+            encoded = stream.encoded(number, picked)
             packed = pack([len(sample.ids) for sample in encoded], self.data.row_tokens)
             rows += [[(encoded[item], number, picked[item]) for item in items] for items in packed]
         per_batch = max(1, len(stream.step_rows(0)) // (world * self.slots))
