@@ -71,9 +71,9 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
                 ask(record, images=pixels, prefix=name, prompter=generator.prompter, max_new_tokens=generator.max_new_tokens)
                 for record, (name, pixels) in zip(records, seen, strict=True)
             ]
-            for number, found in generator.answers(questions):
-                item = test.items[numbers[number]]
-                file.add([{**item, "prediction": found.text, "confidence": round(found.confidence, 6)}])
+            options = [test.items[n].get("choices", []) for n in numbers]
+            for number, found in generator.choices(questions, options) if test.choices else generator.answers(questions):
+                file.add([{**test.items[numbers[number]], **found.line()}])
                 bar.update()
     file.finish(test.ids)
 

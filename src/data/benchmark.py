@@ -21,11 +21,13 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
 
 @dataclass
 class Benchmark:
-    """One file of conf/benchmark: `pooled` benchmarks are free-text questions on images that count for `vqa/pooled`."""
+    """One file of conf/benchmark; the files explain the keys."""
 
     source: str
     split: str
     pooled: bool
+    choices: bool
+    disjoint: bool
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Questions:
     shards: Shards
     rows: list[int]
     pooled: bool
+    choices: bool
 
     @cached_property
     def items(self) -> list[dict]:
@@ -52,18 +55,22 @@ def read(name: str, *, root: str | Path, limit: int = 0) -> Questions:
     `limit` takes that many questions, spread over the split; 0 takes all.
     """
     path = FOLDER / f"{name}.yaml"
-    known = typed(Benchmark, OmegaConf.load(path)) if path.exists() else Benchmark(name, "test", True)
+    known = typed(Benchmark, OmegaConf.load(path)) if path.exists() else Benchmark(name, "test", pooled=True, choices=False, disjoint=False)
     folder = Path(root) / known.source
     if not (folder / "manifest.json").exists():
         built = [path.parent.name for path in Path(root).glob("*/manifest.json")]
         raise UserError(f"benchmark '{name}' needs the shards {folder}, which do not exist{nearest(known.source, built)}")
     shards = Shards(folder)
     rows = shards.rows(known.split)
+    if known.disjoint:
+        groups = shards.column("group")
+        rows = rows[~np.isin(groups[rows], groups[shards.rows("train")])]
     if len(rows) == 0:
         raise UserError(f"benchmark '{name}': source '{known.source}' has no record in its {known.split} split")
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
-    return Questions(name, shards, rows.tolist(), known.pooled and bool(shards.column("num_images")[rows].any()))
+    pooled = known.pooled and bool(shards.column("num_images")[rows].any())
+    return Questions(name, shards, rows.tolist(), pooled, known.choices)
 
 
 def items(shards: Shards, rows: list[int]) -> list[dict]:
@@ -77,6 +84,7 @@ def items(shards: Shards, rows: list[int]) -> list[dict]:
             "type": record.type,
             "question": record.question,
             "references": record.references or [record.answer],
+            **({"choices": record.choices} if record.choices else {}),
         }
         for record in records
     ]

@@ -29,7 +29,13 @@ class Asked:
 @dataclass
 class Answer:
     text: str
-    confidence: float  # mean log-probability of the generated tokens
+    confidence: float  # mean log-probability of its tokens
+    unnormalised: str = ""  # of given options the likeliest as a whole; long options lose by this rule
+
+    def line(self) -> dict:
+        """What a predictions file says of an answer."""
+        line = {"prediction": self.text, "confidence": round(self.confidence, 6)}
+        return line | {"prediction_unnormalised": self.unnormalised} if self.unnormalised else line
 
 
 def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> Asked:
@@ -62,6 +68,13 @@ class Generator:
         """(number of the question, its answer), batch by batch: questions of one prefix together, longest prompts first."""
         for numbers in self._batches(asked):
             yield from zip(numbers, self._decode([asked[n] for n in numbers]), strict=True)
+
+    def choices(self, asked: list[Asked], options: list[list[str]]) -> Iterator[tuple[int, Answer]]:
+        """(number of the question, its option with the highest log-probability per token)."""
+        for number, scores in enumerate(self.likelihoods(asked, options)):
+            means = [total / count for total, count in scores]
+            best, whole = int(np.argmax(means)), int(np.argmax([total for total, _ in scores]))
+            yield number, Answer(options[number][best], means[best], options[number][whole])
 
     @torch.inference_mode()
     def likelihoods(self, asked: list[Asked], options: list[list[str]]) -> list[list[tuple[float, int]]]:
