@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from src.data.mixture import BLOCK, Mixture, cards
+
+SHARES = {"a": 0.5, "b": 0.3, "none": 0.0, "c": 0.2}
+ROWS = {"a": np.arange(100, 7100), "b": np.arange(0, 900) * 3, "none": np.arange(5), "c": np.array([7, 11, 13])}
+
+
+def mixture(seed: int = 3) -> Mixture:
+    return Mixture(SHARES, ROWS, seed=seed)
+
+
+def test_any_span_is_a_slice_of_the_whole_stream():
+    whole = mixture().take(0, 3 * BLOCK)
+    backwards = mixture()
+    for start, stop in [(29_990, 30_000), (BLOCK - 3, BLOCK + 5), (12_345, 12_346), (0, 17), (5_000, 25_000)]:
+        for part, column in zip(backwards.take(start, stop), whole, strict=True):
+            assert np.array_equal(part, column[start:stop])
+
+
+def test_the_order_depends_on_the_seed_alone():
+    first, same, other = (mixture(seed).take(0, BLOCK) for seed in (3, 3, 4))
+    assert np.array_equal(first[1], same[1])
+    assert not np.array_equal(first[1], other[1])
+
+
+def test_shares_are_exact_in_every_block():
+    sources = mixture().take(0, 4 * BLOCK)[0].reshape(4, BLOCK)
+    for block in sources:
+        assert np.bincount(block).tolist() == [5000, 3000, 2000]
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_is_shuffled_anew():
+    source, row = mixture().take(0, 3 * BLOCK)
+    for number, name in enumerate(("a", "b", "c")):
+        drawn, rows = row[source == number], ROWS[name]
+        epochs = drawn[: len(drawn) // len(rows) * len(rows)].reshape(-1, len(rows))
+        assert len(epochs) >= 2
+        assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_neighbours_of_an_epoch_are_not_in_order():
+    source, row = mixture().take(0, BLOCK)
+    drawn = row[source == 0]
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("shares", "dealt"),
+    [
+        ({"a": 1, "b": 1, "c": 1}, {"a": 3334, "b": 3333, "c": 3333}),
+        ({"a": 1e9, "b": 1, "c": 0}, {"a": BLOCK - 1, "b": 1}),
+        ({"a": 3.3e6, "b": 5}, {"a": BLOCK - 1, "b": 1}),
+    ],
+)
+def test_cards_fill_the_block_and_forget_nobody(shares, dealt):
+    assert sum(cards(shares).values()) == BLOCK
+    assert sorted(cards(shares).values()) == sorted(dealt.values())
+    assert set(cards(shares)) == set(dealt)
