@@ -1,0 +1,186 @@
+"""src/data/module.py: a step is a pure function of its number, whoever loads it."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from src.data.images import decode
+from src.data.module import fingerprint, open_sources
+from src.data.prompt import IGNORE
+from src.errors import UserError
+from tests.conftest import parts
+
+STEPS = 5
+
+
+@pytest.fixture
+def data(configure):
+    return lambda *overrides: parts(configure(*overrides))[1]
+
+
+def rows_of(batch) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of every row without its padding; the row of an empty slot is none."""
+    rows = []
+    for ids, labels, sources in zip(batch.ids_BT.tolist(), batch.labels_BT.tolist(), batch.sources_BT.tolist(), strict=True):
+        length = sum(source >= 0 for source in sources)
+        if length:
+            rows.append((ids[:length], labels[:length]))
+    return rows
+
+
+def global_batch(data, step: int, *, world: int, slots: int) -> tuple[list, list[str], torch.Tensor]:
+    data.slots = slots
+    batches = [data.stream(rank=rank, world=world).batch(step, slot=slot) for rank in range(world) for slot in range(slots)]
+    assert max(len(rows_of(b)) for b in batches) - min(len(rows_of(b)) for b in batches) <= 1
+    rows = [row for batch in batches for row in rows_of(batch)]
+    return rows, [key for batch in batches for key in batch.keys], torch.cat([batch.images_NCHW for batch in batches])
+
+
+@pytest.mark.parametrize(("world", "slots"), [(1, 4), (2, 1), (2, 2), (4, 1), (4, 4)])
+def test_a_step_is_the_same_for_any_ranks_and_slots(data, world, slots):
+    module = data()
+    for step in range(STEPS):
+        rows, keys, images = global_batch(module, step, world=1, slots=1)
+        other = global_batch(module, step, world=world, slots=slots)
+        assert rows == other[0]
+        assert keys == other[1]
+        assert torch.equal(images, other[2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_never_change_the_order(data, workers):
+    module = data()
+    alone, worked = module.stream(), module.stream()
+    alone.start = worked.start = 3
+    loader = iter(DataLoader(worked, batch_size=None, num_workers=workers))
+    for one, other in zip(alone, [next(loader) for _ in range(STEPS)], strict=False):
+        assert one.keys == other.keys
+        assert torch.equal(one.ids_BT, other.ids_BT)
+        assert torch.equal(one.images_NCHW, other.images_NCHW)
+
+
+def test_steps_hold_every_position_of_the_mixture_once(data):
+    module = data()
+    stream = module.stream()
+    size = module.data.window
+    for window in range(3):
+        sources, rows = module.mixture.take(window * size, (window + 1) * size)
+        drawn = [f"{module.mixture.sources[source]}:{row}" for source, row in zip(sources, rows, strict=True)]
+        steps = size // module.data.global_batch
+        seen = [key for step in range(steps) for key in stream.batch(window * steps + step, slot=0).keys]
+        assert sorted(seen) == sorted(drawn)
+
+
+def test_seeking_is_reading_on(data):
+    reads, seeks = data(), data()
+    for step in range(STEPS):
+        reads.stream().batch(step, slot=0)
+    assert reads.stream().batch(77, slot=0).keys == seeks.stream().batch(77, slot=0).keys
+
+
+def test_batches_hold_the_pixels_and_answers_of_their_records(data):
+    """Images in the order of their placeholders; labels spell the answer and the end of sequence, and nothing else."""
+    module = data()
+    batch = module.stream().batch(0, slot=0)
+    tokenizer = module.prompter.tokenizer
+    images, answers = [], []
+    for key in batch.keys:
+        source, _, row = key.partition(":")
+        record = module.shards[source][int(row)]
+        images += [decode(image, size=32) for image in record.images]
+        answers.append(record.answer)
+    assert np.array_equal(batch.images_NCHW.numpy(), np.stack(images))
+    assert int((batch.ids_BT == module.prompter.image_id).sum()) == len(images) * 4
+    spelt = []
+    for labels, positions in zip(batch.labels_BT, batch.positions_BT, strict=True):
+        starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(labels)]
+        for start, stop in zip(starts, starts[1:], strict=False):
+            kept = labels[start:stop][labels[start:stop] != IGNORE].tolist()
+            if kept:
+                assert kept[-1] == module.prompter.eos
+                spelt.append(tokenizer.decode(kept[:-1]))
+    assert spelt == answers
+
+
+def test_validation_is_fixed_disjoint_over_ranks_and_never_of_the_training_split(data):
+    module = data()
+    keys = [key for batch in module.validation_batches() for key in batch.keys]
+    assert len(keys) == len(set(keys)) == 12
+    for source, opened in module.shards.items():
+        picked = [int(key.partition(":")[2]) for key in keys if key.startswith(source)]
+        assert sorted(picked) == opened.rows("val")[:4].tolist()
+    split = [key for rank in range(2) for batch in module.validation_batches(rank=rank, world=2) for key in batch.keys]
+    assert sorted(split) == sorted(keys)
+
+
+def test_state_is_the_steps_taken_and_what_the_order_depends_on(data):
+    module, other = data(), data("optim.steps=9")
+    module.consumed = 7
+    state = json.loads(json.dumps(module.state_dict()))
+    other.load_state_dict(state)
+    assert other.consumed == 7
+    assert set(state) == {"consumed", "fingerprint"}
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=1", "seed"),
+        ("mix.shares.beta=2", "shares"),
+        ("data.global_batch=8", "global_batch"),
+        ("data.window=64", "window"),
+        ("data.row_tokens=170", "row_tokens"),
+        ("mix.decontaminate=false", "decontaminate"),
+    ],
+)
+def test_another_order_refuses_to_resume(data, override, key):
+    with pytest.raises(UserError, match=f"cannot resume: '{key}' of the data was"):
+        data(override).load_state_dict(data().state_dict())
+
+
+def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    manifest = json.loads((copy / "beta" / "manifest.json").read_text())
+    manifest["fingerprint"] = "changed"
+    (copy / "beta" / "manifest.json").write_text(json.dumps(manifest))
+    config = configure()
+    before, after = (fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data) for root in (shards, copy))
+    assert before["shards"]["alpha"] == after["shards"]["alpha"]
+    assert before["shards"]["beta"] != after["shards"]["beta"]
+
+
+def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shards, root)
+    leak_everything(root / "gamma")
+    with pytest.raises(UserError, match=r"mix.shares names 'gamma', but no training record of it may be used; set mix.shares.gamma=0"):
+        data(f"data.root={root}")
+    assert len(data(f"data.root={root}", "mix.decontaminate=false").mixture.rows[2]) == 60
+
+
+def leak_everything(folder) -> None:
+    with pa.OSFile(str(folder / "index.arrow")) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    at = batch.schema.get_field_index("leaks_into")
+    batch = batch.set_column(at, batch.schema.field(at), pa.array(["pathvqa"] * batch.num_rows))
+    with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shards, root)
+    tar = root / "alpha" / "train-000000.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[: len(content) // 4])
+    with pytest.raises(UserError, match="is not the file that the index was made of"):
+        [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
+    tar.unlink()
+    with pytest.raises(UserError, match="is named in the manifest but is not there"):
+        [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
