@@ -11,7 +11,7 @@ from PIL.Image import DecompressionBombError, Resampling
 
 MAX_PIXELS = 50_000_000  # checked in the header, before anything is decoded
 MIN_SIDE = 8  # pixels; the paper-thin and the 1x1 show nothing
-FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]  # no EPS: it would start an interpreter
+FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]  # no EPS: it would start an interpreter
 ORIENTATION = 274  # EXIF tag
 
 
@@ -139,7 +139,7 @@ def _segments(data: bytes) -> _Segments:
 
 
 def _orientation(data: bytes) -> int:
-    with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         return image.getexif().get(ORIENTATION, 1)
 
 
