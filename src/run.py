@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from src.environment import environment
 from src.errors import UserError
 
 # Keys that may differ when a run is continued: they change neither the order of the data nor the update.
@@ -122,7 +123,8 @@ def verb(folder: Path, name: str) -> Iterator[dict]:
     finally:
         meter.stop()
     command = " ".join(["python -m", f"src.{name}", *sys.argv[1:]])
-    write_atomically(folder / f"{name}.json", json.dumps({"verb": name, "command": command, "git": git(), **cost(meter), **said}, indent=1))
+    about = {"verb": name, "command": command, "git": git(), "environment": environment()}
+    write_atomically(folder / f"{name}.json", json.dumps({**about, **cost(meter), **said}, indent=1))
     partial.unlink(missing_ok=True)
     rebuild(folder)
 

@@ -12,7 +12,7 @@ from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
 from src.errors import UserError
-from src.model.vlm import build, table
+from src.model.vlm import build, census, table
 from src.training.checkpoint import Checkpoints, newest
 from src.training.log import Log
 from src.training.module import Training
@@ -38,7 +38,8 @@ def train(config: Train) -> Path:
             seed=config.seed,
             slots=config.trainer.accumulate,
         )
-        print(table(model, config))
+        said["parts"] = census(model, config)
+        print(table(said["parts"]))
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
 
@@ -67,7 +68,7 @@ def train(config: Train) -> Path:
             number = saver.stopped or signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
             raise SystemExit(128 + number)
-        said["data"] = short(data.fingerprint)
+        said["data"], said["shards"] = short(data.fingerprint), data.fingerprint["shards"]
         said["metrics"] = throughput(log.totals)
     return folder
 

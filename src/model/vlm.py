@@ -73,14 +73,26 @@ def build(config: Train) -> VLM:
     return model
 
 
-def table(model: VLM, config: Train) -> str:
-    """Part, parameters, trainable ones and learning rate: what is frozen and what trains, for people."""
-    lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
+def census(model: VLM, config: Train) -> list[dict]:
+    """Per part its parameters, the trainable ones, the peak learning rate and where its weights come from."""
     vision = config.vision.path or config.vision.architecture
     origin = {"vision": vision, "projector": config.projector.kind, "language": config.language.path}
-    for name, part in model.parts().items():
-        total = sum(p.numel() for p in part.parameters())
-        trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        rate = getattr(config.optim.lr, name)
-        lines.append(f"{name:<11}{total:>15,}{trainable:>15,}{rate if trainable else 'frozen':>10}  {origin[name]}")
+    return [
+        {
+            "part": name,
+            "parameters": sum(p.numel() for p in part.parameters()),
+            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
+            "lr": getattr(config.optim.lr, name),
+            "weights": origin[name],
+        }
+        for name, part in model.parts().items()
+    ]
+
+
+def table(parts: list[dict]) -> str:
+    """What is frozen and what trains, for people."""
+    lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
+    for part in parts:
+        rate = part["lr"] if part["trainable"] else "frozen"
+        lines.append(f"{part['part']:<11}{part['parameters']:>15,}{part['trainable']:>15,}{rate:>10}  {part['weights']}")
     return "\n".join(lines)
