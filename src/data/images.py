@@ -23,6 +23,11 @@ def decode(data: bytes, *, size: int, exact: bool = False) -> np.ndarray:
     else:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=size, min_width=size, fastdct=False, fastupsample=False)
         image = Image.fromarray(pixels)
+    return squash(image, size)
+
+
+def squash(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB picture -> uint8 (3, size, size)."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -42,7 +42,8 @@ def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter
     """The last question of a record as the model sees it in training, cut to the same token budget."""
     tokens = prompter.tokens([text for pair in pieces(record) for text in pair])
     room = prompter.budget - len(prompter.prefix(len(images)))
-    history = [token for text in tokens[:-2] for token in text]
+    ends = [[], [prompter.eos]] * len(tokens)  # an earlier answer ends as it did in training
+    history = [token for text, end in zip(tokens[:-2], ends, strict=False) for token in text + end]
     (prompt, _), *_ = fit([(history + tokens[-2], [0] * max_new_tokens)], room)[0]
     return Asked(images, prompt, prefix)
 
@@ -68,6 +69,12 @@ class Generator:
         """(number of the question, its answer), batch by batch: questions of one prefix together, longest prompts first."""
         for numbers in self._batches(asked):
             yield from zip(numbers, self._decode([asked[n] for n in numbers]), strict=True)
+
+    @torch.inference_mode()
+    def stream(self, asked: Asked) -> Iterator[Answer]:
+        """The answer to one question as it grows, token by token."""
+        for tokens, scores in self._steps([asked]):
+            yield self._answer(tokens[0], scores[0])
 
     def choices(self, asked: list[Asked], options: list[list[str]]) -> Iterator[tuple[int, Answer]]:
         """(number of the question, its option with the highest log-probability per token)."""
@@ -102,6 +109,11 @@ class Generator:
                 yield alike[at : at + self.batch]
 
     def _decode(self, asked: list[Asked]) -> list[Answer]:
+        *_, (tokens, scores) = self._steps(asked)
+        return [self._answer(*pair) for pair in zip(tokens, scores, strict=True)]
+
+    def _steps(self, asked: list[Asked]) -> Iterator[tuple[list[list[int]], list[list[float]]]]:
+        """The tokens of every answer and their log-probabilities, the same growing lists after each step."""
         cache, lengths_Q, hidden_QTH, width = self._prefill(asked)
         logits_QV = self.model.language.head(hidden_QTH[:, -1])
         draws = [np.random.default_rng([question.seed, 0]) for question in asked]
@@ -122,6 +134,7 @@ class Generator:
             for number, token, score in zip(alive.tolist(), next_Q.tolist(), scores_Q.tolist(), strict=True):
                 tokens[number].append(token)
                 scores[number].append(score)
+            yield tokens, scores
             keep = (next_Q != self.prompter.eos).nonzero()[:, 0]
             if len(keep) == 0:
                 break
@@ -132,7 +145,6 @@ class Generator:
             hidden_QTH = self._step(self.model.language.embed(next_Q[:, None]), position_Q[:, None], seen_QT, cache)
             logits_QV = self.model.language.head(hidden_QTH[:, -1])
             position_Q = position_Q + 1
-        return [self._answer(*pair) for pair in zip(tokens, scores, strict=True)]
 
     def _prefill(self, asked: list[Asked]) -> tuple[DynamicCache, Tensor, Tensor, int]:
         """Images once per distinct prefix, then every question on its copy of the prefix.
