@@ -12,14 +12,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src import sweep
 from src.config import typed
 from src.errors import UserError, command, nearest
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def verb(name: str, schema: type) -> Callable:
-    """Makes `main(config: schema)` the command `python -m src.<name>`."""
+def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callable:
+    """Makes `main(config: schema)` the command `python -m src.<name>`; `validate` raises for a configuration that cannot run."""
     # Models are tiny or live on a GPU; fork-safety warnings of tokenizers would only hide real messages.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -30,28 +31,44 @@ def verb(name: str, schema: type) -> Callable:
 
         @command
         def run() -> None:
-            check(name, schema, [word for word in sys.argv[1:] if not word.startswith("-")])
+            if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
+                words = [word for word in sys.argv[1:] if not word.startswith("-")]
+                check(name, schema, words, many=bool({"-m", "--multirun"} & set(sys.argv)), validate=validate)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            sweep.finish()
 
         return run
 
     return decorate
 
 
-def check(name: str, schema: type, overrides: list[str]) -> None:
-    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence. Sweeps: their first point."""
+def check(name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None) -> None:
+    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence; of a sweep, every trial."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise UserError(f"cannot read the override: {str(error).splitlines()[0]}") from None
-    first = []
-    for override in parsed:
-        if override.is_sweep_override():
-            value = next(iter(override.sweep_string_iterator()))
-            first.append(f"{override.input_line.partition('=')[0]}={value}")
-        else:
-            first.append(override.input_line)
-    typed(schema, compose(name, first))
+    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    if swept and not many:
+        raise UserError(f"{swept[0]} gives several values, which makes a sweep; add -m, or write a list as [a,b]")
+    trials = sweep.points(overrides, _own_sweep(name, sweep.points(overrides)[0])) if many else [overrides]
+    sweep.check(trials)
+    for trial in trials:
+        config = typed(schema, compose(name, trial))
+        if validate:
+            validate(config)
+        if many:
+            sweep.refuse_ranks(config, trial)
+
+
+def _own_sweep(name: str, overrides: list[str]) -> dict[str, str]:
+    """What an experiment itself sweeps over: its `hydra.sweeper.params`."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = hydra.compose(name, overrides, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(name, overrides, error)) from None
+    return dict(composed.hydra.sweeper.params or {})
 
 
 def compose(name: str, overrides: list[str]):

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from src import run
+from src import run, sweep
 from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
@@ -130,11 +130,13 @@ def throughput(totals: dict) -> dict:
     return {key: {"value": value, "low": value, "high": value, "n": totals["samples"]} for key, value in values.items()}
 
 
-@verb("train", Train)
+@verb("train", Train, validate=validate)
 def main(config: Train) -> None:
-    folder = train(config)
-    result = json.loads((folder / "result.json").read_text())
-    print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
+    config.name = sweep.trial_name(config.name)
+    with sweep.trial(Path(config.outputs) / config.name):
+        folder = train(config)
+        result = json.loads((folder / "result.json").read_text())
+        print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
 
 
 if __name__ == "__main__":
