@@ -128,15 +128,30 @@ class Evaluate:
 
 
 @dataclass
-class Transfer:
-    name: str
-    outputs: str
-    encoder: list[str]
-    benchmark: list[str]
-    raw: str
+class FineTune:
+    steps: int
     batch: int
+    lr: list[float]
+    warmup: int
+    weight_decay: float
+
+
+@dataclass
+class Transfer:
+    encoder: Any  # a name or a list of names; so are benchmark and protocol
+    benchmark: Any
+    protocol: Any
+    name: str | None
+    outputs: str
+    raw: str
+    checkpoint: str
+    accelerator: str
+    batch: int
+    threads: int
+    seed: int
     seeds: int
     resamples: int
+    finetune: FineTune
 
 
 @dataclass
@@ -145,6 +160,51 @@ class Report:
     outputs: str
     out: str
     title: str
+
+
+@dataclass
+class Ask:
+    model: str
+    question: str | None
+    image: Any
+    frame: int | None
+    batch: str | None
+    out: str | None
+    json: bool
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    batch_size: int
+    checkpoint: str
+    accelerator: str
+    outputs: str
+
+
+@dataclass
+class Export:
+    run: str
+    out: str
+    parts: list[str]
+    checkpoint: str
+    dtype: str | None
+    push: str | None
+    outputs: str
+
+
+@dataclass
+class Demo:
+    model: str
+    host: str
+    port: int
+    auth: str | None
+    examples: str | None
+    max_megapixels: float
+    max_megabytes: float
+    queue: int
+    checkpoint: str
+    accelerator: str
+    outputs: str
 
 
 Schema = TypeVar("Schema")

@@ -1,0 +1,127 @@
+"""`python -m src.ask model=run:NAME image=FILE question="..."`: one answer, or a table of questions in and JSONL out."""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.cli import verb
+from src.config import Ask
+from src.data.read_image import read_image
+from src.errors import UserError, nearest
+from src.model.answer import Answerer, Query, Sampling, load_answerer
+from src.model.generate import Answer
+from src.overrides import quote_texts
+from src.run import write_atomically
+
+COLUMNS = ("id", "question", "image", "frame")
+
+
+@dataclass
+class Row:
+    """One question of a table, with the files it is about."""
+
+    id: str
+    question: str
+    images: list[Path]
+    frame: int | None
+
+
+def ask(config: Ask) -> list[dict]:
+    """The answer as one line of a predictions file."""
+    row = Row("", config.question or "", _files(config.image), config.frame)
+    query = _query(row)
+    answerer = _load(config)
+    return [_line(row, answerer.answers([query], _sampling(config))[0])]
+
+
+def ask_all(config: Ask) -> Path:
+    """Every question of the table, in its order; writes the file when all are answered."""
+    table = Path(config.batch or "")
+    rows = read_table(table)
+    out = Path(config.out) if config.out else table.with_suffix(".answers.jsonl")
+    answerer = _load(config)
+    lines = []
+    for at in tqdm(range(0, len(rows), config.batch_size), unit="batch", dynamic_ncols=True):
+        some = rows[at : at + config.batch_size]
+        answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], _sampling(config))
+        lines += [_line(row, answer) for row, answer in zip(some, answers, strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return out
+
+
+def read_table(table: Path) -> list[Row]:
+    """CSV or JSONL with `question` and optionally `image`, `frame`, `id`; image paths are relative to the table's folder."""
+    if not table.is_file():
+        raise UserError(f"batch={table} is no file")
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        if table.suffix == ".jsonl":
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{table} cannot be read as {'JSONL' if table.suffix == '.jsonl' else 'CSV'}: {error}") from None
+    if not found:
+        raise UserError(f"{table} holds no question")
+    for number, entry in enumerate(found, start=1):
+        unknown = [name for name in entry if name not in COLUMNS] if isinstance(entry, dict) else ["?"]
+        if unknown:
+            raise UserError(f"{table}, row {number}: unknown column '{unknown[0]}'{nearest(str(unknown[0]), COLUMNS)}")
+        if not str(entry.get("question") or "").strip():
+            raise UserError(f"{table}, row {number} has no question")
+    return [_row(entry, number, table) for number, entry in enumerate(found)]
+
+
+def _row(entry: dict, number: int, table: Path) -> Row:
+    images = entry.get("image") or []
+    names = images.split("|") if isinstance(images, str) else images
+    frame = entry.get("frame")
+    try:
+        chosen = None if frame in (None, "") else int(frame)
+    except (TypeError, ValueError):
+        raise UserError(f"{table}, row {number + 1}: frame={frame!r} is no number") from None
+    return Row(str(entry.get("id") or number), str(entry["question"]), [table.parent / name.strip() for name in names], chosen)
+
+
+def _query(row: Row, where: str = "") -> Query:
+    try:
+        return Query(row.question, [read_image(path, frame=row.frame) for path in row.images])
+    except UserError as mistake:
+        raise UserError(f"{where}{mistake}") from None
+
+
+def _files(image) -> list[Path]:
+    return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
+
+
+def _load(config: Ask) -> Answerer:
+    return load_answerer(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+
+
+def _sampling(config: Ask) -> Sampling:
+    return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
+
+
+def _line(row: Row, answer: Answer) -> dict:
+    return {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
+
+
+@verb("ask", Ask)
+def main(config: Ask) -> None:
+    if (config.question is None) == (config.batch is None):
+        raise UserError('give either question="..." or batch=FILE')
+    if config.batch:
+        print(ask_all(config))
+        return
+    for line in ask(config):
+        print(json.dumps(line, ensure_ascii=False) if config.json else line["prediction"])
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = quote_texts(sys.argv[1:], texts=("model", "question", "image", "batch", "out"))
+    main()
