@@ -95,7 +95,7 @@ def fault(record: Record) -> str:
 
 
 def text(record: Record) -> str:
-    return "\n".join((record.caption, *(part for turn in record.turns for part in turn)))
+    return record.caption or "\n".join(part for turn in record.turns for part in turn)
 
 
 def hash64(text: str) -> int:

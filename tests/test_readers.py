@@ -187,7 +187,7 @@ def test_own_data_needs_no_entry(tmp_path):
 
 
 def test_unknown_sources_are_told_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="source 'pathvaq' is not in sources.yaml.*did you mean 'pathvqa'"):
+    with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.*did you mean 'pathvqa'"):
         sources.find("pathvaq", tmp_path)
     with pytest.raises(UserError, match="letters, digits"):
         sources.find("../../etc", tmp_path)

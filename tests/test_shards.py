@@ -1,0 +1,410 @@
+"""Raw rows -> tars, index, quarantine and manifest: what is written can be read, adds up, and depends on the rows alone."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+from PIL import Image
+
+from data_prep import cut, shards, write
+from data_prep.arguments import parse
+from data_prep.seen import Seen
+from data_prep.shards import Build, build_all, main
+from src.data import shards as reading
+from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes
+from src.data.shards import SCHEMA, Shards
+from src.errors import UserError
+from tests.conftest import jpeg
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """150 questions on 30 pictures, some without a picture, some with two; a few of every fault."""
+    folder = tmp_path / "raw" / "own"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for n in range(30):
+        (folder / f"{n}.jpg").write_bytes(jpeg(rng, height=24, width=32))
+    images = [lambda n: f"{n % 30}.jpg", lambda n: [], lambda n: [f"{n % 30}.jpg", f"{(n + 1) % 30}.jpg"]]
+    lines = [{"id": f"q{n}", "image": images[n % 3](n), "question": f"What is number {n}?", "answer": "a cell"} for n in range(150)]
+    for split, part in (("train", lines[:100]), ("val", lines[100:120]), ("test", lines[120:])):
+        put_lines(folder, split, part)
+    return tmp_path / "raw"
+
+
+def put_lines(folder: Path, split: str, lines: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{split}.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def build(raw: Path, out: Path, **settings) -> Shards:
+    build_all(Build(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, **settings}))
+    return Shards(out / "own")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(cut, "SHARD_ROWS", 40)
+    monkeypatch.setattr(cut, "CHUNK_ROWS", 7)
+
+
+def test_what_was_written_is_read(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    assert len(built) == 150
+    assert [len(built.rows(split)) for split in SPLITS] == [100, 20, 30]
+    for row in (0, 1, 2, 99, 100, 149):
+        record = built[row]
+        assert (record.key, record.source, record.turns) == (f"q{row}", "own", [(f"What is number {row}?", "a cell")])
+        assert record.split == SPLITS[built.column("split")[row]]
+        assert len(record.images) == built.column("num_images")[row] == (1, 0, 2)[row % 3]
+        text = built.text(row)
+        assert text.images == []
+        assert vars(text) == {**vars(record), "images": []}
+    sent = (raw / "own" / "0.jpg").read_bytes()
+    np.testing.assert_array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in (sent, built[0].images[0])))
+
+
+def test_the_index_describes_the_records(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    assert built.column("key")[7] == "q7"
+    assert QUESTION_TYPES[built.column("type")[0]] == "other"
+    assert built.column("text_length")[12] == len("What is number 12?") + len("\n") + len("a cell")
+    assert (built.column("width")[0], built.column("height")[0], built.column("width")[1]) == (32, 24, 0)
+    assert (built.column("image_hash") == 0).tolist() == [n % 3 == 1 for n in range(150)]
+    assert built.column("group")[0] == built.column("group")[30]  # both on 0.jpg
+    assert len(set(built.column("text_hash"))) == 150
+    assert not built.column("offset").flags.owndata  # a view of the file
+
+
+@pytest.mark.parametrize("reader", ["webdataset", "datasets"])
+def test_other_readers_find_the_same_samples(raw, tmp_path, reader, small_shards):
+    built = build(raw, tmp_path / "out")
+    tars = [str(tmp_path / "out" / "own" / shard["name"]) for shard in built.manifest["shards"]]
+    assert len(tars) == 5
+    if reader == "webdataset":
+        samples = webdataset.WebDataset(tars, shardshuffle=False)
+        found = {sample["__key__"]: [sample[name] for name in ("json", "jpg", "1.jpg") if name in sample] for sample in samples}
+        found = {key: [json.loads(text), *images] for key, (text, *images) in found.items()}
+    else:
+        found = {}
+        found = by_datasets(tars, tmp_path)
+    expected = {record.key: record for record in (built[row] for row in range(len(built)))}
+    assert found.keys() == expected.keys()
+    for key, (text, *images) in found.items():
+        assert text["turns"] == [list(turn) for turn in expected[key].turns]
+        assert images == expected[key].images
+
+
+def by_datasets(tars: list[str], folder: Path) -> dict:
+    """The features have to be given: `datasets` reads them off the first samples and wants all to be alike."""
+    members = {
+        "__key__": datasets.Value("string"),
+        "json": datasets.Json(),
+        "jpg": datasets.Image(decode=False),
+        "1.jpg": datasets.Image(decode=False),
+    }
+    rows = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True, features=datasets.Features(members))
+    return {row["__key__"]: [row["json"], *(row[name]["bytes"] for name in ("jpg", "1.jpg") if row.get(name))] for row in rows}
+
+
+def test_tars_are_what_tarfile_would_write(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    record = built[2]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as file:
+        names = ["json", "jpg", "1.jpg"]
+        ours = tarfile.open(tmp_path / "out" / "own" / "train-000000.tar")
+        for name in names:
+            info = tarfile.TarInfo(f"q2.{name}")
+            content = ours.extractfile(f"q2.{name}").read()
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    assert out.getvalue()[: len(tar_bytes(record))] == tar_bytes(record)
+
+
+def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw, tmp_path, monkeypatch, small_shards):
+    build(raw, tmp_path / "one")
+    build(raw, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+    def stop_at_third(folder, shard, packed):
+        if shard == "train-000002":
+            next(packed)
+            raise KeyboardInterrupt
+        return write.write_shard(folder, shard, packed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", stop_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            build(raw, tmp_path / "cut")
+    halfway = contents(tmp_path / "cut" / "own")
+    assert {name for name in halfway if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
+    with pytest.raises(UserError, match="holds no manifest.json, so no finished shards"):
+        Shards(tmp_path / "cut" / "own")
+    written = []
+    monkeypatch.setattr(shards, "write_shard", lambda *args: written.append(args[1]) or write.write_shard(*args))
+    build(raw, tmp_path / "cut")
+    assert written == ["train-000002", "val-000000", "test-000000"]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "one")
+    written.clear()
+    build(raw, tmp_path / "cut")
+    assert written == []
+
+
+def test_a_finished_shard_that_vanished_is_written_again(raw, tmp_path, small_shards):
+    build(raw, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for name in ("manifest.json", "train-000001.tar"):
+        (tmp_path / "out" / "own" / name).unlink()
+    (tmp_path / "out" / "own" / "val-000000.tar").write_bytes(b"short")
+    build(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", ["settings", "raw"])
+def test_another_state_is_built_anew(raw, tmp_path, change, small_shards):
+    old = build(raw, tmp_path / "out").manifest["fingerprint"]
+    if change == "settings":
+        built = build(raw, tmp_path / "out", max_side=16)
+        assert max(Image.open(io.BytesIO(built[0].images[0])).size) == 16
+    else:
+        lines = (raw / "own" / "train.jsonl").read_text().splitlines()
+        (raw / "own" / "train.jsonl").write_text("\n".join(lines[:30]) + "\n")
+        built = build(raw, tmp_path / "out")
+        assert [shard["name"] for shard in built.manifest["shards"]] == ["train-000000.tar", "val-000000.tar", "test-000000.tar"]
+    assert built.manifest["fingerprint"] != old
+    assert not (tmp_path / "out" / "own" / "train-000002.tar").exists() or change == "settings"
+
+
+FAULTS = [
+    ({"id": "no-answer", "question": "What?", "answer": " "}, "empty answer"),
+    ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
+    ({"id": "no-picture", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
+    ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
+    ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
+    ({"id": "words", "image": "words.jpg", "question": "What?", "answer": "yes"}, "not an image that can be read"),
+    ({"id": "q0", "question": "Another question?", "answer": "yes"}, "duplicate key"),
+    ({"id": "odd", "question": "half a \ud800 letter", "answer": "yes"}, "text is not valid Unicode"),
+]
+
+
+def test_what_cannot_be_used_is_quarantined_with_its_reason_and_the_sums_add_up(raw, tmp_path):
+    folder = raw / "own"
+    (folder / "broken.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-200])
+    (folder / "words.jpg").write_text("no picture")
+    Image.new("L", (1, 1)).save(folder / "dot.png")
+    twins = [
+        {"id": "twin", "image": "0.jpg", "question": "what is  NUMBER 0?", "answer": "A cell"},  # as q0, other letters
+        {"id": "cousin", "image": "1.jpg", "question": "What is number 0?", "answer": "a cell"},  # another picture
+    ]
+    put_lines(folder, "train", [line for line, _ in FAULTS] + twins)
+    put_lines(folder, "test", [{"id": "q0", "image": "0.jpg", "question": "What is number 0?", "answer": "a cell"}])
+    built = build(raw, tmp_path / "out", quarantine_limit=0.1)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "quarantine.jsonl").read_text().splitlines()]
+    found = {(line["key"], line["split"]): line["reason"] for line in lines}
+    assert found.pop(("q0", "test")) == "duplicate key"  # the same content in another split is a leak, not a duplicate
+    expected = {(line["id"], "train"): reason for line, reason in FAULTS}
+    assert {key: reason[: len(expected[key])] for key, reason in found.items()} == expected
+    assert built.manifest["counts"]["train"] == {"in": 110, "written": 101, "quarantined": 8, "duplicates": 1, "filtered": 0}
+    assert "cousin" in built.column("key")
+    assert "twin" not in built.column("key")
+
+
+def test_more_quarantined_than_allowed_fails_the_build_and_says_why(raw, tmp_path):
+    put_lines(raw / "own", "train", [{"id": f"x{n}", "image": f"x{n}.jpg", "question": "What?", "answer": "y"} for n in range(30)])
+    with pytest.raises(UserError) as error:
+        build(raw, tmp_path / "out")
+    out = tmp_path / "out" / "own"
+    assert str(error.value) == (
+        "source 'own': 30 of 180 rows (16.7%) are quarantined, quarantine_limit=0.05 allows 5%; the main reason is 'image missing' "
+        f"(30 times), each is in {out / 'quarantine.jsonl'}; put the raw data right, or raise quarantine_limit=, "
+        "and run the same command again"
+    )
+    assert not (out / "manifest.json").exists()
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 30
+    for n in range(30):
+        (raw / "own" / f"x{n}.jpg").write_bytes((raw / "own" / "0.jpg").read_bytes())
+    assert build(raw, tmp_path / "out").manifest["counts"]["train"]["written"] + 29 == 130  # one text, one picture: 29 duplicates
+
+
+def test_a_missing_raw_folder_and_an_empty_source(raw, tmp_path):
+    with pytest.raises(UserError, match=r"source 'pathvqa' needs the raw folder .*/raw/pathvqa, which does not exist"):
+        build(raw, tmp_path / "out", sources=["pathvqa"])
+    (raw / "pathvqa").mkdir()
+    with pytest.raises(UserError, match=r"source 'pathvqa': .* holds no record; looked for data/train-\*\.parquet, "):
+        build(raw, tmp_path / "out", sources=["pathvqa"])
+    with pytest.raises(UserError, match="source 'nowhere' is not in sources.yaml"):
+        build(raw, tmp_path / "out", sources=["own", "nowhere"])
+    assert not (tmp_path / "out" / "own").exists()  # refused before anything slow
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sorces=a"], "unknown key 'sorces'; did you mean 'sources'?"),
+        (["sources=own", "raw=r"], "out= is missing; give out=..."),
+        (["sources=own", "raw=r", "out=o", "workers=two"], "workers='two' is not a whole number"),
+        (["own"], "'own' is not of the form key=value"),
+    ],
+)
+def test_arguments(words, sentence):
+    with pytest.raises(UserError) as error:
+        parse(Build, words)
+    assert str(error.value) == sentence
+
+
+def test_settings_out_of_range(raw, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sources=own", f"raw={raw}", f"out={tmp_path / 'out'}", "quality=0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: quality=0 is out of range; allowed: 1 to 100\n"
+    with pytest.raises(UserError, match="is the raw folder; give another one"):
+        build(raw, raw)
+
+
+def test_a_folder_with_foreign_tars_is_left_alone(raw, tmp_path):
+    (tmp_path / "out" / "own").mkdir(parents=True)
+    (tmp_path / "out" / "own" / "mine.tar").write_bytes(b"precious")
+    with pytest.raises(UserError, match="holds tars that this command did not build"):
+        build(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"own/mine.tar": b"precious"}
+
+
+def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, small_shards):
+    build(raw, tmp_path / "whole")
+    real, calls = os.fsync, Counter()
+
+    def full(descriptor):
+        calls["fsync"] += 1
+        if calls["fsync"] == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"no space is left for .*; free some and run the same command again"):
+            build(raw, tmp_path / "out")
+    left = contents(tmp_path / "out" / "own")
+    assert not any(name.endswith(".tmp") for name in left)
+    assert all(left[name] == contents(tmp_path / "whole" / "own")[name] for name in left)
+    build(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp_path, monkeypatch, small_shards):
+    def write_and_kill(folder, shard, packed):
+        if shard == "train-000001":
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return write.write_shard(folder, shard, packed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", write_and_kill)
+        with pytest.raises(UserError, match="a worker process was killed, most likely because memory ran out"):
+            build(raw, tmp_path / "out", workers=2)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out" / "own" / "manifest.json").exists()
+    build(raw, tmp_path / "out", workers=2)
+    build(raw, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_keys_become_member_names():
+    assert cut.tar_key("abc-1_X") == "abc-1_X"
+    names = [cut.tar_key(key) for key in ("a.b", "a/b", "a b", "ä", "x" * 200, "x" * 201, "../../etc")]
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= cut.KEY_LENGTH and name.replace("-", "").replace("_", "").isalnum() for name in names)
+
+
+def test_a_key_that_had_to_change_is_kept_in_meta(raw, tmp_path):
+    put_lines(raw / "own", "val", [{"id": "scan/1.png", "question": "q", "answer": "a"}])
+    built = build(raw, tmp_path / "out")
+    record = built[built.rows("val")[-1]]
+    assert record.meta == {"id": "scan/1.png"}
+    assert record.key.startswith("scan_1_png-")
+
+
+def test_seen_is_a_set():
+    rng = np.random.default_rng(0)
+    values = [0, 1, 2**64 - 2, *rng.integers(0, 2000, 4000).tolist()]
+    seen, known = Seen(), set()
+    for value in values:
+        assert seen.add(value or 1) == ((value or 1) not in known)
+        known.add(value or 1)
+
+
+def test_shards_are_opened_by_name_only_and_pickle_as_their_path(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    again = pickle.loads(pickle.dumps(built))
+    assert again[3].key == "q3"
+    assert len(pickle.dumps(built)) < 300
+
+
+def test_few_files_are_open_at_a_time(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(cut, "SHARD_ROWS", 5)
+    monkeypatch.setattr(reading, "OPEN_FILES", 3)
+    built = build(raw, tmp_path / "out")
+    assert len(built.manifest["shards"]) == 30
+    before = len(os.listdir("/proc/self/fd"))
+    assert [built.text(row).key for row in range(0, 150, 4)] == [f"q{n}" for n in range(0, 150, 4)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def test_vanished_and_changed_shards_are_named(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    tar = tmp_path / "out" / "own" / "val-000000.tar"
+    with tar.open("r+b") as file:  # another sample stands where the index says
+        content = file.read()
+        file.seek(0)
+        file.write(content.replace(b'"key":"q100"', b'"key":"x100"'))
+    with pytest.raises(UserError, match=r"val-000000\.tar is not the file that the index was made of; build it again"):
+        built[100]
+    os.truncate(tar, 512)
+    with pytest.raises(UserError, match="is not the file that the index was made of"):
+        built.text(101)
+    (tmp_path / "out" / "own" / "test-000000.tar").unlink()
+    with pytest.raises(UserError, match=r"test-000000\.tar is named in the manifest but is not there"):
+        built[149]
+    (tmp_path / "out" / "own" / "index.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(UserError, match="has a broken index or manifest"):
+        Shards(tmp_path / "out" / "own")
+
+
+def test_leaks_are_left_out_on_request(raw, tmp_path):
+    built = build(raw, tmp_path / "out")
+    path = tmp_path / "out" / "own" / "index.arrow"
+    columns = {name: built._index.column(name) for name in SCHEMA.names}
+    columns["leaks_into"] = pa.array(["pathvqa" if n % 10 == 0 else "" for n in range(len(built))])
+    with pa.OSFile(str(path.with_suffix(".new")), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA))
+    path.with_suffix(".new").replace(path)
+    again = Shards(tmp_path / "out" / "own")
+    assert len(again.rows("train", decontaminate=True)) == 90
+    assert len(again.rows("train")) == 100
+
+
+def test_shards_are_bounded_in_rows_and_bytes(monkeypatch):
+    monkeypatch.setattr(cut, "SHARD_BYTES", 1000)
+    records = [Record(f"k{n}", "s", "train", [bytes([n]) * size], [("q", "a")]) for n, size in enumerate((300, 300, 300, 300, 5000, 10))]
+    chunks = list(cut.cut(iter(records), split="train", keys=Seen()))
+    sizes: dict[str, list[int]] = {}
+    for chunk in chunks:
+        sizes.setdefault(chunk.shard, []).extend(len(record.images[0]) for record in chunk.records)
+    assert list(sizes.values()) == [[300, 300, 300], [300], [5000], [10]]
+    assert [chunk.shard for chunk in chunks if chunk.last] == list(sizes)
