@@ -31,6 +31,7 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
 
         @command
         def run() -> None:
+            sys.argv[1:] = [spoken(word, schema) for word in sys.argv[1:]]
             if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
                 words = [word for word in sys.argv[1:] if not word.startswith("-")]
                 check(name, schema, words, many=bool({"-m", "--multirun"} & set(sys.argv)), validate=validate)
@@ -40,6 +41,14 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
         return run
 
     return decorate
+
+
+def spoken(word: str, schema: type) -> str:
+    """`benchmark=x` as `benchmarks=x` where the schema has only that: Hydra takes a key that is also a folder of conf for a choice
+    among its files."""
+    key, equals, value = word.partition("=")
+    fields = schema.__dataclass_fields__
+    return f"{key}s={value}" if equals and key not in fields and f"{key}s" in fields and (CONF / key).is_dir() else word
 
 
 def check(name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None) -> None:
