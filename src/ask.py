@@ -12,7 +12,7 @@ from src.cli import verb
 from src.config import Ask
 from src.data.read_image import read_image
 from src.errors import UserError, nearest
-from src.model.answer import Answerer, Query, Sampling, load_answerer
+from src.model.answer import Answerer, Query, Sampling, load_answerer, spoken
 from src.model.generate import Answer
 from src.overrides import quote_texts
 from src.run import write_atomically
@@ -32,7 +32,7 @@ class Row:
 
 def ask(config: Ask) -> list[dict]:
     """The answer as one line of a predictions file."""
-    row = Row("", config.question or "", _files(config.image), config.frame)
+    row = Row("", spoken(config.question or ""), _files(config.image), config.frame)
     query = _query(row)
     answerer = _load(config)
     return [_line(row, answerer.answers([query], _sampling(config))[0])]

@@ -27,7 +27,7 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def task(composed):
-            return main(typed(schema, composed))
+            return command(main)(typed(schema, composed))  # at once: Hydra would print a traceback and exit with 1
 
         @command
         def run() -> None:

@@ -1,6 +1,7 @@
 """A trained model that answers questions about pictures: `run:<name>` or an exported folder. `ask` and the demo stand on it."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging as hf_logging
 
 from src import run
 from src.config import Train, one_of, typed
@@ -70,12 +72,10 @@ class Answerer:
 
     def prepare(self, query: Query, sampling: Sampling) -> Asked:
         """Checks a query and turns it into tokens and pixels; the oldest turns go when the history does not fit."""
-        question = query.question.strip()
-        if not question:
-            raise UserError("the question is empty; ask something, such as question='What is shown?'")
+        question = spoken(query.question)
         if query.images and not self.takes_images:
             raise UserError(f"{self.name} was trained without images (data.images=false) and takes none")
-        self._check_spelling(question)
+        self._check_vocabulary(question)
         room = self.prompter.budget - len(self.prompter.prefix(len(query.images))) - sampling.max_new_tokens
         history = list(query.history)
         while history and self._length(history, question) > room:
@@ -104,16 +104,22 @@ class Answerer:
     def _length(self, history: list[tuple[str, str]], question: str) -> int:
         return sum(len(ids) + 1 for ids in self.prompter.tokens([text for pair in pieces(_record(history, question)) for text in pair]))
 
-    def _check_spelling(self, question: str) -> None:
+    def _check_vocabulary(self, question: str) -> None:
         tokenizer = self.model.language.tokenizer
-        try:
-            question.encode()
-        except UnicodeEncodeError:
-            raise UserError("the question is not valid text (UTF-8)") from None
         unknown = tokenizer.unk_token_id
         lost = [] if unknown is None else sorted({c for c in question if unknown in tokenizer(c, add_special_tokens=False).input_ids})
         if lost:
             raise UserError(f"the question has characters that the model's vocabulary lacks: {' '.join(lost[:5])}")
+
+
+def spoken(question: str) -> str:
+    """A question without blanks around it; an empty one, or text that is no text, is a `UserError`."""
+    question = question.strip()
+    if not question:
+        raise UserError("the question is empty; ask something, such as 'Which organ is shown?'")
+    if not question.isprintable() and any((ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000 for c in question):
+        raise UserError("the question holds control characters or broken UTF-8; write it as plain text")
+    return question
 
 
 def _record(history: list[tuple[str, str]], question: str) -> Record:
@@ -122,6 +128,8 @@ def _record(history: list[tuple[str, str]], question: str) -> Record:
 
 def load_answerer(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> Answerer:
     """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
     one_of("checkpoint", checkpoint, ("best", "last"))
     one_of("accelerator", accelerator, ("cpu", "gpu", "auto"))
     folder = Path(where)
