@@ -207,3 +207,18 @@ def _known(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(f"vision.architecture={name!r} is not a timm model" + (f"; did you mean '{close[0]}'?" if close else ""))
+
+
+def blank_copy(config: VisionConfig) -> VisionConfig:
+    """The same architecture and input size without its weights: what a from-scratch comparison trains."""
+    kept = {"image_size": config.image_size, "layer": config.layer}
+    if config.format == "scratch":
+        return config
+    if config.format == "open_clip":
+        described = read_json(find(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
+        vision = described["model_cfg"]["vision_cfg"]
+        kept["image_size"] = kept["image_size"] or int(vision.get("image_size", 224))
+        return VisionConfig(architecture=vision["timm_model_name"], architecture_kwargs=vision.get("timm_model_kwargs", {}), **kept)
+    if config.format == "timm" and config.architecture:
+        return VisionConfig(architecture=config.architecture, architecture_kwargs=config.architecture_kwargs, **kept)
+    raise UserError(f"an encoder of format {config.format} has no from-scratch twin; allowed: open_clip, timm (by name), scratch")

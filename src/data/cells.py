@@ -1,0 +1,67 @@
+"""Cells of the transfer table on disk: `<run>/transfer/<benchmark>/<encoder>/<protocol>.jsonl` and `.json`.
+
+The jsonl holds a line per seed and test image: `id, source, group, label, prediction, seed, probabilities`. The json is written
+last and tells what the cell depends on; a cell whose `depends_on` still holds is not computed again.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.data.classification import Classification
+from src.run import write_atomically
+from src.scoring.transfer import Cell
+
+
+@dataclass
+class CellFile:
+    folder: Path  # of the run
+    benchmark: str
+    encoder: str
+    protocol: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "transfer" / self.benchmark / self.encoder / f"{self.protocol}.json"
+
+    def finished(self, depends_on: dict) -> bool:
+        return self.path.exists() and json.loads(self.path.read_text())["depends_on"] == depends_on
+
+    def write(self, data: Classification, probabilities_SNK: np.ndarray, facts: dict) -> None:
+        """The predictions of every seed, then the facts."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = data.rows("test")
+        lines = []
+        for seed, p_NK in enumerate(probabilities_SNK):
+            for n, p_K in zip(rows, p_NK, strict=True):
+                example = data.examples[n]
+                line = {"id": example.key, "source": data.name, "group": example.group, "label": example.label}
+                line |= {"prediction": data.classes[int(p_K.argmax())], "seed": seed, "probabilities": [round(float(p), 6) for p in p_K]}
+                lines.append(json.dumps(line, ensure_ascii=False))
+        write_atomically(self.path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+        named = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol, "classes": data.classes}
+        write_atomically(self.path, json.dumps({**named, **facts}, indent=1))
+
+
+def read_cells(folder: Path) -> list[tuple[dict, Cell]]:
+    """(facts, predictions) of every finished cell of a run, sorted by benchmark, encoder and protocol."""
+    return [read_cell(path) for path in sorted(folder.glob("transfer/*/*/*.json"))]
+
+
+def read_cell(path: Path) -> tuple[dict, Cell]:
+    facts = json.loads(path.read_text())
+    with path.with_suffix(".jsonl").open() as file:
+        lines = [json.loads(line) for line in file]
+    first = [line for line in lines if line["seed"] == 0]
+    seeds, classes = len(lines) // len(first), facts["classes"]
+    numbers = {name: n for n, name in enumerate(sorted({line["group"] for line in first}))}
+    predictions = np.array([classes.index(line["prediction"]) for line in lines]).reshape(seeds, len(first))
+    cell = Cell(
+        labels_N=np.array([classes.index(line["label"]) for line in first]),
+        groups_N=np.array([numbers[line["group"]] for line in first]),
+        predictions_SN=predictions,
+        probabilities_SNK=np.array([line["probabilities"] for line in lines]).reshape(seeds, len(first), len(classes)),
+    )
+    return facts, cell

@@ -1,0 +1,179 @@
+"""A classification set: labelled images in three splits that share no group, whatever layout they came in."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from omegaconf import OmegaConf
+from PIL import Image, UnidentifiedImageError
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from torch import Tensor
+
+from src.config import typed
+from src.data.images import decode
+from src.data.layouts import LAYOUTS, ClassificationConfig, Example
+from src.data.record import SPLITS
+from src.errors import UserError, nearest
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
+SUMS = "md5sums.txt"  # lines of `md5sum`; what stands in it is checked before anything is read
+
+
+@dataclass
+class Classification:
+    """`labels_N` are positions in `classes`; `made` tells that the splits are ours, because the set gives none."""
+
+    name: str
+    classes: list[str]
+    examples: list[Example]
+    labels_N: np.ndarray
+    made: bool
+    fingerprint: str
+
+    def rows(self, split: str) -> np.ndarray:
+        return np.array([n for n, example in enumerate(self.examples) if example.split == split])
+
+    def groups(self, rows: np.ndarray) -> list[str]:
+        return [self.examples[n].group for n in rows]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per split and class."""
+        return {split: {name: int((self.labels_N[self.rows(split)] == k).sum()) for k, name in enumerate(self.classes)} for split in SPLITS}
+
+
+def read(name: str, *, raw: str | Path) -> Classification:
+    """`conf/benchmark/<name>.yaml` on `raw/<name>`. A folder of images or a labels.csv of one's own needs no yaml.
+
+    Sets without splits get 60/20/20, stratified, no group on two sides. Wrong labels, empty classes, a group on both sides of a
+    given split and a wrong checksum are `UserError`s.
+    """
+    folder, path = Path(raw) / name, FOLDER / f"{name}.yaml"
+    if not folder.is_dir():
+        known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
+        raise UserError(f"benchmark '{name}' needs the folder {folder}, which does not exist{nearest(name, known - {name})}")
+    own = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
+    config = typed(ClassificationConfig, OmegaConf.load(path)) if path.exists() else own
+    if config.layout not in LAYOUTS:
+        raise UserError(f"benchmark '{name}': layout={config.layout!r}{nearest(config.layout, LAYOUTS)}")
+    _verify(folder)
+    found = list(LAYOUTS[config.layout](folder, config))
+    return assemble(name, found, classes=list(config.classes))
+
+
+def assemble(name: str, found: list[Example], *, classes: list[str]) -> Classification:
+    """Checks the examples and splits those that come without a split."""
+    if not found:
+        raise UserError(f"benchmark '{name}' holds no image")
+    labels = {example.label for example in found}
+    classes = classes or sorted(labels)
+    for example in found:
+        if example.label not in classes:
+            raise UserError(f"benchmark '{name}': {example.key} has the label '{example.label}'{nearest(example.label, classes)}")
+    if len(labels) < 2:
+        raise UserError(f"benchmark '{name}' has one class only ('{classes[0]}'); at least two are needed")
+    labels_N = np.array([classes.index(example.label) for example in found])
+    made = not all(example.split for example in found)
+    if made:
+        found = split(found, labels_N)
+    data = Classification(name, classes, found, labels_N, made, fingerprint(found))
+    _check(data)
+    return data
+
+
+def split(found: list[Example], labels_N: np.ndarray) -> list[Example]:
+    """Examples without a split get one: fifths stratified by label, whole groups, one for test and one for val."""
+    open_N = np.array([n for n, example in enumerate(found) if not example.split])
+    groups = [found[n].group for n in open_N]
+    kind = StratifiedKFold if len(set(groups)) == len(groups) else StratifiedGroupKFold
+    try:
+        folds = [part for _, part in kind(5, shuffle=True, random_state=0).split(open_N, labels_N[open_N], groups)]
+    except ValueError as error:
+        raise UserError(f"cannot split {len(open_N)} images of {len(set(groups))} groups into fifths: {error}") from None
+    chosen = dict.fromkeys(open_N[folds[0]].tolist(), "test") | dict.fromkeys(open_N[folds[1]].tolist(), "val")
+    return [example if example.split else example._replace(split=chosen.get(n, "train")) for n, example in enumerate(found)]
+
+
+def fingerprint(found: Iterable[Example]) -> str:
+    """Of keys, splits, labels, groups and of the images by file size and time, or by a sample of their pixels."""
+    state = xxhash.xxh3_128()
+    for example in found:
+        state.update("\t".join(example[:4]).encode())
+        if isinstance(example.image, Path):
+            stat = example.image.stat()
+            state.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        else:
+            state.update(np.ascontiguousarray(example.image[::16, ::16]))
+    return state.hexdigest()
+
+
+def batches(data: Classification, rows: np.ndarray, *, size: int, batch: int, threads: int) -> Iterator[Tensor]:
+    """uint8 x_N3HW of `rows`, in order, decoded ahead by threads; files that cannot be read are named together in one error."""
+    blocks = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+    broken: list[str] = []
+
+    def load(block: np.ndarray) -> Tensor:
+        out_N3HW = np.zeros((len(block), 3, size, size), np.uint8)
+        for k, n in enumerate(block):
+            try:
+                out_N3HW[k] = pixels(data.examples[n].image, size=size)
+            except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+                broken.append(data.examples[n].key)
+        return torch.from_numpy(out_N3HW)
+
+    with ThreadPoolExecutor(threads) as pool:
+        todo = iter(blocks)
+        ahead: list[Future] = [pool.submit(load, block) for block in islice(todo, threads + 1)]
+        while ahead:
+            yield ahead.pop(0).result()
+            ahead += [pool.submit(load, block) for block in islice(todo, 1)]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise UserError(f"benchmark '{data.name}': cannot read {', '.join(sorted(broken)[:3])}{more} as images; repair or remove them")
+
+
+def pixels(image: Path | np.ndarray, *, size: int) -> np.ndarray:
+    """An encoded file or an array of grey or RGB pixels -> uint8 (3, size, size), squashed as in training."""
+    if isinstance(image, Path):
+        return decode(image.read_bytes(), size=size)
+    found = Image.fromarray(image).convert("RGB")
+    if found.size != (size, size):
+        found = found.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(found).transpose(2, 0, 1)
+
+
+def _check(data: Classification) -> None:
+    for split, counts in data.counts().items():
+        empty = [name for name, count in counts.items() if not count]
+        if empty:
+            raise UserError(f"benchmark '{data.name}': its {split} split has no image of {', '.join(repr(name) for name in empty[:3])}")
+    sides: dict[str, str] = {}
+    for example in data.examples:
+        if sides.setdefault(example.group, example.split) != example.split:
+            raise UserError(
+                f"benchmark '{data.name}': group '{example.group}' stands in both {sides[example.group]} and {example.split}; "
+                "a patient or slide must be on one side of the split"
+            )
+    repeated = [key for key, count in Counter(example.key for example in data.examples).items() if count > 1]
+    if repeated:
+        raise UserError(f"benchmark '{data.name}': the image '{repeated[0]}' is listed more than once")
+
+
+def _verify(folder: Path) -> None:
+    if not (folder / SUMS).exists():
+        return
+    for line in (folder / SUMS).read_text().splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / name.strip()
+        if not path.is_file():
+            raise UserError(f"{folder / SUMS} lists {name.strip()}, which does not exist; fetch it again")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != expected.strip():
+            raise UserError(f"{path} has the MD5 {found}, but {SUMS} says {expected.strip()}; fetch it again")

@@ -1,0 +1,116 @@
+"""Image encoders by the name that a command line gives them.
+
+biomedclip, pmc_clip, ...  a file of conf/vision
+run:<name>                 the vision part that a run of ours trained
+scratch:<run>              that run's architecture, freshly drawn; reported as `scratch`
+timm:<id>, hf:<id>         published weights: a timm name; a hub repository or local folder of open_clip, transformers or timm
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from src.cli import CONF
+from src.config import VisionConfig, typed
+from src.errors import UserError, nearest
+from src.model.stored import UNVERIFIED, find, read_json
+from src.model.towers import blank_copy
+from src.model.vision import Vision, identity, load_vision
+from src.run import read_run
+from src.training.checkpoint import choose
+
+KINDS = ("run:NAME", "scratch:RUN", "timm:ID", "hf:ID")
+
+
+@dataclass
+class Encoder:
+    """A named encoder. `label` is its part of metric keys and file names; `ours` marks what a run trained."""
+
+    name: str
+    label: str
+    config: VisionConfig
+    checkpoint: Path | None = None
+    trained: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def ours(self) -> bool:
+        return self.checkpoint is not None
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives other weights."""
+        return self.config.format == "scratch" and not self.ours
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """{id, revision, sha256} of the weights; for a run those of its checkpoint, `base` naming what it started from."""
+        base = identity(self.config)
+        if self.checkpoint is None:
+            return base
+        with self.checkpoint.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"id": self.name, "revision": self.checkpoint.name, "sha256": digest, "base": f"{base['id']} {base['sha256']}".strip()}
+
+    def build(self, *, seed: int) -> Vision:
+        """The encoder with its weights, in evaluation mode; `seed` matters where they are drawn."""
+        torch.manual_seed(seed)
+        vision = load_vision(self.config)
+        known = vision.state_dict()
+        wrong = [name for name, value in self.trained.items() if name not in known or known[name].shape != value.shape]
+        if wrong:
+            raise UserError(f"{self.checkpoint} does not fit the encoder of its run: {', '.join(sorted(wrong)[:3])}")
+        vision.load_state_dict(self.trained, strict=False)
+        return vision.eval()
+
+
+def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
+    """The encoder of that name. Hub files are fetched when it is built, everything local is checked here."""
+    kind, found, rest = name.partition(":")
+    if found and kind in ("run", "scratch"):
+        folder, stored = read_run(outputs, rest)
+        vision = typed(VisionConfig, OmegaConf.create(stored["vision"]))
+        if kind == "scratch":
+            return Encoder(name, "scratch", blank_copy(vision))
+        path = choose(folder, checkpoint)
+        return Encoder(name, label_of(name), vision, path, vision_part(path))
+    if found and kind == "timm":
+        return Encoder(name, label_of(name), VisionConfig(format="timm", architecture=rest))
+    if found and kind == "hf":
+        return Encoder(name, label_of(name), from_hub(rest))
+    files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
+    if name not in files:
+        raise UserError(f"encoder={name}{nearest(name, [*files, *KINDS])}")
+    return Encoder(name, label_of(name), typed(VisionConfig, OmegaConf.load(files[name])))
+
+
+def label_of(name: str) -> str:
+    """Metric keys and file names have no room for a slash."""
+    return name.replace("/", "_")
+
+
+def vision_part(path: Path) -> dict[str, Tensor]:
+    """What a checkpoint trained of its image encoder, without the prefix `vision.`."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    part = {name.removeprefix("vision."): value.clone() for name, value in state.items() if name.startswith("vision.")}
+    if not part:
+        raise UserError(f"{path} has no vision part: its run froze the encoder (optim.lr.vision=0); name the encoder that it started from")
+    return part
+
+
+def from_hub(path: str) -> VisionConfig:
+    """Which format a repository or folder is of, told by its configuration file."""
+    file = find(path, ["open_clip_config.json", "config.json"], revision=UNVERIFIED, key="encoder=hf:")
+    if file.name == "open_clip_config.json":
+        return VisionConfig(format="open_clip", path=path)
+    described = read_json(file)
+    formats = {"clip": "hf_clip", "clip_vision_model": "hf_clip", "vit": "hf_vit"}
+    found = described.get("model_type") or ("timm" if "pretrained_cfg" in described else None)
+    if found != "timm" and found not in formats:
+        raise UserError(f"encoder=hf:{path} is of type {found!r}; CLIP and ViT of transformers, open_clip and timm models can be read")
+    config = VisionConfig(format=formats.get(found, "timm"), path=path)
+    return replace(config, architecture=described["architecture"]) if found == "timm" else config
