@@ -1,16 +1,16 @@
 """Image encoder -> projector -> language model.
 
-Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions, V vocabulary.
+Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.config import Train
 from src.data.packing import Batch
 from src.data.prompt import IGNORE, IMAGE, Prompter
 from src.model.language import Language
+from src.model.loss import token_losses
 from src.model.projector import Projector
 from src.model.vision import Vision, load_vision
 
@@ -29,8 +29,7 @@ class VLM(nn.Module):
         h_BTH = self.language.body(inputs_embeds=e_BTH, position_ids=batch.positions_BT, use_cache=False).last_hidden_state
         targets_BT = batch.labels_BT[:, 1:]
         kept_BT = targets_BT != IGNORE
-        logits_SV = self.language.head(h_BTH[:, :-1][kept_BT])
-        losses_S = F.cross_entropy(logits_SV.float(), targets_BT[kept_BT], reduction="none")
+        losses_S = token_losses(h_BTH[:, :-1][kept_BT], self.language.head, targets_BT[kept_BT])
         return losses_S, batch.sources_BT[:, 1:][kept_BT]
 
     def embed(self, ids_BT: Tensor, images_NCHW: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""Next-token cross-entropy without the logits of all tokens.
+
+The language model's head is frozen, so the gradient of a token's loss with respect to its hidden state is known as soon as
+its logits are: (softmax - one-hot) @ W. It is kept (H numbers per token), the logits (V numbers, 8 times as many for LLaMA-7B)
+are dropped chunk by chunk. No logits are computed twice.
+
+Legend: S supervised tokens, C tokens of a chunk, H width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 1 << 25  # logits in memory at once: 128 MB in float32, about 1,000 tokens of LLaMA's vocabulary
+
+
+def token_losses(h_SH: Tensor, head: nn.Module, targets_S: Tensor) -> Tensor:
+    """Cross-entropy of each token, float32 or better; `head` is a frozen linear layer."""
+    assert not any(p.requires_grad for p in head.parameters()), "the head must be frozen"
+    return _TokenLosses.apply(h_SH, targets_S, head)
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h_SH: Tensor, targets_S: Tensor, head: nn.Module) -> Tensor:
+        chunk = max(1, CHUNK // head.weight.shape[0])
+        losses, grads = [], []
+        for h_CH, targets_C in zip(h_SH.split(chunk), targets_S.split(chunk), strict=True):
+            logits_CV = head(h_CH)
+            logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+            total_C = logits_CV.logsumexp(-1)
+            losses.append(total_C - logits_CV.gather(1, targets_C[:, None])[:, 0])
+            if ctx.needs_input_grad[0]:
+                p_CV = logits_CV.sub_(total_C[:, None]).exp_()
+                p_CV[torch.arange(len(targets_C), device=p_CV.device), targets_C] -= 1
+                grads.append((p_CV.to(head.weight.dtype) @ head.weight).to(h_SH.dtype))
+        if grads:
+            ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, upstream_S: Tensor) -> tuple[Tensor | None, None, None]:
+        (grads_SH,) = ctx.saved_tensors
+        return (grads_SH * upstream_S[:, None]).to(grads_SH.dtype), None, None
