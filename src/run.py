@@ -39,7 +39,8 @@ def open_run(folder: Path, config: dict) -> None:
             said = "; ".join(f"{key} was {stored.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
             raise UserError(f"{folder} holds a different configuration ({said}); choose another name=... or remove the folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
+    if first_rank():
+        write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
 
 
 def flat(config: dict, prefix: str = "") -> dict:
@@ -110,6 +111,9 @@ def verb(folder: Path, name: str) -> Iterator[dict]:
 
     The cost of an interrupted verb stays in `<name>.partial.json`, so that `seconds` sums restarts.
     """
+    if not first_rank():
+        yield {"metrics": {}}
+        return
     partial = folder / f"{name}.partial.json"
     before = json.loads(partial.read_text()) if partial.exists() else {"seconds": 0.0, "peak_rss_mb": 0.0}
     said: dict = {"metrics": {}}
@@ -146,6 +150,11 @@ def rebuild(folder: Path) -> dict:
 
 
 VERBS = ("train", "evaluate", "transfer", "export")
+
+
+def first_rank() -> bool:
+    """Whether this process writes the run's files: the only one, or the first of those that torchrun, Slurm or Lightning started."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def git() -> str:

@@ -135,6 +135,8 @@ def main(config: Train) -> None:
     config.name = sweep.trial_name(config.name)
     with sweep.trial(Path(config.outputs) / config.name):
         folder = train(config)
+        if not run.first_rank():
+            return
         result = json.loads((folder / "result.json").read_text())
         print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
 

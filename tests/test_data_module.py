@@ -1,5 +1,6 @@
 """src/data/module.py: a step is a pure function of its number, whoever loads it."""
 
+import itertools
 import json
 import shutil
 
@@ -99,7 +100,7 @@ def test_batches_hold_the_pixels_and_answers_of_their_records(data):
     spelt = []
     for labels, positions in zip(batch.labels_BT, batch.positions_BT, strict=True):
         starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(labels)]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in itertools.pairwise(starts):
             kept = labels[start:stop][labels[start:stop] != IGNORE].tolist()
             if kept:
                 assert kept[-1] == module.prompter.eos

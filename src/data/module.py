@@ -12,6 +12,7 @@ ranks and accumulation slots.
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,9 +160,6 @@ class DataModule(lightning.LightningDataModule):
         stream.start = self.consumed * self.slots
         return self._loader(stream)
 
-    def val_dataloader(self) -> list[Batch]:
-        return self.validation_batches(rank=self.trainer.global_rank, world=self.trainer.world_size)
-
     def validation_batches(self, *, rank: int = 0, world: int = 1) -> list[Batch]:
         """The first `data.validate` validation records of each source (none if it has no such split), packed once."""
         stream = self.stream()
@@ -190,5 +188,16 @@ class DataModule(lightning.LightningDataModule):
     def _loader(self, stream: Stream) -> DataLoader:
         workers = self.data.workers
         return DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_stay,
         )
+
+
+def _stay(worker: int) -> None:
+    """Signals that stop a run reach its whole process group: the training process still needs its workers to finish the step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

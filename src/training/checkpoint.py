@@ -66,8 +66,8 @@ def _step(path: Path) -> int:
 class Checkpoints(lightning.Callback):
     """Saves at optimizer-step boundaries only: every `check_every` steps, at the end, and when asked to stop.
 
-    SIGTERM and the first Ctrl-C finish the current step, save and stop; `stopped` then holds the signal. The newest `keep`
-    checkpoints stay, and `best.ckpt` by validation loss.
+    SIGTERM and the first Ctrl-C on any rank finish the current step, save and stop; `stopped` then holds the signal. The newest
+    `keep` checkpoints stay, and `best.ckpt` by validation loss.
     """
 
     def __init__(self, folder: Path, *, config: dict, check_every: int, keep: int, validate):
@@ -89,6 +89,9 @@ class Checkpoints(lightning.Callback):
         if step == self._done:
             return  # inside an accumulation window: gradients of a half-finished step cannot be saved
         self._done = step
+        # A signal reaches the ranks at different steps, or only one of them; saving is something that all do together.
+        if trainer.strategy.reduce_boolean_decision(self.stopped is not None, all=False):
+            self.stopped = self.stopped or signal.SIGTERM
         last = step == trainer.max_steps
         if step % self.check_every == 0 or last:
             loss = self.validate(step)

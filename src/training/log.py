@@ -54,10 +54,9 @@ class Log(lightning.Callback):
     def write(self, trainer, module, step: int, *, validation: dict[str, float]) -> None:
         now = time.perf_counter()
         seconds = now - self._since
-        samples, tokens, places = module.samples, int(module.tokens), module.places
+        (samples, tokens, places), sums, counts = module.totals()
         for name, amount in (("seconds", seconds), ("samples", samples), ("tokens", tokens), ("places", places)):
             self.totals[name] += amount
-        sums, counts = module.loss_sums.tolist(), module.token_sums.tolist()
         row = {
             "step": step,
             "seconds": self.totals["seconds"],

@@ -36,6 +36,15 @@ class Training(lightning.LightningModule):
         self.token_sums = torch.zeros(len(self.sources))
         self.samples = self.tokens = self.places = 0
 
+    def totals(self) -> tuple[list[int], list[float], list[float]]:
+        """([samples, tokens, places], loss sums, supervised tokens) since the last log line, over all ranks."""
+        counts = torch.tensor([self.samples, self.tokens, self.places], dtype=torch.float64, device=self.device)
+        found = torch.cat([counts, self.loss_sums.to(counts), self.token_sums.to(counts)])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(found)
+        counts, sums, tokens = found.split([3, len(self.sources), len(self.sources)])
+        return counts.long().tolist(), sums.tolist(), tokens.tolist()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, micro-batch, rank), so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed(self.config.seed * 1_000_003 + batch_idx * self.trainer.world_size + self.trainer.global_rank)
@@ -70,6 +79,13 @@ class Training(lightning.LightningModule):
     def load_state_dict(self, state: dict[str, Tensor], strict: bool = True):
         return checkpoint.restore(self.model, state)
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        # Lightning counts micro-batches, and steps when their number divides by the accumulation, which may have changed since.
+        micro = checkpoint["global_step"] * self.config.trainer.accumulate
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):  # as they stand when a callback saves after a micro-batch
+            counts |= {"ready": micro, "started": micro, "processed": micro, "completed": micro - 1}
+
     @torch.no_grad()
     def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
         """Mean loss per supervised token for each source of the fixed validation list, summed over ranks before dividing."""
@@ -77,8 +93,8 @@ class Training(lightning.LightningModule):
         self.model.eval()
         for batch in batches:
             losses_S, sources_S = self.model(batch.to(self.device))
-            sums[0].index_add_(0, sources_S.long(), losses_S)
-            sums[1].index_add_(0, sources_S.long(), torch.ones_like(losses_S))
+            sums[0].index_add_(0, sources_S.long(), losses_S.float())
+            sums[1].index_add_(0, sources_S.long(), torch.ones_like(losses_S, dtype=torch.float32))
         self.model.train()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)

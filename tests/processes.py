@@ -1,0 +1,77 @@
+"""Training in processes of its own: to be killed, or to be one of several ranks.
+
+They are forked from a server that has imported the libraries once, which saves some ten seconds each.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from src.config import Train
+from src.errors import UserError
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["src.train"])
+
+
+def start(config: Train, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    process = server.Process(target=_run, args=(config, log, environment or {}))
+    process.start()
+    return process
+
+
+def _run(config: Train, log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that a shell started
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    from src.train import train
+
+    try:
+        train(config)
+    except UserError as mistake:
+        print(f"error: {mistake}", flush=True)
+        raise SystemExit(2) from None
+
+
+def wait(processes: list[BaseProcess], *, seconds: float = 120) -> list[int | None]:
+    """Their exit codes; None for one that had to be killed because it hung."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes
+
+
+def ranks(config: Train, log: Path, *, world: int) -> list[BaseProcess]:
+    """One process per rank, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    return [start(config, log.with_suffix(f".{rank}"), shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)]
+
+
+def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 60) -> None:
+    """Waits for `condition` while `process` lives."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), f"exit code {process.exitcode}"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def interrupt(process: BaseProcess, number: int = signal.SIGTERM) -> None:
+    os.kill(process.pid, number)

@@ -1,0 +1,222 @@
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import Train
+from src.errors import UserError
+from src.train import train
+from tests import processes
+
+
+def trained(folder: Path, name: str = "step=6.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def steps(folder: Path) -> list[dict]:
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[tuple]:
+    return [(row["step"], row["samples"], row["tokens"], row["loss"], row["val"], row["grad_norm"]) for row in steps(folder)]
+
+
+@pytest.fixture
+def whole(configure):
+    """An uninterrupted run with dropout and two workers."""
+    return train(configure("name=whole", "language.lora.dropout=0.1", "data.workers=2"))
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, whole, tmp_path):
+    """SIGKILL after two different steps, other workers and folders of the data each time."""
+    config = configure("language.lora.dropout=0.1")
+    folder = Path(config.outputs) / config.name
+    for checkpoint, workers in (("step=3.ckpt", 0), ("step=5.ckpt", 2)):
+        config.data.workers, config.trainer.check_every = workers, 3 if workers == 0 else 1
+        process = processes.start(config, tmp_path / "log")
+        processes.until((folder / "checkpoints" / checkpoint).exists, process)
+        processes.interrupt(process, signal.SIGKILL)
+        assert processes.wait([process]) == [-signal.SIGKILL]
+    config.data.workers, config.trainer.check_every = 1, 3
+    train(config)
+    assert same(trained(folder), trained(whole))
+    ours, theirs = (torch.load(run / "checkpoints" / "step=6.ckpt", weights_only=True)["optimizer_states"] for run in (folder, whole))
+    assert str(ours) == str(theirs)
+    assert steps(folder)[-1]["samples"] == steps(whole)[-1]["samples"] == "96"
+
+
+def test_every_signal_saves_first_and_the_same_command_resumes(configure, whole, tmp_path):
+    """Ctrl-C reaches the data workers too, as it does from a terminal."""
+    config = configure("language.lora.dropout=0.1", "data.workers=1", "optim.steps=6", "trainer.log_every=1", "trainer.check_every=100")
+    folder = Path(config.outputs) / config.name
+    for number, after in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
+        process = processes.start(config, tmp_path / "log")
+        processes.until(lambda after=after: (folder / "log.csv").exists() and len(steps(folder)) >= after, process)
+        os.killpg(process.pid, number)
+        assert processes.wait([process]) == [128 + number]
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert saved
+    assert all(1 <= int(name[5:-5]) < 6 for name in saved)
+    assert "and saved; the same command resumes" in (tmp_path / "log").read_text()
+    train(config)
+    assert same(trained(folder), trained(whole))
+    assert [row["step"] for row in steps(folder)] == list("123456")
+
+
+def test_a_finished_run_is_not_trained_again(configure, whole, capsys):
+    before = (whole / "result.json").read_text()
+    capsys.readouterr()
+    assert train(configure("name=whole", "language.lora.dropout=0.1")) == whole
+    assert "is trained already" in capsys.readouterr().out
+    assert (whole / "result.json").read_text() == before
+
+
+def test_a_truncated_checkpoint_is_passed_over_with_a_warning(configure, whole, capsys):
+    (whole / "train.json").unlink()
+    newest = whole / "checkpoints" / "step=6.ckpt"
+    expected = trained(whole)
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    train(configure("name=whole", "language.lora.dropout=0.1"))
+    said = capsys.readouterr().out
+    assert f"warning: {newest} cannot be read" in said
+    assert "resuming from" in said
+    assert "step=3.ckpt" in said
+    assert same(trained(whole), expected)
+
+
+def test_what_stands_in_a_run_folder(configure, whole):
+    result = json.loads((whole / "result.json").read_text())
+    assert set(result) == {"name", "commands", "git", "data", "seconds", "peak_rss_mb", "metrics"}
+    assert set(result["metrics"]) == {"train/samples_per_second", "train/tokens_per_second", "train/fill"}
+    assert 0.5 < result["metrics"]["train/fill"]["value"] <= 1
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"step=3.ckpt", "step=6.ckpt", "best.ckpt"}
+    stored = torch.load(whole / "checkpoints" / "step=6.ckpt", weights_only=True)
+    assert stored["config"]["optim"]["steps"] == 6
+    assert stored["DataModule"]["consumed"] == 6
+    assert not any("lora" not in name for name in stored["state_dict"] if name.startswith("language"))
+    rows = steps(whole)
+    assert float(rows[-1]["val"]) < float(rows[1]["val"])
+    assert float(rows[-1]["lr/projector"]) < float(rows[0]["lr/projector"])
+
+
+def test_another_configuration_in_the_same_folder_is_refused(configure, whole):
+    with pytest.raises(UserError, match=r"holds a different configuration \(optim.clip was 1.0, now 2.0\); choose another name"):
+        train(configure("name=whole", "language.lora.dropout=0.1", "optim.clip=2.0"))
+
+
+DOUBLE = [
+    "trainer.precision=64-true",
+    "optim.steps=4",
+    "trainer.check_every=100",
+    "optim.lr={vision: 1e-3, projector: 1e-3, language: 1e-3}",
+]
+
+
+def distances(one: Path, other: Path) -> float:
+    ours, theirs = trained(one, "step=4.ckpt"), trained(other, "step=4.ckpt")
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def test_the_update_does_not_depend_on_accumulation(configure):
+    one, many = (train(configure(*DOUBLE, f"name=slots{n}", f"trainer.accumulate={n}")) for n in (1, 4))
+    assert distances(one, many) < 1e-6
+    assert [row["tokens"] for row in steps(one)] == [row["tokens"] for row in steps(many)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (4, 4)])
+def test_accumulation_may_change_between_stop_and_resume(configure, before, after):
+    one = train(configure(*DOUBLE, "name=one"))
+    config = configure(*DOUBLE, "name=changing", "trainer.check_every=1", f"trainer.accumulate={before}")
+    stop_after(config, 1)
+    config.trainer.accumulate = after
+    train(config)
+    assert distances(one, Path(config.outputs) / "changing") < 1e-6
+
+
+def stop_after(config: Train, step: int) -> None:
+    """A run that ends after `step`, as if it had been killed there."""
+    import src.train as module
+
+    class Killed(Exception):
+        pass
+
+    class Killing(module.Checkpoints):
+        def on_train_batch_end(self, trainer, *rest) -> None:
+            super().on_train_batch_end(trainer, *rest)
+            if trainer.global_step == step:
+                raise Killed
+
+    usual, module.Checkpoints = module.Checkpoints, Killing
+    try:
+        with pytest.raises(Killed):
+            train(config)
+    finally:
+        module.Checkpoints = usual
+
+
+def run_ranks(config: Train, log: Path, world: int) -> None:
+    config.trainer.devices = world
+    codes = processes.wait(processes.ranks(config, log, world=world))
+    assert codes == [0] * world, "\n".join(path.read_text()[-3000:] for path in log.parent.glob(f"{log.stem}*"))
+
+
+def test_two_ranks_make_the_update_of_one(configure, tmp_path):
+    """2 ranks x 2 slots; a quarter of the records is text only, so some slots hold no image at all."""
+    one = train(configure(*DOUBLE, "name=one", "data.row_tokens=60"))
+    config = configure(*DOUBLE, "name=two", "data.row_tokens=60", "trainer.accumulate=2")
+    run_ranks(config, tmp_path / "log", 2)
+    two = Path(config.outputs) / "two"
+    assert distances(one, two) < 1e-6
+    for ours, theirs in zip(steps(one), steps(two), strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["samples"] == theirs["samples"]
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_world_may_change_at_every_stop(configure, tmp_path):
+    """1 -> 2 -> 4 -> 1 ranks, one step each."""
+    one = train(configure(*DOUBLE, "name=one"))
+    config = configure(*DOUBLE, "name=elastic", "trainer.check_every=1")
+    for step, world in ((1, 1), (2, 2), (3, 4)):
+        folder = Path(config.outputs) / "elastic"
+        config.trainer.devices = world
+        if world == 1:
+            stop_after(config, step)
+            continue
+        alive = processes.ranks(config, tmp_path / f"log{world}", world=world)
+        processes.until((folder / "checkpoints" / f"step={step}.ckpt").exists, alive[0])
+        for process in alive:
+            processes.interrupt(process, signal.SIGTERM)
+        codes = processes.wait(alive)
+        assert all(code == 128 + signal.SIGTERM for code in codes), codes
+        for path in (folder / "checkpoints").glob("step=*.ckpt"):
+            if int(path.name[5:-5]) > step:
+                path.unlink()
+        (folder / "train.json").unlink(missing_ok=True)
+    config.trainer.devices = 1
+    train(config)
+    assert distances(one, folder) < 1e-6
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
+    from src.model.vlm import VLM
+
+    usual = VLM.forward
+    monkeypatch.setattr(VLM, "forward", lambda self, batch: (usual(self, batch)[0] * float("nan"), usual(self, batch)[1]))
+    config = configure()
+    with pytest.raises(UserError, match="the loss became nan at step 0; the samples of that batch are listed in"):
+        train(config)
+    listed = json.loads((Path(config.outputs) / "tiny" / "nonfinite.json").read_text())
+    assert listed["step"] == 0
+    assert len(listed["samples"]) > 4
