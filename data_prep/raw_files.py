@@ -1,5 +1,6 @@
 """Raw files as the readers meet them: text by line, images beside it."""
 
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,12 @@ def image_file(folder: Path, name: str, key: str) -> bytes | Bad:
         return (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return Bad(key, f"image missing: {name}")
+
+
+def clean(value: object) -> str:
+    """A field of a dataset as text: HTML entities resolved, odd blanks made plain, nothing around it; none for null."""
+    text = "" if value is None else html.unescape(str(value))
+    return text.replace("\u00a0", " ").replace("\u200b", "").strip()
 
 
 def group_of(image: bytes) -> str:

@@ -23,9 +23,12 @@ STORED, DEFLATED = 0, 8
 
 
 class ZipMembers:
-    def __init__(self, path: Path):
-        """Reads the directory; a missing, cut or foreign file is a `UserError`."""
-        self.path = path
+    def __init__(self, path: Path, *, flat: bool = False):
+        """Reads the directory; a missing, cut or foreign file is a `UserError`.
+
+        `flat` looks members up by the last part of their name, as `unzip -j` would lay them out.
+        """
+        self.path, self.flat = path, flat
         try:
             self.file = path.open("rb")
         except OSError:
@@ -54,10 +57,13 @@ class ZipMembers:
         at = int(np.searchsorted(self.hashes, target))
         while at < len(self.hashes) and self.hashes[at] == target:
             entry = self._entry(int(self.places[at]))
-            if entry[0] == wanted:
+            if self._name(entry[0]) == wanted:
                 return self._content(name, key, *entry[1:])
             at += 1
         return Bad(key, f"image missing: {name} is not in {self.path.name}")
+
+    def _name(self, name: bytes) -> bytes:
+        return name.rpartition(b"/")[2] if self.flat else name
 
     def _directory(self) -> tuple[np.ndarray, np.ndarray]:
         count, at = self._end()
@@ -67,7 +73,7 @@ class ZipMembers:
             fields = ENTRY.unpack(self.file.read(ENTRY.size))
             if fields[0] != b"PK\1\2":
                 raise ValueError
-            hashes.append(xxhash.xxh3_64_intdigest(self.file.read(fields[10])))
+            hashes.append(xxhash.xxh3_64_intdigest(self._name(self.file.read(fields[10]))))
             places.append(at)
             self.file.seek(fields[11] + fields[12], 1)
             at += ENTRY.size + fields[10] + fields[11] + fields[12]

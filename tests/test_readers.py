@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from data_prep import sources
+from data_prep.cut import fault
 from data_prep.json_stream import items
 from data_prep.readers import READERS
 from data_prep.rows import Bad, Filtered
 from data_prep.zip_members import ZipMembers
+from src.cli import CONF
 from src.data.record import SPLITS, Record
 from src.errors import UserError
 from tests.conftest import jpeg
@@ -78,7 +81,7 @@ def test_pathvqa(tmp_path):
 
 def test_parquet_faults_are_one_sentence(tmp_path):
     put_parquet(tmp_path / "data" / "train-0.parquet", [{"image": image(0), "qestion": "q", "answer": "a"}])
-    with pytest.raises(UserError, match="has no column 'question', which is to be the question; did you mean 'qestion'"):
+    with pytest.raises(UserError, match="has no column 'question'; did you mean 'qestion'"):
         read("pathvqa", tmp_path)
     whole = tmp_path / "data" / "train-0.parquet"
     whole.write_bytes(whole.read_bytes()[:-50])
@@ -243,6 +246,203 @@ def test_a_truncated_or_damaged_zip(tmp_path):
         assert found.read("a.jpg", "key") == Bad("key", "zip member damaged: a.jpg")
     with pytest.raises(UserError, match=r"none\.zip is missing"):
         ZipMembers(tmp_path / "none.zip")
+
+
+def test_quilt_1m(tmp_path):
+    put(tmp_path / "quilt_1m" / "abc_image_1.jpg", PICTURES[0])
+    rows = ["a gland,abc_image_1.jpg,quilt,0.0", "'mitoses, many',abc_image_1.jpg,quilt,".replace("'", '"')]
+    rows += ["a person,abc_image_2.jpg,quilt,1.0", "gone,abc_image_3.jpg,quilt,0.0"]
+    put(tmp_path / "quilt_1M_lookup.csv", "caption,image_path,subset,not_histology\n" + "\n".join(rows) + "\n")
+    one, other, *rest = read("quilt_1m", tmp_path)
+    assert (one.key, one.caption, one.group, one.images) == ("0000000-abc_image_1", "a gland", "abc", [PICTURES[0]])
+    assert other.caption == "mitoses, many"
+    assert reasons(rest) == [("0000002-abc_image_2", "not histology"), ("0000003-abc_image_3", "image missing: quilt_1m/abc_image_3.jpg")]
+    assert isinstance(rest[0], Filtered)
+
+
+def test_medicat(tmp_path):
+    put(tmp_path / "release" / "figures" / "f00d_2-Figure1-1.png", PICTURES[0])
+    figure = {"pdf_hash": "f00d", "fig_uri": "2-Figure1-1.png", "s2_caption": "Figure 1: a scan", "radiology": True}
+    licensed = {**figure, "s2_caption": "", "s2orc_caption": "a scan", "oa_info": {"oa": {"license": "CC BY"}}}
+    path = tmp_path / "release" / "s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
+    put_lines(path, figure, licensed, {**figure, "fig_uri": "none.png"}, '{"pdf_hash":')
+    one, other, *bad = read("medicat", tmp_path)
+    assert (one.key, one.caption, one.group, one.licence) == ("f00d_2-Figure1-1", "Figure 1: a scan", "f00d", "")
+    assert (other.caption, other.licence) == ("a scan", "CC BY")
+    assert [reason.partition(":")[0] for _, reason in reasons(bad)] == ["image missing", "not valid JSON"]
+
+
+def test_medmcqa_counts_options_from_0_on_the_hub_and_from_1_in_the_release(tmp_path):
+    row = {"id": "x", "question": "Which &lt; 5?", "opa": "1", "opb": "7", "opc": "8", "opd": "9", "cop": 0, "exp": None}
+    put_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [row, {**row, "id": "y", "cop": -1}, {**row, "id": "z", "opc": ""}])
+    put_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [row])
+    put_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [{**row, "cop": -1}])
+    good, *bad = read("medmcqa", tmp_path)
+    assert (good.turns, good.choices, good.type) == ([("Which < 5?", "1")], ["1", "7", "8", "9"], "choice")
+    assert reasons(bad) == [("y", "no such option: cop=-1"), ("z", "empty option")]
+    assert [row.split for row in read("medmcqa", tmp_path, "test")] == ["test"]
+    (tmp_path / "data" / "train-00000-of-00001.parquet").unlink()
+    put_lines(tmp_path / "train.json", {**row, "cop": 4}, {**row, "cop": 0})
+    last, bad = read("medmcqa", tmp_path)
+    assert last.answer == "9"
+    assert bad.reason == "no such option: cop=0"
+
+
+def test_pmc_vqa(tmp_path):
+    put_zip(tmp_path / "images.zip", {"images/PMC1_F1.jpg": PICTURES[0]})
+    header = "Figure_path,Question,Anwser,Choice A,Choice B,Choice C,Choice D,Answer_label"
+    rows = [
+        "PMC1_F1.jpg,What uptake?,x, A:Diffuse, B:Focal, C: None,D:A: both,B",
+        "PMC1_F1.jpg,What?,x,A:a,B:b,C:c,D:d,E",
+        "PMC2_F1.jpg,?,x,A:a,B:b,C:c,D:d,A",
+    ]
+    put(tmp_path / "train.csv", "\n".join([header, *rows]) + "\n")
+    good, *bad = read("pmc_vqa", tmp_path)
+    assert (good.turns, good.choices) == ([("What uptake?", "Focal")], ["Diffuse", "Focal", "None", "A: both"])
+    assert (good.group, good.images, good.type) == ("PMC1_F1", [PICTURES[0]], "choice")
+    assert [reason for _, reason in reasons(bad)] == ["no such option: Answer_label='E'", "image missing: PMC2_F1.jpg is not in images.zip"]
+
+
+def test_medqa(tmp_path):
+    row = {"question": "A patient ...?", "answer": "Iron", "options": {"A": "Zinc", "B": "Iron"}, "answer_idx": "B", "meta_info": "step1"}
+    put_lines(tmp_path / "phrases_no_exclude_train.jsonl", row, {**row, "answer_idx": "C"})
+    good, bad = read("medqa", tmp_path)
+    assert (good.turns, good.choices, good.meta) == ([("A patient ...?", "Iron")], ["Zinc", "Iron"], {"step": "step1"})
+    assert bad.reason == "no such option: answer_idx='C'"
+    put_lines(tmp_path / "data_clean/questions/US/4_options/phrases_no_exclude_test.jsonl", row)
+    assert len(read("medqa", tmp_path, "test")) == 1
+
+
+def test_iu_xray(tmp_path):
+    for n in range(3):
+        put(tmp_path / "images" / "images_normalized" / f"1_{n}.png", PICTURES[n])
+    put(
+        tmp_path / "indiana_projections.csv",
+        "uid,filename,projection\n1,1_0.png,Lateral\n1,1_1.png,Frontal\n2,1_2.png,Frontal\n4,no.png,Frontal\n",
+    )
+    reports = ["1,The heart is XXXX normal.,XXXX. No finding.", "2,,", "3,fine,fine", "4,fine,fine"]
+    put(tmp_path / "indiana_reports.csv", "uid,findings,impression\n" + "\n".join(reports) + "\n")
+    one, empty, *bad = read("iu_xray", tmp_path)
+    assert one.images == [PICTURES[1], PICTURES[0]]
+    assert one.caption == "The heart is normal. . No finding."
+    assert fault(empty) == "neither question nor caption"
+    assert [reason for _, reason in reasons(bad)] == [
+        "image missing: no view is named for this report",
+        "image missing: images/images_normalized/no.png",
+    ]
+    (tmp_path / "indiana_projections.csv").unlink()
+    with pytest.raises(UserError, match="which names the pictures of each report"):
+        read("iu_xray", tmp_path)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_slake_in_english_only(tmp_path, packed):
+    row = {"img_name": "xmlab1/source.jpg", "question": "Where is it?", "answer": "Left", "q_lang": "en", "content_type": "Position"}
+    rows = [
+        row,
+        {**row, "question": "\u5728\u54ea\u91cc", "q_lang": "zh"},
+        {**row, "img_name": "xmlab2/source.jpg"},
+        {**row, "content_type": "KG"},
+    ]
+    put(tmp_path / "validate.json", json.dumps(rows, ensure_ascii=False))
+    if packed:
+        put_zip(tmp_path / "imgs.zip", {"imgs/xmlab1/source.jpg": PICTURES[0], "imgs/xmlab1/mask.png": b""})
+    else:
+        put(tmp_path / "imgs" / "xmlab1" / "source.jpg", PICTURES[0])
+    good, chinese, missing, knowledge = read("slake", tmp_path, "val")
+    assert (good.turns, good.type, good.group, good.images) == ([("Where is it?", "Left")], "location", "xmlab1", [PICTURES[0]])
+    assert chinese == Filtered("val-1", "language")
+    assert missing.reason.startswith("image missing: imgs/xmlab2/source.jpg")
+    assert knowledge.type == "location"  # read off the wording
+
+
+def test_ubench(tmp_path):
+    asked = {"question": "Which stain?", "options": ["H&E", "none of the above"], "answer": "H&E", "answer_idx": 0}
+    rows = [
+        {"image_id": "a", "image": image(0), "license": "CC0", "dataset": "d", "questions": {"stain": asked, "domain": None}},
+        {
+            "image_id": "b",
+            "image": {"bytes": None, "path": None},
+            "license": "",
+            "dataset": "d",
+            "questions": {"stain": asked, "domain": None},
+        },
+    ]
+    path = tmp_path / "perception" / "0.1.0" / "ubench-test-00000-of-00001.arrow"
+    path.parent.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    good, bad = read("ubench", tmp_path)
+    assert (good.turns, good.licence, good.images, good.meta) == ([("Which stain?", "H&E")], "CC0", [PICTURES[0]], {"dataset": "d"})
+    assert bad == Bad("b", "image missing")
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match="cannot be read as arrow"):
+        read("ubench", tmp_path)
+
+
+def test_pubmedvision(tmp_path):
+    put_zip(tmp_path / "images_0.zip", {"images/pmc_1_0.jpg": PICTURES[0]})
+    put_zip(tmp_path / "images_1.zip", {"anywhere/pmc_1_1.jpg": PICTURES[1]})
+    said = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "Two."}, {"from": "human", "value": "Where?"}]
+    rows = [
+        {"id": "A_1", "image": ["images/pmc_1_0.jpg", "images/pmc_1_1.jpg"], "conversations": said, "modality": "CT"},
+        {"id": "A_2", "image": ["images/pmc_9_0.jpg"], "conversations": said},
+    ]
+    put(tmp_path / "PubMedVision_Alignment_VQA.json", json.dumps(rows))
+    good, bad = read("pubmedvision", tmp_path)
+    assert (good.images, good.turns, good.group, good.type) == (PICTURES[:2], [("How many?", "Two.")], "pmc_1", "count")
+    assert bad == Bad("A_2", "image missing: pmc_9_0.jpg is in none of the 2 archives")
+    for archive in tmp_path.glob("*.zip"):
+        archive.unlink()
+    with pytest.raises(UserError, match=r"needs .*images_0\.zip"):
+        read("pubmedvision", tmp_path)
+
+
+def test_text_only_tables(tmp_path):
+    put_parquet(tmp_path / "data" / "train-0.parquet", [{"instruction": "i", "input": "I can&#39;t sleep", "output": "Rest."}])
+    (row,) = read("healthcaremagic", tmp_path)
+    assert (row.turns, row.images, row.type) == ([("I can't sleep", "Rest.")], [], "text")
+    cards = [{"instruction": "i", "input": "What?", "output": "This."}, {"instruction": "i", "input": "What?", "output": ""}, 3]
+    put(tmp_path / "medical_meadow_wikidoc_medical_flashcards.json", json.dumps(cards))
+    good, empty, bad = read("medical_flashcards", tmp_path)
+    assert (good.turns, fault(empty)) == ([("What?", "This.")], "empty answer")
+    assert bad.reason == "not a JSON object: item 2 of medical_meadow_wikidoc_medical_flashcards.json"
+
+
+def test_rocos_captions_lose_the_blank_in_front(tmp_path):
+    put_parquet(tmp_path / "data" / "train-0.parquet", [{"image": image(0), "image_id": "ROCO_1", "caption": " A scan.\n", "cui": ["C1"]}])
+    for source in ("roco", "rocov2"):
+        (row,) = read(source, tmp_path)
+        assert (row.key, row.caption, row.type) == ("ROCO_1", "A scan.", "caption")
+
+
+def test_a_csv_line_in_latin_1_is_refused_alone(tmp_path):
+    put(tmp_path / "quilt_1m" / "a.jpg", PICTURES[0])
+    put(tmp_path / "quilt_1M_lookup.csv", b"caption,image_path\nfine,a.jpg\nSj\xf6gren,a.jpg\nfine too,a.jpg\n")
+    assert [fault(row) for row in read("quilt_1m", tmp_path)] == ["", "text is not valid Unicode", ""]
+
+
+def test_members_are_found_by_the_last_part_of_their_name(tmp_path):
+    put_zip(tmp_path / "a.zip", {"deep/er/1.jpg": b"1", "2.jpg": b"2"})
+    with ZipMembers(tmp_path / "a.zip", flat=True) as found:
+        assert (found.read("1.jpg", ""), found.read("2.jpg", "")) == (b"1", b"2")
+        assert found.read("deep/er/1.jpg", "").reason.startswith("image missing")
+
+
+def test_every_reader_has_an_entry_and_every_mix_names_entries_with_their_counts():
+    entries = sources.load()
+    assert {entry.reader for entry in entries.values()} == set(READERS)
+    for entry in entries.values():
+        assert set(entry.columns) <= {"image", "question", "answer", "caption", "id", "type", "group", "licence"}
+        assert not entry.columns or entry.reader == "hf_parquet"
+        assert entry.reader in (entry.name, "hf_parquet")
+    other = {"pubmedqa": 211_269, "iu_xray": 7_470, "slake": 4_919}  # PQA-A alone, pictures, English: the files say so
+    for mix, total in (("full", 3_343_055), ("open", 3_352_660)):
+        shares = yaml.safe_load((CONF / "mix" / f"{mix}.yaml").read_text())["shares"]
+        assert {name: other.get(name, entries[name].expected["train"]) for name in shares} == shares
+        assert len(shares) == 14
+        assert sum(shares.values()) == total
 
 
 def test_every_entry_has_its_reader_and_states_where_its_numbers_come_from():

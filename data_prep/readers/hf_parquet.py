@@ -1,55 +1,38 @@
-"""Any dataset of the hub that is one table with image, question and answer columns (PathVQA, VQA-RAD, ROCO, ...).
+"""Any dataset that is one table with image, question and answer columns (PathVQA, VQA-RAD, ROCO, HealthCareMagic, ...).
 
-The columns are named in `sources.yaml`: `image` (bytes, `{bytes, path}` as `datasets` writes it, or a list of those),
-`question` and `answer` or `caption`, and optional `id`, `type`, `group`.
+The columns are named in `sources.yaml`: `image` (bytes, `{bytes, path}` as `datasets` writes it, or a list of those; none in
+a text-only set), `question` and `answer`, or `caption`, and optional `id`, `type`, `group`, `licence`. Files are parquet, as
+the hub has it (`data/train-00000-of-00004.parquet`), or one of the other formats of `data_prep/tables.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data_prep.raw_files import group_of, image_file
+from data_prep.raw_files import clean, group_of, image_file
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
+from data_prep.tables import table_rows
 from src.data.record import Record, question_type
-from src.errors import UserError, nearest
-
-BATCH = 32
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     number = 0
     for path in entry.tables(raw, split):
-        try:
-            with pq.ParquetFile(path) as table:
-                columns = _columns(path, table.schema_arrow.names, entry)
-                for batch in table.iter_batches(BATCH, columns=sorted(set(columns.values()))):
-                    for row in batch.to_pylist():
-                        yield _record(raw, split, entry, {name: row[column] for name, column in columns.items()}, f"{split}-{number:06d}")
-                        number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path.name} of {entry.name} cannot be read as parquet ({str(error).splitlines()[0]}); fetch it again"
-            ) from None
-
-
-def _columns(path: Path, found: list[str], entry: Source) -> dict[str, str]:
-    for name, column in entry.columns.items():
-        if column not in found:
-            raise UserError(f"{path.name} of {entry.name} has no column '{column}', which is to be the {name}{nearest(column, found)}")
-    return entry.columns
+        for row in table_rows(path, entry, need=list(entry.columns.values())):
+            key = f"{split}-{number:06d}"
+            yield row if isinstance(row, Bad) else _record(raw, split, entry, {n: row[c] for n, c in entry.columns.items()}, key)
+            number += 1
 
 
 def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_key: str) -> Row:
-    key = _text(row.get("id")) or default_key
+    key = clean(row.get("id")) or default_key
     images = [_bytes(raw, image, key) for image in _list(row.get("image"))]
     for image in images:
         if isinstance(image, Bad):
             return image
-    question, answer, caption = (_text(row.get(name)) for name in ("question", "answer", "caption"))
+    question, answer, caption = (clean(row.get(name)) for name in ("question", "answer", "caption"))
+    derived = "caption" if "caption" in row else question_type(question, answer) if "image" in row else "text"
     return Record(
         key=key,
         source=entry.name,
@@ -57,8 +40,9 @@ def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_k
         images=images,
         turns=[] if "caption" in row else [(question, answer)],
         caption=caption,
-        type="caption" if "caption" in row else _text(row.get("type")) or question_type(question, answer),
-        group=_text(row.get("group")) or (group_of(images[0]) if images else key),
+        type=clean(row.get("type")) or derived,
+        group=clean(row.get("group")) or (group_of(images[0]) if images else key),
+        licence=clean(row.get("licence")),
     )
 
 
@@ -71,7 +55,3 @@ def _bytes(raw: Path, image: Any, key: str) -> bytes | Bad:
 
 def _list(image: Any) -> list:
     return image if isinstance(image, list) else [] if image is None else [image]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()

@@ -1,0 +1,50 @@
+"""IU X-Ray (Open-i, as CSV): chest X-ray reports with the views they were written on, frontal first.
+
+`indiana_reports.csv` (`uid, findings, impression, ...`), `indiana_projections.csv` (`uid, filename, projection`) and
+`images/images_normalized/<filename>`. De-identified words stand as XXXX and are taken out with the blanks around them.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.raw_files import clean, image_file
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from data_prep.tables import table_rows
+from src.data.record import Record
+from src.errors import UserError
+
+FOLDER = "images/images_normalized"
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        views = _views(raw / "indiana_projections.csv", entry)
+        for row in table_rows(path, entry, need=["uid", "findings", "impression"]):
+            yield row if isinstance(row, Bad) else _record(raw, split, entry, row, views)
+
+
+def _views(path: Path, entry: Source) -> dict[str, list[str]]:
+    """uid -> file names, frontal views first."""
+    if not path.exists():
+        raise UserError(f"source '{entry.name}' needs {path}, which names the pictures of each report")
+    found = defaultdict(list)
+    for row in table_rows(path, entry, need=["uid", "filename", "projection"]):
+        if not isinstance(row, Bad):
+            found[clean(row["uid"])].append((clean(row["projection"]) != "Frontal", clean(row["filename"])))
+    return {uid: [name for _, name in sorted(names)] for uid, names in found.items()}
+
+
+def _record(raw: Path, split: str, entry: Source, row: dict, views: dict[str, list[str]]) -> Row:
+    uid = clean(row["uid"])
+    if uid not in views:
+        return Bad(uid, "image missing: no view is named for this report")
+    images = [image_file(raw, f"{FOLDER}/{name}", uid) for name in views[uid]]
+    for image in images:
+        if isinstance(image, Bad):
+            return image
+    parts = (re.sub(r"\s*\bX{4,}\b", "", clean(row[name])).strip() for name in ("findings", "impression"))
+    caption = " ".join(part for part in parts if part)
+    return Record(key=uid, source=entry.name, split=split, images=images, caption=caption, type="caption", group=uid)

@@ -1,0 +1,43 @@
+"""MedICaT: figures of articles with their captions, unpacked from `medicat_release.tar.gz` into `release/`.
+
+`release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl` has one figure per line; its picture is
+`release/figures/<pdf_hash>_<fig_uri>`. The licence is the article's.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.raw_files import clean, image_file, json_lines
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from src.data.record import Record
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        for _, fields in json_lines(path):
+            yield fields if isinstance(fields, Bad) else _record(path.parent, split, entry, fields)
+
+
+def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
+    paper, name = clean(fields.get("pdf_hash")), f"{fields.get('pdf_hash')}_{fields.get('fig_uri')}"
+    image = image_file(folder, f"figures/{name}", Path(name).stem)
+    if isinstance(image, Bad):
+        return image
+    return Record(
+        key=Path(name).stem,
+        source=entry.name,
+        split=split,
+        images=[image],
+        caption=clean(fields.get("s2_caption")) or clean(fields.get("s2orc_caption")),
+        type="caption",
+        group=paper,
+        licence=_licence(fields),
+        meta={"radiology": True} if fields.get("radiology") else {},
+    )
+
+
+def _licence(fields: dict) -> str:
+    """`oa_info.oa.license`, wherever the article states one."""
+    article = (fields.get("oa_info") or {}).get("oa") or {}
+    return clean(article.get("license"))

@@ -1,0 +1,35 @@
+"""MedQA (USMLE, 4 options): JSON lines `{question, answer, options: {A: ...}, answer_idx, meta_info}`.
+
+Files are `phrases_no_exclude_{train,dev,test}.jsonl`, beside each other or as in the release under
+`data_clean/questions/US/4_options/`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.raw_files import clean, json_lines
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from src.data.record import Record
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        for number, fields in json_lines(path):
+            yield fields if isinstance(fields, Bad) else _record(split, entry, fields, f"{split}-{number:05d}")
+
+
+def _record(split: str, entry: Source, fields: dict, key: str) -> Row:
+    options = fields.get("options")
+    if not isinstance(options, dict) or fields.get("answer_idx") not in options:
+        return Bad(key, f"no such option: answer_idx={fields.get('answer_idx')!r}")
+    return Record(
+        key=key,
+        source=entry.name,
+        split=split,
+        turns=[(clean(fields.get("question")), clean(options[fields["answer_idx"]]))],
+        choices=[clean(options[letter]) for letter in sorted(options)],
+        type="choice",
+        group=key,
+        meta={"step": clean(fields["meta_info"])} if fields.get("meta_info") else {},
+    )

@@ -1,0 +1,47 @@
+"""PMC-VQA: questions with four options on figures of articles, CSV beside `images.zip`.
+
+Columns: `Figure_path, Question, Answer` (`Anwser` in older revisions, and not needed), `Choice A` to `Choice D` (each with
+its letter in front: ` A:Diffuse uptake`) and `Answer_label`. The test split is `test_clean.csv`, which was checked by hand.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.raw_files import clean
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from data_prep.tables import table_rows
+from data_prep.zip_members import ZipMembers
+from src.data.record import Record
+
+LETTERS = "ABCD"
+COLUMNS = ["Figure_path", "Question", "Answer_label", *(f"Choice {letter}" for letter in LETTERS)]
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        with ZipMembers(raw / "images.zip", flat=True) as pictures:
+            for number, row in enumerate(table_rows(path, entry, need=COLUMNS)):
+                yield row if isinstance(row, Bad) else _record(split, entry, row, number, pictures)
+
+
+def _record(split: str, entry: Source, row: dict, number: int, pictures: ZipMembers) -> Row:
+    name, label = clean(row["Figure_path"]), clean(row["Answer_label"])
+    key = f"{split}-{number:06d}-{Path(name).stem}"
+    if label not in list(LETTERS):
+        return Bad(key, f"no such option: Answer_label={label!r}")
+    image = pictures.read(name, key)
+    if isinstance(image, Bad):
+        return image
+    choices = [re.sub(rf"^{letter}\s*:\s*", "", clean(row[f"Choice {letter}"])) for letter in LETTERS]
+    return Record(
+        key=key,
+        source=entry.name,
+        split=split,
+        images=[image],
+        turns=[(clean(row["Question"]), choices[LETTERS.index(label)])],
+        choices=choices,
+        type="choice",
+        group=Path(name).stem,
+    )

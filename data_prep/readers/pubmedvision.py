@@ -1,0 +1,58 @@
+"""PubMedVision: conversations on one or several pictures, `PubMedVision_Alignment_VQA.json` beside `images_0.zip` ... .
+
+An item is `{id, image: [names], conversations: [{from: human, value}, {from: gpt, value}, ...], modality, body_part}`. Its
+authors unpack with `unzip -j`, so pictures are looked up by the last part of their name.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from data_prep.json_stream import items
+from data_prep.raw_files import clean
+from data_prep.rows import Bad, Row
+from data_prep.sources import Source
+from data_prep.zip_members import ZipMembers
+from src.data.record import Record, question_type
+from src.errors import UserError
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        with ExitStack() as stack:
+            archives = [stack.enter_context(ZipMembers(archive, flat=True)) for archive in sorted(raw.glob("images_*.zip"))]
+            if not archives:
+                raise UserError(f"source '{entry.name}' needs {raw / 'images_0.zip'} and the other picture archives")
+            for position, fields in items(path):
+                yield _record(split, entry, fields, f"{path.stem}-{position}", archives)
+
+
+def _record(split: str, entry: Source, fields: dict, default_key: str, archives: list[ZipMembers]) -> Row:
+    if not isinstance(fields, dict):
+        return Bad(default_key, "not a JSON object")
+    key = clean(fields.get("id")) or default_key
+    names = [Path(name).name for name in fields.get("image") or []]
+    images = [_picture(name, key, archives) for name in names]
+    for image in images:
+        if isinstance(image, Bad):
+            return image
+    said = [clean(turn.get("value")) for turn in fields.get("conversations") or []]
+    turns = list(zip(said[::2], said[1::2], strict=False))
+    return Record(
+        key=key,
+        source=entry.name,
+        split=split,
+        images=images,
+        turns=turns,
+        type=question_type(*turns[0]) if turns and images else "text",
+        group=names[0].rpartition("_")[0] if names else key,  # pmc_<figure>_<part>.jpg
+        meta={name: fields[name] for name in ("modality", "body_part") if fields.get(name)},
+    )
+
+
+def _picture(name: str, key: str, archives: list[ZipMembers]) -> bytes | Bad:
+    for archive in archives:
+        found = archive.read(name, key)
+        if not isinstance(found, Bad) or not found.reason.startswith("image missing"):
+            return found
+    return Bad(key, f"image missing: {name} is in none of the {len(archives)} archives")

@@ -1,0 +1,56 @@
+"""SLAKE: `{train,validate,test}.json` (JSON arrays) and the pictures as `imgs/xmlab<n>/source.jpg`, in `imgs.zip` or unpacked.
+
+English only: the Chinese questions are split differently, so that 142 test pictures stand in the Chinese training set.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+from data_prep.json_stream import items
+from data_prep.raw_files import clean, image_file
+from data_prep.rows import Bad, Filtered, Row
+from data_prep.sources import Source
+from data_prep.zip_members import ZipMembers
+from src.data.record import Record, question_type
+
+TYPES = {
+    "Modality": "modality",
+    "Plane": "plane",
+    "Organ": "organ",
+    "Position": "location",
+    "Abnormality": "finding",
+    "Size": "size",
+    "Quantity": "count",
+}
+
+
+def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
+    for path in entry.tables(raw, split):
+        archive = path.parent / "imgs.zip"
+        with ZipMembers(archive) if archive.exists() else nullcontext() as members:
+            picture = members.read if members else partial(image_file, path.parent)
+            for position, fields in items(path):
+                yield _record(split, entry, fields, f"{split}-{position}", picture)
+
+
+def _record(split: str, entry: Source, fields: dict, key: str, picture: Callable[[str, str], bytes | Bad]) -> Row:
+    if not isinstance(fields, dict):
+        return Bad(key, "not a JSON object")
+    if fields.get("q_lang") != "en":
+        return Filtered(key, "language")
+    question, answer, name = (clean(fields.get(field)) for field in ("question", "answer", "img_name"))
+    image = picture(f"imgs/{name}", key)
+    if isinstance(image, Bad):
+        return image
+    return Record(
+        key=key,
+        source=entry.name,
+        split=split,
+        images=[image],
+        turns=[(question, answer)],
+        type=TYPES.get(fields.get("content_type", "")) or question_type(question, answer),
+        group=name.partition("/")[0],
+        meta={name: fields[name] for name in ("answer_type", "content_type") if fields.get(name)},
+    )

@@ -1,0 +1,75 @@
+"""Rows of a table file, whatever the format: parquet, Arrow as `datasets` saves it, CSV, a JSON array, or JSON lines."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.json_stream import items
+from data_prep.raw_files import json_lines
+from data_prep.rows import Bad
+from data_prep.sources import Source
+from src.errors import UserError, nearest
+
+BATCH = 32  # rows at a time, since they may hold images
+LONGEST = 16 << 20  # characters of one CSV field
+
+
+def table_rows(path: Path, entry: Source, *, need: list[str], want: list[str] | None = None) -> Iterator[dict[str, Any] | Bad]:
+    """The columns `need` and, where they exist, `want` of every row.
+
+    A column of `need` that the file lacks, and a file that cannot be read to its end, are `UserError`s. A line of CSV with
+    letters that are not UTF-8 comes with surrogates in their place, which the build refuses row by row.
+    """
+    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](path, need, want or [])
+    try:
+        for row in rows:
+            if isinstance(row, dict):
+                _check_columns(path, entry, need, row)
+            yield row
+    except (pa.ArrowException, OSError, csv.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path.name} of {entry.name} cannot be read as {path.suffix[1:]} ({reason}); fetch it again") from None
+
+
+def _check_columns(path: Path, entry: Source, need: list[str], row: dict) -> None:
+    for column in need:
+        if column not in row:
+            raise UserError(f"{path.name} of {entry.name} has no column '{column}'{nearest(column, row)}")
+
+
+def _kept(there: list[str], need: list[str], want: list[str]) -> list[str]:
+    """All columns where one is missing, so that the message can name the nearest."""
+    return [name for name in there if name in need or name in want] if set(need) <= set(there) else there
+
+
+def _parquet(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(BATCH, columns=_kept(table.schema_arrow.names, need, want)):
+            yield from batch.to_pylist()
+
+
+def _arrow(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        for batch in stream:
+            kept = batch.select(_kept(batch.schema.names, need, want))
+            for start in range(0, len(kept), BATCH):
+                yield from kept.slice(start, BATCH).to_pylist()
+
+
+def _csv(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+    csv.field_size_limit(LONGEST)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _json(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
+    for position, row in items(path):
+        yield row if isinstance(row, dict) else Bad(f"{path.stem}-{position}", f"not a JSON object: item {position} of {path.name}")
+
+
+def _jsonl(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
+    return (row for _, row in json_lines(path))
