@@ -128,8 +128,7 @@ def _record(history: list[tuple[str, str]], question: str) -> Record:
 
 def load_answerer(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> Answerer:
     """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
-    hf_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
+    quiet()
     one_of("checkpoint", checkpoint, ("best", "last"))
     one_of("accelerator", accelerator, ("cpu", "gpu", "auto"))
     folder = Path(where)
@@ -145,6 +144,12 @@ def load_answerer(where: str, *, outputs: str = "outputs", checkpoint: str = "be
         raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
     found.model.to("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
     return found
+
+
+def quiet() -> None:
+    """Loading speaks only when something is wrong."""
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
 
 
 def _from_run(outputs: str, name: str, checkpoint: str) -> Answerer:

@@ -1,0 +1,158 @@
+"""Model card and data statement, made from what the run itself recorded; nothing in them is written by hand per model."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.config import Train
+
+SOURCES = Path(__file__).resolve().parent.parent.parent / "data_prep" / "sources.yaml"
+DEFINITIONS = {
+    "bleu1": "BLEU-1 of the answer against its references, in 0..1, mean over questions",
+    "exact": "share of answers equal to a reference after normalisation",
+    "f1": "token F1 against the best reference, mean over questions",
+    "accuracy": "share of closed or multiple-choice questions answered rightly",
+    "macro_f1": "unweighted mean of the classes' F1",
+}
+CONDITIONS = {
+    "real": "with its image",
+    "none": "without an image",
+    "real_minus_blank": "gain over a blank image (paired)",
+    "real_minus_shuffled": "gain over another test image (paired)",
+}
+PHANTOM = (
+    "**Trained on phantoms.** Images and texts were drawn by a program that imitates the layouts of public datasets; the names below "
+    "are those of the imitated datasets, none of which was used. The model knows nothing about medicine."
+)
+
+
+@dataclass
+class Story:
+    """What a card tells: the run, its sources and its scores."""
+
+    name: str
+    config: Train
+    result: dict[str, Any]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def phantom(self) -> bool:
+        return "phantom" in Path(self.config.data.root).parts
+
+
+def tell(folder: Path, config: Train) -> Story:
+    """Reads train.json, result.json, the manifests of the shards (where they are still there) and the licences of `sources.yaml`."""
+    trained = json.loads((folder / "train.json").read_text())
+    result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"]}
+    known = yaml.safe_load(SOURCES.read_text())
+    total = sum(config.mix.shares.values())
+    sources = []
+    for name, share in sorted(config.mix.shares.items()):
+        if share > 0:
+            manifest = Path(config.data.root) / name / "manifest.json"
+            built = json.loads(manifest.read_text()) if manifest.exists() else {}
+            entry = known.get(name, {})
+            licence = entry.get("licence", {})
+            sources.append(
+                {
+                    "name": name,
+                    "title": entry.get("title", name),
+                    "share": share / total,
+                    "records": built.get("counts", {}).get("train", {}).get("written"),
+                    "licence": built.get("licence") or licence.get("name", "unverified"),
+                    "from": licence.get("from", "unsourced"),
+                    "non_commercial": _word(licence.get("non_commercial", "unverified")),
+                    "redistribute": _word(licence.get("redistribute", "unverified")),
+                    "citation": entry.get("citation", ""),
+                }
+            )
+    return Story(folder.name, config, result, sources)
+
+
+def strictest(story: Story) -> str:
+    """What follows for the use of the weights from the strictest of the sources."""
+    for key, value, said in (
+        ("non_commercial", "yes", "non-commercial use only"),
+        ("redistribute", "no", "the data may not be passed on; whether weights may is unverified"),
+        ("non_commercial", "unverified", "research use only until its licence is verified"),
+        ("redistribute", "unverified", "whether the data may be passed on is unverified"),
+    ):
+        strict = [source["name"] for source in story.sources if source[key] == value]
+        if strict:
+            return f"{said} (from {', '.join(strict)})"
+    return "every source allows commercial use and redistribution"
+
+
+def card(story: Story, *, library: str, usage: str) -> str:
+    """README.md with the front matter of the Hugging Face hub."""
+    front = {
+        "library_name": library,
+        "pipeline_tag": "image-feature-extraction" if library == "timm" else "image-text-to-text",
+        "license": "other",
+        "license_name": "see-data-statement",
+        "language": ["en"],
+        "tags": ["medical", "visual-question-answering", "research-only"],
+    }
+    config = story.config
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
+        "**For research. Not a medical device, not for clinical use, not for advice to patients.**\n",
+        *([PHANTOM + "\n"] if story.phantom else []),
+        f"A vision-language model that answers questions about medical images: image encoder `{config.vision.path or config.vision.architecture}`"
+        f", projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}. "
+        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {story.result['git']}, data "
+        f"{story.result['data']}).\n",
+        f"## Use\n\n{usage}\n",
+        f"## Scores\n\n{scores(story.result['metrics'])}\n",
+        "## Intended use and limits\n\n"
+        "Intended: research on medical vision-language models and on their evaluation. Out of scope: diagnosis, triage, treatment, any "
+        "decision about a person. Answers are short and can be wrong while they sound sure; confidence is a mean token log-probability, "
+        "not calibrated. English only. Where an answer does not change with the image (see the gain over a blank image above), it was not "
+        "read from it.\n",
+        data_statement(story),
+    ]
+    return "\n".join(parts)
+
+
+def data_statement(story: Story) -> str:
+    """Sources, shares, licences with where they were read, and the strictest."""
+    lines = [
+        "## Data statement\n",
+        f"Strictest licence: {strictest(story)}. The licences of the base weights hold besides; read their cards.\n",
+        "| source | share | training records | licence | read at | non-commercial | may be passed on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for source in story.sources:
+        records = "not recorded" if source["records"] is None else f"{source['records']:,}"
+        lines.append(
+            f"| {source['title']} (`{source['name']}`) | {source['share']:.1%} | {records} | {source['licence']} | {source['from']} "
+            f"| {source['non_commercial']} | {source['redistribute']} |"
+        )
+    cited = [f"- {source['citation']}" for source in story.sources if source["citation"]]
+    return "\n".join(lines) + ("\n\n" + "\n".join(cited) if cited else "") + "\n"
+
+
+def scores(metrics: dict[str, dict]) -> str:
+    """The scores of all questions, and of transfer, with 95% intervals and what they mean."""
+    rows, used = [], set()
+    for key, found in metrics.items():
+        word = key.split("/")
+        if word[0] == "vqa" and word[3] == "all" and word[2] in CONDITIONS and word[4] in DEFINITIONS:
+            rows.append((word[1], f"{word[4]}, {CONDITIONS[word[2]]}", found))
+        elif word[:2] == ["transfer", "mean"] and word[-1] in DEFINITIONS:
+            rows.append(("transfer, mean", f"{word[4]}, {word[2]}, {word[3]}", found))
+        else:
+            continue
+        used.add(word[4])
+    if not rows:
+        return "This run has not been evaluated."
+    lines = ["| benchmark | score | value | 95% interval | n |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {what} | {f['value']:.3f} | {f['low']:.3f} to {f['high']:.3f} | {f['n']:,} |" for name, what, f in rows]
+    return "\n".join([*lines, "", *(f"- {name}: {DEFINITIONS[name]}" for name in sorted(used))])
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

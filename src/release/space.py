@@ -1,0 +1,84 @@
+"""A folder that a hosted gradio Space runs as it is: the demo of this project, its code, pinned requirements and front matter."""
+
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from src.release.card import PHANTOM, Story
+
+SRC = Path(__file__).resolve().parent.parent
+# What the demo imports; a Space needs neither the logger nor the tests.
+NEEDED = ("torch", "torchvision", "lightning", "transformers", "peft", "timm", "safetensors", "numpy", "pillow", "simplejpeg")
+NEEDED += ("pydicom", "pyarrow", "xxhash", "omegaconf", "hydra-core", "psutil", "pyyaml", "tqdm")
+
+IMPORT = re.compile(r"^\s*from (src[\w.]*) import \(?([^)\n]*)", re.MULTILINE)
+
+APP = '''"""Shows this model in a browser. Research only, not for clinical use."""
+
+import os
+
+from huggingface_hub import snapshot_download
+
+from src.demo import serve
+from src.model.answer import load_answerer
+from src.serving.limits import Limits
+
+MODEL = os.environ.get("MODEL", "HERE")  # a folder or a hub id
+
+if __name__ == "__main__":
+    folder = MODEL if os.path.isdir(MODEL) else snapshot_download(MODEL, token=os.environ.get("HF_TOKEN"))
+    serve(load_answerer(folder), Limits(), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), port=int(os.environ.get("PORT", "7860")))
+'''
+
+
+def save_space(story: Story, folder: Path, *, repository: str | None) -> None:
+    """`python app.py` there serves the demo of `../hf`, or of the hub repository that the export is pushed to."""
+    folder.mkdir()
+    (folder / "app.py").write_text(APP.replace("HERE", repository or "../hf"))
+    lines = [f"{name}=={_release(name)}" for name in NEEDED]
+    (folder / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
+    front = {
+        "title": f"{story.name}: questions about medical images",
+        "sdk": "gradio",
+        "sdk_version": _release("gradio"),
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "license": "other",
+        "models": [repository] if repository else [],
+    }
+    warning = "Research only, not for clinical use; send no picture of a real patient.\n"
+    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n\n{warning}"
+    (folder / "README.md").write_text(text + (f"\n{PHANTOM}\n" if story.phantom else ""))
+    for module in sorted(needed("src.demo")):
+        path = SRC.parent / module
+        target = folder / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def needed(start: str) -> set[str]:
+    """The files of this project that a module imports, directly or through others, relative to the root."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        path = _file(name)
+        if path is None or path in found:
+            continue
+        found.add(path)
+        waiting += [name.rpartition(".")[0]] if "." in name else []  # its package
+        for module, names in IMPORT.findall((SRC.parent / path).read_text()):
+            waiting += [module, *(f"{module}.{part.strip()}" for part in names.split(","))]
+    return found
+
+
+def _file(module: str) -> str | None:
+    path = Path(*module.split("."))
+    return next((str(p) for p in (path.with_suffix(".py"), path / "__init__.py") if (SRC.parent / p).is_file()), None)
+
+
+def _release(name: str) -> str:
+    return version(name).partition("+")[0]  # without the name of a local build
