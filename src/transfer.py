@@ -17,12 +17,13 @@ from src.config import Transfer, one_of, plain
 from src.data import classification
 from src.data.cells import CellFile, read_cells
 from src.data.classification import Classification
-from src.errors import UserError
+from src.data.overlap import overlap
 from src.model import encoders
 from src.model.encoders import Encoder
 from src.scoring.transfer_table import table
 from src.training import probe
 from src.training.features import cached, extract
+from src.training.finetune import finetune
 from src.training.probe import Fit, Split
 
 PROTOCOLS = ("probe", "knn", "few_shot", "finetune")
@@ -64,6 +65,7 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     facts = {
         "ours": encoder.ours,
         "name": encoder.name,
+        "overlap": overlap(encoder.run, data.name) if encoder.ours else None,
         "weights": encoder.identity,
         "input": {"size": vision.size, "mean": vision.mean.flatten().tolist(), "std": vision.std.flatten().tolist()},
         "parameters": sum(p.numel() for p in vision.parameters()),
@@ -101,7 +103,9 @@ def fit(file: CellFile, data: Classification, encoder: Encoder, config: Transfer
     if file.protocol == "knn":
         return probe.neighbours(train, val, test, classes=classes)
     if file.protocol == "finetune":
-        raise UserError("protocol=finetune is not there yet")
+        pooling = probe.linear(train, val, test, classes=classes).pooling
+        settings = {"config": config.finetune, "threads": config.threads, "device": device, "folder": file.folder}
+        return finetune(lambda: encoder.build(seed=seed), data, pooling=pooling, seed=seed, **settings)
     shots = int(file.protocol.removeprefix("probe_").removesuffix("shot"))
     return probe.few_shot(train, val, test, shots=shots, seed=seed, classes=classes)
 
@@ -121,10 +125,19 @@ def _keep_cost(folder: Path) -> None:
 @verb("transfer", Transfer)
 def main(config: Transfer) -> None:
     folder = transfer(config)
-    for key, found in json.loads((folder / "transfer.json").read_text())["metrics"].items():
-        if key.endswith("/macro_f1"):
-            print(f"{key:64} {found['value']:7.3f}  [{found['low']:.3f}, {found['high']:.3f}]  n={found['n']:,}")
-    print(f"{folder}/transfer.json")
+    found = json.loads((folder / "transfer.json").read_text())["transfer"]
+    for one in found["cells"]:
+        line(one["benchmark"], one["encoder"], one["protocol"], one["macro_f1"])
+    for one in found["means"]:
+        line(f"mean of {len(one['benchmarks'])}", one["encoder"], one["protocol"], one)
+    for one in found["differences"]:
+        line(one["benchmark"], f"{one['ours']} - {one['other']}", one["protocol"], one)
+    print(f"macro-F1 with 95% intervals; more in {folder}/transfer.json")
+
+
+def line(benchmark: str, encoder: str, protocol: str, of: dict) -> None:
+    if "shot" not in protocol:
+        print(f"{benchmark:18} {encoder:28} {protocol:10} {of['value']:6.3f}  [{of['low']:.3f}, {of['high']:.3f}]  n={of['n']:,}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Encoder:
     config: VisionConfig
     checkpoint: Path | None = None
     trained: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    run: dict = field(default_factory=dict, repr=False)  # configuration of the run that trained it
 
     @property
     def ours(self) -> bool:
@@ -77,7 +78,7 @@ def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
         if kind == "scratch":
             return Encoder(name, "scratch", blank_copy(vision))
         path = choose(folder, checkpoint)
-        return Encoder(name, label_of(name), vision, path, vision_part(path))
+        return Encoder(name, label_of(name), vision, path, vision_part(path), stored)
     if found and kind == "timm":
         return Encoder(name, label_of(name), VisionConfig(format="timm", architecture=rest))
     if found and kind == "hf":

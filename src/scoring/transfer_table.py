@@ -1,17 +1,20 @@
 """All cells of a run -> metrics, the table behind them, paired differences and ranks.
 
-`table` gives a dict of plain values that `transfer.json` holds beside `metrics`:
+`table` gives plain values; under `transfer` stand, for the report:
 
-    cells         [{benchmark, encoder, protocol, pooling, setting, validation, seeds, n, groups, classes,
-                    macro_f1, balanced_accuracy, auroc (each {value, low, high, n}), per_class [{class, precision, recall, f1, n}],
-                    confusion K x K (rows are labels; images, summed over seeds), per_seed [macro-F1], seconds, weights, input}]
-    means         [{encoder, protocol, value, low, high, n}]            over the benchmarks that all encoders of a protocol share
+    cells         [{benchmark, encoder, protocol, name, ours, classes, pooling, setting, validation (lists, one value per seed),
+                    seeds, n, groups, macro_f1, balanced_accuracy, auroc (each {value, low, high, n}), per_seed [macro-F1],
+                    per_class [{class, precision, recall, f1, n}], confusion K x K (rows are labels; images, summed over seeds),
+                    weights {id, revision, sha256}, parameters, input {size, mean, std}, counts {split: {class: n}}, split,
+                    overlap {found, trained_on} or None, seconds}]
+    means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other
-    ranks         {protocol: {encoder: average rank}}
-    few_shot      [{benchmark, encoder, shots, value, low, high, n}]    the probe on that many training images per class
+    ranks         {protocol: {encoder: average rank over the shared benchmarks}}
+    few_shot      [{benchmark, encoder, shots, value, low, high, n}]    macro-F1 of the probe on that many training images per class
 """
 
 import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,62 +24,93 @@ SCORES = ("macro_f1", "balanced_accuracy", "auroc")
 SHOTS = re.compile(r"probe_(\d+)shot")
 
 
+@dataclass
+class Protocol:
+    """Macro-F1 of one protocol by (benchmark, encoder): its value, and its value in every resample."""
+
+    name: str
+    value: dict[tuple[str, str], float] = field(default_factory=dict)
+    drawn: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    n: dict[str, int] = field(default_factory=dict)
+    ours: set[str] = field(default_factory=set)
+
+    @property
+    def encoders(self) -> list[str]:
+        return sorted({encoder for _, encoder in self.value})
+
+    @property
+    def shared(self) -> list[str]:
+        """The benchmarks that every encoder has."""
+        return [benchmark for benchmark in self.n if all((benchmark, encoder) in self.value for encoder in self.encoders)]
+
+    def add_means(self) -> None:
+        """The mean over the shared benchmarks as one more benchmark, where there are two or more."""
+        shared = self.shared
+        if len(shared) > 1:
+            for encoder in self.encoders:
+                self.value["mean", encoder] = float(np.mean([self.value[benchmark, encoder] for benchmark in shared]))
+                self.drawn["mean", encoder] = np.mean([self.drawn[benchmark, encoder] for benchmark in shared], axis=0)
+            self.n["mean"] = sum(self.n[benchmark] for benchmark in shared)
+
+
 def table(found: list[tuple[dict, Cell]], *, resamples: int, seed: int) -> dict:
-    drawn: dict[tuple[str, str, str], np.ndarray] = {}  # (protocol, benchmark, encoder) -> macro-F1 in every resample
+    """`metrics` as result.json has them, and `transfer` as described above."""
+    protocols: dict[str, Protocol] = {}
     cells = []
     for facts, cell in found:
-        name = (facts["protocol"], facts["benchmark"], facts["encoder"])
         w_RG = weights(cell.groups_N.max() + 1, resamples=resamples, seed=seed, name=facts["benchmark"])
         spread, point = resampled(cell, w_RG, seed=seed), values(cell)
-        drawn[name] = spread["macro_f1"]
         scores = {score: interval(point[score], spread[score], n=len(cell.labels_N)) for score in SCORES}
-        cells.append({**facts, **scores, **_details(facts["classes"], cell)})
-    value = {(c["protocol"], c["benchmark"], c["encoder"]): c["macro_f1"]["value"] for c in cells}
-    n = {(c["protocol"], c["benchmark"]): c["macro_f1"]["n"] for c in cells}
-    ours = sorted({c["encoder"] for c in cells if c["ours"]})
+        cells.append({key: value for key, value in facts.items() if key != "depends_on"} | scores | _details(facts["classes"], cell))
+        protocol = protocols.setdefault(facts["protocol"], Protocol(facts["protocol"]))
+        at = facts["benchmark"], facts["encoder"]
+        protocol.value[at], protocol.drawn[at], protocol.n[at[0]] = point["macro_f1"], spread["macro_f1"], len(cell.labels_N)
+        protocol.ours |= {facts["encoder"]} if facts["ours"] else set()
     means, differences, ranks = [], [], {}
-    for protocol in dict.fromkeys(name[0] for name in value):
-        rows = {}
-        for _, benchmark, encoder in (name for name in value if name[0] == protocol):
-            rows.setdefault(benchmark, {})[encoder] = value[protocol, benchmark, encoder]
-        encoders = sorted({encoder for row in rows.values() for encoder in row})
-        shared = [benchmark for benchmark, row in rows.items() if len(row) == len(encoders)]
-        ranks[protocol] = average_ranks(rows)
-
-        def mean(encoder: str, of: dict, protocol=protocol, shared=shared):
-            return np.mean([of[protocol, benchmark, encoder] for benchmark in shared], axis=0)
-
-        total = sum(n[protocol, benchmark] for benchmark in shared)
-        if shared:
-            for encoder in encoders:
-                said = {"encoder": encoder, "protocol": protocol, "benchmarks": shared}
-                means.append(said | interval(float(mean(encoder, value)), mean(encoder, drawn), n=total))
-        for our in ours:
-            others = [encoder for encoder in encoders if encoder not in ours]
-            family = []
-            for benchmark, row in rows.items():
-                for other in (other for other in others if other in row and our in row):
-                    a, b = (protocol, benchmark, our), (protocol, benchmark, other)
-                    said = {"benchmark": benchmark, "protocol": protocol, "ours": our, "other": other}
-                    family.append(said | difference(value[a] - value[b], drawn[a] - drawn[b], n=n[protocol, benchmark]))
-            overall = []
-            for other in others if shared and our in encoders else []:
-                said = {"benchmark": "mean", "protocol": protocol, "ours": our, "other": other}
-                gap = float(mean(our, value) - mean(other, value))
-                overall.append(said | difference(gap, mean(our, drawn) - mean(other, drawn), n=total))
-            differences += _corrected(family) + _corrected(overall)
-    shown = [c for c in cells if not SHOTS.fullmatch(c["protocol"])]
-    few = [_shot(c, int(found[1])) for c in cells if (found := SHOTS.fullmatch(c["protocol"]))]
-    tables = {"cells": shown, "means": means, "differences": differences, "ranks": ranks, "few_shot": few}
+    for name, protocol in protocols.items():
+        by_set = {set_: {encoder: protocol.value[set_, encoder] for encoder in protocol.encoders} for set_ in protocol.shared}
+        protocol.add_means()
+        means += _means(protocol, benchmarks=list(by_set))
+        differences += _differences(protocol)
+        ranks[name] = average_ranks(by_set)
+    tables = {
+        "cells": [cell for cell in cells if not SHOTS.fullmatch(cell["protocol"])],
+        "means": means,
+        "differences": differences,
+        "ranks": ranks,
+        "few_shot": [_shot(cell, int(match[1])) for cell in cells if (match := SHOTS.fullmatch(cell["protocol"]))],
+    }
     return {"metrics": _metrics(cells, means, differences), "transfer": tables}
 
 
-def _corrected(family: list[dict]) -> list[dict]:
-    """Holm over one family: all encoders and benchmarks of a protocol, or all encoders of a protocol's mean."""
-    return [one | {"p_holm": p} for one, p in zip(family, holm([one["p"] for one in family]), strict=True)]
+def _means(protocol: Protocol, *, benchmarks: list[str]) -> list[dict]:
+    return [
+        {"encoder": encoder, "protocol": protocol.name, "benchmarks": benchmarks}
+        | interval(protocol.value["mean", encoder], protocol.drawn["mean", encoder], n=protocol.n["mean"])
+        for encoder in protocol.encoders
+        if "mean" in protocol.n
+    ]
+
+
+def _differences(protocol: Protocol) -> list[dict]:
+    """Each encoder of ours against each other one. Two families for Holm: all single benchmarks, and the means."""
+    found = []
+    for our in sorted(protocol.ours):
+        families: dict[bool, list[dict]] = {False: [], True: []}
+        for benchmark, other in protocol.value:
+            a, b = (benchmark, our), (benchmark, other)
+            if a in protocol.value and other not in protocol.ours:
+                said = {"benchmark": benchmark, "protocol": protocol.name, "ours": our, "other": other}
+                gap = difference(protocol.value[a] - protocol.value[b], protocol.drawn[a] - protocol.drawn[b], n=protocol.n[benchmark])
+                families[benchmark == "mean"].append(said | gap)
+        for family in families.values():
+            adjusted = holm([one["p"] for one in family])
+            found += [one | {"p_holm": p} for one, p in zip(family, adjusted, strict=True)]
+    return found
 
 
 def _details(classes: list[str], cell: Cell) -> dict:
+    seeds = len(cell.predictions_SN)
     sums_KK = sum(confusion(cell.labels_N, predicted_N, classes=len(classes)) for predicted_N in cell.predictions_SN)
     hit, labels, said = np.diagonal(sums_KK), sums_KK.sum(1), sums_KK.sum(0)
     per_class = [
@@ -85,14 +119,11 @@ def _details(classes: list[str], cell: Cell) -> dict:
             "precision": float(hit[k] / max(said[k], 1)),
             "recall": float(hit[k] / max(labels[k], 1)),
             "f1": float(2 * hit[k] / max(labels[k] + said[k], 1)),
-            "n": int(labels[k]) // len(cell.predictions_SN),
+            "n": int(labels[k]) // seeds,
         }
         for k, name in enumerate(classes)
     ]
-    single = [
-        Cell(cell.labels_N, cell.groups_N, cell.predictions_SN[s : s + 1], cell.probabilities_SNK[s : s + 1])
-        for s in range(len(cell.predictions_SN))
-    ]
+    single = (Cell(cell.labels_N, cell.groups_N, cell.predictions_SN[s : s + 1], cell.probabilities_SNK[s : s + 1]) for s in range(seeds))
     return {
         "per_class": per_class,
         "confusion": sums_KK.tolist(),
