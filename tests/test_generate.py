@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from src.data.record import Record
+from src.model.generate import Asked, Generator, ask
+from src.model.vlm import VLM, build
+from tests.conftest import ORGANS
+
+LONGEST = 12
+
+
+@pytest.fixture
+def model(configure) -> VLM:
+    """Random weights whose answers differ from question to question and end after different numbers of tokens."""
+    made = build(configure()).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        made.projector.linear_2.weight.normal_(0, 2.0)
+        for name, parameter in made.language.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+        made.language.head.weight[made.language.tokenizer.eos_token_id] *= 2.5
+    return made
+
+
+@pytest.fixture
+def asked(model) -> list[Asked]:
+    """Questions of several lengths: four on each of three images, five without an image, three on two images."""
+    rng, prompter = np.random.default_rng(0), model.prompter(budget=160)
+    pictures = [torch.from_numpy(rng.integers(0, 256, (3, 32, 32), np.uint8)) for _ in range(5)]
+    shown = [([pictures[n]], str(n)) for n in range(3) for _ in range(4)] + [([], "")] * 5 + [(pictures[3:], "pair")] * 3
+    made = []
+    for images, prefix in shown:
+        question = " ".join(rng.choice(ORGANS, rng.integers(1, 9)))
+        record = Record(key="k", source="s", split="test", turns=[(question, "unknown")])
+        made.append(ask(record, images=images, prefix=prefix, prompter=prompter, max_new_tokens=LONGEST))
+    return made
+
+
+def generator(model: VLM, **settings) -> Generator:
+    return Generator(model, model.prompter(budget=160), **({"batch": 64, "max_new_tokens": LONGEST} | settings))
+
+
+@torch.no_grad()
+def logits(model: VLM, question: Asked, answer: list[int]) -> torch.Tensor:
+    """The next token after prompt and answer, by the training pass: no cache, no padding, one question."""
+    ids = torch.tensor([model.prompter(budget=160).prefix(len(question.images)) + question.prompt + answer])
+    images = torch.stack(question.images) if question.images else torch.empty(0)
+    embedded = model.embed(ids, images)
+    hidden = model.language.body(inputs_embeds=embedded, position_ids=torch.arange(ids.shape[1])[None], use_cache=False)
+    return model.language.head(hidden.last_hidden_state[0])
+
+
+def greedy(model: VLM, question: Asked) -> list[int]:
+    tokens: list[int] = []
+    while len(tokens) < LONGEST and (not tokens or tokens[-1] != model.language.tokenizer.eos_token_id):
+        scores = logits(model, question, tokens)[-1]
+        scores[len(model.language.tokenizer) :] = scores[model.image_id] = -torch.inf
+        tokens.append(int(scores.argmax()))
+    return tokens
+
+
+def test_batched_answers_are_greedy_decoding_one_by_one(model, asked):
+    tokenizer = model.language.tokenizer
+    reference = [greedy(model, question) for question in asked]
+    assert len({tuple(tokens) for tokens in reference}) > 10
+    lengths = [len(tokens) for tokens in reference]
+    assert min(lengths) < LONGEST == max(lengths)
+    expected = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in reference]
+    for batch in (64, 5, 1):
+        found = dict(generator(model, batch=batch).answers(asked))
+        assert [found[n].text for n in range(len(asked))] == expected
+
+
+def test_confidence_is_the_mean_log_probability_of_the_answer(model, asked):
+    found = dict(generator(model).answers(asked))
+    for n in (0, 13, 18):
+        tokens = greedy(model, asked[n])
+        scores = logits(model, asked[n], tokens)[-len(tokens) - 1 : -1]
+        scores[:, len(model.language.tokenizer) :] = scores[:, model.image_id] = -torch.inf
+        mean = scores.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).mean().item()
+        assert found[n].confidence == pytest.approx(mean, abs=1e-4)
+
+
+def test_the_answer_depends_on_the_image(model, asked):
+    """A prefix shared by mistake would give the answers of the first image."""
+    swapped = [Asked(asked[4].images, question.prompt, asked[4].prefix) for question in asked[:4]]
+    here, there = (dict(generator(model).answers(questions)) for questions in (asked[:4], swapped))
+    assert [here[n].text for n in range(4)] != [there[n].text for n in range(4)]
+
+
+def test_likelihoods_are_those_of_the_training_pass(model, asked):
+    options = [["lung", "the left lung", "a liver"][: 1 + n % 3] for n in range(len(asked))]
+    found = generator(model, batch=7).likelihoods(asked, options)
+    tokenizer = model.language.tokenizer
+    for question, texts, scored in zip(asked, options, found, strict=True):
+        for text, (total, count) in zip(texts, scored, strict=True):
+            ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            logprobs = logits(model, question, ids)[-len(ids) - 1 : -1].log_softmax(-1)
+            assert count == len(ids)
+            assert total == pytest.approx(logprobs.gather(1, torch.tensor(ids)[:, None]).sum().item(), abs=1e-3)
+
+
+def test_a_sampled_answer_does_not_depend_on_its_batch(model, asked):
+    for n, question in enumerate(asked):
+        question.seed = n
+    hot = {"temperature": 1.0, "top_p": 0.9}
+    together, alone = (dict(generator(model, batch=batch, **hot).answers(asked)) for batch in (64, 1))
+    assert {n: answer.text for n, answer in together.items()} == {n: answer.text for n, answer in alone.items()}
+    cold = dict(generator(model).answers(asked))
+    assert any(cold[n].text != together[n].text for n in cold)
+
+
+def test_a_long_question_is_cut_to_the_budget_and_keeps_its_end(model):
+    record = Record(key="k", source="s", split="test", turns=[("lung " * 300 + "where?", "unknown")])
+    prompter = model.prompter(budget=160)
+    made = ask(record, images=[torch.zeros(3, 32, 32, dtype=torch.uint8)], prefix="a", prompter=prompter, max_new_tokens=LONGEST)
+    assert len(prompter.prefix(1)) + len(made.prompt) + LONGEST + 1 == 160
+    assert model.language.tokenizer.decode(made.prompt).endswith("where?\nAnswer:")

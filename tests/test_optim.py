@@ -1,0 +1,30 @@
+import pytest
+
+from src.model.vlm import build
+from src.training.optim import factor, optimizer
+
+
+def test_each_part_has_its_rate_and_only_matrices_decay(configure):
+    config = configure("optim.weight_decay=0.1", "optim.lr={vision: 1e-5, projector: 0, language: 2e-4}")
+    model = build(config)
+    groups = optimizer(model, config.optim).param_groups
+    assert {(group["part"], group["lr"]) for group in groups} == {("vision", 1e-5), ("language", 2e-4)}
+    for group in groups:
+        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.1) for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_warm_up_then_cosine_to_a_tenth(configure):
+    optim = configure("optim.steps=1000", "optim.warmup=100").optim
+    factors = [factor(step, optim) for step in range(1000)]
+    assert factors[0] == 0.01
+    assert factors[99] == factors[100] == max(factors) == 1.0
+    assert factors[:100] == sorted(factors[:100])
+    assert factors[100:] == sorted(factors[100:], reverse=True)
+    assert factor(550, optim) == pytest.approx(0.55)
+    assert factor(1000, optim) == pytest.approx(0.1)
+
+
+def test_constant_after_warm_up(configure):
+    optim = configure("optim.steps=50", "optim.warmup=0", "optim.schedule=constant").optim
+    assert {factor(step, optim) for step in range(50)} == {1.0}

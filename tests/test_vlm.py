@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from src.data.packing import collate
+from src.model.vlm import build, census, table
+from tests.conftest import parts
+from tests.test_packing import samples
+
+
+def test_image_tokens_that_do_not_match_the_images_are_refused(configure):
+    model = build(configure())
+    batch = collate([samples(model, [5], images=[2])], sources=[[0]], images=[], size=32, pad=2, keys=[])
+    with pytest.raises(ValueError, match="8 <image> tokens for 0 images of 4 patches"):
+        model(batch)
+
+
+def test_patches_stand_where_their_placeholders_stand(configure):
+    """Two samples in a row, in a batch of two rows: each placeholder holds its own patch, in reading order."""
+    model = build(configure())
+    made = samples(model, [4, 6, 5], images=[1, 2, 1])
+    pixels = list(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8).numpy())
+    batch = collate([made[:2], made[2:]], sources=[[0, 0], [0]], images=pixels, size=32, pad=2, keys=[])
+    embedded = model.embed(batch.ids_BT, batch.images_NCHW)
+    places = batch.ids_BT == model.image_id
+    assert torch.equal(embedded[places], model.see(batch.images_NCHW).flatten(0, 1))
+    assert torch.equal(embedded[~places], model.language.embed(batch.ids_BT)[~places])
+
+
+def test_a_text_only_batch_touches_every_trainable_parameter_and_changes_no_loss(configure):
+    """Else DDP would wait for ever for the rank that had no image."""
+    model, data = parts(configure("mix.shares.alpha=0", "mix.shares.beta=0"))
+    batch = data.stream().batch(0, slot=0)
+    assert len(batch.images_NCHW) == 0
+    losses, _ = model(batch)
+    losses.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert "lora" in name or not parameter.grad.any(), name
+    with torch.no_grad():
+        assert torch.allclose(model(batch)[0], losses)
+
+
+def test_a_batch_without_supervised_tokens_has_a_gradient_of_zero(configure):
+    """A slot without rows, when a step has fewer rows than ranks x slots."""
+    model = build(configure())
+    losses, sources = model(collate([], sources=[], images=[], size=32, pad=2, keys=[]))
+    losses.sum().backward()
+    assert len(losses) == len(sources) == 0
+    assert not any(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_rate_zero_freezes_a_part_and_the_table_says_so(configure):
+    config = configure("optim.lr={vision: 0, projector: 1e-3, language: 0}")
+    model = build(config)
+    trainable = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"projector"}
+    lines = table(census(model, config)).splitlines()
+    assert [line.split()[3] for line in lines[1:]] == ["frozen", "0.001", "frozen"]
+    assert lines[2].split()[1] == f"{32 * 32 * 2 + 64:,}"
+
+
+def test_only_adapters_of_the_language_model_train(configure):
+    model = build(configure())
+    trainable = [name for name, p in model.language.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * 7 * 2
+    assert all("lora_A" in name or "lora_B" in name for name in trainable)
+
+
+def test_the_seed_decides_what_starts_at_random(configure):
+    one, same, other = (build(configure(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["projector.linear_1.weight"], other["projector.linear_1.weight"])
