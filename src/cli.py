@@ -31,7 +31,8 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
 
         @command
         def run() -> None:
-            sys.argv[1:] = [spoken(word, schema) for word in sys.argv[1:]]
+            # -m first: argparse, which Hydra uses, refuses overrides on both sides of it.
+            sys.argv[1:] = sorted((spoken(word, schema) for word in sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
             if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
                 words = [word for word in sys.argv[1:] if not word.startswith("-")]
                 check(name, schema, words, many=bool({"-m", "--multirun"} & set(sys.argv)), validate=validate)

@@ -137,7 +137,7 @@ def rebuild(folder: Path) -> dict:
     """`result.json` from every `<verb>.json` of the run."""
     parts = [json.loads((folder / f"{name}.json").read_text()) for name in VERBS if (folder / f"{name}.json").exists()]
     result: dict = {
-        "name": folder.name,
+        "name": _name(folder),
         "commands": [part["command"] for part in parts],
         "git": parts[-1]["git"] if parts else git(),
         "data": next((part["data"] for part in parts if "data" in part), None),
@@ -147,6 +147,12 @@ def rebuild(folder: Path) -> dict:
     }
     write_atomically(folder / "result.json", json.dumps(result, indent=1))
     return result
+
+
+def _name(folder: Path) -> str:
+    """The run's own name: of a trial of a sweep `<name>/<overrides>`."""
+    config = folder / "config.yaml"
+    return yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
 
 
 VERBS = ("train", "evaluate", "transfer", "export")
