@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_prep.atomic import atomic
 from data_prep.sources import Source
-from data_prep.write import PART, Part, numbers, read_part, strings
+from data_prep.write import PART, VARIABLE, Part, column, read_part
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA, view
 from src.errors import UserError
@@ -51,20 +51,26 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
 def _write_index(folder: Path, parts: list[Part]) -> None:
     """One uncompressed record batch, so that every column is a numpy view of the file."""
     total = sum(part.tar["records"] for part in parts)
-    columns = {field.name: np.empty(total, str(field.type)) for field in SCHEMA if field.type != pa.string()}
-    keys, at = [strings([])], 0
+    columns = {field.name: np.empty(total, str(field.type)) for field in SCHEMA if field.type not in VARIABLE}
+    pieces = {field.name: [column([], field.type)] for field in PART if field.type in VARIABLE}
+    at = 0
     for shard, part in enumerate(parts):
         rows = part.rows()
         here = slice(at, at + rows.num_rows)
         for name in PART.names:
-            if name != "key":
+            if name in pieces:
+                pieces[name].append(rows.column(name))
+            else:
                 columns[name][here] = view(rows.column(name))
         columns["shard"][here], columns["split"][here] = shard, SPLITS.index(part.split)
-        keys.append(rows.column("key"))
         at = here.stop
-    arrays = {"key": pa.concat_arrays(keys), "leaks_into": strings([""] * total)}
-    arrays.update({name: numbers(values) for name, values in columns.items()})
-    batch = pa.record_batch([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+    arrays = {name: column(values, SCHEMA.field(name).type) for name, values in columns.items()}
+    arrays.update({name: pa.concat_arrays(found) for name, found in pieces.items()})
+    write_index(folder, arrays | {"leaks_into": column([""] * total, pa.string())})
+
+
+def write_index(folder: Path, columns: dict[str, pa.Array]) -> None:
+    batch = pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     with atomic(folder / "index.arrow") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         writer.write_batch(batch)
 

@@ -47,5 +47,6 @@ def _row(record: Record, images: list[Encoded], *, offset: int, span: bytes) -> 
         "width": first.width,
         "height": first.height,
         "image_hash": first.hash,
+        "more_hashes": b"".join(image.hash.to_bytes(8, "little") for image in images[1:]),
         "text_hash": text_hash(record),
     }

@@ -27,6 +27,7 @@ from data_prep.seen import Seen
 from data_prep.write import finished, write_shard
 from src.data import record
 from src.data.record import SPLITS
+from src.data.shards import SCHEMA
 from src.errors import UserError, command, nearest
 
 
@@ -124,7 +125,7 @@ def _until_last(first: tuple, packed: Iterator[tuple]) -> Iterator[tuple]:
 
 def _state(raw: Path, entry: sources.Source, settings: dict[str, Any]) -> str:
     """A digest of all that the bytes depend on: raw files (by name, size and time), settings, entry and code."""
-    state = hashlib.sha256(json.dumps([settings, asdict(entry)], sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
     for module in (sys.modules[READERS[entry.reader].__module__], cut, encode, record):
         state.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):

@@ -90,6 +90,9 @@ def test_the_index_describes_the_records(raw, tmp_path):
     assert (built.column("image_hash") == 0).tolist() == [n % 3 == 1 for n in range(150)]
     assert built.column("group")[0] == built.column("group")[30]  # both on 0.jpg
     assert len(set(built.column("text_hash"))) == 150
+    rows, hashes = built.image_hashes()
+    assert Counter(rows.tolist()) == {n: (1, 0, 2)[n % 3] for n in range(150) if n % 3 != 1}
+    assert set(hashes[rows == 2].tolist()) == {int(built.column("image_hash")[n]) for n in (2, 3)}  # 2.jpg and 3.jpg
     assert not built.column("offset").flags.owndata  # a view of the file
 
 

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # of the first image as it came, pixels; 0 where there is none
         ("height", pa.int32()),
         ("image_hash", pa.uint64()),  # perceptual hash of the first image; 0 where there is none
+        ("more_hashes", pa.binary()),  # perceptual hashes of the images after the first, 8 bytes each, little-endian
         ("text_hash", pa.uint64()),  # hash of the normalised text
         ("leaks_into", pa.string()),  # benchmarks, joined by commas, whose test split holds this sample
     ]
@@ -73,6 +74,16 @@ class Shards:
         """One column of the index, by row; numbers are a view of the file, strings become objects."""
         column = self._index.column(name)
         return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else view(column)
+
+    def image_hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(row, perceptual hash) of every image, int64 and uint64, in no particular order."""
+        first_N, more = self.column("image_hash"), self._index.column("more_hashes")
+        shown = np.flatnonzero(first_N)
+        counts_N = view(pc.binary_length(more)) // 8
+        start, size = more.offset, int(counts_N.sum()) * 8
+        begin = int(np.frombuffer(more.buffers()[1], np.int32)[start]) if len(more) else 0
+        rest = np.frombuffer(more.buffers()[2], "<u8", size // 8, begin) if size else np.empty(0, np.uint64)
+        return np.concatenate([shown, np.repeat(np.arange(len(self)), counts_N)]), np.concatenate([first_N[shown], rest])
 
     def rows(self, split: str, *, decontaminate: bool = False) -> np.ndarray:
         """Row numbers (int64) of a split, without those that leak into a benchmark if `decontaminate`."""
