@@ -1,0 +1,207 @@
+"""Scores of free-text answers: what the headlines use, by slice and with intervals. Pure functions on predictions.
+
+An item is a line of a predictions file: `id`, `references` (list), `prediction`, and optionally `type`, `choices` and `image`, the
+cluster that answers belong to. Scores lie in [0, 1]; with several references the best one counts.
+"""
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+
+from src.errors import UserError
+from src.scoring import bleu, published, statistics
+from src.scoring.text import normalise, words
+
+Scorer = Callable[[str, list[str]], float]
+
+
+def bleu1(prediction: str, references: list[str]) -> float:
+    """Sentence BLEU-1 on lower-cased runs of letters and digits, with nltk's brevity penalty; best reference, mean over items.
+
+    On text without punctuation this is PathVQA's official definition. Unlike it, 'Yes.' answers 'yes' here, and 'x-ray' is 'x ray'.
+    """
+    said = words(prediction)
+    return max(bleu.bleu1(said, words(reference)) for reference in references)
+
+
+def exact(prediction: str, references: list[str]) -> float:
+    """1 if the prediction equals a reference after the normalisation of the VQA challenge; the accuracy of ImageCLEF VQA-Med 2020."""
+    said = normalise(prediction)
+    return float(bool(said) and any(said == normalise(reference) for reference in references))
+
+
+def f1(prediction: str, references: list[str]) -> float:
+    """F1 of the multisets of tokens (as SQuAD counts, on the tokens of `bleu1`, articles kept); best reference, mean over items."""
+    said = Counter(words(prediction))
+    return max(_f1(said, Counter(words(reference))) for reference in references)
+
+
+def _f1(said: Counter, meant: Counter) -> float:
+    return 2 * (said & meant).total() / max(1, said.total() + meant.total())
+
+
+def accuracy(prediction: str, references: list[str]) -> float:
+    """Of questions with a closed set of answers: is the first word the right one of yes and no, or the text the right option?"""
+    if is_closed(references):
+        return float(words(prediction)[:1] in [words(reference) for reference in references])
+    return exact(prediction, references)
+
+
+def is_closed(references: list[str]) -> bool:
+    """Every reference is yes or no."""
+    return all(words(reference) in (["yes"], ["no"]) for reference in references)
+
+
+def _any(item: dict) -> bool:
+    return True
+
+
+def _closed(item: dict) -> bool:
+    return is_closed(item["references"])
+
+
+def _open(item: dict) -> bool:
+    return not is_closed(item["references"])
+
+
+def _decided(item: dict) -> bool:
+    return bool(item.get("choices")) or is_closed(item["references"])
+
+
+HEADLINE: dict[str, Scorer] = {"bleu1": bleu1, "exact": exact, "f1": f1, "accuracy": accuracy}
+
+
+def _mean(scorer: Scorer, over: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
+    @functools.wraps(scorer)
+    def value(items: list[dict]) -> float | None:
+        scores = [scorer(item["prediction"], item["references"]) for item in items if over(item)]
+        defined = [score for score in scores if score == score]
+        return float(np.mean(defined)) if defined else None
+
+    return value
+
+
+# Of a whole predictions file, for the table that shows what the choice of scorer does; None where it has no such question.
+SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
+    "bleu1": _mean(bleu1, _any),
+    "exact": _mean(exact, _any),
+    "f1": _mean(f1, _any),
+    "accuracy": _mean(accuracy, _decided),
+    "bleu1_pathvqa": _mean(published.bleu1_pathvqa, _any),
+    "bleu1_mmbert": _mean(published.bleu1_mmbert, _any),
+    "bleu1_multimedeval": _mean(published.bleu1_multimedeval, _any),
+    "bleu1_llava_med": _mean(published.bleu1_llava_med, _open),
+    "bleu1_van_sonsbeek": _mean(published.bleu1_van_sonsbeek, _any),
+    "corpus_bleu1": published.corpus_bleu1,
+    "bleu4_imageclef_old_nltk": _mean(published.bleu4_imageclef_old_nltk, _any),
+    "bleu4_imageclef_new_nltk": _mean(published.bleu4_imageclef_new_nltk, _any),
+    "f1_multimedeval": _mean(published.f1_multimedeval, _any),
+    "recall_llava_med": _mean(published.recall_llava_med, _open),
+    "closed_llava_med": _mean(published.closed_llava_med, _closed),
+    "closed_llava_med_bug": _mean(published.closed_llava_med_bug, _closed),
+    "closed_multimedeval": _mean(published.closed_multimedeval, _closed),
+}
+
+
+def slices(items: list[dict]) -> dict[str, np.ndarray]:
+    """Masks (N,) of all questions, open and closed ones, and of each question type; only those that have a question."""
+    closed = np.array([_closed(item) for item in items], dtype=bool)
+    types = np.array([str(item.get("type") or "") for item in items])
+    masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
+    masks |= {f"type={name.replace('/', '-')}": types == name for name in sorted(set(types.tolist()) - {""})}
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def score(items: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
+    """`<slice>/<headline score>` -> value, 95% interval (bootstrap over images) and n, the questions of the slice.
+
+    A question without `image` is its own cluster. `accuracy` stands where every question of the slice has a closed set of answers.
+    """
+    values, columns = _columns(items, slices(items), _scores(items))
+    sums, counts = statistics.by_cluster(values, _clusters(items))
+    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
+    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(0.0, 1.0))
+    return _table(columns, sums, counts, low, high)
+
+
+def paired(items: list[dict], others: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
+    """As `score`, for the difference of two answers to the same questions, `items` minus `others`, with `p`.
+
+    `p` is two-sided, by flipping the sign of whole images; adjust it with `statistics.holm` where several are read together.
+    Raises UserError where the two do not answer the same questions.
+    """
+    found = {item["id"]: item for item in others}
+    if found.keys() != {item["id"] for item in items} or len(others) != len(items):
+        raise UserError(
+            f"a paired difference needs the same questions on both sides: {len(items)} against {len(others)}, "
+            f"{len(found.keys() & {item['id'] for item in items})} in common"
+        )
+    differences = _scores(items) - _scores([found[item["id"]] for item in items])
+    values, columns = _columns(items, slices(items), differences)
+    sums, counts = statistics.by_cluster(values, _clusters(items))
+    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
+    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
+    p = statistics.sign_flip(sums, resamples=resamples, seed=seed)
+    return {key: {**row, "p": float(p[k])} for k, (key, row) in enumerate(_table(columns, sums, counts, low, high).items())}
+
+
+def majority(train: list[dict], test: list[dict]) -> list[str]:
+    """For each test item the most frequent training answer of its question type, and of all types where its own was never seen.
+
+    Answers are counted in lower case; of equally frequent ones the first in the alphabet is taken. With options it is the option at
+    the place that is right most often. Without training items the answer is empty.
+    """
+    counts: defaultdict[str, Counter] = defaultdict(Counter)
+    for item in train:
+        for kind in ("", f"type={item.get('type') or ''}"):
+            counts[kind][target(item)] += 1
+    best = {kind: min(found, key=lambda answer: (-found[answer], str(answer))) for kind, found in counts.items()}
+    return [spoken(best.get(f"type={item.get('type') or ''}", best.get("", "")), item) for item in test]
+
+
+def target(item: dict) -> str | int:
+    """What a classifier learns for an item: its first reference in lower case, or the place of the right option."""
+    answer = item["references"][0]
+    choices = item.get("choices") or []
+    return choices.index(answer) if answer in choices else answer.lower().strip()
+
+
+def spoken(found: str | int, item: dict) -> str:
+    """The answer to `item` that a `target` stands for."""
+    choices = item.get("choices") or [""]
+    return choices[min(found, len(choices) - 1)] if isinstance(found, int) else found
+
+
+def _clusters(items: list[dict]) -> list[str]:
+    return [f"image {item['image']}" if item.get("image") else f"id {item['id']}" for item in items]
+
+
+def _scores(items: list[dict]) -> np.ndarray:
+    """Headline scores (N, H) of each item; NaN where a score is not defined for it."""
+    rows = [
+        [
+            scorer(item["prediction"], item["references"]) if name != "accuracy" or _decided(item) else np.nan
+            for name, scorer in HEADLINE.items()
+        ]
+        for item in items
+    ]
+    return np.array(rows, dtype=float)
+
+
+def _columns(items: list[dict], masks: dict[str, np.ndarray], scores_NH: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """One column per (slice, score): values (N, K), NaN outside of the slice, and their keys."""
+    decided = np.array([_decided(item) for item in items], dtype=bool)
+    columns, keys = [], []
+    for part, mask in masks.items():
+        for h, name in enumerate(HEADLINE):
+            if name != "accuracy" or decided[mask].all():
+                columns.append(np.where(mask, scores_NH[:, h], np.nan))
+                keys.append(f"{part}/{name}")
+    return np.stack(columns, axis=1), keys
+
+
+def _table(keys: list[str], sums_CK: np.ndarray, counts_CK: np.ndarray, low_K: np.ndarray, high_K: np.ndarray) -> dict[str, dict]:
+    value, n = sums_CK.sum(axis=0) / counts_CK.sum(axis=0), counts_CK.sum(axis=0)
+    return {key: {"value": float(value[k]), "low": float(low_K[k]), "high": float(high_K[k]), "n": int(n[k])} for k, key in enumerate(keys)}
