@@ -138,8 +138,8 @@ class FineTune:
 
 @dataclass
 class Transfer:
-    encoder: Any  # a name or a list of names; so are benchmark and protocol
-    benchmark: Any
+    encoder: Any  # a name or a list of names; so are benchmarks and protocol
+    benchmarks: Any
     protocol: Any
     name: str | None
     outputs: str
@@ -240,7 +240,11 @@ def validate(config: Train) -> None:
     """Rules over several keys; raises one `UserError` that names the key, what was found and what is allowed."""
     data, trainer = config.data, config.trainer
     if not config.mix.shares or any(share < 0 for share in config.mix.shares.values()) or sum(config.mix.shares.values()) <= 0:
-        raise UserError(f"mix.shares must give at least one source a positive share, found {config.mix.shares}")
+        raise UserError(f"mix.shares must be at least 0 each and positive for at least one source, found {config.mix.shares}")
+    for key, least in AT_LEAST.items():
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        if value < least:
+            raise UserError(f"{key} must be at least {least}, found {value}")
     if data.window % data.global_batch:
         raise UserError(f"data.window={data.window} must be a multiple of data.global_batch={data.global_batch}")
     ranks = trainer.devices * trainer.nodes
@@ -251,20 +255,44 @@ def validate(config: Train) -> None:
         )
     one_of("trainer.recompute", trainer.recompute, ("none", "full"))
     one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
+    one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
     one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))
     one_of("projector.kind", config.projector.kind, ("mlp", "linear"))
     one_of("language.dtype", config.language.dtype, ("float32", "bfloat16"))
     one_of("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
-    if config.optim.steps < 1:
-        raise UserError(f"optim.steps must be at least 1, found {config.optim.steps}")
     if config.optim.warmup >= config.optim.steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than optim.steps={config.optim.steps}")
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(f"optim.betas must be two numbers from 0 to below 1, found {config.optim.betas}")
+    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+        raise UserError(f"name={config.name!r} must be the name of a folder inside outputs={config.outputs}")
     rates = vars(config.optim.lr)
     if all(rate == 0 for rate in rates.values()) or min(rates.values()) < 0:
         raise UserError(f"optim.lr needs at least one positive learning rate (0 freezes a part), found {rates}")
     missing = missing_files(config)
     if missing:
         raise UserError("; ".join(missing))
+
+
+AT_LEAST = {
+    "seed": 0,
+    "data.window": 1,
+    "data.global_batch": 1,
+    "data.row_tokens": 16,
+    "data.workers": 0,
+    "data.validate": 0,
+    "language.lora.rank": 1,
+    "optim.steps": 1,
+    "optim.warmup": 0,
+    "optim.weight_decay": 0,
+    "optim.clip": 0,
+    "trainer.devices": 1,
+    "trainer.nodes": 1,
+    "trainer.accumulate": 1,
+    "trainer.log_every": 1,
+    "trainer.check_every": 1,
+    "trainer.keep": 1,
+}
 
 
 def missing_files(config: Train) -> list[str]:
@@ -274,10 +302,10 @@ def missing_files(config: Train) -> list[str]:
     absent = [source for source, share in config.mix.shares.items() if share > 0 and not (root / source / "manifest.json").exists()]
     if absent:
         built = sorted(path.parent.name for path in root.glob("*/manifest.json"))
+        meant = nearest(absent[0], built) if len(absent) == 1 and built else f"; it holds {', '.join(built) or 'no source'}"
         missing.append(
-            f"mix.shares names {', '.join(absent)}, but data.root={root} holds shards of "
-            f"{', '.join(built) or 'no source'}; build them with `make shards SOURCES={','.join(absent)} RAW=<raw folder> OUT={root}` "
-            "or set their share to 0"
+            f"mix.shares names {', '.join(absent)}, but data.root={root} has no such shards{meant}; build them with "
+            f"`make shards SOURCES={','.join(absent)} RAW=<raw folder> OUT={root}` or set their share to 0"
         )
     for key, path in (("vision.path", config.vision.path), ("language.path", config.language.path)):
         if path.startswith((".", "/", "data/")) and not Path(path).exists():

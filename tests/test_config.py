@@ -1,0 +1,112 @@
+"""Every mistake in a configuration is one sentence that names the key, what was found and what is allowed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from src.cli import CONF, check
+from src.config import Train, plain, typed, validate
+from src.errors import UserError
+
+
+def said(words: list[str]) -> str:
+    with pytest.raises(UserError) as caught:
+        check("train", Train, words, validate=validate)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.stepz=3", "unknown config key 'optim.stepz'; did you mean 'optim.steps'?"),
+        ("optim.lr.visoin=3", "unknown config key 'optim.lr.visoin'; did you mean 'optim.lr.vision'?"),
+        ("+optim.step=3", "unknown config key 'optim.step'; did you mean 'steps'?"),
+        ("optim.steps=many", "config key 'optim.steps': Value 'many' of type 'str' could not be converted to Integer"),
+        ("data.exact_decode=maybe", "config key 'data.exact_decode': Value 'maybe' is not a valid bool (type str)"),
+        ("mix.shares=3", "config key 'mix.shares': Cannot assign int to Dict[str, float]"),
+        ("vision=scrtch", "vision=scrtch names no file in conf/vision; did you mean 'scratch'?"),
+        ("experiment=mini", "write +experiment=mini: an experiment is added to conf/train.yaml"),
+        ("seed=1,2", "seed=1,2 gives several values, which makes a sweep; add -m, or write a list as [a,b]"),
+        ("optim.steps=0", "optim.steps must be at least 1, found 0"),
+        ("optim.warmup=6", "optim.warmup=6 must be smaller than optim.steps=6"),
+        ("optim.betas=[0.9]", "optim.betas must be two numbers from 0 to below 1, found [0.9]"),
+        ("optim.schedule=cosin", "optim.schedule='cosin'; did you mean 'cosine'?"),
+        ("trainer.precision=bf16-mix", "trainer.precision='bf16-mix'; did you mean 'bf16-mixed'?"),
+        ("trainer.devices=0", "trainer.devices must be at least 1, found 0"),
+        ("trainer.keep=0", "trainer.keep must be at least 1, found 0"),
+        ("seed=-1", "seed must be at least 0, found -1"),
+        ("name=../elsewhere", "name='../elsewhere' must be the name of a folder inside outputs="),
+        ("data.global_batch=12", "data.window=32 must be a multiple of data.global_batch=12"),
+        (
+            "trainer.accumulate=3",
+            "data.global_batch=16 must be divisible by trainer.devices x trainer.nodes x trainer.accumulate = 1 x 3",
+        ),
+        ("mix.shares.alpha=-1", "mix.shares must be at least 0 each and positive for at least one source, found {'alpha': -1.0, "),
+        ("mix.shares={alpha: 0, beta: 0, gamma: 0}", "mix.shares must be at least 0 each and positive for at least one source"),
+        ("language.path=./nowhere", "language.path=./nowhere does not exist; give a local folder or a hub id"),
+        (
+            "optim.lr={vision: 0, projector: 0, language: 0}",
+            "optim.lr needs at least one positive learning rate (0 freezes a part), found {'vision': 0.0, ",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, override, sentence):
+    assert said([*words, override]).startswith(sentence)
+
+
+def test_shares_that_do_not_match_the_shards(words, shards):
+    assert said([*words, "+mix.shares.alhpa=1"]).startswith(
+        f"mix.shares names alhpa, but data.root={shards} has no such shards; did you mean 'alpha'?; build them"
+    )
+    assert "has no such shards; it holds alpha, beta, gamma; build them" in said([*words, "+mix.shares.x=1", "+mix.shares.y=1"])
+    check("train", Train, [*words, "mix.shares.gamma=0"], validate=validate)
+
+
+def test_a_missing_value_is_named(words):
+    assert said([word for word in words if not word.startswith("name=")]) == "config key 'name' has no value; give name=..."
+
+
+def test_every_trial_of_a_sweep_is_checked_before_the_first(words):
+    with pytest.raises(UserError, match=r"optim.steps must be at least 1, found 0"):
+        check("train", Train, [*words, "optim.steps=6,0"], many=True, validate=validate)
+
+
+def test_a_configuration_is_plain_values(configure):
+    config = configure()
+    assert typed(Train, OmegaConf.create(plain(config))) == config
+    assert yaml.safe_load(yaml.safe_dump(plain(config))) == plain(config)
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_says_at_once_what_it_misses(experiment, tmp_path):
+    """All but the files of a machine is right: shards and local weights are what the one sentence names."""
+    sentence = said([f"+experiment={experiment}", f"data.root={tmp_path}"])
+    assert re.search(r"mix.shares names .* has no such shards; it holds no source; build them with `make shards SOURCES=", sentence)
+
+
+GROUPS = sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF / "experiment"})
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda path: path.name)
+def test_every_key_has_a_comment_in_a_file_of_its_group(group: Path):
+    """An experiment only sets keys that are explained where they are declared."""
+    keys, explained = set(), set()
+    for path in group.glob("*.yaml"):
+        above = ""
+        for line in re.split(r"^hydra:", path.read_text(), flags=re.MULTILINE)[0].splitlines():
+            if found := re.match(r" *([a-z_0-9]+): *[^ #]", line):
+                keys.add(found[1])
+                explained |= {found[1]} if "#" in line or above.startswith("#") else set()
+            above = line
+    assert keys - explained - {"vision", "projector"} == set()  # of `lr`, whose comment speaks of parts
+
+
+def test_no_configuration_names_code():
+    assert not [path for path in CONF.rglob("*.yaml") if "_target_" in path.read_text()]
