@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import MISSING, fields
+from types import UnionType
 from typing import Any, TypeVar
 
 from src.errors import UserError, nearest
@@ -12,7 +13,7 @@ Schema = TypeVar("Schema")
 def parse(schema: type[Schema], words: list[str]) -> Schema:
     """Fills `schema`; a field without a default must be given. `--help` prints the docstring of `schema`.
 
-    A field is a str, int, float, Path or list[str] (`sources=a,b`). Unknown keys, missing keys and values of another
+    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`). Unknown keys, missing keys and values of another
     type raise `UserError`.
     """
     if {"-h", "--help"} & set(words):
@@ -34,6 +35,8 @@ def parse(schema: type[Schema], words: list[str]) -> Schema:
 
 
 def _typed(key: str, text: str, kind: Any) -> Any:
+    if isinstance(kind, UnionType):
+        kind = kind.__args__[0]  # Path | None
     if kind == list[str]:
         return [part.strip() for part in text.split(",") if part.strip()]
     try:

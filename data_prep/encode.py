@@ -42,7 +42,7 @@ def encode(data: bytes, *, max_side: int, quality: int) -> Encoded:
         except ValueError as error:
             if "premature end" in str(error).lower():
                 raise BadImage(f"truncated image: {error}") from None
-    image = _open(data)
+    image = open_image(data)
     return _bounded(image, image.size, max_side=max_side, quality=quality)
 
 
@@ -73,8 +73,8 @@ def _bounded(image: Image.Image, size: tuple[int, int], *, max_side: int, qualit
     return Encoded(jpeg, *size, perceptual_hash(image))
 
 
-def _open(data: bytes) -> Image.Image:
-    """Any allowed format -> upright RGB."""
+def open_image(data: bytes) -> Image.Image:
+    """Any allowed format -> upright RGB. Raises `BadImage`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,9 +149,13 @@ _COSINES = np.cos(_FREQUENCY)  # (8, 32): the lowest rows of a DCT-II
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits: the lowest 8 x 8 DCT coefficients of the 32 x 32 grey picture, each against their median (pHash, Zauner 2010).
-    0 is kept for 'no image'; a picture without any contrast gets 1."""
-    grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Resampling.BOX)
-    low = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T
+    """Of the 32 x 32 grey thumbnail; 0 is kept for 'no image'."""
+    return hash_of(np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Resampling.BOX), np.float64))
+
+
+def hash_of(x_HW: np.ndarray) -> int:
+    """64 bits: the lowest 8 x 8 DCT coefficients of a grey thumbnail, each against their median (pHash, Zauner 2010).
+    A picture without any contrast gets 1."""
+    low = _COSINES @ x_HW @ _COSINES.T
     bits = low.ravel() > np.median(low.ravel()[1:])
     return int(np.packbits(bits).view(">u8")[0]) or 1

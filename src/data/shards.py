@@ -75,6 +75,10 @@ class Shards:
         column = self._index.column(name)
         return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else view(column)
 
+    def arrow(self, name: str) -> pa.Array:
+        """One column of the index as it stands in the file."""
+        return self._index.column(name)
+
     def image_hashes(self) -> tuple[np.ndarray, np.ndarray]:
         """(row, perceptual hash) of every image, int64 and uint64, in no particular order."""
         first_N, more = self.column("image_hash"), self._index.column("more_hashes")

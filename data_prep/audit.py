@@ -1,0 +1,145 @@
+"""Which records stand in a test set: fills `leaks_into` of every index: `python -m data_prep.audit out=data/shards raw=data/raw`."""
+
+import json
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from data_prep import arguments
+from data_prep.atomic import atomic
+from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
+from data_prep.merge import write_index
+from data_prep.near import near
+from data_prep.thumbnail import SAME, correlation, hashes, open_grey, variants
+from data_prep.write import column
+from src.data.record import SPLITS
+from src.data.shards import SCHEMA, Shards
+from src.errors import UserError, command, nearest
+
+
+@dataclass
+class Audit:
+    """Finds records of any split but test whose image (or text, where a benchmark has no image) stands in a test set.
+
+    python -m data_prep.audit out=data/shards raw=data/raw
+
+    Test sets are all benchmarks of conf/benchmark that are on disk. Shards stay as they are; mixes leave such records out.
+
+    out      folder that holds the shards OUT/<source>
+    raw      folder that holds classification sets RAW/<benchmark>; without it they are named as not checked
+    sources  sources to check, separated by commas (default: all under out=)
+    """
+
+    out: Path
+    raw: Path | None = None
+    sources: list[str] = field(default_factory=list)
+
+
+@command
+def main(words: list[str]) -> None:
+    audit_all(arguments.parse(Audit, words))
+
+
+def audit_all(config: Audit) -> dict[str, dict[str, Any]]:
+    """Writes `audit.json` beside each index; gives them by source."""
+    shards = {path.parent.name: Shards(path.parent) for path in sorted(config.out.glob("*/manifest.json"))}
+    if not shards:
+        raise UserError(f"out={config.out} holds no finished shards; build them with `make shards`")
+    for name in config.sources:
+        if name not in shards:
+            raise UserError(f"source '{name}' has no shards in {config.out}{nearest(name, shards)}")
+    found, absent = evaluation_sets(shards, config.raw)
+    known = Known(found)
+    said = {name: audit(name, shards[name], known, absent) for name in config.sources or shards}
+    _print_table(said, absent)
+    return said
+
+
+class Known:
+    """Every test image in all its variants, and every test text."""
+
+    def __init__(self, sets: list[EvaluationSet]):
+        self.sets = sets
+        self.images = [(number, opener) for number, one in enumerate(sets) for opener in one.images]
+        found = [hashes(variants(opener())) for _, opener in tqdm(self.images, desc="test images", disable=None)]
+        self.hashes = np.concatenate(found) if found else np.empty(0, np.uint64)
+        self.variants = len(found[0]) if found else 1
+
+    def variants_of(self, image: int) -> np.ndarray:
+        return variants(self.images[image][1]())
+
+
+def audit(name: str, shards: Shards, known: Known, absent: list[str]) -> dict[str, Any]:
+    leaks: defaultdict[int, set[str]] = defaultdict(set)
+    free = shards.column("split") != SPLITS.index("test")
+    for row, number in _same_images(shards, known, free):
+        leaks[row].add(known.sets[number].name)
+    for one in known.sets:
+        if len(one.texts):
+            for row in np.flatnonzero(free & np.isin(shards.column("text_hash"), one.texts)):
+                leaks[int(row)].add(one.name)
+    names = [",".join(sorted(leaks[row])) if row in leaks else "" for row in range(len(shards))]
+    columns = {field.name: shards.arrow(field.name) for field in SCHEMA} | {"leaks_into": column(names, pa.string())}
+    write_index(shards.folder, columns)
+    said = {
+        "checked": {one.name: len(one.images) or len(one.texts) for one in known.sets},
+        "not_checked": absent,
+        "leaks": dict(sorted(Counter(name for found in leaks.values() for name in found).items())),
+        "records": len(leaks),
+        "images": {"all": int(shards.column("num_images").sum()), "different": len(np.unique(shards.image_hashes()[1]))},
+        "groups_on_two_sides": _groups_on_two_sides(shards),
+        "fingerprint": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
+    }
+    with atomic(shards.folder / "audit.json") as file:
+        file.write(json.dumps(said, indent=1).encode())
+    return said
+
+
+def _same_images(shards: Shards, known: Known, free: np.ndarray) -> list[tuple[int, int]]:
+    """(row, number of the evaluation set) of every record that holds a test image."""
+    row_N, hash_N = shards.image_hashes()
+    wanted = free[row_N]
+    row_N, hash_N = row_N[wanted], hash_N[wanted]
+    places, queries = near(hash_N, known.hashes)
+    pairs = np.unique(np.stack([queries // known.variants, row_N[places]], 1), axis=0)  # (test image, row)
+    found, held, variants_VHW = set(), -1, np.empty(0)
+    for image, row in tqdm(pairs.tolist(), desc="look-alikes", disable=None):
+        number = known.images[image][0]
+        if (row, number) in found:
+            continue
+        if image != held:
+            held, variants_VHW = image, known.variants_of(image)
+        thumbnails = [variants(open_grey(data))[0] for data in shards[row].images]
+        if max(correlation(variants_VHW, thumbnail) for thumbnail in thumbnails) >= SAME:
+            found.add((row, number))
+    return sorted(found)
+
+
+def _groups_on_two_sides(shards: Shards) -> int:
+    """Patients, slides or figures that stand in the test split and in another one."""
+    test = shards.column("split") == SPLITS.index("test")
+    groups = shards.column("group")
+    return len(np.intersect1d(groups[test], groups[~test]))
+
+
+def _print_table(said: dict[str, dict[str, Any]], absent: list[str]) -> None:
+    table = Table("source", "leaks into", "records", "groups in test and elsewhere", box=None, pad_edge=False)
+    for source, found in said.items():
+        leaks = ", ".join(f"{name} {count:,}" for name, count in found["leaks"].items()) or "-"
+        table.add_row(source, leaks, f"{found['records']:,}", f"{found['groups_on_two_sides']:,}")
+    Console().print(table)
+    if absent:
+        print(f"not checked, since not on disk: {', '.join(absent)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,80 @@
+"""The test sets that a model will be judged on, as far as they are on disk: what training records must not contain."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from data_prep.encode import open_image
+from data_prep.thumbnail import open_grey
+from src.data.shards import Shards
+
+CONF = Path(__file__).resolve().parent.parent / "conf" / "benchmark"
+
+
+@dataclass
+class EvaluationSet:
+    """The test split of one benchmark. `images` open one by one; `texts` are the text hashes where there is no image."""
+
+    name: str
+    images: list[Callable[[], Image.Image]] = field(default_factory=list)
+    texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+def evaluation_sets(shards: dict[str, Shards], raw: Path | None) -> tuple[list[EvaluationSet], list[str]]:
+    """(the sets that are on disk, the names of those that are not): every file of `conf/benchmark`.
+
+    Questions come from `shards`, classification sets from `raw/<name>`. Benchmarks on the same rows (such as the official and
+    the image-disjoint split of VQA-RAD) are one set under the first name.
+    """
+    found, absent, seen = [], [], set()
+    for path in sorted(CONF.glob("*.yaml")):
+        said = yaml.safe_load(path.read_text())
+        if "layout" in said:
+            there = raw is not None and (raw / path.stem).is_dir()
+            made = _classification(path.stem, raw) if there and raw else None
+        else:
+            place = (said["source"], said["split"])
+            if place in seen:
+                continue
+            seen.add(place)
+            made = _questions(path.stem, said, shards)
+        if made:
+            found.append(made)
+        else:
+            absent.append(path.stem)
+    return found, absent
+
+
+def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> EvaluationSet | None:
+    source = shards.get(said["source"])
+    rows = source.rows(said["split"]) if source else np.empty(0, np.int64)
+    if source is None or not len(rows):
+        return None
+    row_of, hashes = source.image_hashes()
+    here = np.isin(row_of, rows)
+    if not here.any():
+        return EvaluationSet(name, texts=np.unique(source.column("text_hash")[rows]))
+    _, first = np.unique(hashes[here], return_index=True)  # many questions stand on one picture
+    kept = np.unique(row_of[here][first])
+    return EvaluationSet(name, images=[opener for row in kept for opener in _openers(source, int(row))])
+
+
+def _openers(source: Shards, row: int) -> Iterator[Callable[[], Image.Image]]:
+    for position in range(int(source.column("num_images")[row])):
+        yield lambda position=position: open_grey(source[row].images[position])
+
+
+def _classification(name: str, raw: Path) -> EvaluationSet:
+    from src.data import classification  # brings torch along, which only this needs
+
+    data = classification.read(name, raw=raw)
+    return EvaluationSet(name, images=[_opener(data.examples[row].image) for row in data.rows("test")])
+
+
+def _opener(image: Path | np.ndarray) -> Callable[[], Image.Image]:
+    return lambda: open_image(image.read_bytes()) if isinstance(image, Path) else Image.fromarray(image)

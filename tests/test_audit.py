@@ -1,0 +1,168 @@
+"""Test images are found in training records however they were cut, mirrored or encoded; nothing else is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from data_prep import near as search
+from data_prep.audit import Audit, audit_all, main
+from data_prep.near import RADIUS, near
+from data_prep.shards import Build, build_all
+from src.data.shards import Shards
+from src.errors import UserError
+
+COPIES = {
+    "quality60": lambda image: image,
+    "half": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
+    "grey": lambda image: image.convert("L"),
+    "flipped": ImageOps.mirror,
+    "cut2": lambda image: cut(image, 0.025),
+    "cut5": lambda image: cut(image, 0.05),
+}
+
+
+def cut(image: Image.Image, share: float) -> Image.Image:
+    left, top = round(image.width * share), round(image.height * share)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def scene(seed: int) -> Image.Image:
+    """Blobs on a background that is the same in all scenes, as a chest is."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (160, 128), (30, 30, 40))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((20, 10, 140, 120), fill=(120, 110, 100))
+    for _ in range(12):
+        x, y, r = rng.uniform(20, 140), rng.uniform(15, 110), rng.uniform(4, 16)
+        draw.ellipse((x - r, y - r * rng.uniform(0.4, 1), x + r, y + r), fill=tuple(rng.integers(40, 250, 3).tolist()))
+    return image.filter(ImageFilter.GaussianBlur(1))
+
+
+def save(path: Path, image: Image.Image, quality: int = 92) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=quality)
+    return path.name
+
+
+def line(path: Path, split: str, **fields) -> None:
+    with (path / f"{split}.jsonl").open("a") as file:
+        file.write(json.dumps(fields) + "\n")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """VQA-RAD with 20 test images, of which each kind of copy stands in `mix`; PubMedQA with test texts; `mix` with both."""
+    raw = tmp_path / "raw"
+    rad, text, mix = (raw / name for name in ("vqa_rad", "pubmedqa", "mix"))
+    for n in range(20):
+        line(rad if rad.exists() else _made(rad), "test", image=save(rad / f"{n}.jpg", scene(n)), question="What?", answer=f"cell {n}")
+        line(text if text.exists() else _made(text), "test", question=f"Is {n} odd?", answer="no")
+        for kind, copy in COPIES.items():
+            name = save(mix / f"{kind}-{n}.jpg", copy(scene(n)), 60 if kind == "quality60" else 92)
+            line(mix, "train", id=f"{kind}-{n}", image=name, caption=f"A scan, {kind} {n}")
+    for n in range(300):
+        line(mix, "train", id=f"other-{n}", image=save(mix / f"other-{n}.jpg", scene(1000 + n)), caption=f"Another scan {n}")
+    line(mix, "train", id="second", image=["other-1.jpg", "grey-3.jpg"], caption="two views")
+    line(mix, "train", id="asked", question="is 3  ODD?", answer="No")
+    line(mix, "train", id="unasked", question="Is 21 odd?", answer="no")
+    line(mix, "test", id="held", image="grey-4.jpg", caption="its own test split")
+    entries = Build(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1)
+    build_all(entries)
+    for name in ("vqa_rad", "pubmedqa"):
+        _build_as(name, raw, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _build_as(name: str, raw: Path, out: Path) -> None:
+    """Own data under the name of a known source."""
+    (raw / name).rename(raw / "own")
+    build_all(Build(sources=["own"], raw=raw, out=out, workers=1))
+    (raw / "own").rename(raw / name)
+    (out / "own").rename(out / name)
+
+
+def leaks(out: Path, source: str) -> dict[str, str]:
+    shards = Shards(out / source)
+    return dict(zip(shards.column("key"), shards.column("leaks_into"), strict=True))
+
+
+def test_copies_are_found_and_nothing_else(out, capsys):
+    said = audit_all(Audit(out=out))
+    found = leaks(out, "mix")
+    assert {key for key, name in found.items() if name == "vqa_rad"} == {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
+    assert {key for key, name in found.items() if name == "pubmedqa"} == {"asked"}
+    assert said["mix"]["leaks"] == {"pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
+    assert said["mix"]["checked"] == {"pubmedqa": 20, "vqa_rad": 20}
+    assert "pathvqa" in said["mix"]["not_checked"]
+    assert "not checked, since not on disk: breastmnist" in capsys.readouterr().out
+
+
+def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
+    before = len(Shards(out / "mix").rows("train", decontaminate=True))
+    first = audit_all(Audit(out=out))["mix"]
+    index = (out / "mix" / "index.arrow").read_bytes()
+    assert len(Shards(out / "mix").rows("train", decontaminate=True)) == before - first["records"]
+    assert audit_all(Audit(out=out, sources=["mix"]))["mix"] == first == json.loads((out / "mix" / "audit.json").read_text())
+    assert (out / "mix" / "index.arrow").read_bytes() == index
+    tars = {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")}
+    for path in (out / "vqa_rad").iterdir():  # a benchmark that is gone is no longer checked
+        if path.is_file():
+            path.unlink()
+    assert audit_all(Audit(out=out))["mix"]["leaks"] == {"pubmedqa": 1}
+    assert {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")} == tars
+    assert Shards(out / "mix")[5].key
+
+
+def test_classification_sets_are_checked_too(out, tmp_path):
+    test = [np.asarray(scene(1000 + n).resize((64, 64))) for n in range(3)]
+    arrays = {"test_images": np.stack(test), "test_labels": np.array([[0], [1], [0]], np.uint8)}
+    for split in ("train", "val"):
+        arrays |= {f"{split}_images": np.zeros((2, 64, 64, 3), np.uint8), f"{split}_labels": np.array([[0], [1]], np.uint8)}
+    (tmp_path / "raw" / "breastmnist").mkdir()
+    np.savez(tmp_path / "raw" / "breastmnist" / "breastmnist_224.npz", **arrays)
+    audit_all(Audit(out=out, raw=tmp_path / "raw"))
+    assert {key for key, name in leaks(out, "mix").items() if name == "breastmnist"} >= {"other-0", "other-1", "other-2"}
+
+
+def test_groups_on_two_sides_are_counted(out, tmp_path):
+    for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1")):
+        folder = tmp_path / "raw" / "grouped"
+        folder.mkdir(exist_ok=True)
+        line(folder, split, question=f"What, {split} {group}?", answer="a", group=group)
+    build_all(Build(sources=["grouped"], raw=tmp_path / "raw", out=out, workers=1))
+    assert audit_all(Audit(out=out))["grouped"]["groups_on_two_sides"] == 1
+
+
+def test_mistakes_are_one_sentence(out, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"source 'mxi' has no shards in .*; did you mean 'mix'"):
+        audit_all(Audit(out=out, sources=["mxi"]))
+    with pytest.raises(SystemExit):
+        main([f"out={tmp_path / 'nothing'}"])
+    assert "holds no finished shards; build them with `make shards`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pairs", [1, 1000, 1 << 22])
+def test_near_finds_exactly_what_comparing_all_finds(monkeypatch, pairs):
+    monkeypatch.setattr(search, "PAIRS", pairs)
+    rng = np.random.default_rng(0)
+    corpus, queries = (rng.integers(0, 2**64, n, dtype=np.uint64) for n in (400, 150))
+    for n in range(0, 150, 2):  # at every distance around the radius
+        for bit in rng.choice(64, n % 12, replace=False):
+            corpus[n] ^= np.uint64(1) << np.uint64(bit)
+        queries[n] = corpus[n]
+        for bit in rng.choice(64, n % 12, replace=False):
+            queries[n] ^= np.uint64(1) << np.uint64(bit)
+    corpus[200:220] = corpus[0]
+    expected = np.argwhere(np.bitwise_count(corpus[:, None] ^ queries[None]) <= RADIUS)
+    found = np.stack(near(corpus, queries), 1)
+    np.testing.assert_array_equal(found, expected)
+    for empty in (near(corpus[:0], queries), near(corpus, queries[:0])):
+        assert [len(part) for part in empty] == [0, 0]
