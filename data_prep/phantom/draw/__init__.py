@@ -1,0 +1,70 @@
+"""A scene as pixels: ground, distractors, findings, and the accidents of the camera."""
+
+import numpy as np
+
+from data_prep.phantom.draw import optical, radiology
+from data_prep.phantom.draw.canvas import Canvas, blend, canvas
+from data_prep.phantom.draw.ground import Ground
+from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
+from data_prep.phantom.world import Scene
+
+GROUNDS = {
+    "xray": radiology.xray,
+    "ct": radiology.ct,
+    "mri": radiology.mri,
+    "ultrasound": radiology.ultrasound,
+    "fundus": optical.fundus,
+    "dermoscopy": optical.dermoscopy,
+    "histology": optical.histology,
+    "fluorescence": optical.fluorescence,
+    "smear": optical.smear,
+}
+SIDES = (96, 112, 128, 144, 160, 192)  # pixels
+
+
+def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES) -> np.ndarray:
+    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart."""
+    height = int(rng.choice(sides))
+    width = int(rng.choice([side for side in sides if 3 / 4 <= side / height <= 4 / 3]))
+    c = canvas(height, width)
+    ground = GROUNDS[scene.modality](scene, rng, c)
+    radius = RADIUS[scene.size or "large"]
+    if not scene.normal:
+        centres = place(rng, c, scene.count, scene.side, radius, ground.allowed)
+        mask_HW, clear_HW = finding_mask(rng, c, scene.shape, centres, radius)
+    distractors(ground, rng, c)
+    if not scene.normal:
+        calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
+        ground.rgb_HW3 += (0.85 * clear_HW)[..., None] * (calm - ground.rgb_HW3)
+        blend(ground.rgb_HW3, ground.ink, 0.9 * mask_HW)
+    return developed(ground.rgb_HW3, rng, grey=scene.modality in ("xray", "ct", "mri", "ultrasound"))
+
+
+def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:
+    """Marks in the findings' own ink that are none: a ruler's ticks at an edge, thin crosses, a corner label, a long scratch."""
+    (width, height), ink = c.half, ground.ink
+    for _ in range(rng.integers(0, 4)):
+        x, y = rng.uniform(-0.9, 0.9) * width, rng.uniform(-0.9, 0.9) * height
+        dx, dy = np.abs(c.x_HW - np.float32(x)), np.abs(c.y_HW - np.float32(y))
+        cross = np.minimum(np.maximum(dx - 0.08, dy - 0.012), np.maximum(dy - 0.08, dx - 0.012))
+        blend(ground.rgb_HW3, ink, 0.8 * c.soft(cross))
+    if rng.random() < 0.4:
+        edge, along = (c.x_HW * rng.choice((-1, 1)) + width, c.y_HW) if rng.random() < 0.5 else (c.y_HW * rng.choice((-1, 1)) + height, c.x_HW)
+        ticks = np.maximum(edge - 0.09, np.abs((along * 6) % 1 - 0.5) / 6 - 0.012)
+        blend(ground.rgb_HW3, ink, 0.9 * c.soft(ticks))
+    if rng.random() < 0.4:
+        x, y = rng.choice((-1, 1)) * (width - 0.14), rng.choice((-1, 1)) * (height - 0.14)
+        box = np.maximum(np.abs(c.x_HW - np.float32(x)) - 0.07, np.abs(c.y_HW - np.float32(y)) - 0.09)
+        blend(ground.rgb_HW3, ink, 0.9 * c.soft(box))
+    if rng.random() < 0.3:
+        a, off = rng.uniform(0, np.pi), rng.uniform(-0.8, 0.8)
+        line = np.abs(np.float32(np.cos(a)) * c.y_HW - np.float32(np.sin(a)) * c.x_HW - np.float32(off)) - 0.009
+        blend(ground.rgb_HW3, ink, 0.8 * c.soft(line))
+
+
+def developed(rgb_HW3: np.ndarray, rng: np.random.Generator, *, grey: bool) -> np.ndarray:
+    """Exposure, contrast and, in colour, tint differ from image to image, so that brightness and hue answer nothing."""
+    gamma, gain, lift = rng.uniform(0.8, 1.25), rng.uniform(0.82, 1.0), rng.uniform(0, 0.06)
+    tint = np.ones(3) if grey else rng.uniform(0.92, 1.0, 3)
+    out = lift + gain * np.clip(rgb_HW3, 0, 1) ** np.float32(gamma) * tint.astype(np.float32)
+    return (np.clip(out, 0, 1) * 255 + 0.5).astype(np.uint8)
