@@ -96,17 +96,17 @@ def card(story: Story, *, library: str, usage: str) -> str:
         "language": ["en"],
         "tags": ["medical", "visual-question-answering", "research-only"],
     }
-    config = story.config
+    config, result = story.config, story.result
+    encoder = config.vision.path or config.vision.architecture
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
         "**For research. Not a medical device, not for clinical use, not for advice to patients.**\n",
         *([PHANTOM + "\n"] if story.phantom else []),
-        f"A vision-language model that answers questions about medical images: image encoder `{config.vision.path or config.vision.architecture}`"
-        f", projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}. "
-        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {story.result['git']}, data "
-        f"{story.result['data']}).\n",
+        f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
+        f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
+        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {result['git']}, data {result['data']}).\n",
         f"## Use\n\n{usage}\n",
-        f"## Scores\n\n{scores(story.result['metrics'])}\n",
+        f"## Scores\n\n{scores(result['metrics'])}\n",
         "## Intended use and limits\n\n"
         "Intended: research on medical vision-language models and on their evaluation. Out of scope: diagnosis, triage, treatment, any "
         "decision about a person. Answers are short and can be wrong while they sound sure; confidence is a mean token log-probability, "

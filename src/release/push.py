@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from httpx2 import HTTPError
 
 from src.errors import UserError
 

@@ -102,5 +102,3 @@ def _must_be_plain(trunk: nn.Module) -> None:
             f"transformers has no tower equal to this run's {type(trunk).__name__} (CLS token, learnt positions, plain pre-norm blocks "
             "are needed); leave out the parts hf and space with parts=[adapter,timm]"
         )
-
-

@@ -1,0 +1,149 @@
+"""`python -m src.demo model=run:NAME`: ask a trained model in the browser. Research only, not for clinical use."""
+
+import contextlib
+import csv
+import ipaddress
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.cli import verb
+from src.config import Demo
+from src.data.read_image import png, read_image
+from src.errors import UserError
+from src.model.answer import Answerer, load_answerer
+from src.overrides import quote_texts
+from src.serving.limits import Limits
+
+
+@dataclass
+class Running:
+    """A demo that answers at `url`; `folder` holds the pictures of its visitors for a while."""
+
+    url: str
+    folder: Path
+
+
+def serve(answerer: Answerer, limits: Limits, *, host: str = "127.0.0.1", port: int = 7860, **more) -> None:
+    """Serves until Ctrl-C."""
+    with running(answerer, limits, host=host, port=port, **more) as demo:
+        print(f"{demo.url}   Ctrl-C stops it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+
+
+@contextlib.contextmanager
+def running(
+    answerer: Answerer,
+    limits: Limits,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    auth: tuple[str, str] | None = None,
+    examples: list[tuple[Path, str]] | None = None,
+) -> Iterator[Running]:
+    """The demo, until the block ends; then every picture is deleted. `port` None takes a free one."""
+    if not is_loopback(host) and auth is None:
+        raise UserError(f"host={host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
+    with tempfile.TemporaryDirectory(prefix="openmedq-demo-") as temporary:
+        folder = Path(temporary).resolve()
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_NUM_PORTS": "1"}
+        import gradio as gr  # reads its environment when it is imported
+        from starlette.middleware import Middleware
+
+        from src.serving.guard import Guard, Sweeper
+        from src.serving.page import MONO, SANS, STYLE, build
+
+        page = build(answerer, limits, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
+        page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                auth=auth,
+                max_file_size=int(limits.megabytes * 2**20),
+                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits)]},
+                theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
+                css=STYLE,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                show_error=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                enable_monitoring=False,
+                run_history=False,
+                strict_cors=True,
+                state_session_capacity=200,
+                allowed_paths=[],
+                footer_links=[],
+            )
+        except OSError:
+            raise UserError(f"port={port} on {host} is taken; give another port=") from None
+        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds)
+        try:
+            yield Running(url, folder)
+        finally:
+            sweeper.stop()
+            page.close(verbose=False)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_examples(folder: Path) -> list[tuple[Path, str]]:
+    """Pictures to start from: `examples.csv` with the columns image and question, else every picture of the folder."""
+    table = folder / "examples.csv"
+    if table.is_file():
+        with table.open(newline="") as file:
+            return [(folder / row["image"], row.get("question") or "") for row in csv.DictReader(file)]
+    found = [(path, "") for path in sorted(folder.glob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
+    if not found:
+        raise UserError(f"examples={folder} holds neither examples.csv nor pictures")
+    return found
+
+
+def _copied(examples: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Re-encoded like uploads, so that an example shows pixels only."""
+    (folder / "examples").mkdir(exist_ok=True)
+    for number, (path, question) in enumerate(examples):
+        target = folder / "examples" / f"{number}.png"
+        target.write_bytes(png(read_image(path)))
+        yield target, question
+
+
+def credentials(auth: str | None) -> tuple[str, str] | None:
+    if auth is None:
+        return None
+    user, colon, password = auth.partition(":")
+    if not (user and colon and len(password) >= 8):
+        raise UserError("auth must be user:password with a password of at least 8 characters")
+    return user, password
+
+
+@verb("demo", Demo)
+def main(config: Demo) -> None:
+    auth = credentials(config.auth)
+    if not is_loopback(config.host) and auth is None:
+        raise UserError(f"host={config.host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
+    examples = read_examples(Path(config.examples)) if config.examples else []
+    limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
+    answerer = load_answerer(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    serve(answerer, limits, host=config.host, port=config.port, auth=auth, examples=examples)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = quote_texts(sys.argv[1:], texts=("model", "auth", "examples"))
+    main()

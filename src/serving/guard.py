@@ -1,0 +1,136 @@
+"""Stands before gradio: an upload becomes a clean PNG under a name that nobody can guess, or is refused with one sentence.
+
+Gradio keeps whatever is posted to it and serves it back by a path made of the content's hash; here no byte of an upload stays.
+"""
+
+import contextlib
+import json
+import secrets
+import threading
+import time
+from pathlib import Path
+
+from anyio import CapacityLimiter, to_thread
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.data.read_image import png, read_image
+from src.errors import UserError
+from src.serving.limits import Limits
+
+SIDE = 1536  # pixels; larger pictures are shown and kept at this
+
+
+class Guard:
+    """ASGI middleware. `folder` is where gradio keeps uploads."""
+
+    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits):
+        self.app, self.folder, self.limits = app, folder.resolve(), limits
+        self.decoders: CapacityLimiter | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            await self._upload(scope, receive, send)
+        else:
+            await self.app(scope, self._bounded(receive), _with_headers(send))
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets gradio receive the files, then replaces each before its path is told."""
+        start: Message = {}
+        body = bytearray()
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+            else:
+                body.extend(message.get("body", b""))
+
+        await self.app(scope, self._bounded(receive, int(self.limits.megabytes * 2**20) + 64 * 1024), keep)
+        if start["status"] != 200:
+            await _answer(send, start["status"], bytes(body))
+            return
+        self.decoders = self.decoders or CapacityLimiter(2)
+        status, clean = await to_thread.run_sync(self._clean, json.loads(bytes(body)), limiter=self.decoders)
+        await _answer(send, status, clean, kind=b"application/json" if status == 200 else b"text/plain; charset=utf-8")
+
+    def _clean(self, names: list[str]) -> tuple[int, bytes]:
+        paths = [Path(name) for name in names]
+        made = []
+        try:
+            if len(paths) != 1:
+                raise UserError(f"{len(paths)} files were sent; send one picture at a time")
+            for path in paths:
+                pixels = int(self.limits.megapixels * 1e6)
+                image = read_image(path, max_pixels=pixels, max_bytes=int(self.limits.megabytes * 2**20))
+                image.thumbnail((SIDE, SIDE))
+                target = self.folder / secrets.token_hex(32) / "picture.png"
+                target.parent.mkdir()
+                target.write_bytes(png(image))
+                made.append(str(target))
+        except UserError as mistake:
+            return 415, str(mistake).encode()
+        finally:
+            for path in paths:
+                self._remove(path)
+        return 200, json.dumps(made).encode()
+
+    def _remove(self, path: Path) -> None:
+        if path.resolve().is_relative_to(self.folder):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+    def _bounded(self, receive: Receive, most: int | None = None) -> Receive:
+        """Ends a request that sends more than it may, as a client that hangs up."""
+        room = self.limits.body if most is None else most
+
+        async def counted() -> Message:
+            nonlocal room
+            message = await receive()
+            room -= len(message.get("body", b""))
+            return message if room >= 0 else {"type": "http.disconnect"}
+
+        return counted
+
+
+def _with_headers(send: Send) -> Send:
+    async def marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+        await send(message)
+
+    return marked
+
+
+async def _answer(send: Send, status: int, body: bytes, *, kind: bytes = b"text/plain; charset=utf-8") -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    await _with_headers(send)({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Sweeper:
+    """Deletes what is older than `keep_seconds`, but not what stood there when the demo started (examples)."""
+
+    def __init__(self, folder: Path, *, keep_seconds: float):
+        self.folder, self.keep_seconds = folder, keep_seconds
+        self.kept = {path for path in folder.rglob("*") if path.is_file()}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def sweep(self) -> None:
+        oldest = time.time() - self.keep_seconds
+        for path in list(self.folder.rglob("*")):
+            with contextlib.suppress(OSError):
+                if path.is_file() and path not in self.kept and path.stat().st_mtime < oldest:
+                    path.unlink()
+                    path.parent.rmdir()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(min(60.0, self.keep_seconds / 4)):
+            self.sweep()
