@@ -91,9 +91,10 @@ def split(found: list[Example], labels_N: np.ndarray) -> list[Example]:
     """Examples without a split get one: fifths stratified by label, whole groups, one for test and one for val."""
     open_N = np.array([n for n, example in enumerate(found) if not example.split])
     groups = [found[n].group for n in open_N]
-    kind = StratifiedKFold if len(set(groups)) == len(groups) else StratifiedGroupKFold
+    alone = len(set(groups)) == len(groups)
+    kind = (StratifiedKFold if alone else StratifiedGroupKFold)(5, shuffle=True, random_state=0)
     try:
-        folds = [part for _, part in kind(5, shuffle=True, random_state=0).split(open_N, labels_N[open_N], groups)]
+        folds = [part for _, part in kind.split(open_N, labels_N[open_N], None if alone else groups)]
     except ValueError as error:
         raise UserError(f"cannot split {len(open_N)} images of {len(set(groups))} groups into fifths: {error}") from None
     chosen = dict.fromkeys(open_N[folds[0]].tolist(), "test") | dict.fromkeys(open_N[folds[1]].tolist(), "val")

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+from openpyxl import Workbook
+from PIL import Image
+
+from src.data.layouts import ClassificationConfig, folder, npz, npz_array, sicap, table
+from src.errors import UserError
+
+rng = np.random.default_rng(0)
+
+
+def picture(path, side=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def medmnist(path, *, save=np.savez, labels=None):
+    arrays = {}
+    for split, n in (("train", 6), ("val", 4), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % 2)[:, None].astype(np.uint8) if labels is None else labels[:n]
+    save(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_gives_the_arrays_that_numpy_gives(tmp_path, save):
+    arrays = medmnist(tmp_path / "a.npz", save=save)
+    found = list(npz(tmp_path, ClassificationConfig("npz", "a.npz", ["zero", "one"])))
+    assert [example.split for example in found] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4
+    assert [example.label for example in found[:3]] == ["zero", "one", "zero"]
+    assert np.array_equal(np.stack([example.image for example in found[:6]]), arrays["train_images"])
+
+
+def test_an_npz_that_is_not_compressed_is_mapped_and_not_read(tmp_path):
+    medmnist(tmp_path / "a.npz")
+    assert isinstance(npz_array(tmp_path / "a.npz", "train_images").base, np.memmap)
+
+
+def test_npz_refuses_pickles_and_says_what_is_missing(tmp_path):
+    np.savez(tmp_path / "a.npz", train_images=np.array([{}], object))
+    with pytest.raises(UserError, match=r"cannot be read as npz \(it holds Python objects\)"):
+        npz_array(tmp_path / "a.npz", "train_images")
+    with pytest.raises(UserError, match="holds no array 'val_images'"):
+        npz_array(tmp_path / "a.npz", "val_images")
+    with pytest.raises(UserError, match="does not exist"):
+        npz_array(tmp_path / "b.npz", "val_images")
+    (tmp_path / "c.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:50])
+    with pytest.raises(UserError, match="cannot be read as npz"):
+        npz_array(tmp_path / "c.npz", "train_images")
+
+
+def test_npz_refuses_several_labels_per_image(tmp_path):
+    medmnist(tmp_path / "a.npz", labels=np.zeros((6, 14), np.uint8))
+    with pytest.raises(UserError, match="gives 14 labels per image"):
+        list(npz(tmp_path, ClassificationConfig("npz", "a.npz", ["zero"])))
+
+
+def test_folder_passes_over_masks_and_whatever_is_no_image(tmp_path):
+    for name in ("Parasitized/C1P2thinF_a_cell_1.png", "Parasitized/C1P2thinF_a_cell_2.png", "Uninfected/C12N_b_cell_1.png"):
+        picture(tmp_path / "cell_images" / name)
+    picture(tmp_path / "cell_images/Uninfected/benign (1)_mask.png")
+    picture(tmp_path / "cell_images/Uninfected/benign (1)_mask_1.png")
+    (tmp_path / "cell_images/Uninfected/Thumbs.db").write_bytes(b"\0")
+    found = list(folder(tmp_path, ClassificationConfig("folder", "cell_images", group=r"^C\d+")))
+    assert [(example.label, example.group, example.split) for example in found] == [
+        ("Parasitized", "C1", ""),
+        ("Parasitized", "C1", ""),
+        ("Uninfected", "C12", ""),
+    ]
+
+
+def test_folder_keeps_given_splits(tmp_path):
+    for name in ("train/a/1.png", "Validation/a/2.png", "test/b/3.png"):
+        picture(tmp_path / name)
+    found = {example.key: (example.split, example.label) for example in folder(tmp_path, ClassificationConfig("folder"))}
+    assert found == {"train/a/1.png": ("train", "a"), "Validation/a/2.png": ("val", "a"), "test/b/3.png": ("test", "b")}
+
+
+def test_table_finds_images_by_name_in_any_folder(tmp_path):
+    picture(tmp_path / "images/imgs_part_1/PAT_1_2_3.png")
+    (tmp_path / "metadata.csv").write_text("patient_id,img_id,diagnostic\nPAT_1,PAT_1_2_3.png,NEV\n")
+    config = ClassificationConfig("csv", "metadata.csv", columns={"image": "img_id", "label": "diagnostic", "group": "patient_id"})
+    (found,) = table(tmp_path, config)
+    assert found[:4] == ("PAT_1_2_3.png", "", "NEV", "PAT_1")
+    assert found.image == tmp_path / "images/imgs_part_1/PAT_1_2_3.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,lable\na.png,x\n", "has no column 'label', which is to be the label; did you mean 'lable'?"),
+        ("image,label\nb.png,x\n", "names the image 'b.png', which is not below"),
+        ("image,label,split\na.png,x,dev\n", "split of a.png is 'dev'; allowed: train, val, test"),
+    ],
+)
+def test_table_says_what_is_wrong(tmp_path, text, said):
+    picture(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        list(table(tmp_path, ClassificationConfig("csv")))
+
+
+def write_sheet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book = Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+
+
+def sicap_folder(root):
+    names = [f"16B000{n}_Block_Region_1_0_0_xini_1_yini_{n}.jpg" for n in range(3)]
+    for n, (name, place) in enumerate(zip(names, ("Validation/Val1/Train", "Validation/Val1/Test", "Test/Test"), strict=True)):
+        picture(root / "images" / name)
+        values = [int(n == 0), int(n == 1), int(n == 2), 0, 0]
+        write_sheet(root / "partition" / f"{place}.xlsx", [("image_name", "NC", "G3", "G4", "G5", "G4C"), (name, *values)])
+    return names
+
+
+def test_sicap_takes_the_given_folds_and_the_highest_column(tmp_path):
+    sicap_folder(tmp_path / "SICAPv2")
+    write_sheet(tmp_path / "SICAPv2/wsi_labels.xlsx", [("slide_id", "patient_id"), ("16B0000", 7)])
+    found = list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    assert [(e.split, e.label, e.group) for e in found] == [
+        ("train", "NC", "patient 7"),
+        ("val", "G3", "16B0001"),
+        ("test", "G4", "16B0002"),
+    ]
+
+
+def test_sicap_names_a_missing_spreadsheet(tmp_path):
+    sicap_folder(tmp_path / "SICAPv2")
+    (tmp_path / "SICAPv2/partition/Test/Test.xlsx").unlink()
+    with pytest.raises(UserError, match=r"Test\.xlsx does not exist"):
+        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))

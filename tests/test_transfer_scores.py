@@ -1,0 +1,133 @@
+"""src/scoring/transfer.py and transfer_table.py."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc, multiclass_f1_score
+
+from src.scoring.transfer import (
+    Cell,
+    auroc,
+    average_ranks,
+    balanced_accuracy,
+    confusion,
+    difference,
+    holm,
+    macro_f1,
+    resampled,
+    values,
+    weights,
+)
+from src.scoring.transfer_table import table
+
+
+def cell(*, n=120, classes=3, seeds=1, groups=40, skill=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    labels_N = np.random.default_rng(7).integers(0, classes, n)
+    p_SNK = rng.random((seeds, n, classes)) + skill * np.eye(classes)[labels_N]
+    p_SNK = (p_SNK / p_SNK.sum(-1, keepdims=True)).round(2)  # with ties
+    return Cell(labels_N, np.arange(n) % groups, p_SNK.argmax(-1), p_SNK)
+
+
+def torch_scores(labels_N, p_NK):
+    labels, p, classes = torch.from_numpy(labels_N), torch.from_numpy(p_NK), p_NK.shape[1]
+    area = binary_auroc(p[:, 1], labels) if classes == 2 else multiclass_auroc(p, labels, classes)
+    said = torch.from_numpy(p_NK.argmax(1))
+    return {
+        "macro_f1": multiclass_f1_score(said, labels, classes, average="macro").item(),
+        "balanced_accuracy": multiclass_accuracy(said, labels, classes, average="macro").item(),
+        "auroc": area.item(),
+    }
+
+
+@pytest.mark.parametrize("classes", [2, 3, 11])
+def test_scores_of_a_resample_are_those_of_torchmetrics_on_the_repeated_images(classes):
+    one = cell(classes=classes, n=300)
+    w_RG = weights(40, resamples=5, seed=0, name="x")
+    found = resampled(one, w_RG, seed=0)
+    for r in range(5):
+        rows = np.repeat(np.arange(300), w_RG[r, one.groups_N].astype(int))
+        for name, value in torch_scores(one.labels_N[rows], one.probabilities_SNK[0][rows]).items():
+            assert found[name][r] == pytest.approx(value, abs=1e-5), name
+
+
+def test_a_class_that_a_resample_lacks_does_not_count():
+    labels, said = np.array([0, 0, 1]), np.array([0, 1, 1])
+    sums = confusion(labels, said, classes=3)
+    assert macro_f1(sums) == pytest.approx(multiclass_f1_score(torch.tensor(said), torch.tensor(labels), 3, average="macro").item())
+    assert balanced_accuracy(sums) == pytest.approx(0.75)
+
+
+def test_auroc_counts_ties_half():
+    labels, p = np.array([0, 1, 0, 1]), np.array([0.5, 0.5, 0.2, 0.9])
+    assert auroc(labels, np.stack([1 - p, p], 1), np.ones((1, 4)))[0] == pytest.approx((0.5 + 1 + 1 + 1) / 4)
+
+
+def test_values_are_means_over_seeds():
+    both = cell(seeds=2)
+    single = [torch_scores(both.labels_N, p)["macro_f1"] for p in both.probabilities_SNK]
+    assert values(both)["macro_f1"] == pytest.approx(np.mean(single), abs=1e-6)
+
+
+def test_intervals_are_wider_when_images_come_in_groups():
+    rng = np.random.default_rng(0)
+    group_of = np.arange(400) // 20
+    labels = rng.integers(0, 2, 400)
+    right = rng.random(20)[group_of] < 0.5  # whole groups are right or wrong
+    said = np.where(right, labels, 1 - labels)
+    p = np.eye(2)[said][None]
+    alone = resampled(Cell(labels, np.arange(400), said[None], p), weights(400, resamples=500, seed=0, name="x"), seed=0)
+    together = resampled(Cell(labels, group_of, said[None], p), weights(20, resamples=500, seed=0, name="x"), seed=0)
+    assert together["macro_f1"].std() > 2 * alone["macro_f1"].std()
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([]) == []
+
+
+def test_ranks_share_ties_and_leave_out_incomplete_sets():
+    found = average_ranks({"a": {"x": 0.9, "y": 0.8, "z": 0.8}, "b": {"x": 0.5, "y": 0.7, "z": 0.6}, "c": {"x": 1.0}})
+    assert found == {"x": 2.0, "y": 1.75, "z": 2.25}
+
+
+def test_p_of_a_clear_difference_is_small_and_of_none_is_one():
+    assert difference(1.0, np.full(999, 1.0), n=1)["p"] == pytest.approx(2 / 1000)
+    assert difference(0.0, np.zeros(999), n=1)["p"] == 1.0
+
+
+def facts(benchmark, encoder, protocol="probe"):
+    return {
+        "benchmark": benchmark,
+        "encoder": encoder,
+        "protocol": protocol,
+        "classes": ["a", "b", "c"],
+        "ours": encoder == "run:x",
+        "depends_on": {},
+    }
+
+
+def test_table_has_the_contracted_keys_and_is_paired():
+    skills = {"run:x": 2.0, "scratch": 0.2}
+    found = [(facts(name, encoder), cell(skill=skill, seed=3)) for name in ("s1", "s2") for encoder, skill in skills.items()]
+    made = table(found, resamples=200, seed=0)
+    assert made["metrics"]["transfer/s1/run:x/probe/macro_f1"].keys() == {"value", "low", "high", "n"}
+    mean = made["metrics"]["transfer/mean/scratch/probe/macro_f1"]
+    assert mean["value"] == pytest.approx(np.mean([made["metrics"][f"transfer/{s}/scratch/probe/macro_f1"]["value"] for s in ("s1", "s2")]))
+    gap = made["metrics"]["transfer/mean/run:x_minus_scratch/probe/macro_f1"]
+    assert gap["low"] > 0
+    assert gap["p_holm"] == gap["p"]  # a family of one
+    assert made["transfer"]["ranks"] == {"probe": {"run:x": 1.0, "scratch": 2.0}}
+    confusion_KK = np.array(made["transfer"]["cells"][0]["confusion"])
+    assert confusion_KK.sum() == 120
+    assert len(made["transfer"]["differences"]) == 3
+    same = [(facts("s1", encoder), cell(seed=3)) for encoder in skills]
+    only = table(same, resamples=200, seed=0)["transfer"]["differences"]
+    assert [(one["value"], one["low"], one["high"]) for one in only] == [(0, 0, 0)]
+
+
+def test_few_shot_cells_make_the_curve():
+    made = table([(facts("s1", "scratch", f"probe_{k}shot"), cell(seeds=3)) for k in (1, 5)], resamples=50, seed=0)
+    assert [(one["shots"], one["n"]) for one in made["transfer"]["few_shot"]] == [(1, 120), (5, 120)]
+    assert made["transfer"]["cells"] == []
+    assert "transfer/s1/scratch/probe_5shot/macro_f1" in made["metrics"]
