@@ -1,0 +1,118 @@
+import pytest
+import timm
+import torch
+import yaml
+
+from src.data.overlap import overlap
+from src.errors import UserError
+from src.model import encoders
+from src.model.encoders import named
+from src.model.towers import VisionConfig, save_open_clip
+from src.model.vision import load_vision
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """A run `mini` whose encoder came in open_clip's format and was trained a little."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", num_classes=0, **TINY)
+    save_open_clip(tmp_path / "weights", model, timm_model_name="vit_base_patch16_224", kwargs=TINY)
+    vision = VisionConfig(format="open_clip", path=str(tmp_path / "weights"))
+    stored = {"vision": vars(vision), "data": {"root": str(tmp_path / "shards")}, "mix": {"shares": {"a": 1.0}, "decontaminate": True}}
+    folder = tmp_path / "outputs/mini"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    state = {f"vision.{name}": p.detach() + 1 for name, p in load_vision(vision).named_parameters() if p.requires_grad}
+    torch.save({"state_dict": state | {"projector.net.weight": torch.zeros(2)}}, folder / "checkpoints/best.ckpt")
+    return tmp_path / "outputs"
+
+
+def load(name, outputs):
+    return named(name, outputs=str(outputs), checkpoint="best")
+
+
+def test_a_run_gives_its_trained_weights_and_keeps_the_frozen_ones(outputs):
+    found = load("run:mini", outputs)
+    trained, base = found.build(seed=0).state_dict(), load_vision(found.config).state_dict()
+    assert found.ours
+    for name in base:
+        assert torch.equal(trained[name], base[name] + (0 if name.startswith("trunk.norm.") else 1)), name
+
+
+def test_the_identity_of_a_run_is_that_of_its_checkpoint(outputs):
+    before = load("run:mini", outputs).identity
+    path = outputs / "mini/checkpoints/best.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["state_dict"]["vision.trunk.cls_token"] += 1
+    torch.save(state, path)
+    after = load("run:mini", outputs).identity
+    assert before["sha256"] != after["sha256"]
+    assert before["base"] == after["base"]
+
+
+def test_from_scratch_is_our_architecture_with_other_weights(outputs):
+    ours, scratch = load("run:mini", outputs), load("scratch:mini", outputs)
+    assert (scratch.label, scratch.random, ours.random) == ("scratch", True, False)
+    a, b, again, other = ours.build(seed=0), scratch.build(seed=0), scratch.build(seed=0), scratch.build(seed=1)
+    assert {n: p.shape for n, p in a.named_parameters()} == {n: p.shape for n, p in b.named_parameters()}
+    assert (a.size, a.num_patches, a.width) == (b.size, b.num_patches, b.width)
+    assert torch.equal(b.trunk.blocks[0].attn.qkv.weight, again.trunk.blocks[0].attn.qkv.weight)
+    assert not torch.equal(b.trunk.blocks[0].attn.qkv.weight, other.trunk.blocks[0].attn.qkv.weight)
+
+
+def test_encoders_with_the_same_normalisation_see_equal_tensors(outputs):
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    ours, scratch = (load(name, outputs).build(seed=0) for name in ("run:mini", "scratch:mini"))
+    assert torch.equal(ours.normalise(pixels), scratch.normalise(pixels))
+
+
+def test_files_of_conf_are_names_and_slashes_leave_labels(tmp_path):
+    assert load("pubmedclip", tmp_path).config.format == "hf_clip"
+    assert load("timm:hf_hub/x.y", tmp_path).label == "timm:hf_hub_x.y"
+
+
+def test_the_format_of_a_folder_is_told_by_its_configuration(outputs, tmp_path):
+    assert load(f"hf:{tmp_path / 'weights'}", outputs).config.format == "open_clip"
+    for described, format_ in (
+        ('{"model_type": "clip"}', "hf_clip"),
+        ('{"model_type": "vit"}', "hf_vit"),
+        ('{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}', "timm"),
+    ):
+        folder = tmp_path / format_
+        folder.mkdir()
+        (folder / "config.json").write_text(described)
+        assert encoders.from_hub(str(folder)).format == format_
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="is of type 'bert'"):
+        encoders.from_hub(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("biomedclp", "did you mean 'biomedclip'"),
+        ("run:mni", "no run 'mni' in .*found mini"),
+        ("resnet50", "encoder=resnet50; allowed: .*timm:ID"),
+    ],
+)
+def test_unknown_names_are_one_sentence(outputs, name, said):
+    with pytest.raises(UserError, match=said):
+        load(name, outputs)
+
+
+def test_a_checkpoint_without_a_vision_part_is_refused(outputs):
+    torch.save({"state_dict": {"projector.net.weight": torch.zeros(2)}}, outputs / "mini/checkpoints/best.ckpt")
+    with pytest.raises(UserError, match="has no vision part: its run froze the encoder"):
+        load("run:mini", outputs)
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(outputs):
+    torch.save({"state_dict": {"vision.trunk.cls_token": torch.zeros(1, 1, 7)}}, outputs / "mini/checkpoints/best.ckpt")
+    with pytest.raises(UserError, match=r"does not fit the encoder of its run: trunk\.cls_token"):
+        load("run:mini", outputs).build(seed=0)
+
+
+def test_overlap_is_unknown_without_the_shards_of_the_run(outputs):
+    assert overlap(load("run:mini", outputs).run, "breastmnist") == {"found": {}, "trained_on": None}
