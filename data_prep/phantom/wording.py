@@ -5,20 +5,39 @@ The wording of a question tells its type: `src.data.record.question_type` reads 
 
 import numpy as np
 
-from data_prep.phantom.world import MODALITIES, NORMAL, RADIOLOGY, Scene, pick
+from data_prep.phantom.world import MODALITIES, RADIOLOGY, Scene, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 WORDINGS = {
-    "modality": ("what imaging technique was used?", "which modality is shown?", "what is the imaging modality?", "how was this image taken?"),
+    "modality": (
+        "what imaging technique was used?",
+        "which modality is shown?",
+        "what is the imaging modality?",
+        "how was this image taken?",
+    ),
     "plane": ("in which plane was this image taken?", "what plane is shown?", "which imaging plane is this?"),
     "organ": ("what organ is shown?", "which organ was imaged?", "what part of the body is this?"),
     "specimen": ("which stain was used?", "what stain is seen here?", "what is the stain of this slide?"),
-    "finding": ("what abnormality is seen?", "what is the main finding?", "which abnormality does the image show?", "what is wrong in this image?"),
+    "finding": (
+        "what abnormality is seen?",
+        "what is the main finding?",
+        "which abnormality does the image show?",
+        "what is wrong in this image?",
+    ),
     "count": ("how many {plural} are there?", "what is the number of {plural}?", "how many {plural} are seen in the image?"),
-    "side": ("on which side of the image {is} the {noun}?", "which side of the image shows the {noun}?", "{is_cap} the {noun} on the left or right?"),
+    "side": (
+        "on which side of the image {is} the {noun}?",
+        "which side of the image shows the {noun}?",
+        "{is_cap} the {noun} on the left or right?",
+    ),
     "size": ("how large {is} the {noun}?", "what size {is} the {noun}?", "how big {is} the {noun}?"),
-    "presence": ("is there any {finding}?", "does the image show {plural}?", "are there {plural} in this image?", "is any {finding} visible?"),
+    "presence": (
+        "is there any {finding}?",
+        "does the image show {plural}?",
+        "are there {plural} in this image?",
+        "is any {finding} visible?",
+    ),
     "normal": ("does this image look normal?", "is this image normal?"),
     "abnormal": ("is there any abnormality?", "does this image show an abnormality?"),
 }

@@ -38,7 +38,11 @@ RADIOLOGY = {
     "xray": Modality(
         "x-ray",
         {"chest": ("frontal", "lateral")},
-        {"nodule": Finding("nodules", "disc"), "consolidation": Finding("consolidations", "specks"), "atelectasis": Finding("atelectases", "rod")},
+        {
+            "nodule": Finding("nodules", "disc"),
+            "consolidation": Finding("consolidations", "specks"),
+            "atelectasis": Finding("atelectases", "rod"),
+        },
     ),
     "ct": Modality(
         "ct",
@@ -60,7 +64,11 @@ OPTICAL = {
     "fundus": Modality(
         "fundus photography",
         {"eye": ("",)},
-        {"cotton wool spot": Finding("cotton wool spots", "disc"), "drusen patch": Finding("drusen patches", "specks"), "exudate ring": Finding("exudate rings", "ring")},
+        {
+            "cotton wool spot": Finding("cotton wool spots", "disc"),
+            "drusen patch": Finding("drusen patches", "specks"),
+            "exudate ring": Finding("exudate rings", "ring"),
+        },
     ),
     "dermoscopy": Modality(
         "dermoscopy",
@@ -82,7 +90,11 @@ OPTICAL = {
     "smear": Modality(
         "blood smear",
         {"blood": ("",)},
-        {"sickle cell": Finding("sickle cells", "crescent"), "ring parasite": Finding("ring parasites", "ring"), "platelet clump": Finding("platelet clumps", "specks")},
+        {
+            "sickle cell": Finding("sickle cells", "crescent"),
+            "ring parasite": Finding("ring parasites", "ring"),
+            "platelet clump": Finding("platelet clumps", "specks"),
+        },
         ("giemsa", "wright"),
     ),
 }

@@ -107,7 +107,7 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
         gr.HTML(f"<div id='banner' role='note'>{BANNER}</div>")
         gr.HTML(f"<div id='title'><h1>OpenMedQ</h1><p>Ask {html.escape(answerer.name)} about a medical image.</p></div>")
         with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
+            with gr.Column(scale=5, min_width=300):
                 picture = gr.Image(
                     label="Image: drop, paste or upload",
                     type="filepath",
@@ -120,7 +120,19 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                 dicom = gr.UploadButton(
                     "Open a DICOM or TIFF file", file_types=[".dcm", ".dicom", ".tif", ".tiff"], size="sm", elem_id="dicom"
                 )
-            with gr.Column(scale=6, min_width=320):
+                strip = gr.Gallery(
+                    value=[path for path, _ in examples],
+                    label="Or take an example",
+                    columns=min(6, max(len(examples), 1)),
+                    height="auto",
+                    object_fit="cover",
+                    allow_preview=False,
+                    interactive=False,
+                    visible=bool(examples),
+                    elem_id="examples",
+                    buttons=[],
+                )
+            with gr.Column(scale=6, min_width=300):
                 chat = gr.Chatbot(
                     label="Questions and answers",
                     height=316,
@@ -145,16 +157,14 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                     )
                     send = gr.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="ask")
                 status = gr.HTML("<div id='status'></div>", elem_id="status")
-        if examples:
-            gr.Examples(examples=[list(example) for example in examples], inputs=[picture, question], label="Examples", examples_per_page=6)
         with gr.Row(equal_height=False):
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=300):
                 show_map = gr.Button("Where did it look?", elem_id="look")
                 heat = gr.Image(
                     label="Which tiles moved the answer", interactive=False, visible=False, elem_id="map", buttons=["fullscreen"]
                 )
                 meaning = gr.HTML(elem_id="meaning")
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=300):
                 blank = gr.Button("Does the image matter?", elem_id="matter")
                 compared = gr.HTML(elem_id="compared")
         with gr.Accordion("Answer settings", open=False):
@@ -164,9 +174,15 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                 top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p")
                 seed = gr.Number(value=0, precision=0, minimum=0, label="Seed")
 
+        def take(chosen: gr.SelectData) -> tuple[str, str]:
+            return examples[chosen.index]
+
         # Not by a subclass: gradio would write a stub file beside this one.
         picture.preprocess = uploaded  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
+        def take(chosen: gr.SelectData) -> tuple[str, str]:
+            return examples[chosen.index]
+
         # Not by a subclass: gradio would write a stub file beside this one.
         picture.preprocess = uploaded  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
@@ -183,6 +199,7 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
         )
         blank.click(desk.matter, [picture, chat], compared, **one, api_name="matter")
         dicom.upload(lambda path: path, dicom, picture, api_visibility="private")
+        strip.select(take, None, [picture, question], **quiet)
         picture.change(lambda: ([], ""), None, [chat, status], **quiet)
         picture.change(**clear)
     return page

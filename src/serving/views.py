@@ -36,9 +36,9 @@ def legend(occlusion: Occlusion, answer: str) -> str:
     if np.abs(drops).max() < FAINT:
         said = "<b>No single tile mattered.</b> Hiding any of them left the answer as likely as before: it was not read from one place."
     else:
-        times = math.exp(min(most, 20))
+        times = "more than 100" if most > math.log(100) else f"up to {math.exp(max(most, 0)):.1f}"
         said = (
-            f"<span class='key orange'></span> hiding this made the answer less likely, at most {times:.3g} times"
+            f"<span class='key orange'></span> hiding this made the answer less likely, {times} times"
             "<br><span class='key blue'></span> hiding this made it more likely"
         )
     return (

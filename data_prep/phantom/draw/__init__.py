@@ -49,7 +49,9 @@ def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:
         cross = np.minimum(np.maximum(dx - 0.08, dy - 0.012), np.maximum(dy - 0.08, dx - 0.012))
         blend(ground.rgb_HW3, ink, 0.8 * c.soft(cross))
     if rng.random() < 0.4:
-        edge, along = (c.x_HW * rng.choice((-1, 1)) + width, c.y_HW) if rng.random() < 0.5 else (c.y_HW * rng.choice((-1, 1)) + height, c.x_HW)
+        edge, along = (
+            (c.x_HW * rng.choice((-1, 1)) + width, c.y_HW) if rng.random() < 0.5 else (c.y_HW * rng.choice((-1, 1)) + height, c.x_HW)
+        )
         ticks = np.maximum(edge - 0.09, np.abs((along * 6) % 1 - 0.5) / 6 - 0.012)
         blend(ground.rgb_HW3, ink, 0.9 * c.soft(ticks))
     if rng.random() < 0.4:

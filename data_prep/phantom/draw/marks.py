@@ -42,7 +42,7 @@ def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: fl
     x = sign * rng.uniform(margin, width - margin, 400)
     y = rng.uniform(-height + margin, height - margin, 400)
     points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if allowed(a, b)]
-    for start in range(0, 8):
+    for start in range(8):
         chosen: list[tuple[float, float]] = []
         for a, b in points[start * 20 :] + points[: start * 20]:
             if all((a - p) ** 2 + (b - q) ** 2 > gap**2 for p, q in chosen):
@@ -53,7 +53,9 @@ def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: fl
     raise AssertionError(f"no room for {count} findings of radius {radius}")
 
 
-def finding_mask(rng: np.random.Generator, c: Canvas, shape: str, centres: list[tuple[float, float]], radius: float) -> tuple[np.ndarray, np.ndarray]:
+def finding_mask(
+    rng: np.random.Generator, c: Canvas, shape: str, centres: list[tuple[float, float]], radius: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(mask of the findings, mask of the ground cleared around them), both (H, W) in 0..1."""
     mask_HW, clear_HW = np.zeros(c.shape, np.float32), np.zeros(c.shape, np.float32)
     reach, edge = 1.6 * radius, max(0.10, 1 / (c.scale * radius))

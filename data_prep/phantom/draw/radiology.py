@@ -75,7 +75,9 @@ def ultrasound(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
         tissue = tissue + 0.10 * c.soft(np.abs(c.x_HW) - 0.10, 0.06) - 0.06 * c.soft(np.abs(c.y_HW + 0.55) - 0.05, 0.04)
     layers = 0.12 * c.soft(np.abs(np.sin(depth * 17)) - 0.5, 0.4) * ramp(depth, 1.35, 1.0)
     speckle = 1 + 0.22 * c.grain(rng, 2) + 0.10 * c.grain(rng)
-    return Ground.grey(fan * (tissue + layers) * speckle + 0.02, ink=0.88, allowed=lambda x, y: abs(x) < 0.30 * (y + 1.9) and -0.62 < y < 0.70)
+    return Ground.grey(
+        fan * (tissue + layers) * speckle + 0.02, ink=0.88, allowed=lambda x, y: abs(x) < 0.30 * (y + 1.9) and -0.62 < y < 0.70
+    )
 
 
 def _ellipse(rx: float, ry: float):

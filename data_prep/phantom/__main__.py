@@ -1,0 +1,53 @@
+"""`python -m data_prep.phantom out=data/phantom/raw`: the procedural datasets, each in the raw layout of the one it stands for."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import arguments
+from data_prep.phantom.sheet import sheet
+from data_prep.phantom.writers import WRITERS
+from data_prep.phantom.writers.folder import complete
+from src.errors import UserError, command, nearest
+
+
+@dataclass
+class Phantoms:
+    """Draws procedural medical datasets; what is complete is kept.
+
+    python -m data_prep.phantom out=data/phantom/raw sources=pathvqa,pubmedqa seed=0
+
+    out      folder that gets OUT/<source>
+    sources  names of datasets, separated by commas (default: all)
+    seed     of everything that is drawn and written (default 0)
+    scale    size of the training splits, 1 = default
+    sheet    a PNG to draw instead: one row per modality, with captions
+    """
+
+    out: Path = Path("data/phantom/raw")
+    sources: list[str] = field(default_factory=list)
+    seed: int = 0
+    scale: float = 1.0
+    sheet: str = ""
+
+
+@command
+def main(words: list[str]) -> None:
+    config = arguments.parse(Phantoms, words)
+    if config.sheet:
+        sheet(Path(config.sheet), seed=config.seed)
+        print(config.sheet)
+        return
+    for name in config.sources:
+        if name not in WRITERS:
+            raise UserError(f"sources names '{name}', which no phantom stands for{nearest(name, WRITERS)}")
+    for name in tqdm(config.sources or list(WRITERS), unit="dataset", desc="phantoms", disable=None):
+        writer = WRITERS[name]
+        num = {split: max(4, round(size * config.scale)) if split == "train" else size for split, size in writer.SIZES.items()}
+        complete(config.out / name, {"seed": config.seed, "num": num}, lambda folder: writer.write(folder, seed=config.seed, num=num))  # noqa: B023
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

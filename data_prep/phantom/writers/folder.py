@@ -1,0 +1,38 @@
+"""What the writers share: a dataset appears under its name only when it is complete; JPEG as cameras write it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from data_prep.phantom import draw
+from data_prep.phantom.world import Scene, item_rng, sample_scene
+
+
+def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
+    """Writes `out` with `write(temporary folder)`; False if it stands there already, made with the same settings."""
+    stamp = out / ".phantom.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == settings:
+        return False
+    temporary = out.with_name(out.name + ".tmp")
+    for old in (temporary, out):
+        shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    (temporary / stamp.name).write_text(json.dumps(settings))
+    temporary.rename(out)
+    return True
+
+
+def scenes(seed: int, dataset: str, split: str, number: int, modalities) -> Iterator[tuple[Scene, np.random.Generator]]:
+    """The scenes of a split, each with the generator that draws and words it; a longer split begins with the shorter one."""
+    for item in range(number):
+        rng = item_rng(seed, dataset, split, item)
+        yield sample_scene(rng, modalities=modalities), rng
+
+
+def photograph(scene: Scene, rng: np.random.Generator, *, quality: int = 88) -> bytes:
+    return simplejpeg.encode_jpeg(draw.render(scene, rng), quality=quality, colorsubsampling="420")
