@@ -94,7 +94,8 @@ def auroc(labels_N: np.ndarray, probabilities_NK: np.ndarray, weights_RN: np.nda
         below = np.cumsum(down, axis=1) - down
         total = up.sum(1) * down.sum(1)
         areas_RK.append(np.where(total > 0, (up * (below + down / 2)).sum(1) / np.maximum(total, 1e-12), np.nan))
-    return np.nanmean(areas_RK, axis=0)
+    there = ~np.isnan(areas_RK)
+    return np.where(there.any(0), np.nansum(areas_RK, axis=0) / np.maximum(there.sum(0), 1), np.nan)
 
 
 def interval(value: float, drawn_R: np.ndarray, *, n: int) -> dict:

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from src import transfer as verb
+from src.cli import compose
+from src.config import Transfer, typed
+from src.errors import UserError
+from src.model.towers import VisionConfig, save_open_clip
+from src.model.vision import load_vision
+from src.training import features
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run `mini` and two sets: dots that are bright or dark, in a folder and, with fewer classes' names, in another."""
+    root = tmp_path_factory.mktemp("transfer")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", num_classes=0, **TINY)
+    save_open_clip(root / "weights", model, timm_model_name="vit_base_patch16_224", kwargs=TINY)
+    vision = VisionConfig(format="open_clip", path=str(root / "weights"))
+    stored = {"vision": vars(vision), "data": {"root": "nowhere"}, "mix": {"shares": {"a": 1.0}, "decontaminate": True}}
+    (root / "outputs/mini/checkpoints").mkdir(parents=True)
+    (root / "outputs/mini/config.yaml").write_text(yaml.safe_dump(stored))
+    state = {f"vision.{name}": p.detach() for name, p in load_vision(vision).named_parameters() if p.requires_grad}
+    torch.save({"state_dict": state}, root / "outputs/mini/checkpoints/best.ckpt")
+    rng = np.random.default_rng(0)
+    for name in ("dots", "spots"):
+        for k, kind in enumerate(("bright", "dark")):
+            (root / "raw" / name / kind).mkdir(parents=True)
+            for n in range(15):
+                pixels = (rng.integers(0, 90, (20, 20, 3)) + 100 * (1 - k)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / "raw" / name / kind / f"{n}.png")
+    return root
+
+
+def run(place, *overrides):
+    standard = [
+        f"outputs={place}/outputs",
+        f"raw={place}/raw",
+        "resamples=200",
+        "threads=1",
+        "seeds=2",
+        "finetune.steps=2",
+        "finetune.warmup=1",
+    ]
+    config = typed(Transfer, compose("transfer", [*standard, *(word.replace("benchmark=", "benchmarks=") for word in overrides)]))
+    return verb.transfer(config)
+
+
+def test_cells_accumulate_and_are_computed_once(place, monkeypatch):
+    folder = run(place, "encoder=run:mini", "benchmark=dots", "name=one")
+    first = json.loads((folder / "transfer.json").read_text())
+    assert first["metrics"].keys() == {f"transfer/dots/run:mini/probe/{score}" for score in ("macro_f1", "balanced_accuracy", "auroc")}
+    assert first["metrics"]["transfer/dots/run:mini/probe/macro_f1"]["n"] == 6
+    calls = []
+    monkeypatch.setattr(verb, "extract", lambda *args, **kwargs: calls.append(args) or features.extract(*args, **kwargs))
+    run(place, "encoder=[run:mini,scratch:mini]", "benchmark=[dots,spots]", "name=one")
+    assert len(calls) == 5  # of ours on spots, of two draws of scratch on both
+    both = json.loads((folder / "transfer.json").read_text())
+    for key, value in first["metrics"].items():
+        assert both["metrics"][key] == value
+    for key in ("dots/scratch", "spots/run:mini", "mean/run:mini", "mean/scratch", "mean/run:mini_minus_scratch"):
+        assert f"transfer/{key}/probe/macro_f1" in both["metrics"]
+    assert [len(cell["per_seed"]) for cell in both["transfer"]["cells"] if cell["benchmark"] == "dots"] == [1, 2]
+    assert json.loads((folder / "result.json").read_text())["metrics"] == both["metrics"]
+    assert both["seconds"] > first["seconds"]
+
+
+def test_the_folder_is_that_of_the_run_and_its_predictions_are_files(place):
+    folder = run(place, "encoder=run:mini", "benchmark=dots", "protocol=[knn,few_shot]")
+    assert folder == place / "outputs/mini"
+    lines = [json.loads(line) for line in (folder / "transfer/dots/run:mini/probe_5shot.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    assert lines[0].keys() == {"id", "source", "group", "label", "prediction", "seed", "probabilities"}
+    assert sum(lines[0]["probabilities"]) == pytest.approx(1, abs=1e-5)
+    shots = json.loads((folder / "transfer.json").read_text())["transfer"]["few_shot"]
+    assert [one["shots"] for one in shots] == [10, 1, 50, 5]
+
+
+def test_a_run_that_was_trained_on_is_computed_again(place):
+    folder = run(place, "encoder=run:mini", "benchmark=dots", "name=two")
+    before = (folder / "transfer/dots/run:mini/probe.jsonl").read_text()
+    path = place / "outputs/mini/checkpoints/best.ckpt"
+    kept = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    for value in state["state_dict"].values():
+        value += torch.randn(value.shape)
+    torch.save(state, path)
+    run(place, "encoder=run:mini", "benchmark=dots", "name=two")
+    path.write_bytes(kept)
+    assert (folder / "transfer/dots/run:mini/probe.jsonl").read_text() != before
+
+
+def test_fine_tuning_runs_through_the_same_cells(place):
+    folder = run(place, "encoder=scratch:mini", "benchmark=dots", "protocol=finetune", "name=three")
+    (cell,) = json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]
+    assert len(cell["per_seed"]) == 2
+    assert {"lr"} == cell["setting"][0].keys()
+    assert np.array(cell["confusion"]).sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("protocol=prob", "protocol='prob'; did you mean 'probe'?"),
+        ("checkpoint=lst", "checkpoint='lst'; did you mean 'last'?"),
+        ("benchmark=dotts", "did you mean 'dots'"),
+        ("encoder=run:none", "no run 'none'"),
+        ("resample=3", "unknown config key 'resample'; did you mean 'resamples'"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_computed(place, override, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        run(place, "encoder=run:mini", "benchmark=dots", "name=four", override)
+    assert not (place / "outputs/four").exists()
