@@ -71,3 +71,28 @@ def test_the_seed_decides_what_starts_at_random(configure):
     one, same, other = (build(configure(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["projector.linear_1.weight"], other["projector.linear_1.weight"])
+
+
+def test_recomputing_saves_memory_and_changes_nothing(configure):
+    """With dropout: what is computed again draws what was drawn before."""
+    found, kept = [], []
+    for how in ("none", "full"):
+        model, data = parts(configure(f"trainer.recompute={how}", "language.lora.dropout=0.2"))
+        batch = data.stream().batch(0, slot=0)
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model.train()(batch)[0].sum()
+        loss.backward()
+        found.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        kept.append(total)
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys()
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+    assert kept[1] < kept[0] / 4

@@ -48,9 +48,10 @@ class Batch:
 
     ids_BT: Tensor  # int64
     labels_BT: Tensor  # int64, IGNORE where not supervised
-    positions_BT: Tensor  # int64, restarts at each sample: this is what keeps samples apart
+    positions_BT: Tensor  # int64, restarts at each sample
     sources_BT: Tensor  # int16, number of the source in the mix
     images_NCHW: Tensor  # uint8
+    edges: list[int]  # where samples begin, in the line of all B x T places, and its end; padding is a sample of its own
     num_samples: int
     keys: list[str]
 
@@ -70,18 +71,22 @@ def collate(
     shape = (max(len(rows), 1), tokens)
     ids = np.full(shape, pad, np.int64)
     labels = np.full(shape, IGNORE, np.int64)
-    # Padding is one more sample of its row: its positions restart too, so no real token can attend to it.
+    # Padding is one more sample of its row: its positions restart too, so no real token attends to it.
     positions = np.tile(np.arange(tokens), (shape[0], 1))
     owners = np.full(shape, -1, np.int16)
+    edges = []
     for b, row in enumerate(rows):
         at = 0
         for sample, source in zip(row, sources[b], strict=True):
             span = slice(at, at + len(sample.ids))
+            edges.append(b * tokens + at)
             ids[b, span], labels[b, span], owners[b, span] = sample.ids, sample.labels, source
             labels[b, at] = IGNORE  # the first token of a sample is predicted from nothing, or worse: from its neighbour
             positions[b, span] = np.arange(len(sample.ids))
             at += len(sample.ids)
         positions[b, at:] = np.arange(tokens - at)
+        edges += [b * tokens + at] if at < tokens else []
     pixels = torch.from_numpy(np.stack(images)) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
     as_tensor = [torch.from_numpy(array) for array in (ids, labels, positions, owners)]
-    return Batch(*as_tensor, images_NCHW=pixels, num_samples=sum(map(len, rows)), keys=keys)
+    edges = [*(edges or [0]), shape[0] * tokens]
+    return Batch(*as_tensor, images_NCHW=pixels, edges=edges, num_samples=sum(map(len, rows)), keys=keys)

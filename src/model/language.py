@@ -6,6 +6,7 @@ from torch import nn
 
 from src.config import Language as LanguageConfig
 from src.errors import UserError
+from src.model import attention
 from src.model.weights import load_language
 
 
@@ -22,6 +23,7 @@ class Language(nn.Module):
             there = ", ".join(sorted(names))
             raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of {config.path} are {there}")
         base.config.use_cache = False
+        base.set_attn_implementation(attention.NAME)
         self.model = get_peft_model(
             base,
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"),

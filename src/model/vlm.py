@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from src.config import Train
 from src.data.packing import Batch
 from src.data.prompt import IGNORE, IMAGE, Prompter
+from src.model.attention import Spans
 from src.model.language import Language
 from src.model.loss import token_losses
 from src.model.projector import Projector
@@ -24,9 +25,8 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
         e_BTH = self.embed(batch.ids_BT, batch.images_NCHW)
-        # No mask and no cache: the restarting positions alone tell transformers where a sample begins, and either of the two
-        # would silently join the samples of a row.
-        h_BTH = self.language.body(inputs_embeds=e_BTH, position_ids=batch.positions_BT, use_cache=False).last_hidden_state
+        spans = Spans.of(batch.edges, e_BTH.device)
+        h_BTH = self.language.body(inputs_embeds=e_BTH, position_ids=batch.positions_BT, use_cache=False, spans=spans).last_hidden_state
         targets_BT = batch.labels_BT[:, 1:]
         kept_BT = targets_BT != IGNORE
         losses_S = token_losses(h_BTH[:, :-1][kept_BT], self.language.head, targets_BT[kept_BT])
@@ -69,6 +69,9 @@ def build(config: Train) -> VLM:
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)
+    if config.trainer.recompute == "full":
+        vision.recompute(True)
+        language.base.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

@@ -1,0 +1,63 @@
+"""Attention inside each sample of a packed row, and nothing across: one causal block per sample instead of a dense mask.
+
+A dense mask computes every pair of tokens of a row and throws most away; a block per sample costs what the samples cost alone.
+
+Legend: B rows, T tokens, L = B x T places of all rows in a line, A heads, G heads of keys and values, E width of a head.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed"
+
+
+@dataclass
+class Spans:
+    """Where samples stand in the line of all places: sample n fills places edges[n] to edges[n + 1], padding included."""
+
+    edges: list[int]
+    edges_on_device: Tensor  # int32, the same
+    longest: int
+
+    @staticmethod
+    def of(edges: list[int], device: torch.device) -> "Spans":
+        on_device = torch.tensor(edges, dtype=torch.int32).to(device, non_blocking=True)
+        return Spans(edges, on_device, max(stop - start for start, stop in pairwise(edges)))
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, spans: Spans | None = None, **kwargs
+) -> tuple[Tensor, None]:
+    """The attention that transformers calls: query (B, A, T, E) -> (B, T, A, E). Without `spans` it is transformers' own `sdpa`."""
+    if spans is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    rows, heads, tokens, _ = query.shape
+    q_LAE, k_LGE, v_LGE = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    settings = {"scale": kwargs.get("scaling"), "enable_gqa": k_LGE.shape[1] != heads}
+    if q_LAE.is_cuda and q_LAE.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        edges = spans.edges_on_device
+        joined = varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, window_size=(-1, 0), **settings)
+    else:
+        sizes = [stop - start for start, stop in pairwise(spans.edges)]
+        parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
+        done = [scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **settings)[0] for q, k, v in parts]
+        joined = torch.cat(done, dim=1).transpose(0, 1)
+    return joined.unflatten(0, (rows, tokens)), None
+
+
+def mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
+    """No mask where there is no padding to hide: what else is apart, `spans` keep apart."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, mask)

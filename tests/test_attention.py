@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from src.data.packing import collate
+from src.model import attention
+from src.model.attention import Spans
+from src.model.vlm import build
+from tests.test_packing import samples
+
+
+def llama(*, heads: int, groups: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=heads, num_key_value_heads=groups)).eval()
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_blocks_are_what_transformers_computes_with_a_dense_mask(groups):
+    """Two rows of 12: samples of 5, 4 and 3, and 7 and 5. The reference tells samples apart by the restarting positions."""
+    model = llama(heads=4, groups=groups)
+    ids = torch.randint(0, 50, (2, 12))
+    positions = torch.tensor([[*range(5), *range(4), *range(3)], [*range(7), *range(5)]])
+    reference = model(ids, position_ids=positions, use_cache=False).logits
+    model.set_attn_implementation(attention.NAME)
+    spans = Spans.of([0, 5, 9, 12, 19, 24], torch.device("cpu"))
+    ours = model(ids, position_ids=positions, use_cache=False, spans=spans).logits
+    assert torch.allclose(ours, reference, atol=1e-6)
+
+
+def test_generation_with_padding_is_that_of_sdpa():
+    model = llama(heads=4, groups=4)
+    ids, seen = torch.randint(3, 50, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    settings = {"attention_mask": seen, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    reference = model.generate(ids, **settings)
+    model.set_attn_implementation(attention.NAME)
+    assert torch.equal(model.generate(ids, **settings), reference)
+
+
+def test_every_sample_and_every_padding_is_a_span(configure):
+    model = build(configure())
+    made = samples(model, [5, 3, 4], images=[0, 1, 0])
+    batch = collate([made[:2], made[2:]], sources=[[0, 0], [0]], images=[torch.zeros(3, 32, 32).byte().numpy()], size=32, pad=2, keys=[])
+    starts = (batch.positions_BT.flatten() == 0).nonzero()[:, 0].tolist()
+    assert batch.edges == [*starts, batch.ids_BT.numel()]
+    assert collate([], sources=[], images=[], size=32, pad=2, keys=[]).edges == [0, 1]
+
+
+def test_a_packed_row_costs_what_its_samples_cost_alone(configure):
+    """Matrix products of attention included: nothing is computed between samples."""
+    model = build(configure())
+    made = samples(model, [30, 50, 20, 40], images=[0, 0, 0, 0])
+
+    def flops(rows) -> int:
+        batch = collate(rows, sources=[[0] * len(row) for row in rows], images=[], size=32, pad=2, keys=[])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(batch)
+        return counter.get_total_flops()
+
+    assert flops([made]) == sum(flops([[sample]]) for sample in made)
