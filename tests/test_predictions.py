@@ -1,0 +1,126 @@
+"""Anybody's predictions files: what is read, and the one sentence that each mistake gets."""
+
+import json
+
+import pytest
+
+from src.errors import UserError
+from src.scoring.predictions import read_predictions
+
+LINE = {"id": "q1", "question": "what is shown?", "references": ["lung"], "prediction": "the lung"}
+
+
+def jsonl(path, *rows) -> object:
+    file = path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def table(path, text: str) -> object:
+    file = path / "answers.csv"
+    file.write_text(text, newline="")
+    return file
+
+
+def test_own_lines_come_back_whole(tmp_path):
+    own = {**LINE, "source": "pathvqa", "image": "i1", "type": "organ", "choices": ["lung", "liver"]}
+    assert read_predictions(jsonl(tmp_path, {**own, "confidence": 0.4}), benchmark=None) == [own]
+
+
+@pytest.mark.parametrize("given", [{"references": "lung"}, {"references": ["lung"]}, {"reference": "lung"}])
+def test_references_in_any_spelling(tmp_path, given):
+    row = {name: value for name, value in LINE.items() if name != "references"}
+    assert read_predictions(jsonl(tmp_path, {**row, **given}), benchmark=None)[0]["references"] == ["lung"]
+
+
+def test_a_table_reads_like_lines(tmp_path):
+    text = 'id,question,reference,prediction,image,type\r\n1,"what, then?","[""a"", ""b""]","two\nlines",i1,\r\n2,why?,lung,,,organ\r\n'
+    first, second = read_predictions(table(tmp_path, text), benchmark=None)
+    assert first == {"id": "1", "question": "what, then?", "references": ["a", "b"], "prediction": "two\nlines", "image": "i1"}
+    assert second == {"id": "2", "question": "why?", "references": ["lung"], "prediction": "", "type": "organ"}
+
+
+def test_a_mark_of_byte_order_is_not_part_of_the_first_name(tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_bytes("id,question,reference,prediction\n1,q,lung,lung\n".encode("utf-8-sig"))
+    assert read_predictions(file, benchmark=None)[0]["id"] == "1"
+
+
+def test_alternatives_are_split_for_one_benchmark_only(tmp_path):
+    file = jsonl(tmp_path, {**LINE, "references": "oligodendroglioma # (multi-cystic) mass"})
+    assert read_predictions(file, benchmark="vqa_med_2019")[0]["references"] == ["oligodendroglioma", "(multi-cystic) mass"]
+    assert read_predictions(file, benchmark="pathvqa")[0]["references"] == ["oligodendroglioma # (multi-cystic) mass"]
+
+
+def test_numbers_are_answers(tmp_path):
+    (item,) = read_predictions(jsonl(tmp_path, {**LINE, "id": 7, "references": [2, 2.5], "prediction": 2}), benchmark=None)
+    assert (item["id"], item["references"], item["prediction"]) == ("7", ["2", "2.5"], "2")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prediction": float("nan")}, "line 2: prediction is NaN"),
+        ({"references": [float("nan")]}, "line 2: references is NaN"),
+        ({"prediction": "nan"}, "line 2: prediction is NaN"),
+        ({"prediction": None}, "line 2: prediction is null; allowed is text or a number"),
+        ({"prediction": True}, "line 2: prediction is true"),
+        ({"prediction": ["lung"]}, r'line 2: prediction is \["lung"\]'),
+        ({"references": []}, "line 2: references are empty"),
+        ({"references": " "}, "line 2: references are empty"),
+        ({"reference": "lung"}, "line 2: has both reference and references"),
+        ({"id": "q1"}, "1 ids occur more than once, the first is 'q1'"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(tmp_path, change, sentence):
+    with pytest.raises(UserError, match=sentence) as mistake:
+        read_predictions(jsonl(tmp_path, LINE, {**LINE, "id": "q2", **change}), benchmark=None)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_missing_name_is_said_with_those_that_are_there(tmp_path):
+    row = {("predicton" if name == "prediction" else name): value for name, value in LINE.items()}
+    with pytest.raises(UserError, match="line 1: has no 'prediction', found id, question, references, predicton"):
+        read_predictions(jsonl(tmp_path, row), benchmark=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", b"", "is empty; it needs a line for each question"),
+        ("a.jsonl", b"\n \n", "is empty"),
+        ("a.csv", b"id,question,references,prediction\n", "is empty"),
+        ("a.jsonl", b'{"id": 1,\n', "line 1: not JSON"),
+        ("a.jsonl", b"[1]\n", "line 1: found '.1.', needs an object"),
+        ("a.jsonl", '{"id": "Hodgkin\u00e9"}'.encode("latin-1"), "is not UTF-8 .byte 15"),
+        ("a.csv", b"id,question,references,prediction\n1,q,lung\n", "line 2: the header has 4 columns and this line another number"),
+        ("a.csv", b"id,question,references,prediction\n1,q,lung,a,b\n", "line 2: the header has 4 columns and this line another number"),
+        ("a.csv", b'id,question,references,prediction\n1,"q,lung,a\n', "not CSV"),
+        ("a.json", b"{}", "has the ending '.json'; did you mean '.jsonl'"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as mistake:
+        read_predictions(tmp_path / name, benchmark=None)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_predictions(tmp_path / "a.csv", benchmark=None)
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        (["q1", "q3"], r"2 questions: 1 ids are missing \(first: 'q3'\) and 1 are extra \(first: 'q2'\)"),
+        (["q1"], r"1 questions: 1 are extra \(first: 'q2'\)"),
+        (["q1", "q2", "q3"], r"3 questions: 1 ids are missing \(first: 'q3'\)"),
+    ],
+)
+def test_ids_must_be_those_of_the_benchmark(tmp_path, ids, sentence):
+    file = jsonl(tmp_path, LINE, {**LINE, "id": "q2"})
+    with pytest.raises(UserError, match=sentence):
+        read_predictions(file, benchmark="pathvqa", ids=ids)
+    assert len(read_predictions(file, benchmark="pathvqa", ids=["q2", "q1"])) == 2

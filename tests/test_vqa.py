@@ -1,0 +1,188 @@
+"""Headline scores: by hand, by their properties, by slice, and with intervals."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+from torchmetrics.functional.text import bleu_score
+
+from src.errors import UserError
+from src.scoring import vqa
+from src.scoring.published import bleu1_pathvqa
+from src.scoring.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, majority, paired, score, slices
+
+WORDS = ["yes", "no", "left", "right", "lung", "mri", "ct", "carcinoma", "of", "hering", "canals", "in", "tissue", "two", "x-ray"]
+
+
+def some(count: int, *, seed: int = 0, right: float = 0.4) -> list[dict]:
+    """Items in clusters of three, whose prediction equals the reference with probability `right`."""
+    rng = random.Random(seed)
+    items = []
+    for n in range(count):
+        reference = rng.choice(["yes", "no", " ".join(rng.choices(WORDS[2:], k=rng.randint(1, 4)))])
+        said = reference if rng.random() < right else " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))
+        items.append(
+            {"id": f"q{n}", "image": f"i{n // 3}", "type": rng.choice(["organ", "size"]), "references": [reference], "prediction": said}
+        )
+    return items
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prediction", "references", "value"),
+    [
+        (bleu1, "Left lung.", ["left lung"], 1.0),
+        (bleu1, "the left lung", ["left lung"], 2 / 3),
+        (bleu1, "lung lung", ["left lung"], 1 / 2),
+        (bleu1, "lung", ["left lung"], np.exp(1 - 2)),
+        (bleu1, "lung", ["left lung", "Lung!"], 1.0),
+        (bleu1, "x ray", ["X-ray"], 1.0),
+        (bleu1, "yes.", ["yes"], 1.0),
+        (exact, "The left  lung.", ["left lung"], 1.0),
+        (exact, "two", ["2"], 1.0),
+        (exact, "none", ["0"], 1.0),
+        (exact, "left", ["left lung"], 0.0),
+        (exact, "ct", ["mri", "CT"], 1.0),
+        (f1, "left lung", ["lung"], 2 / 3),
+        (f1, "lung lung", ["lung"], 2 / 3),
+        (f1, "lung lung", ["lung", "a lung, a lung"], 2 / 3),
+        (f1, "mri", ["ct"], 0.0),
+        (accuracy, "Yes, there is.", ["yes"], 1.0),
+        (accuracy, "normal", ["no"], 0.0),
+        (accuracy, "it is not", ["no"], 0.0),
+        (accuracy, "yes and no", ["no"], 0.0),
+        (accuracy, "pleural effusion", ["pleural effusion"], 1.0),
+        (accuracy, "pleural", ["pleural effusion"], 0.0),
+    ],
+)
+def test_by_hand(scorer, prediction, references, value):
+    assert scorer(prediction, references) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", HEADLINE)
+@pytest.mark.parametrize("references", [["left lung"], ["yes"], ["2"], ["ct", "mri of the brain"]])
+def test_nothing_scores_nothing_and_the_answer_scores_one(name, references):
+    assert HEADLINE[name]("", references) == 0
+    assert HEADLINE[name](" .", references) == 0
+    assert all(HEADLINE[name](reference, references) == 1 for reference in references)
+
+
+def test_bleu1_is_the_official_one_where_there_is_no_punctuation():
+    for item in some(300):
+        said, meant = item["prediction"].replace("-", ""), [item["references"][0].replace("-", "")]
+        assert bleu1(said, meant) == bleu1_pathvqa(said, meant) == pytest.approx(float(bleu_score([said], [meant], n_gram=1)), abs=1e-6)
+
+
+def test_a_question_is_closed_if_only_yes_or_no_answers_it():
+    assert is_closed(["Yes"])
+    assert is_closed(["no."])
+    assert not is_closed(["yes", "partly"])
+    assert not is_closed(["normal"])
+
+
+def test_slices_have_a_question_and_cover_all():
+    items = some(50)
+    masks = slices([*items, {**items[0], "id": "x", "type": "yes/no"}, {**items[0], "id": "y", "type": ""}])
+    assert list(masks) == ["all", "open", "closed", "type=organ", "type=size", "type=yes-no"]
+    assert (masks["open"] ^ masks["closed"]).all()
+    assert masks["type=yes-no"].sum() == 1
+    assert "closed" not in slices([{**items[0], "references": ["lung"]}])
+
+
+def test_score_is_the_mean_over_the_slice():
+    items = some(200)
+    found = score(items, resamples=200, seed=0)
+    closed = [item for item in items if is_closed(item["references"])]
+    assert found["all/bleu1"]["value"] == pytest.approx(np.mean([bleu1(item["prediction"], item["references"]) for item in items]))
+    assert found["closed/accuracy"]["value"] == pytest.approx(np.mean([accuracy(i["prediction"], i["references"]) for i in closed]))
+    assert found["closed/accuracy"]["n"] == len(closed)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())
+
+
+def test_accuracy_stands_only_where_every_question_has_a_closed_set_of_answers():
+    items = some(60)
+    assert {key for key in score(items, resamples=10, seed=0) if key.endswith("accuracy")} == {"closed/accuracy"}
+    options = [{**item, "choices": ["ct", *item["references"]]} for item in items]
+    assert "all/accuracy" in score(options, resamples=10, seed=0)
+
+
+def test_scores_do_not_depend_on_the_order_of_items():
+    items = some(120)
+    moved = random.Random(1).sample(items, len(items))
+    first, second = (score(of, resamples=50, seed=3) for of in (items, moved))
+    assert first.keys() == second.keys()
+    for key in first:
+        assert first[key] == pytest.approx(second[key], abs=1e-12)
+    for function in SCORERS.values():
+        assert function(items) == pytest.approx(function(moved), abs=1e-12)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    items = some(120)
+    assert score(items, resamples=100, seed=5) == score(items, resamples=100, seed=5)
+    assert score(items, resamples=100, seed=5) != score(items, resamples=100, seed=6)
+
+
+def test_answers_on_one_image_are_no_independent_evidence():
+    """Eight copies of a question on its image: the interval must not shrink. Without images it does, by sqrt(8)."""
+    items = [{**item, "image": item["id"]} for item in some(150)]
+    copies = [{**item, "id": f"{item['id']} {n}"} for item in items for n in range(8)]
+    once, clustered = (score(of, resamples=2000, seed=0)["all/exact"] for of in (items, copies))
+    alone = score([{k: v for k, v in item.items() if k != "image"} for item in copies], resamples=2000, seed=0)["all/exact"]
+    width = once["high"] - once["low"]
+    assert clustered["high"] - clustered["low"] == pytest.approx(width, rel=0.1)
+    assert alone["high"] - alone["low"] == pytest.approx(width / 8**0.5, rel=0.15)
+
+
+def test_one_image_says_nothing_about_others():
+    items = [{**item, "image": "i"} for item in some(20)]
+    assert {(row["low"], row["high"]) for row in score(items, resamples=20, seed=0).values()} == {(0.0, 1.0)}
+    assert {(row["low"], row["high"]) for row in paired(items, items, resamples=20, seed=0).values()} == {(-1.0, 1.0)}
+
+
+def test_paired_difference_of_the_same_questions():
+    better, worse = some(300, right=0.9), [{**item, "prediction": "mri"} for item in some(300, right=0.9)][::-1]
+    found = paired(better, worse, resamples=500, seed=0)
+    first, second = score(better, resamples=2, seed=0), score(worse, resamples=2, seed=0)
+    for key, row in found.items():
+        assert row["value"] == pytest.approx(first[key]["value"] - second[key]["value"])
+        assert row["n"] == first[key]["n"]
+    assert found["all/bleu1"]["low"] > 0
+    assert found["all/bleu1"]["p"] == pytest.approx(1 / 501)
+    same = paired(better, better[::-1], resamples=500, seed=0)["all/bleu1"]
+    assert (same["value"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+
+
+def test_a_paired_difference_needs_the_same_questions():
+    items = some(10)
+    with pytest.raises(UserError, match="same questions on both sides: 10 against 9, 9 in common"):
+        paired(items, items[1:], resamples=10, seed=0)
+
+
+def test_majority_per_type():
+    train = [
+        {"type": "organ", "references": [answer]} for answer in ("Lung", "lung", "heart", "heart", "brain")
+    ] + [{"type": "size", "references": ["small"]}] * 4  # fmt: skip
+    test = [{"type": kind} for kind in ("organ", "size", "colour", None)]
+    assert majority(train, test) == ["heart", "small", "small", "small"]
+    assert majority([], test) == [""] * 4
+
+
+def test_majority_with_options_is_a_place():
+    train = [{"type": "", "references": ["b"], "choices": ["a", "b", "c"]}] * 2 + [{"type": "", "references": ["x"], "choices": ["x", "y"]}]
+    assert majority(train, [{"choices": ["p", "q", "r"]}, {"choices": ["only"]}]) == ["q", "only"]
+
+
+def test_a_scorer_without_a_question_says_so():
+    assert SCORERS["closed_llava_med"]([{"id": "1", "references": ["lung"], "prediction": "lung"}]) is None
+    assert all(function([]) is None for function in SCORERS.values())
+    assert all(function.__doc__ for function in SCORERS.values())
+
+
+@pytest.mark.slow
+def test_all_scorers_and_all_intervals_of_a_large_test_set_are_quick():
+    items = [{**item, "image": f"i{n // 8}", "type": f"t{n % 9}"} for n, item in enumerate(some(6761))]
+    began = time.process_time()
+    assert len(score(items, resamples=10_000, seed=0)) >= 12 * 3
+    assert len({name: function(items) for name, function in SCORERS.items()}) == len(vqa.SCORERS)
+    assert time.process_time() - began < 30
