@@ -120,9 +120,12 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                 dicom = gr.UploadButton(
                     "Open a DICOM or TIFF file", file_types=[".dcm", ".dicom", ".tif", ".tiff"], size="sm", elem_id="dicom"
                 )
+                if examples:
+                    gr.HTML("<div class='hint'>or take an example</div>")
                 strip = gr.Gallery(
                     value=[path for path, _ in examples],
-                    label="Or take an example",
+                    label="Examples",
+                    show_label=False,
                     columns=min(6, max(len(examples), 1)),
                     height="auto",
                     object_fit="cover",
@@ -142,7 +145,7 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                     allow_tags=False,
                     allow_file_downloads=False,
                     feedback_options=None,
-                    placeholder="Answers appear here.",
+                    placeholder="Add an image, then ask.",
                 )
                 with gr.Row(equal_height=True):
                     question = gr.Textbox(
