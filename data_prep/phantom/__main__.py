@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from data_prep import arguments
 from data_prep.phantom.sheet import sheet
-from data_prep.phantom.writers import WRITERS
+from data_prep.phantom.writers import MINI, WRITERS
 from data_prep.phantom.writers.folder import complete
 from src.errors import UserError, command, nearest
 
@@ -20,7 +20,7 @@ class Phantoms:
     python -m data_prep.phantom out=data/phantom/raw sources=pathvqa,pubmedqa seed=0
 
     out      folder that gets OUT/<source>
-    sources  names of datasets, separated by commas (default: all)
+    sources  names of datasets, separated by commas; `all` is every one (default: those of `make mini`)
     seed     of everything that is drawn and written (default 0)
     scale    size of the training splits, 1 = default
     sheet    a PNG to draw instead: one row per modality, with captions
@@ -40,10 +40,11 @@ def main(words: list[str]) -> None:
         sheet(Path(config.sheet), seed=config.seed)
         print(config.sheet)
         return
-    for name in config.sources:
+    chosen = list(WRITERS) if config.sources == ["all"] else config.sources or list(MINI)
+    for name in chosen:
         if name not in WRITERS:
             raise UserError(f"sources names '{name}', which no phantom stands for{nearest(name, WRITERS)}")
-    for name in tqdm(config.sources or list(WRITERS), unit="dataset", desc="phantoms", disable=None):
+    for name in tqdm(chosen, unit="dataset", desc="phantoms", disable=None):
         writer = WRITERS[name]
         num = {split: max(4, round(size * config.scale)) if split == "train" else size for split, size in writer.SIZES.items()}
         complete(config.out / name, {"seed": config.seed, "num": num}, lambda folder: writer.write(folder, seed=config.seed, num=num))  # noqa: B023

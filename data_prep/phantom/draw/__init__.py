@@ -6,6 +6,7 @@ from data_prep.phantom.draw import optical, radiology
 from data_prep.phantom.draw.canvas import Canvas, blend, canvas
 from data_prep.phantom.draw.ground import Ground
 from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
+from data_prep.phantom.draw.oct import oct
 from data_prep.phantom.world import Scene
 
 GROUNDS = {
@@ -18,12 +19,14 @@ GROUNDS = {
     "histology": optical.histology,
     "fluorescence": optical.fluorescence,
     "smear": optical.smear,
+    "oct": oct,
 }
 SIDES = (96, 112, 128, 144, 160, 192)  # pixels
 
 
-def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES) -> np.ndarray:
-    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart."""
+def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES, shape: str = "") -> np.ndarray:
+    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart. `shape` draws a finding that the
+    world has no name for."""
     height = int(rng.choice(sides))
     width = int(rng.choice([side for side in sides if 3 / 4 <= side / height <= 4 / 3]))
     c = canvas(height, width)
@@ -31,13 +34,13 @@ def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = S
     radius = RADIUS[scene.size or "large"]
     if not scene.normal:
         centres = place(rng, c, scene.count, scene.side, radius, ground.allowed)
-        mask_HW, clear_HW = finding_mask(rng, c, scene.shape, centres, radius)
+        mask_HW, clear_HW = finding_mask(rng, c, shape or scene.shape, centres, radius)
     distractors(ground, rng, c)
     if not scene.normal:
         calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
         ground.rgb_HW3 += (0.85 * clear_HW)[..., None] * (calm - ground.rgb_HW3)
         blend(ground.rgb_HW3, ground.ink, 0.9 * mask_HW)
-    return developed(ground.rgb_HW3, rng, grey=scene.modality in ("xray", "ct", "mri", "ultrasound"))
+    return developed(ground.rgb_HW3, rng, grey=scene.modality in ("xray", "ct", "mri", "ultrasound", "oct"))
 
 
 def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:

@@ -1,5 +1,25 @@
 """One writer per raw layout: `write(out, seed=, num=)` fills an empty folder; `SIZES` are the items per split at scale 1."""
 
-from data_prep.phantom.writers import breastmnist, pathvqa, pmc_oa, pubmedqa, vqa_med_2019
+from data_prep.phantom.writers import (
+    breastmnist,
+    malaria,
+    octmnist,
+    organcmnist,
+    pad_ufes_20,
+    pathvqa,
+    pmc_oa,
+    pneumoniamnist,
+    pubmedqa,
+    retinamnist,
+    sicapv2,
+    vqa_med_2019,
+)
 
-WRITERS = {module.__name__.rpartition(".")[2]: module for module in (pathvqa, vqa_med_2019, pmc_oa, pubmedqa, breastmnist)}
+
+def _named(*modules) -> dict:
+    return {module.__name__.rpartition(".")[2]: module for module in modules}
+
+
+MINI = _named(pathvqa, vqa_med_2019, pmc_oa, pubmedqa, breastmnist, retinamnist)  # what `make mini` needs
+UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
+WRITERS = MINI | UNSEEN

@@ -1,0 +1,61 @@
+"""What the writers of classification sets share. Their labels are shapes, textures or places that no caption, question or answer
+of the mix names: a benchmark of transfer must be unseen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.phantom import draw
+from data_prep.phantom.world import NORMAL, Scene, pick
+from data_prep.phantom.writers.folder import scenes
+
+SIDE = 96  # pixels of a MedMNIST phantom
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one class is drawn; what is left out is drawn at random. `shape` '' is no finding at all."""
+
+    shape: str = ""
+    count: int = 1
+    side: str = ""
+    size: str = "large"
+    grain: int | None = None
+
+
+def labelled(
+    seed: int, dataset: str, split: str, number: int, modality: str, weights: list[int]
+) -> Iterator[tuple[int, Scene, np.random.Generator]]:
+    """(class number, scene, generator); classes come in turn, as often as `weights` says, in an order of the seed."""
+    deck = np.repeat(np.arange(len(weights)), weights)
+    for n, (scene, rng) in enumerate(scenes(seed, dataset, split, number, (modality,))):
+        yield int(deck[n * 7919 % len(deck)]), scene, rng
+
+
+def picture(look: Look, scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...]) -> np.ndarray:
+    """The scene's ground with the class's findings instead of its own."""
+    grain = scene.grain if look.grain is None else look.grain
+    if not look.shape:
+        return draw.render(replace(scene, finding=NORMAL, count=0, side="", size="", grain=grain), rng, sides=sides)
+    side = look.side or scene.side or pick(rng, ("left", "right"))
+    shown = replace(scene, finding=look.shape, count=look.count, side=side, size=look.size, grain=grain)
+    return draw.render(shown, rng, sides=sides, shape=look.shape)
+
+
+def write_npz(
+    out: Path, flag: str, looks: list[Look], *, modality: str, weights: list[int], grey: bool, seed: int, num: dict[str, int]
+) -> None:
+    """`{flag}_224.npz` as MedMNIST has it: images (N, H, W) or (N, H, W, 3), labels (N, 1)."""
+    arrays = {}
+    known = {"oct": "fundus"}.get(modality, modality)  # the world samples the scene, the ground is another
+    for split, number in num.items():
+        images, labels = [], []
+        for label, scene, rng in labelled(seed, flag, split, number, known, weights):
+            drawn = picture(looks[label], replace(scene, modality=modality), rng, sides=(128,))
+            images.append(np.asarray(Image.fromarray(drawn[..., 0] if grey else drawn).resize((SIDE, SIDE))))
+            labels.append([label])
+        arrays |= {f"{split}_images": np.stack(images), f"{split}_labels": np.array(labels, np.uint8)}
+    np.savez_compressed(out / f"{flag}_224.npz", **arrays)
