@@ -105,6 +105,7 @@ class Train:
     optim: Optim
     trainer: Trainer
     logger: Logger
+    init: str | None = None  # runs of before it have none
 
 
 @dataclass
@@ -156,10 +157,15 @@ class Transfer:
 
 @dataclass
 class Report:
-    runs: list[str]
+    runs: Any  # a name, a glob, or a list of them
     outputs: str
-    out: str
-    title: str
+    out: str | None
+    title: str | None
+    baseline: str | None
+    blind: str | None
+    examples: int
+    resamples: int
+    seed: int
 
 
 @dataclass
@@ -310,6 +316,12 @@ def missing_files(config: Train) -> list[str]:
     for key, path in (("vision.path", config.vision.path), ("language.path", config.language.path)):
         if path.startswith((".", "/", "data/")) and not Path(path).exists():
             missing.append(f"{key}={path} does not exist; give a local folder or a hub id")
+    if config.init:
+        kind, _, name = config.init.partition(":")
+        if kind != "run" or not name:
+            raise UserError(f"init={config.init} must be run:<name of a run>, or null")
+        if not (Path(config.outputs) / name / "checkpoints").is_dir():
+            missing.append(f"init={config.init}, but {config.outputs}/{name} holds no checkpoint; train that run first, or set init=null")
     return missing
 
 

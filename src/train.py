@@ -13,7 +13,7 @@ from src.config import Train, plain, validate
 from src.data.module import DataModule, short
 from src.errors import UserError
 from src.model.vlm import build, census, table
-from src.training.checkpoint import Checkpoints, newest
+from src.training.checkpoint import Checkpoints, choose, load, newest
 from src.training.log import Log
 from src.training.module import Training
 
@@ -38,6 +38,8 @@ def train(config: Train) -> Path:
             seed=config.seed,
             slots=config.trainer.accumulate,
         )
+        if config.init:
+            load(model, choose(Path(config.outputs) / config.init.removeprefix("run:"), "best"), whole=False)
         said["parts"] = census(model, config)
         print(table(said["parts"]))
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))

@@ -1,15 +1,20 @@
 import csv
+import hashlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from src.config import Train
 from src.errors import UserError
+from src.model.vlm import build
 from src.train import train
+from src.training.checkpoint import load
 from tests import processes
 
 
@@ -220,3 +225,59 @@ def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
     listed = json.loads((Path(config.outputs) / "tiny" / "nonfinite.json").read_text())
     assert listed["step"] == 0
     assert len(listed["samples"]) > 4
+
+
+def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
+    """Projector alone, then the rest with the projector frozen: the second checkpoint holds both, so it needs no first run."""
+    first = train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
+    capsys.readouterr()
+    config = configure("name=stage", "init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}")
+    second = train(config)
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("vision", "projector", "language"))]
+    assert [line[3] for line in table] == ["0.001", "frozen", "0.001"]
+    assert ["then run:align" in " ".join(line) for line in table] == [False, True, False]
+    ours, theirs = trained(second), trained(first, "best.ckpt")
+    assert theirs.keys() < ours.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    shutil.rmtree(first)
+    fresh = build(config)
+    load(fresh, second / "checkpoints" / "best.ckpt")
+    assert torch.equal(dict(fresh.named_parameters())["projector.linear_1.weight"], theirs["projector.linear_1.weight"])
+    assert [float(row["lr/vision"]) for row in steps(second)][0] > 0
+
+
+def test_a_stage_is_continued_like_any_run(configure, tmp_path):
+    train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
+    stage = ["init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}", "trainer.check_every=2"]
+    whole, config = train(configure("name=whole", *stage)), configure("name=cut", *stage)
+    stop_after(config, 2)
+    assert same(trained(train(config)), trained(whole))
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [
+        ("run:nobody", "init=run:nobody, but .* holds no checkpoint; train that run first, or set init=null"),
+        ("nobody", "must be run:<name"),
+    ],
+)
+def test_a_start_that_is_not_there_is_one_sentence(configure, init, said):
+    with pytest.raises(UserError, match=said):
+        train(configure(f"init={init}"))
+
+
+def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
+    """Adapters fit only the weights that they were trained on: at a resume, and when the run is loaded."""
+    shutil.copytree(language, tmp_path / "other")
+    path = tmp_path / "other" / "model.safetensors"
+    state = load_file(path)
+    state["model.norm.weight"] += 1e-3
+    save_file(state, path, metadata={"format": "pt"})
+    config = configure("name=whole", "language.lora.dropout=0.1", f"language.path={tmp_path}/other")
+    with pytest.raises(
+        UserError, match=r"the checkpoint was trained on language weights .* holds sha256 [0-9a-f]{12}; give it the weights"
+    ):
+        load(build(config), whole / "checkpoints" / "best.ckpt")
+    stored = torch.load(whole / "checkpoints" / "step=6.ckpt", weights_only=True)
+    assert set(stored["weights"]) == {"vision", "language"}
+    assert stored["weights"]["language"]["sha256"] == hashlib.sha256((language / "model.safetensors").read_bytes()).hexdigest()

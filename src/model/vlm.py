@@ -13,7 +13,8 @@ from src.model.attention import Spans
 from src.model.language import Language
 from src.model.loss import token_losses
 from src.model.projector import Projector
-from src.model.vision import Vision, load_vision
+from src.model.vision import Vision, identity, load_vision
+from src.model.weights import language_identity
 
 
 class VLM(nn.Module):
@@ -21,6 +22,8 @@ class VLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_id = language.tokenizer.convert_tokens_to_ids(IMAGE)
+        self.weights: dict[str, dict[str, str]] = {}  # part -> id, revision and sha256 of its stored weights
+        self.inherited: set[str] = set()  # parameters that came from a checkpoint: they are no longer those of the stored weights
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
@@ -69,6 +72,10 @@ def build(config: Train) -> VLM:
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)
+    model.weights = {
+        "vision": identity(config.vision),
+        "language": language_identity(config.language.path, revision=config.language.revision),
+    }
     if config.trainer.recompute == "full":
         vision.recompute(True)
         language.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -79,6 +86,10 @@ def census(model: VLM, config: Train) -> list[dict]:
     """Per part its parameters, the trainable ones, the peak learning rate and where its weights come from."""
     vision = config.vision.path or config.vision.architecture
     origin = {"vision": vision, "projector": config.projector.kind, "language": config.language.path}
+    origin = {
+        name: f"{weights}, then {config.init}" if any(inherited.startswith(f"{name}.") for inherited in model.inherited) else weights
+        for name, weights in origin.items()
+    }
     return [
         {
             "part": name,

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.errors import UserError
+from src.model.vlm import VLM
 
 
-def trained(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+def trained(model: VLM) -> dict[str, Tensor]:
+    """The parameters that differ from the stored weights: trainable ones, and what an earlier stage had trained."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad or name in model.inherited}
 
 
-def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copies trained parameters back; one that is missing, unknown or of another shape is an error."""
+def restore(model: VLM, state: dict[str, Tensor], *, whole: bool = True) -> None:
+    """Copies trained parameters back; an unknown one, one of another shape or, if `whole`, a missing one is an error."""
     params = dict(model.named_parameters())
-    needed = {name for name, p in params.items() if p.requires_grad}
+    needed = {name for name, p in params.items() if p.requires_grad and whole}
     missing, unknown = sorted(needed - set(state)), sorted(set(state) - set(params))
     reshaped = [name for name in state if name in params and params[name].shape != state[name].shape]
     for what, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes for", reshaped)):
@@ -30,11 +31,28 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in state.items():
             params[name].copy_(value)
+    model.inherited |= set(state)
 
 
-def load(model: nn.Module, path: Path) -> None:
-    """The trained parameters of a checkpoint file into a model that was built from the same configuration."""
-    restore(model, torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
+def load(model: VLM, path: Path, *, whole: bool = True) -> None:
+    """The trained parameters of a checkpoint file into a model that was built from the same configuration.
+
+    `whole=False` is the start of a new stage: what the file holds is taken, other trainable parameters stay as they are.
+    """
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    same_weights(model, stored.get("weights", {}))
+    restore(model, stored["state_dict"], whole=whole)
+
+
+def same_weights(model: VLM, stored: dict[str, dict[str, str]]) -> None:
+    """Frozen weights are not in a checkpoint, and adapters fit no others; raises `UserError` where they differ."""
+    for part, then in stored.items():
+        now = model.weights[part]
+        if now["sha256"] != then["sha256"]:
+            raise UserError(
+                f"the checkpoint was trained on {part} weights {then['id']} (revision {then['revision']}, sha256 {then['sha256'][:12]}), but "
+                f"{part}.path={now['id']} holds sha256 {now['sha256'][:12]}; give it the weights of then"
+            )
 
 
 def choose(folder: Path, which: str) -> Path:
@@ -106,6 +124,7 @@ class Checkpoints(lightning.Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
         checkpoint["config"] = self.config
+        checkpoint["weights"] = module.model.weights
 
     def state_dict(self) -> dict:
         return {"best": self.best}

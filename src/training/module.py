@@ -12,7 +12,7 @@ from src.config import Train
 from src.data.packing import Batch
 from src.errors import UserError
 from src.model.vlm import VLM
-from src.training import checkpoint
+from src.training.checkpoint import restore, same_weights, trained
 from src.training.optim import optimizer, schedule
 
 
@@ -25,7 +25,7 @@ class Training(lightning.LightningModule):
     def __init__(self, model: VLM, config: Train, *, sources: list[str], folder: Path):
         super().__init__()
         self.model, self.config, self.sources, self.folder = model, config, sources, folder
-        self.strict_loading = False  # checkpoints hold the trained parts only; `checkpoint.check` looks for missing ones
+        self.strict_loading = False  # checkpoints hold the trained parts only; `restore` looks for missing ones
         self.step_tokens = 0
         self.grad_norm = 0.0
         self.reset_sums()
@@ -74,12 +74,13 @@ class Training(lightning.LightningModule):
         return {"optimizer": opt, "lr_scheduler": {"scheduler": schedule(opt, self.config.optim), "interval": "step"}}
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        return checkpoint.trained(self.model)
+        return trained(self.model)
 
     def load_state_dict(self, state: dict[str, Tensor], strict: bool = True):
-        return checkpoint.restore(self.model, state)
+        return restore(self.model, state)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        same_weights(self.model, checkpoint["weights"])
         # Lightning counts micro-batches, and steps when their number divides by the accumulation, which may have changed since.
         micro = checkpoint["global_step"] * self.config.trainer.accumulate
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
