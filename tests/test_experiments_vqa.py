@@ -1,0 +1,44 @@
+"""The table of scorers: what it reads, what it says, and that the README shows the stored results."""
+
+import pytest
+
+from experiments.vqa.scorers import FOLDER, facts, markdown, put, read, rows_of, table
+from src.errors import UserError
+
+LINES = "s1|modality|was contrast given?|no\ns2|organ|what?|lung#heart, great vessels\ns3|plane|which?|axial (oblique)\n"
+
+
+def test_a_perfect_answerer_and_one_word(tmp_path):
+    path = tmp_path / "references.txt"
+    path.write_text(LINES)
+    references = read(path)
+    assert references == [["no"], ["lung", "heart, great vessels"], ["axial (oblique)"]]
+    rows = {row["scorer"]: row for row in table(references)}
+    assert rows["bleu1"] == {"scorer": "bleu1", "oracle": "100.0", "mri": "0.0", "yes": "0.0", "no": "33.3"}
+    assert rows["bleu4_imageclef_new_nltk"]["oracle"] == "33.3"  # only 'no', of which nothing is left
+    assert rows["bleu4_imageclef_old_nltk"]["oracle"] == "100.0"
+    assert rows["closed_llava_med_bug"]["yes"] == ""
+    assert facts(references).startswith("3 references: 1 closed, 1 with alternatives, 1 with brackets; ")
+    assert "1 are empty and 0 have four words" in facts(references)
+
+
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "questions.txt"
+    path.write_text("s1|was contrast given?\n")
+    with pytest.raises(UserError, match=r"has 0 lines of image\|category\|question\|answer among 1"):
+        read(path)
+
+
+def test_the_readme_shows_the_stored_tables():
+    readme = (FOLDER / "README.md").read_text()
+    for part in ("scorers", "published"):
+        assert put(readme, part, markdown(rows_of(FOLDER / f"{part}.csv"))) == readme
+
+
+def test_every_published_number_says_where_it_was_read():
+    for row in rows_of(FOLDER / "published.csv"):
+        assert None not in row
+        assert None not in row.values()
+        assert 0 < float(row["value"]) < 100
+        assert row["read"] in ("yes", "second hand", "no")
+        assert bool(row["source"]) == (row["read"] != "no")
