@@ -1,0 +1,64 @@
+"""`python -m src.report runs=NAME`: one page that shows what a run did and what its numbers are worth; several runs are compared."""
+
+import os
+from pathlib import Path
+
+from src.cli import verb
+from src.config import Report
+from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
+from src.reporting.blocks import Section
+from src.reporting.stored import Stored, find
+from src.run import write_atomically
+
+
+def report(config: Report) -> Path:
+    """Writes `report.html`, `report.md` and, of several runs, `report.csv`; returns the path of the page."""
+    runs = find(config.runs, config.outputs)
+    if len(runs) == 1:
+        title, lead, sections = runs[0].name, summary(runs[0]), one(runs[0], examples_shown=config.examples)
+    else:
+        title, lead, sections = f"{len(runs)} runs compared", compare.summary(runs), compare.sections(runs, baseline=config.baseline)
+    title = config.title or title
+    out = Path(config.out) if config.out else folder_of(runs) / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.html(sections, title=title, lead=lead))
+    write_atomically(out.with_suffix(".md"), page.markdown(sections, title=title))
+    if len(runs) > 1:
+        write_atomically(out.with_suffix(".csv"), compare.csv_text(runs))
+    return out
+
+
+def one(run: Stored, *, examples_shown: int) -> list[Section]:
+    """The sections of a single run, in the order in which a reader doubts."""
+    result = Section("Result", [answers.tiles(run)]) if run.metrics else None
+    found = [data.section(run), training.section(run), answers.section(run), examples.section(run, count=examples_shown)]
+    found += [transfer.section(run), definitions.section(), environment.section(run)]
+    return [result, *found] if result else found
+
+
+def summary(run: Stored) -> str:
+    """What was run, in one sentence."""
+    config = run.config
+    if not config:
+        return f"Answers that were scored from a predictions file, {run.folder.name}."
+    sources = [source for source, share in config["mix"]["shares"].items() if share > 0]
+    vision, language = config["vision"]["path"] or config["vision"]["architecture"], config["language"]["path"]
+    return (
+        f"A vision-language model trained for {config['optim']['steps']:,} steps of {config['data']['global_batch']} samples on "
+        f"{', '.join(sources)}; vision encoder {vision}, language model {language} with LoRA rank {config['language']['lora']['rank']}, "
+        f"seed {config['seed']}."
+    )
+
+
+def folder_of(runs: list[Stored]) -> Path:
+    """The run's folder, or the deepest folder that holds all runs."""
+    return Path(os.path.commonpath([run.folder for run in runs]))
+
+
+@verb("report", Report)
+def main(config: Report) -> None:
+    print(report(config))
+
+
+if __name__ == "__main__":
+    main()

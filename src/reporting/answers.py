@@ -1,0 +1,157 @@
+"""What the answers of a run are worth: real images against none, against the wrong ones, against answers that need no model."""
+
+from typing import Any
+
+from src.reporting.blocks import Folded, Graph, Interval, Section, Table, Text, Tiles
+from src.reporting.stored import Stored, interval
+
+CONDITIONS = {
+    "real": ("model, the question's own image", "blue"),
+    "shuffled": ("model, the image of another test question", "orange"),
+    "blank": ("model, a blank image", "vermilion"),
+    "none": ("model, the question alone", "purple"),
+    "colour": ("logistic regression on the colour histogram", "green"),
+    "majority": ("most frequent training answer of the question's type", "grey"),
+}
+SCORES = {"bleu1": "BLEU-1", "exact": "exact match", "f1": "token F1", "accuracy": "accuracy"}
+SLICES = ("all", "open", "closed")
+
+Scores = dict[str, dict[str, dict[str, dict]]]  # [condition][slice][score] -> metric
+
+
+def grouped(metrics: dict[str, dict]) -> dict[str, Scores]:
+    """`vqa/<benchmark>/<condition>/<slice>/<score>` as nested dicts, `pooled` first."""
+    found: dict[str, Scores] = {}
+    for key, metric in metrics.items():
+        if key.startswith("vqa/"):
+            _, benchmark, condition, part, score = key.split("/")
+            found.setdefault(benchmark, {}).setdefault(condition, {}).setdefault(part, {})[score] = metric
+    return dict(sorted(found.items(), key=lambda item: item[0] != "pooled"))
+
+
+def section(run: Stored) -> Section:
+    found = grouped(run.metrics)
+    if not found:
+        return Section("Answers", [Text(f"Nothing has been evaluated yet; run: python -m src.evaluate run={run.name}", "gap")])
+    first = next(iter(found))
+    blocks: list = [Text(words, "finding") for words in verdicts(found[first])]
+    blocks += benchmark_blocks(found[first], several=len(found) > 2 and first == "pooled")
+    for name, scores in list(found.items())[1:]:
+        blocks.append(Folded(f"{name} alone", [*(Text(words, "finding") for words in verdicts(scores)), *benchmark_blocks(scores)]))
+    scorers = run.verbs.get("evaluate", {}).get("scorers", {})
+    if scorers:
+        blocks.append(Folded("The same answers under every published scorer", [scorer_table(scorers)]))
+    return Section("Answers", blocks)
+
+
+def verdicts(scores: Scores) -> list[str]:
+    """One sentence per difference that the claim needs; where an interval holds zero it says that nothing was shown."""
+    lines = []
+    for other, words in (("shuffled", "another test image"), ("blank", "a blank image")):
+        metric = scores.get(f"real_minus_{other}", {}).get("all", {}).get("bleu1")
+        if metric:
+            lines.append(f"{_compared(interval(metric, signed=True), words)} (BLEU-1, {metric['n']:,} questions).")
+    return lines
+
+
+def _compared(difference: Any, words: str) -> str:
+    if not difference.clear:
+        return f"No difference shown between the question's own image and {words}: {difference}"
+    way = "more" if difference.value > 0 else "LESS"
+    low, high = sorted((abs(difference.low), abs(difference.high)))
+    return f"With its own image the model scores {abs(difference.value):.3f} {way} than with {words}, 95% interval {low:.3f} to {high:.3f}"
+
+
+def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
+    blocks: list = [condition_table(scores, pooled=several)]
+    if any(name.startswith("real_minus") for name in scores):
+        blocks.append(difference_table(scores))
+    main = "real" if "real" in scores else "none"
+    if len(scores.get(main, {})) > 1:
+        blocks.append(slice_table(scores, "exact"))
+        blocks.append(Folded("The same by BLEU-1", [slice_table(scores, "bleu1")]))
+    return blocks
+
+
+def condition_table(scores: Scores, *, pooled: bool) -> Table:
+    rows = []
+    for condition, (words, colour) in CONDITIONS.items():
+        if condition in scores:
+            found = [interval(scores[condition].get("all", {}).get(score)) for score in ("bleu1", "exact", "f1")]
+            closed = interval(scores[condition].get("closed", {}).get("accuracy"))
+            count = next(iter(scores[condition]["all"].values()))["n"]
+            rows.append([words, count, *found, closed, Graph([(found[0], colour)]) if found[0] else None])
+    about = "All free-text image benchmarks together. " if pooled else ""
+    caption = f"{about}Brackets: 95% bootstrap intervals, clustered by image; the drawing shows BLEU-1 from 0 to 1."
+    return Table(["who answers", "questions", "BLEU-1", "exact match", "token F1", "closed accuracy", ""], rows, caption=caption)
+
+
+def difference_table(scores: Scores) -> Table:
+    rows, rules = [], []
+    for other in CONDITIONS:
+        parts = scores.get(f"real_minus_{other}", {})
+        if parts:
+            rules.append(len(rows))
+        for part in [*SLICES, "type=finding", "type=count", "type=side"]:
+            bleu, exact = (interval(parts.get(part, {}).get(score), signed=True) for score in ("bleu1", "exact"))
+            if bleu or exact:
+                count = next(iter(parts[part].values()))["n"]
+                rows.append([f"real - {other}", _part(part), count, bleu, exact, *_graph(exact or bleu)])
+    caption = "Paired differences on the same questions; an interval that holds 0 shows no difference. The drawing shows exact match from -1 to 1."
+    return Table(["difference", "questions on", "n", "BLEU-1", "exact match", "", "verdict"], rows, caption=caption, rules=rules[1:])
+
+
+def _graph(difference: Interval | None) -> list:
+    if difference is None:
+        return [None, None]
+    verdict = ("real is better" if difference.value > 0 else "real is WORSE") if difference.clear else "no difference shown"
+    return [Graph([(difference, "blue" if difference.clear else "grey")], start=-1.0), verdict]
+
+
+def slice_table(scores: Scores, score: str) -> Table:
+    """One row per kind of question, one column per condition."""
+    main = scores.get("real") or scores["none"]
+    there = [condition for condition in CONDITIONS if condition in scores]
+    order = [part for part in SLICES if part in main] + sorted(part for part in main if part not in SLICES)
+    rows = []
+    for part in order:
+        found = [interval(scores[condition].get(part, {}).get(score)) for condition in there]
+        if any(found):
+            rows.append([_part(part), next(iter(main[part].values()))["n"], *found])
+    rule = sum(part in SLICES for part in order)
+    columns = ["questions on", "n", *(condition for condition in there)]
+    return Table(columns, rows, caption=f"{SCORES[score]} by kind of question and by who answers.", rules=[rule])
+
+
+def _part(name: str) -> str:
+    return name.removeprefix("type=")
+
+
+def scorer_table(scorers: dict[str, dict[str, Any]]) -> Table:
+    benchmarks = list(scorers)
+    names = list(dict.fromkeys(name for found in scorers.values() for name in found))
+    rows = [[name, *(scorers[benchmark].get(name) for benchmark in benchmarks)] for name in names]
+    caption = "One predictions file per column, the definitions below: in this field the scorer moves the number more than the model does."
+    return Table(["scorer", *benchmarks], rows, caption=caption)
+
+
+def tiles(run: Stored) -> Tiles:
+    """The headline: BLEU-1 with real images, what the image is worth, exact match on the hardest type, transfer."""
+    found = grouped(run.metrics)
+    shown: list[tuple[str, Any, str]] = []
+    if found:
+        name, scores = next(iter(found.items()))
+        main = "real" if "real" in scores else "none"
+        for label, condition, part, score in (
+            (f"BLEU-1 on {name}", main, "all", "bleu1"),
+            ("BLEU-1 above another image", "real_minus_shuffled", "all", "bleu1"),
+            ("BLEU-1 above a blank image", "real_minus_blank", "all", "bleu1"),
+            ("exact match, what is found", main, "type=finding", "exact"),
+        ):
+            metric = scores.get(condition, {}).get(part, {}).get(score)
+            if metric:
+                shown.append((label, interval(metric, signed="minus" in condition), f"{metric['n']:,} questions"))
+    for key, metric in run.metrics.items():
+        if key.startswith("transfer/") and key.endswith(f"/run:{run.name}/probe/macro_f1"):
+            shown.append((f"macro-F1 on {key.split('/')[1]}", interval(metric), "linear probe of the trained encoder"))
+    return Tiles(shown[:6])

@@ -1,0 +1,23 @@
+"""What each number means, in the words of the functions that compute it."""
+
+import inspect
+
+from src.reporting.blocks import Section, Table
+from src.scoring import vqa
+
+CONDITIONS = [
+    ["real", "the question with its own image"],
+    ["shuffled", "the question with the image of another test question; the test images change places as one random cycle"],
+    ["blank", "the question with an image of the encoder's mean colour"],
+    ["none", "the question with no image at all"],
+    ["majority", "no model: the most frequent training answer to the question's type"],
+    ["colour", "no model of shapes: per question type a logistic regression from the image's colour histogram to the training answers"],
+    ["95% interval", "bootstrap that draws images (not questions) with replacement; differences are paired: the same draws for both sides"],
+    ["closed", "all references are yes or no; every other question is open"],
+    ["macro-F1", "mean over classes of the F1 of each class"],
+]
+
+
+def section() -> Section:
+    scores = [[name, " ".join((inspect.getdoc(function) or "").split())] for name, function in vqa.SCORERS.items()]
+    return Section("Definitions", [Table(["score", "definition"], scores), Table(["word", "meaning"], CONDITIONS)])

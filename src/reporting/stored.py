@@ -1,0 +1,97 @@
+"""A run as it lies on disk: its configuration, its log, what its verbs wrote, its predictions."""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from src.data import answers
+from src.errors import UserError, nearest
+from src.reporting.blocks import Interval
+from src.run import VERBS, flat
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Reads what is there; whatever a run does not have yet is empty, so that an unfinished run can be shown."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict:
+        path = self.folder / "config.yaml"
+        return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+    @cached_property
+    def flat(self) -> dict:
+        return flat(self.config)
+
+    @cached_property
+    def verbs(self) -> dict[str, dict]:
+        """What each finished verb wrote, in the order in which verbs are run."""
+        found = {name: self.folder / f"{name}.json" for name in VERBS}
+        return {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+
+    @cached_property
+    def unfinished(self) -> list[str]:
+        """Verbs that were started and have not ended."""
+        return [name for name in VERBS if (self.folder / f"{name}.partial.json").exists()]
+
+    @cached_property
+    def metrics(self) -> dict[str, dict]:
+        return {key: value for said in self.verbs.values() for key, value in said["metrics"].items()}
+
+    @cached_property
+    def log(self) -> list[dict[str, float]]:
+        """Rows of `log.csv`; what a row does not have is absent from it."""
+        path = self.folder / "log.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def column(self, name: str, *, over: str = "step") -> list[tuple[float, float]]:
+        return [(row[over], row[name]) for row in self.log if name in row and over in row]
+
+    def predictions(self, benchmark: str, condition: str) -> list[dict]:
+        return answers.read(self.folder / "predictions" / f"{benchmark}.{condition}.jsonl")
+
+    @property
+    def seconds(self) -> float:
+        return sum(said["seconds"] for said in self.verbs.values())
+
+    @property
+    def peak_rss_mb(self) -> float:
+        return max((said["peak_rss_mb"] for said in self.verbs.values()), default=0.0)
+
+
+def interval(metric: dict | None, *, signed: bool = False) -> Interval | None:
+    return None if metric is None else Interval(metric["value"], metric["low"], metric["high"], signed)
+
+
+def find(wanted: str | list[str], outputs: str | Path) -> list[Stored]:
+    """The runs that `runs=`, a name or a glob or a list of them, stands for, each once, in the order given; a glob is sorted.
+
+    Raises `UserError` for a name or a glob that finds no run.
+    """
+    outputs = Path(outputs)
+    wanted = [str(one) for one in wanted] if isinstance(wanted, list) else [str(wanted)]
+    runs: dict[str, Stored] = {}
+    for pattern in wanted:
+        literal = outputs / pattern  # names of trials may hold brackets, which a glob would read
+        folders = [literal] if _is_run(literal) else sorted(path for path in outputs.glob(pattern.strip("/")) if _is_run(path))
+        if not folders:
+            known = sorted(str(path.parent.relative_to(outputs)) for path in outputs.glob("**/config.yaml"))
+            raise UserError(f"runs={pattern} finds no run in {outputs}/{nearest(pattern, known) if known else ', which holds none yet'}")
+        runs |= {name: Stored(name, path) for path in folders for name in [str(path.relative_to(outputs))]}
+    if not runs:
+        raise UserError("runs= names no run; give a run's name, a list [a,b] or a glob such as sweep/*")
+    return list(runs.values())
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or any((folder / f"{name}.json").exists() for name in VERBS)

@@ -1,0 +1,121 @@
+"""How well encoders carry over to images that training never saw. The tables come from `transfer.json`, see scoring/transfer_table.py."""
+
+from src.reporting.blocks import Figure, Folded, Graph, Section, Table, Text
+from src.reporting.plots import Curve, curves, matrix
+from src.reporting.stored import Stored, interval
+from src.reporting.svg import colour
+
+
+def section(run: Stored) -> Section:
+    found = run.verbs.get("transfer", {}).get("transfer")
+    if not found:
+        how = f"python -m src.transfer encoder=[run:{run.name},scratch:{run.name}] benchmark=breastmnist"
+        return Section("Transfer", [Text(f"No encoder has been transferred yet; run: {how}", "gap")])
+    cells = found["cells"]
+    paint = {name: colour(number) for number, name in enumerate(dict.fromkeys(cell["encoder"] for cell in cells))}
+    blocks: list = [Text(words, "finding") for words in verdicts(found["differences"])]
+    blocks.append(score_table(found, paint))
+    if found["differences"]:
+        blocks.append(difference_table(found["differences"]))
+    if found["few_shot"]:
+        blocks.append(few_shot(found["few_shot"], paint))
+    blocks.append(Folded("Confusion matrices", [confusions(cells)]))
+    blocks.append(Folded("Scores per class", [class_table(cells)]))
+    return Section("Transfer", blocks)
+
+
+def verdicts(differences: list[dict]) -> list[str]:
+    """One sentence per baseline: the mean over benchmarks where there is one, else each benchmark."""
+    means = [one for one in differences if one["benchmark"] == "mean"]
+    lines = []
+    for one in means or differences:
+        where = "on the mean of the benchmarks" if one["benchmark"] == "mean" else f"on {one['benchmark']}"
+        difference = interval(one, signed=True)
+        if one["p_holm"] >= 0.05 or not difference.clear:
+            lines.append(f"{one['ours']} against {one['other']} {where} ({one['protocol']}): no difference shown, macro-F1 {difference}.")
+        else:
+            way = "above" if one["value"] > 0 else "BELOW"
+            lines.append(f"{one['ours']} is {way} {one['other']} {where} ({one['protocol']}): macro-F1 {difference}.")
+    return lines
+
+
+def score_table(found: dict, paint: dict[str, str]) -> Table:
+    rows, rules, before = [], [], None
+    order = sorted(found["cells"], key=lambda cell: (cell["protocol"], cell["benchmark"]))
+    for cell in order:
+        if before is not None and (cell["protocol"], cell["benchmark"]) != before:
+            rules.append(len(rows))
+        before = (cell["protocol"], cell["benchmark"])
+        scores = [interval(cell[score]) for score in ("macro_f1", "balanced_accuracy", "auroc")]
+        about = [
+            cell["encoder"],
+            cell["n"],
+            *scores,
+            Graph([(scores[0], paint[cell["encoder"]])]),
+            ", ".join(dict.fromkeys(cell["pooling"])),
+            _unseen(cell.get("overlap")),
+        ]
+        rows.append([cell["benchmark"], cell["protocol"], *about])
+    for number, mean in enumerate(found["means"] if len({cell["benchmark"] for cell in order}) > 1 else []):
+        rules += [len(rows)] if number == 0 else []
+        rank = found["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
+        score, name = interval(mean), mean["encoder"]
+        remark = None if rank is None else f"average rank {rank:.2f}"
+        rows.append(["mean", mean["protocol"], name, mean["n"], score, None, None, Graph([(score, paint[name])]), remark, None])
+    columns = ["benchmark", "protocol", "encoder", "test images", "macro-F1", "balanced accuracy", "AUROC", "", "pooling", "unseen"]
+    caption = (
+        "Every choice (regularisation, pooling) was made on the validation split, and each test split was used once. Brackets: 95% bootstrap "
+        "intervals over patients, slides or images; the drawing shows macro-F1 from 0 to 1."
+    )
+    return Table(columns, rows, caption=caption, rules=rules)
+
+
+def _unseen(overlap: dict | None) -> str | None:
+    """A set of which images were trained on cannot be called unseen."""
+    if overlap is None:
+        return None
+    if overlap["trained_on"]:
+        return f"NO: {overlap['trained_on']:,} of its images were trained on"
+    return f"yes: {overlap['found']:,} shared images were left out" if overlap["found"] else "yes"
+
+
+def difference_table(differences: list[dict]) -> Table:
+    rows = []
+    for one in differences:
+        difference = interval(one, signed=True)
+        verdict = "no difference shown"
+        if one["p_holm"] < 0.05 and difference.clear:
+            verdict = "ours is better" if one["value"] > 0 else "ours is WORSE"
+        graph = Graph([(difference, "blue" if verdict.startswith("ours") else "grey")], start=-1.0)
+        pair = f"{one['ours']} - {one['other']}"
+        rows.append([one["benchmark"], one["protocol"], pair, difference, graph, f"{one['p_holm']:.3g}", verdict])
+    columns = ["benchmark", "protocol", "difference", "macro-F1", "", "p (Holm)", "verdict"]
+    return Table(columns, rows, caption="Paired differences on the same test images; p is two-sided and corrected by Holm over its family.")
+
+
+def few_shot(points: list[dict], paint: dict[str, str]) -> Figure:
+    drawings = []
+    for benchmark in dict.fromkeys(point["benchmark"] for point in points):
+        lines = []
+        for encoder, ink in paint.items():
+            mine = sorted((p for p in points if p["benchmark"] == benchmark and p["encoder"] == encoder), key=lambda p: p["shots"])
+            at, band = [(p["shots"], p["value"]) for p in mine], [(p["low"], p["high"]) for p in mine]
+            lines += [Curve(encoder, at, ink, band=band)] if mine else []
+        drawings.append(curves(lines, title=benchmark, x="training images per class", log_x=True))
+    return Figure(drawings, legend=list(paint.items()), caption="Linear probe on few images: macro-F1 with 95% intervals.")
+
+
+def confusions(cells: list[dict]) -> Figure:
+    drawings = [
+        matrix(cell["confusion"], cell["classes"], title=f"{cell['benchmark']}: {cell['encoder']}, {cell['protocol']}") for cell in cells
+    ]
+    return Figure(drawings, caption="Test images, summed over seeds; the shade is the share of the true class.")
+
+
+def class_table(cells: list[dict]) -> Table:
+    rows = [
+        [cell["benchmark"], cell["encoder"], cell["protocol"], one["class"], one["n"], one["precision"], one["recall"], one["f1"]]
+        for cell in cells
+        for one in cell["per_class"]
+    ]
+    return Table(["benchmark", "encoder", "protocol", "class", "test images", "precision", "recall", "F1"], rows)
