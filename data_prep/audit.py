@@ -85,8 +85,8 @@ def audit(name: str, shards: Shards, known: Known, absent: list[str]) -> dict[st
         leaks[row].add(known.sets[number].name)
     for one in known.sets:
         if len(one.texts):
-            for row in np.flatnonzero(free & np.isin(shards.column("text_hash"), one.texts)):
-                leaks[int(row)].add(one.name)
+            for row in np.flatnonzero(free & np.isin(shards.column("text_hash"), one.texts)).tolist():
+                leaks[row].add(one.name)
     names = [",".join(sorted(leaks[row])) if row in leaks else "" for row in range(len(shards))]
     columns = {field.name: shards.arrow(field.name) for field in SCHEMA} | {"leaks_into": column(names, pa.string())}
     write_index(shards.folder, columns)

@@ -61,7 +61,10 @@ def _deal(row: Row, chunk: Chunk, *, keys: Seen, texts: Seen) -> None:
     if isinstance(row, Filtered):
         chunk.counts["filtered"] += 1
         return
-    reason = row.reason if isinstance(row, Bad) else fault(row)
+    if isinstance(row, Bad):
+        chunk.refused.append((row.key, row.reason))
+        return
+    reason = fault(row)
     if not reason and not texts.add(content_hash(row)):
         chunk.counts["duplicates"] += 1
         return

@@ -66,7 +66,7 @@ def _bounded(image: Image.Image, size: tuple[int, int], *, max_side: int, qualit
     """`image` may be smaller than `size` (width, height), the image as it came, but not below the bound."""
     scale = max_side / max(size)
     if scale < 1:
-        target = tuple(max(1, round(side * scale)) for side in size)
+        target = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         if image.size != target:
             image = image.resize(target, Resampling.BICUBIC, reducing_gap=3.0)
     jpeg = simplejpeg.encode_jpeg(np.asarray(image), quality=quality, colorspace="RGB", colorsubsampling="420")

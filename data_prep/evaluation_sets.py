@@ -1,7 +1,8 @@
 """The test sets that a model will be judged on, as far as they are on disk: what training records must not contain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,20 @@ def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> Ev
     return EvaluationSet(name, images=[opener for row in kept for opener in _openers(source, int(row))])
 
 
-def _openers(source: Shards, row: int) -> Iterator[Callable[[], Image.Image]]:
-    for position in range(int(source.column("num_images")[row])):
-        yield lambda position=position: open_grey(source[row].images[position])
+def _openers(source: Shards, row: int) -> list[Callable[[], Image.Image]]:
+    return [partial(_from_shards, source, row, position) for position in range(int(source.column("num_images")[row]))]
+
+
+def _from_shards(source: Shards, row: int, position: int) -> Image.Image:
+    return open_grey(source[row].images[position])
 
 
 def _classification(name: str, raw: Path) -> EvaluationSet:
     from src.data import classification  # brings torch along, which only this needs
 
     data = classification.read(name, raw=raw)
-    return EvaluationSet(name, images=[_opener(data.examples[row].image) for row in data.rows("test")])
+    return EvaluationSet(name, images=[partial(_from_raw, data.examples[row].image) for row in data.rows("test")])
 
 
-def _opener(image: Path | np.ndarray) -> Callable[[], Image.Image]:
-    return lambda: open_image(image.read_bytes()) if isinstance(image, Path) else Image.fromarray(image)
+def _from_raw(image: Path | np.ndarray) -> Image.Image:
+    return open_image(image.read_bytes()) if isinstance(image, Path) else Image.fromarray(image)

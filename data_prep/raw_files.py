@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +46,16 @@ def image_file(folder: Path, name: str, key: str) -> bytes | Bad:
         return (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return Bad(key, f"image missing: {name}")
+
+
+def whole(images: Iterable[bytes | Bad]) -> list[bytes] | Bad:
+    """All images of a row, or why the first one that is missing is missing."""
+    found: list[bytes] = []
+    for image in images:
+        if isinstance(image, Bad):
+            return image
+        found.append(image)
+    return found
 
 
 def clean(value: object) -> str:

@@ -31,7 +31,11 @@ class Source:
     columns: dict[str, str] = field(default_factory=dict)  # what a table calls image, question, answer, ...
     title: str = ""
     hub: str = ""  # dataset id on the Hugging Face hub
-    urls: list[str] = field(default_factory=list)
+    zenodo: int = 0  # record number
+    urls: dict[str, str] = field(default_factory=dict)  # path -> address
+    also: list[str] = field(default_factory=list)  # globs of what the reader needs besides its tables
+    unpack: bool = False  # zip files, after the download
+    pages: list[str] = field(default_factory=list)  # addresses for people
     revision: dict[str, str] = field(default_factory=dict)  # value, and from
     licence: Licence = field(default_factory=Licence)
     gated: str = "unverified"
@@ -43,6 +47,21 @@ class Source:
     def tables(self, raw: Path, split: str) -> list[Path]:
         """The table files of a split that are there, sorted within each glob."""
         return [path for glob in self.files.get(split, []) for path in sorted(raw.glob(glob))]
+
+    @property
+    def by_hand(self) -> bool:
+        return not (self.hub or self.zenodo or self.urls)
+
+    @property
+    def pinned(self) -> str:
+        """The revision that was read at a named source, if any."""
+        value = str(self.revision.get("value", "unverified"))
+        return "" if value == "unverified" else value
+
+    @property
+    def patterns(self) -> list[str]:
+        """Globs of all files that the reader opens."""
+        return [glob for globs in self.files.values() for glob in globs] + self.also
 
     @property
     def expected(self) -> dict[str, int]:
@@ -88,4 +107,4 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
 
 def _word(value: Any) -> str:
     """YAML reads a bare yes or no as a boolean."""
-    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else str(value)
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)

@@ -134,6 +134,11 @@ def test_pubmedqa(tmp_path):
     test = read("pubmedqa", tmp_path, "test")
     assert [row.key for row in test] == ["1", "3"]
     assert test[0].turns == [("One. Two.\nIs it 1?", "yes")]
+    artificial = {"pubid": 9, "question": "Is it?", "context": {"contexts": ["One."], "labels": ["L"]}, "final_decision": "no"}
+    put_parquet(tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet", [artificial])
+    last = read("pubmedqa", tmp_path)[-1]
+    assert (last.key, last.turns) == ("9", [("One.\nIs it?", "no")])
+    (tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet").unlink()
     put(tmp_path / "data" / "ori_pqaa.json", json.dumps({"8": {"QUESTION": "q", "final_decision": "yes"}}))
     assert reasons(read("pubmedqa", tmp_path)) == [("8", "no CONTEXTS")]
     (tmp_path / "data" / "test_ground_truth.json").unlink()

@@ -18,7 +18,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_prep import cut, shards, write
+from data_prep import build as building
+from data_prep import cut, slurm, sources, write
 from data_prep.arguments import parse
 from data_prep.seen import Seen
 from data_prep.shards import Build, build_all, main
@@ -152,7 +153,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw,
         return write.write_shard(folder, shard, packed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_shard", stop_at_third)
+        patch.setattr(building, "write_shard", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             build(raw, tmp_path / "cut")
     halfway = contents(tmp_path / "cut" / "own")
@@ -160,7 +161,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw,
     with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):
         Shards(tmp_path / "cut" / "own")
     written = []
-    monkeypatch.setattr(shards, "write_shard", lambda *args: written.append(args[1]) or write.write_shard(*args))
+    monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or write.write_shard(*args))
     build(raw, tmp_path / "cut")
     assert written == ["train-000002", "val-000000", "test-000000"]
     assert contents(tmp_path / "cut") == contents(tmp_path / "one")
@@ -316,7 +317,7 @@ def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp
         return write.write_shard(folder, shard, packed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_shard", write_and_kill)
+        patch.setattr(building, "write_shard", write_and_kill)
         with pytest.raises(UserError, match="a worker process was killed, most likely because memory ran out"):
             build(raw, tmp_path / "out", workers=2)
     assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -324,6 +325,25 @@ def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp
     build(raw, tmp_path / "out", workers=2)
     build(raw, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_jobs_of_a_cluster_write_the_same_bytes(raw, tmp_path, small_shards):
+    build(raw, tmp_path / "whole")
+    config = Build(sources=["own"], raw=raw, out=tmp_path / "out", workers=1, jobs=2)
+    (tmp_path / "out").mkdir()
+    slurm.write_shards([sources.find("own", raw)], config, cluster="debug")
+    tars = {path.name for path in (tmp_path / "out" / "own").glob("*.tar")}
+    assert tars == {f"{name}.tar" for name in ("train-000000", "train-000001", "train-000002", "val-000000", "test-000000")}
+    assert not (tmp_path / "out" / "own" / "manifest.json").exists()
+    build_all(config)
+    assert contents(tmp_path / "out" / "own") == contents(tmp_path / "whole" / "own")
+
+
+def test_a_cluster_that_is_not_there(raw, tmp_path):
+    with pytest.raises(UserError, match="executor=slurm needs a Slurm cluster, and there is no sbatch here; use executor=process"):
+        build(raw, tmp_path / "out", executor="slurm")
+    with pytest.raises(UserError, match="executor='slrum'; did you mean 'slurm'"):
+        build(raw, tmp_path / "out", executor="slrum")
 
 
 def test_keys_become_member_names():

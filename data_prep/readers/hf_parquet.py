@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.raw_files import clean, group_of, image_file
+from data_prep.raw_files import clean, group_of, image_file, whole
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
@@ -27,10 +27,9 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
 
 def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_key: str) -> Row:
     key = clean(row.get("id")) or default_key
-    images = [_bytes(raw, image, key) for image in _list(row.get("image"))]
-    for image in images:
-        if isinstance(image, Bad):
-            return image
+    images = whole(_bytes(raw, image, key) for image in _list(row.get("image")))
+    if isinstance(images, Bad):
+        return images
     question, answer, caption = (clean(row.get(name)) for name in ("question", "answer", "caption"))
     derived = "caption" if "caption" in row else question_type(question, answer) if "image" in row else "text"
     return Record(

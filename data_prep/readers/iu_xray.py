@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import clean, image_file
+from data_prep.raw_files import clean, image_file, whole
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
@@ -41,10 +41,9 @@ def _record(raw: Path, split: str, entry: Source, row: dict, views: dict[str, li
     uid = clean(row["uid"])
     if uid not in views:
         return Bad(uid, "image missing: no view is named for this report")
-    images = [image_file(raw, f"{FOLDER}/{name}", uid) for name in views[uid]]
-    for image in images:
-        if isinstance(image, Bad):
-            return image
+    images = whole(image_file(raw, f"{FOLDER}/{name}", uid) for name in views[uid])
+    if isinstance(images, Bad):
+        return images
     parts = (re.sub(r"\s*\bX{4,}\b", "", clean(row[name])).strip() for name in ("findings", "impression"))
     caption = " ".join(part for part in parts if part)
     return Record(key=uid, source=entry.name, split=split, images=images, caption=caption, type="caption", group=uid)

@@ -8,7 +8,7 @@ and optional `id` (default: split and line number), `choices`, `type`, `group` (
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import image_file, json_lines
+from data_prep.raw_files import image_file, json_lines, whole
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
 from src.data.record import QUESTION_TYPES, Record, question_type
@@ -26,10 +26,9 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
 def _record(raw: Path, split: str, entry: Source, fields: dict, default_key: str) -> Row:
     key = _text(fields.get("id")) or default_key
     names = _list(fields.get("image"))
-    images = [image_file(raw, name, key) for name in names]
-    for image in images:
-        if isinstance(image, Bad):
-            return image
+    images = whole(image_file(raw, name, key) for name in names)
+    if isinstance(images, Bad):
+        return images
     question, answer, caption = (_text(fields.get(name)) for name in ("question", "answer", "caption"))
     kind = _text(fields.get("type")) or ("caption" if caption else question_type(question, answer))
     if kind not in QUESTION_TYPES:

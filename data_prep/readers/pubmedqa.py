@@ -1,7 +1,8 @@
 """PubMedQA: yes/no/maybe questions on an abstract, as one JSON object `{pmid: {QUESTION, CONTEXTS, final_decision, ...}}`.
 
-`ori_pqal.json` (expert labels) is split by the official test ids; `ori_pqaa.json` (211k artificial labels) joins the
-training split where it is there. The question text is the abstract, a line break and the question.
+`ori_pqal.json` (expert labels) is split by the official test ids; PQA-A (211k artificial labels) joins the training split
+where it is there, as `ori_pqaa.json` or as the hub's parquet (`pubid, question, context {contexts}, final_decision`). The
+question text is the abstract, a line break and the question.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from data_prep.json_stream import items
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
+from data_prep.tables import table_rows
 from src.data.record import Record
 from src.errors import UserError
 
@@ -22,9 +24,19 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
         return
     test_ids = set(_test_ids(raw, entry))
     for path in tables:
-        for pmid, fields in items(path):
+        for pmid, fields in _from_hub(path, entry) if path.suffix == ".parquet" else items(path):
             if (pmid in test_ids) == (split == "test"):
-                yield _record(split, entry, pmid, fields)
+                yield fields if isinstance(fields, Bad) else _record(split, entry, pmid, fields)
+
+
+def _from_hub(path: Path, entry: Source) -> Iterator[tuple[str, dict | Bad]]:
+    """The same fields under the names of the original."""
+    for row in table_rows(path, entry, need=["pubid", "question", "context", "final_decision"]):
+        if isinstance(row, Bad):
+            yield row.key, row
+        else:
+            named = {"QUESTION": row["question"], "CONTEXTS": row["context"]["contexts"], "final_decision": row["final_decision"]}
+            yield str(row["pubid"]), named
 
 
 def _test_ids(raw: Path, entry: Source) -> dict[str, str]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data_prep.json_stream import items
-from data_prep.raw_files import clean
+from data_prep.raw_files import clean, whole
 from data_prep.rows import Bad, Row
 from data_prep.sources import Source
 from data_prep.zip_members import ZipMembers
@@ -32,10 +32,9 @@ def _record(split: str, entry: Source, fields: dict, default_key: str, archives:
         return Bad(default_key, "not a JSON object")
     key = clean(fields.get("id")) or default_key
     names = [Path(name).name for name in fields.get("image") or []]
-    images = [_picture(name, key, archives) for name in names]
-    for image in images:
-        if isinstance(image, Bad):
-            return image
+    images = whole(_picture(name, key, archives) for name in names)
+    if isinstance(images, Bad):
+        return images
     said = [clean(turn.get("value")) for turn in fields.get("conversations") or []]
     turns = list(zip(said[::2], said[1::2], strict=False))
     return Record(

@@ -1,0 +1,120 @@
+"""One dataset -> its folder of shards."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep import cut
+from data_prep.merge import merge
+from data_prep.pack import pack
+from data_prep.pool import Map
+from data_prep.raw_files import rows_in
+from data_prep.readers import READERS
+from data_prep.seen import Seen
+from data_prep.sources import Source
+from data_prep.state import continues, state_of
+from data_prep.write import finished, write_shard
+from src.data.record import SPLITS
+from src.errors import UserError
+
+
+@dataclass
+class Build:
+    """Builds the shards of datasets; an interrupted build is continued by the same command.
+
+    python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards workers=2
+
+    sources           names out of data_prep/sources.yaml, or folders of your own under raw=, separated by commas
+    raw               folder that holds RAW/<source>
+    out               folder that gets OUT/<source>
+    workers           processes that encode images (default 2)
+    max_side          pixels; the longer side of an image is at most this (default 384)
+    quality           JPEG quality of images that have to be encoded (default 90)
+    quarantine_limit  share of rows that may be unusable before a build fails (default 0.05)
+    executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
+    jobs              Slurm jobs that share the shards of each source (default 4)
+    """
+
+    sources: list[str]
+    raw: Path
+    out: Path
+    workers: int = 2
+    max_side: int = 384
+    quality: int = 90
+    quarantine_limit: float = 0.05
+    executor: str = "process"
+    jobs: int = 4
+
+
+def build(entry: Source, config: Build, mapped: Map) -> dict[str, Any]:
+    raw, folder = config.raw / entry.name, config.out / entry.name
+    with full_disk_explained(entry.name, folder):
+        if prepare(entry, config) and (folder / "manifest.json").exists():
+            return json.loads((folder / "manifest.json").read_bytes())
+        shards = write_shards(entry, config, mapped)
+        if not shards:
+            raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
+        return merge(folder, shards, entry, settings=_settings(config), quarantine_limit=config.quarantine_limit)
+
+
+def prepare(entry: Source, config: Build) -> bool:
+    """Whether the folder holds a part of this very build; removes another one."""
+    return continues(config.out / entry.name, state_of(config.raw / entry.name, entry, _settings(config)))
+
+
+@contextmanager
+def full_disk_explained(source: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space is left for {folder}; free some and run the same command again, finished shards are kept") from None
+        raise UserError(f"source '{source}': {error.strerror or error}: {error.filename}") from None
+
+
+def _settings(config: Build) -> dict[str, Any]:
+    return {"max_side": config.max_side, "quality": config.quality, "shard_rows": cut.SHARD_ROWS, "shard_bytes": cut.SHARD_BYTES}
+
+
+def write_shards(entry: Source, config: Build, mapped: Map, *, part: int = 0, parts: int = 1) -> list[str]:
+    """Reads every split to its end and writes the shards that no former run had finished; of those only each `parts`-th, from
+    number `part`. Gives the names of all."""
+    raw, folder = config.raw / entry.name, config.out / entry.name
+    left: dict[str, bool] = {}  # shard -> whether it is to be written here
+
+    def chunks() -> Iterator[cut.Chunk]:
+        keys = Seen()
+        for split in SPLITS:
+            for chunk in cut.cut(READERS[entry.reader](raw, split, entry), split=split, keys=keys):
+                if chunk.shard not in left:
+                    left[chunk.shard] = len(left) % parts == part and not finished(folder, chunk.shard)
+                bar.update(chunk.counts["in"])
+                if left[chunk.shard]:
+                    yield chunk
+
+    with tqdm(total=_rows_expected(entry, raw), unit=" rows", desc=entry.name, disable=None) as bar:
+        packed = mapped(partial(pack, max_side=config.max_side, quality=config.quality), chunks())
+        for first in packed:
+            write_shard(folder, first[0].shard, chain([first], _until_last(first, packed)))
+    return list(left)
+
+
+def _until_last(first: tuple, packed: Iterator[tuple]) -> Iterator[tuple]:
+    """The chunks that follow `first` in its shard."""
+    chunk = first[0]
+    while not chunk.last:
+        chunk, part = next(packed)
+        yield chunk, part
+
+
+def _rows_expected(entry: Source, raw: Path) -> int | None:
+    known = [rows_in(table) for split in SPLITS for table in entry.tables(raw, split)]
+    return None if None in known else sum(known)  # type: ignore[arg-type]

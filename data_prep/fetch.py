@@ -1,0 +1,107 @@
+"""Files over HTTP: resumed where they were cut, tried again, checked."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from tqdm import tqdm
+
+from src.errors import UserError
+
+ATTEMPTS, PATIENCE = 6, 1.0  # seconds before the second attempt; doubled each time
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file to have under `path`. `checksum` is `sha256:...`, `md5:...` or `git:...` (a blob id), or empty where unknown."""
+
+    path: str
+    address: str
+    size: int = 0  # bytes; 0 where unknown
+    checksum: str = ""
+
+
+def fetch(remote: Remote, folder: Path) -> None:
+    """Downloads into `<path>.part`, which is continued by a later run, and renames it once it is whole and right."""
+    target = folder / remote.path
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    attempt(lambda: _continue(remote, part), remote.address)
+    if remote.size and part.stat().st_size != remote.size:
+        found = part.stat().st_size
+        part.unlink()
+        raise UserError(f"{remote.path} has {found:,} bytes instead of {remote.size:,} at {remote.address}; run the same command again")
+    check(part, remote)
+    part.replace(target)
+
+
+def attempt(action: Callable[[], None], address: str) -> None:
+    """Runs `action` until the connection holds; what the server refuses is not tried again."""
+    for number in range(ATTEMPTS):
+        try:
+            return action()
+        except httpx2.HTTPStatusError as error:
+            code = error.response.status_code
+            if code < 500 and code != 429:
+                raise UserError(refusal(code, address)) from None
+            reason = f"status {code}"
+        except (httpx2.TransportError, httpx2.StreamError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+                raise  # a full disk is no matter of patience
+            reason = str(error) or type(error).__name__
+        if number < ATTEMPTS - 1:
+            time.sleep(PATIENCE * 2**number)
+    raise UserError(f"{address} cannot be read after {ATTEMPTS} attempts ({reason}); run the same command again to continue")
+
+
+def refusal(code: int, address: str) -> str:
+    if code in (401, 403):
+        return f"{address} refuses access ({code}); accept its terms there, log in (hub: `hf auth login`) and run the same command again"
+    return f"{address} answers with status {code}; look up whether it has moved"
+
+
+def _continue(remote: Remote, part: Path) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if remote.size and have >= remote.size:
+        return
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with httpx2.stream("GET", remote.address, headers=headers, follow_redirects=True, timeout=60) as response:
+        if response.status_code == 416:  # there is nothing behind what we have
+            return
+        response.raise_for_status()
+        have = have if response.status_code == 206 else 0  # a server without ranges begins anew
+        total = remote.size or have + int(response.headers.get("Content-Length", 0)) or None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(remote.path).name, disable=None)
+        with part.open("r+b" if have else "wb") as file, bar:
+            file.seek(have)
+            for data in response.iter_bytes():
+                file.write(data)
+                bar.update(len(data))
+            file.truncate()
+
+
+def check(path: Path, remote: Remote) -> None:
+    """Removes the file and raises `UserError` where its checksum is not the one that was promised."""
+    if not remote.checksum:
+        return
+    kind = remote.checksum.partition(":")[0]
+    found = checksum(path, kind)
+    if found != remote.checksum:
+        path.unlink()
+        raise UserError(
+            f"{remote.path} arrived with the checksum {found} instead of {remote.checksum} and was removed; run the same command "
+            "again, and if this happens again the file has changed at its source"
+        )
+
+
+def checksum(path: Path, kind: str = "sha256") -> str:
+    """`kind:hex`; `git` is the id that git gives a blob (sha1 over a header and the content)."""
+    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if kind == "git" else hashlib.new(kind)
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(CHUNK), b""):
+            state.update(block)
+    return f"{kind}:{state.hexdigest()}"

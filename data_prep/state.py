@@ -1,0 +1,48 @@
+"""What a build depends on: a folder of shards is continued only by a build of the very same state."""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep import cut, encode
+from data_prep.atomic import atomic
+from data_prep.readers import READERS
+from data_prep.sources import Source
+from src.data import record
+from src.data.shards import SCHEMA
+from src.errors import UserError
+
+
+def state_of(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
+    """A digest of all that the bytes depend on: raw files (by name, size and time), settings, entry and code."""
+    state = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
+    for module in (sys.modules[READERS[entry.reader].__module__], cut, encode, record):
+        state.update(Path(str(module.__file__)).read_bytes())
+    for folder, folders, files in os.walk(raw):
+        folders.sort()
+        for path in sorted(Path(folder, name) for name in files):
+            stat = path.stat() if path.exists() else path.lstat()
+            state.update(f"{path.relative_to(raw)} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()
+
+
+def continues(folder: Path, state: str) -> bool:
+    """Whether `folder` holds a build of this very state. A build of another state is removed first."""
+    path = folder / "parts" / "state.json"
+    if path.exists():
+        if json.loads(path.read_bytes())["state"] == state:
+            return True
+        for name in ("manifest.json", "parts/state.json", "index.arrow", "quarantine.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for old in chain(folder.glob("parts/*-??????.arrow"), folder.glob("*-??????.tar")):
+            old.unlink()
+    elif any(folder.glob("*.tar")):
+        raise UserError(f"{folder} holds tars that this command did not build; give another out= or remove them")
+    with atomic(path) as file:
+        file.write(json.dumps({"state": state}).encode())
+    return False

@@ -1,0 +1,322 @@
+"""Downloads against a server on this machine that speaks the hub's protocol and Zenodo's, and misbehaves on request."""
+
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep import fetch, sources
+from data_prep.download import Download, download_all, main
+from data_prep.fetch import Remote, checksum
+from data_prep.unpack import unpack
+from src.errors import UserError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Server(ThreadingHTTPServer):
+    """`files` by repository; `faults` counts down how often a path is cut, refused or answered with an error."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.zenodo: dict[int, dict[str, bytes]] = {}
+        self.wrong: set[str] = set()  # files whose promised checksum is not theirs
+        self.cut: Counter = Counter()
+        self.status: dict[str, int] = {}  # by a piece of the path
+        self.asked: list[tuple[str, str, str]] = []  # method, path, range
+        self.commit = COMMIT
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(head=True)
+
+    def do_GET(self):
+        self.answer(head=False)
+
+    def answer(self, *, head: bool):
+        path = self.path.partition("?")[0]
+        self.server.asked.append((self.command, path, self.headers.get("Range", "")))
+        for piece, status in self.server.status.items():
+            if piece in path:
+                return self.send(b"{}", status, head=head)
+        if path.startswith("/api/datasets/"):
+            return self.send(json.dumps(self.info("/".join(path.split("/")[3:5]))).encode(), 200, head=head)
+        if path.startswith("/api/records/"):
+            return self.send(json.dumps(self.record(int(path.split("/")[3]))).encode(), 200, head=head)
+        if path.startswith("/datasets/"):  # a large file is redirected, a small one answered
+            repo, name = "/".join(path.split("/")[2:4]), "/".join(path.split("/")[6:])
+            content = self.server.files[repo][name]
+            headers = {"X-Repo-Commit": self.server.commit, "ETag": f'"{sha256(content)}"', "Accept-Ranges": "bytes"}
+            elsewhere = f"http://localhost:{self.server.server_port}"
+            if len(content) < 1000:
+                return self.content(name, content, headers, head=head)
+            headers |= {
+                "X-Linked-Etag": f'"{sha256(content)}"',
+                "X-Linked-Size": str(len(content)),
+                "Location": f"{elsewhere}/cdn/{repo}/{name}",
+            }
+            return self.send(b"", 302, headers, head=head)
+        if path.startswith("/cdn/"):
+            content = self.server.files["/".join(path.split("/")[2:4])]["/".join(path.split("/")[4:])]
+            return self.content(path, content, {"ETag": f'"{sha256(content)}"'}, head=head)
+        if path.startswith("/zenodo/"):
+            _, _, number, name = path.split("/", 3)
+            return self.content(name, self.server.zenodo[int(number)][name], {}, head=head)
+        return self.send(b"", 404, head=head)
+
+    def info(self, repo: str) -> dict:
+        files = []
+        for name, content in self.server.files[repo].items():
+            digest = sha256(content if name not in self.server.wrong else b"something else")
+            large = {"lfs": {"sha256": digest, "size": len(content), "pointerSize": 130}} if len(content) >= 1000 else {}
+            git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            files.append({"rfilename": name, "size": len(content), "blobId": git, **large})
+        return {"id": repo, "sha": self.server.commit, "siblings": files, "private": False, "downloads": 0, "likes": 0, "tags": []}
+
+    def record(self, number: int) -> dict:
+        address = f"{self.server.address}/zenodo/{number}"
+        return {
+            "files": [
+                {"key": name, "size": len(data), "checksum": f"md5:{hashlib.md5(data).hexdigest()}", "links": {"self": f"{address}/{name}"}}
+                for name, data in self.server.zenodo[number].items()
+            ]
+        }
+
+    def content(self, name: str, content: bytes, headers: dict, *, head: bool):
+        start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0] or 0)
+        if start:
+            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        body, cut = content[start:], not head and self.server.cut[name] > 0
+        if cut:  # half of it, then silence
+            self.server.cut[name] -= 1
+            self.send(body, 206 if start else 200, headers, head=False, sent=len(body) // 2)
+            self.close_connection = True
+        else:
+            self.send(body, 206 if start else 200, headers, head=head)
+
+    def send(self, body: bytes, status: int, headers: dict | None = None, *, head: bool, sent: int | None = None):
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not head:
+            self.wfile.write(body[:sent])
+            self.wfile.flush()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE", 0.01)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    running.files["flaviagiammarino/path-vqa"] = {
+        "README.md": b"a card",
+        "data/train-00000-of-00001.parquet": bytes(range(256)) * 2000,
+        "data/validation-00000-of-00001.parquet": b"small",
+        "data/test-00000-of-00001.parquet": b"test" * 1000,
+        "other/big.bin": b"not wanted",
+    }
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def download(server: Server, raw: Path, *names: str, **more) -> None:
+    download_all(Download(sources=list(names), raw=raw, hub=server.address, zenodo=server.address, **more))
+
+
+LARGE = "data/train-00000-of-00001.parquet"
+ON_CDN = f"/cdn/flaviagiammarino/path-vqa/{LARGE}"
+
+
+def test_a_hub_dataset_arrives_checked_and_its_revision_is_locked(server, tmp_path, capsys):
+    download(server, tmp_path, "pathvqa")
+    wanted = {name: data for name, data in server.files["flaviagiammarino/path-vqa"].items() if name.endswith(".parquet")}
+    there = {str(path.relative_to(tmp_path / "pathvqa")): path.read_bytes() for path in (tmp_path / "pathvqa" / "data").iterdir()}
+    assert there == wanted
+    assert f"pathvqa: revision {COMMIT}" in capsys.readouterr().out
+    lock = yaml.safe_load((tmp_path / "sources.lock.yaml").read_text())["pathvqa"]
+    assert lock["revision"] == COMMIT
+    assert lock["files"][LARGE] == f"sha256:{sha256(wanted[LARGE])}"
+    assert lock["files"]["data/validation-00000-of-00001.parquet"].startswith("git:")
+    server.asked.clear()
+    download(server, tmp_path, "pathvqa")  # nothing is fetched twice, and the locked revision is asked for
+    assert {path for _, path, _ in server.asked} == {f"/api/datasets/flaviagiammarino/path-vqa/revision/{COMMIT}"}
+
+
+def test_a_cut_connection_is_continued_where_it_was_cut(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what it keeps of a cut file comes in such pieces
+    server.cut[ON_CDN] = 2
+    download(server, tmp_path, "pathvqa")
+    assert (tmp_path / "pathvqa" / LARGE).read_bytes() == server.files["flaviagiammarino/path-vqa"][LARGE]
+    starts = [asked for _, path, asked in server.asked if path == ON_CDN and asked]
+    assert len(starts) >= 2
+    assert all(int(asked[6:-1]) > 0 for asked in starts)
+
+
+def test_a_file_with_another_checksum_is_removed(server, tmp_path):
+    server.wrong.add(LARGE)
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet arrived with the checksum sha256:.* and was removed"):
+        download(server, tmp_path, "pathvqa")
+    assert not (tmp_path / "pathvqa" / LARGE).exists()
+    assert not (tmp_path / "sources.lock.yaml").exists()
+    server.wrong.clear()
+    download(server, tmp_path, "pathvqa")
+    assert (tmp_path / "pathvqa" / LARGE).exists()
+
+
+def test_a_damaged_file_is_fetched_again(server, tmp_path):
+    download(server, tmp_path, "pathvqa")
+    (tmp_path / "pathvqa" / LARGE).write_bytes(b"damaged")
+    download(server, tmp_path, "pathvqa")
+    assert (tmp_path / "pathvqa" / LARGE).read_bytes() == server.files["flaviagiammarino/path-vqa"][LARGE]
+
+
+def test_a_file_that_changed_under_a_locked_revision_is_refused(server, tmp_path):
+    download(server, tmp_path, "pathvqa")
+    server.files["flaviagiammarino/path-vqa"][LARGE] = b"new" * 1000
+    with pytest.raises(UserError, match=r"is sha256:.* at its source, and .*sources\.lock\.yaml holds sha256:"):
+        download(server, tmp_path, "pathvqa")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("where", ["/api/datasets/", "/datasets/flaviagiammarino"])
+def test_a_refusal_says_what_to_do(server, tmp_path, status, where):
+    server.status[where] = status
+    with pytest.raises(
+        UserError, match=rf"/datasets/flaviagiammarino/path-vqa refuses access \({status}\); accept its terms there, log in"
+    ):
+        download(server, tmp_path, "pathvqa")
+
+
+def test_a_missing_repository_and_a_changed_layout(server, tmp_path):
+    server.status["/api/datasets/"] = 404
+    with pytest.raises(UserError, match=r"refuses access|answers with status 404"):
+        download(server, tmp_path, "pathvqa")
+    server.status.clear()
+    server.files["flaviagiammarino/path-vqa"] = {"README.md": b"moved"}
+    with pytest.raises(UserError, match=r"holds none of the files data/train-\*\.parquet, .*; its layout has changed"):
+        download(server, tmp_path, "pathvqa")
+
+
+def test_no_connection_is_one_sentence(server, tmp_path):
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/datasets/flaviagiammarino/path-vqa cannot be read"):
+        download_all(Download(sources=["pathvqa"], raw=tmp_path, hub="http://127.0.0.1:1"))
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return out.getvalue()
+
+
+def vqa_med(split: str) -> str:
+    return sources.load()["vqa_med_2019"].files[split][0]
+
+
+def test_a_zenodo_record_is_fetched_checked_and_unpacked(server, tmp_path):
+    members = {vqa_med("train"): b"synpic1|what?|ct\n" * 500, vqa_med("test"): b"s|modality|what?|ct\n"}
+    server.zenodo[10499039] = {"VQA-Med.zip": zipped(members)}
+    server.cut["VQA-Med.zip"] = 1
+    download(server, tmp_path, "vqa_med_2019")
+    assert {name: (tmp_path / "vqa_med_2019" / name).read_bytes() for name in members} == members
+    assert any(asked for method, path, asked in server.asked if path.endswith("VQA-Med.zip"))
+    lock = yaml.safe_load((tmp_path / "sources.lock.yaml").read_text())["vqa_med_2019"]
+    assert lock["files"]["VQA-Med.zip"].startswith("md5:")
+    (tmp_path / "vqa_med_2019" / "VQA-Med.zip").write_bytes(b"broken")
+    download(server, tmp_path, "vqa_med_2019")
+    assert (tmp_path / "vqa_med_2019" / "VQA-Med.zip").read_bytes() == server.zenodo[10499039]["VQA-Med.zip"]
+
+
+def test_a_server_that_fails_for_a_while_is_asked_again(server, tmp_path):
+    server.status["/zenodo/"] = 503
+    server.zenodo[10499039] = {"VQA-Med.zip": zipped({vqa_med("train"): b"x"})}
+    with pytest.raises(UserError, match=r"cannot be read after 6 attempts \(status 503\); run the same command again to continue"):
+        download(server, tmp_path, "vqa_med_2019")
+    assert sum(path.startswith("/zenodo/") for _, path, _ in server.asked) == 6
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/../../x", "C:x"])
+def test_a_member_that_leads_out_is_refused_before_anything_is_written(tmp_path, name):
+    folder = tmp_path / "deep" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "bad.zip").write_bytes(zipped({"fine.txt": b"fine", name: b"evil"}))
+    with pytest.raises(UserError, match=r"bad\.zip holds a member that leads out of its folder"):
+        unpack(folder / "bad.zip", folder)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.zip"]
+
+
+def test_a_truncated_zip_is_one_sentence(tmp_path):
+    (tmp_path / "cut.zip").write_bytes(zipped({"a": b"1" * 5000})[:60])
+    with pytest.raises(UserError, match=r"cut\.zip is not a complete zip file"):
+        unpack(tmp_path / "cut.zip", tmp_path)
+
+
+def test_no_room_is_told_before_the_start(server, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"the download needs 0\.0 GB and .* has 0\.0 GB free; make room or give another raw="):
+        download(server, tmp_path, "pathvqa")
+    assert not (tmp_path / "pathvqa").exists()
+
+
+def test_a_restricting_licence_has_to_be_accepted_by_name(server, tmp_path):
+    with pytest.raises(UserError, match=r"source 'quilt_1m' is non-commercial and not redistributable .*give accept=quilt_1m \(ACCEPT="):
+        download(server, tmp_path, "pathvqa", "quilt_1m")
+    assert not server.asked  # before anything slow
+    with pytest.raises(
+        UserError, match=r"source 'quilt_1m' has to be fetched by hand into .*: Ask for access .*; not there: quilt_1M_lookup\.csv"
+    ):
+        download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+    (tmp_path / "quilt_1m" / "quilt_1m").mkdir(parents=True)
+    (tmp_path / "quilt_1m" / "quilt_1M_lookup.csv").write_text("caption,image_path\n")
+    download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+
+
+def test_mistakes_at_the_door(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sources=pathvaq", f"raw={tmp_path}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: source 'pathvaq' is not in sources.yaml; did you mean 'pathvqa'?\n"
+
+
+def test_checksums_are_those_of_sha256_and_git(tmp_path):
+    (tmp_path / "a").write_bytes(b"hello\n")
+    assert checksum(tmp_path / "a", "git") == "git:ce013625030ba8dba906f756967f9e9ca394464a"
+    assert checksum(tmp_path / "a") == "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+
+
+def test_a_server_without_ranges_begins_anew(server, tmp_path):
+    server.zenodo[1] = {"a.bin": b"x" * 5000}
+    (tmp_path / "a.bin.part").write_bytes(b"y" * 9000)  # longer than the file, of another version
+    with pytest.raises(UserError, match="instead of 5,000"):
+        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", 5000), tmp_path)
+    fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", 5000), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"x" * 5000
