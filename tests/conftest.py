@@ -80,9 +80,13 @@ def text(folder: Path, name: str, rng: np.random.Generator) -> dict:
 @pytest.fixture
 def words(shards, language, tmp_path) -> list[str]:
     """Command-line overrides of a run that takes seconds."""
+    return overrides(shards, language, tmp_path / "outputs")
+
+
+def overrides(shards: Path, language: Path, outputs: Path) -> list[str]:
     return [
         "name=tiny",
-        f"outputs={tmp_path}/outputs",
+        f"outputs={outputs}",
         "mix=own",
         "mix.shares={alpha: 2, beta: 1, gamma: 1}",
         f"data.root={shards}",

@@ -1,0 +1,260 @@
+"""What is handed on computes what was trained: the same logits, the same answers, the same features, in other people's libraries."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast, pipeline
+
+from src.cli import compose
+from src.config import Export, typed
+from src.errors import UserError
+from src.export import export
+from src.model.answer import Answerer, Query, Sampling, load_answerer
+from tests.conftest import ORGANS, overrides
+from tests.runs import finish
+
+QUESTIONS = ["which organ is shown?", "is there a nodule in the left lung?", "what is near the heart, liver and spine?"]
+SHORT = Sampling(max_new_tokens=12)
+BLOCKS = "vision.architecture_kwargs={embed_dim: 32, depth: 2, num_heads: 2}"
+
+
+@pytest.fixture(scope="module")
+def exported(shards, language, tmp_path_factory):
+    """(run folder, export folder, the trained model)."""
+    words = overrides(shards, language, tmp_path_factory.mktemp("runs"))
+    folder, _ = finish(words, BLOCKS)
+    return folder, run_export(folder, folder.parent / "out"), answerer(folder)
+
+
+def run_export(folder: Path, out: Path, *changes: str) -> Path:
+    words = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}", *changes]
+    return export(typed(Export, compose("export", words)))
+
+
+def answerer(folder: Path) -> Answerer:
+    return load_answerer(str(folder), accelerator="cpu")
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 44)) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+
+
+def inputs_of(hf: Path, image: Image.Image, question: str):
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    processor = AutoProcessor.from_pretrained(hf, backend="pil")
+    said = [{"role": "user", "content": content}]
+    return processor, processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
+
+
+@torch.no_grad()
+def logits(trained: Answerer, asked) -> torch.Tensor:
+    ids = torch.tensor([trained.prompter.prefix(len(asked.images)) + asked.prompt])
+    return trained.model.language.base(inputs_embeds=trained.model.embed(ids, torch.stack(asked.images))).logits
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_llava_has_our_tokens_pixels_logits_and_answers(exported, number):
+    _, out, trained = exported
+    image = picture(number)
+    processor, inputs = inputs_of(out / "hf", image, QUESTIONS[number])
+    asked = trained.prepare(Query(QUESTIONS[number], [image]), SHORT)
+    assert inputs["input_ids"][0].tolist() == trained.prompter.prefix(1) + asked.prompt
+    torch.testing.assert_close(inputs["pixel_values"], trained.model.vision.normalise(asked.images[0][None]), rtol=0, atol=2e-6)
+    llava = LlavaForConditionalGeneration.from_pretrained(out / "hf").eval()
+    with torch.no_grad():
+        theirs = llava(**inputs).logits
+    assert (theirs - logits(trained, asked)).abs().max() <= 1e-5
+    made = llava.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(made, skip_special_tokens=True).strip() == trained.answers([Query(QUESTIONS[number], [image])], SHORT)[0].text
+
+
+def test_the_image_changes_the_logits(exported):
+    """Else the equalities above would hold of a model that ignores it."""
+    trained = exported[2]
+    one, other = (logits(trained, trained.prepare(Query(QUESTIONS[0], [picture(seed)]), SHORT)) for seed in (0, 1))
+    assert (one - other).abs().max() > 0.1
+
+
+def test_the_pipeline_answers_our_answer(exported):
+    _, out, trained = exported
+    image = picture(5, size=(32, 32))  # no resizing, so that transformers' own default gives equal pixels
+    answering = pipeline("image-text-to-text", model=str(out / "hf"))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTIONS[0]}]
+    found = answering(text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False)
+    assert found[0]["generated_text"].strip() == trained.answers([Query(QUESTIONS[0], [image])], SHORT)[0].text
+
+
+def test_a_conversation_is_spelt_as_in_training(exported):
+    _, out, trained = exported
+    processor = AutoProcessor.from_pretrained(out / "hf")
+    turns = [("which organ is shown?", "lung"), ("is it healthy?", "yes the lung is")]
+    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turns[0][0]}]}]
+    said += [{"role": "assistant", "content": turns[0][1]}, {"role": "user", "content": turns[1][0]}]
+    text = processor.apply_chat_template(said, tokenize=False)
+    asked = trained.prepare(Query(turns[1][0], [picture(0)], history=turns[:1]), SHORT)
+    spelt = processor.tokenizer(text.replace("<image>", "<image>" * trained.prompter.patches), add_special_tokens=False).input_ids
+    assert spelt == trained.prompter.prefix(1) + asked.prompt
+
+
+def test_the_exported_folder_answers_here_too(exported):
+    _, out, trained = exported
+    queries = [Query(question, [picture(n), picture(n + 1)]) for n, question in enumerate(QUESTIONS)] + [Query(QUESTIONS[0])]
+    again = load_answerer(str(out), accelerator="cpu")
+    for mine, theirs in zip(trained.answers(queries, SHORT), again.answers(queries, SHORT), strict=True):
+        assert mine.text == theirs.text
+        assert mine.confidence == pytest.approx(theirs.confidence, abs=1e-5)
+
+
+def test_timm_features_are_bit_equal(exported):
+    _, out, trained = exported
+    vision = trained.model.vision
+    again = timm.create_model(f"local-dir:{out / 'timm'}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(again)
+    assert (data["input_size"], data["crop_mode"], data["interpolation"]) == ((3, 32, 32), "squash", "bicubic")
+    x = vision.normalise(trained.pixels(picture(7))[None])
+    with torch.no_grad():
+        assert torch.equal(again(x), vision.trunk(x))
+        tokens = again.forward_intermediates(x, indices=1, norm=False, intermediates_only=True, output_fmt="NLC")[0]
+        assert torch.equal(tokens, vision(trained.pixels(picture(7))[None]))
+
+
+def test_the_adapter_on_the_base_gives_the_same_logits(exported, language):
+    _, out, trained = exported
+    ids = torch.tensor([trained.prompter.prefix(0) + trained.prompter.tokens(["Question: what is near the liver?\nAnswer:"])[0]])
+    base = AutoModelForCausalLM.from_pretrained(language)
+    with torch.no_grad():
+        before = base(ids).logits.clone()
+        found = PeftModel.from_pretrained(base, out / "adapter").eval()(ids).logits
+        mine = trained.model.language.base(ids).logits
+    assert (found - mine[..., : found.shape[-1]]).abs().max() <= 1e-6
+    assert (found - before).abs().max() > 0.1
+
+
+def test_merging_is_done_in_float32(exported, tmp_path):
+    """A bfloat16 base plus its adapter, rounded once; adding in bfloat16 would round the small update away."""
+    folder, _, _ = exported
+    out = run_export(folder, tmp_path / "half", "parts=[hf]", "dtype=bfloat16")
+    trained = answerer(folder)
+    stored = safetensors.torch.load_file(out / "hf" / "model.safetensors")
+    layer = trained.model.language.base.model.layers[0].mlp.up_proj
+    merged = layer.base_layer.weight + layer.get_delta_weight("default")
+    assert torch.equal(stored["language_model.model.layers.0.mlp.up_proj.weight"], merged.bfloat16())
+    said = json.loads((folder / "export.json").read_text())["logits"]
+    assert said["dtype"] == "bfloat16"
+    assert 0 < said["max_difference"] < 0.2  # logits of several units, 8 bits of mantissa
+
+
+def test_a_second_export_is_byte_identical(exported, tmp_path):
+    folder, out, _ = exported
+    again = run_export(folder, tmp_path / "again")
+    assert (again / "SHA256SUMS").read_bytes() == (out / "SHA256SUMS").read_bytes()
+    assert run_export(folder, out) == out  # into the same folder: nothing to do
+
+
+def test_a_folder_that_differs_is_left_alone(exported, tmp_path):
+    folder, out, _ = exported
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    (copy / "hf" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"differs from this export in hf/README\.md"):
+        run_export(folder, copy)
+    assert (copy / "hf" / "README.md").read_text() == "mine"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    with pytest.raises(UserError, match="was not written by export"):
+        run_export(folder, foreign)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_only_safetensors_are_written_and_nothing_else_is_read(exported, tmp_path):
+    _, out, _ = exported
+    suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".jinja", ".md", ".py", ".txt", ".css", ""}
+    copy = tmp_path / "copy"
+    shutil.copytree(out / "hf", copy)
+    (copy / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, a format that can carry code"):
+        load_answerer(str(copy))
+
+
+def test_the_card_tells_licences_scores_and_limits(exported):
+    _, out, _ = exported
+    for part in ("hf", "adapter", "timm"):
+        card = (out / part / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: ")
+        for said in (
+            "Not a medical device",
+            "| pathvqa | bleu1, with its image | 0.500 | 0.400 to 0.600 | 200 |",
+            "gain over a blank image",
+        ):
+            assert said in card
+        assert "| alpha (`alpha`) | 50.0% | 60 | the user's own | unsourced | unverified | unverified |" in card
+        assert "Strictest licence: research use only until its licence is verified (from alpha, beta, gamma)" in card
+        assert "type=organ" not in card
+        assert not any(hole in card for hole in ("HERE", "BASE", "TODO", "More Information Needed"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (["projector=linear"], "hf"),
+        (["projector.hidden=24"], "hf"),
+        (["vision.architecture_kwargs.depth=3", "vision.layer=1"], "timm"),
+        (["vision.architecture_kwargs.num_heads=4", "vision.image_size=48"], "hf"),
+    ],
+)
+def test_other_shapes_are_exact_too(shards, language, tmp_path, changes, part):
+    folder, _ = finish(overrides(shards, language, tmp_path), BLOCKS, *changes)
+    out = run_export(folder, tmp_path / "out", "parts=[hf,timm]")
+    assert json.loads((folder / "export.json").read_text())["logits"]["max_difference"] <= 1e-5
+    assert (out / part / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("run_changes", "export_changes", "said"),
+    [
+        (["projector.hidden=64"], [], "projector of at most the language model's width 32"),
+        (["vision.architecture=resnet18", "~vision.architecture_kwargs"], ["parts=[hf]"], "can hold ViT encoders with a CLS token"),
+        (["vision.architecture=vit_small_patch16_dinov3"], ["parts=[hf]"], "transformers has no tower equal to this run's"),
+        (["data.images=false"], [], "was trained without images"),
+        ([], ["parts=[hf,onnx]"], "parts names 'onnx'"),
+        ([], ["parts=[space]"], "add hf to parts="),
+        ([], ["dtype=int8"], "dtype='int8'"),
+        ([], ["push=nonsense"], "no repository name"),
+        ([], ["run=tinny"], "no run 'tinny'"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(shards, language, tmp_path, run_changes, export_changes, said):
+    folder, _ = finish(overrides(shards, language, tmp_path), *run_changes)
+    with pytest.raises(UserError) as caught:
+        run_export(folder, tmp_path / "out", *export_changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_and_a_missing_base_are_one_sentence(shards, language, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(language, base)
+    folder, _ = finish(overrides(shards, base, tmp_path / "runs"))
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"language\.path="):
+        run_export(folder, tmp_path / "out")
+    (folder / "train.json").unlink()
+    with pytest.raises(UserError, match="has not finished training"):
+        run_export(folder, tmp_path / "out")
+
+
+def test_the_tokenizer_of_the_export_knows_the_image_token(exported):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported[1] / "hf")
+    assert tokenizer.convert_tokens_to_ids("<image>") == exported[2].model.image_id
+    assert tokenizer(" ".join(ORGANS)).input_ids == exported[2].prompter.tokens([" ".join(ORGANS)])[0]
