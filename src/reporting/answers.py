@@ -64,8 +64,10 @@ def _compared(difference: Any, words: str) -> str:
 
 def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
     blocks: list = [condition_table(scores, pooled=several)]
-    if any(name.startswith("real_minus") for name in scores):
-        blocks.append(difference_table(scores))
+    if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
+        blocks.append(difference_table(scores, ("shuffled", "blank")))
+    if "real_minus_majority" in scores:
+        blocks.append(Folded("Differences to what needs no image or no model", [difference_table(scores, ("none", "colour", "majority"))]))
     main = "real" if "real" in scores else "none"
     if len(scores.get(main, {})) > 1:
         blocks.append(slice_table(scores, "exact"))
@@ -86,9 +88,9 @@ def condition_table(scores: Scores, *, pooled: bool) -> Table:
     return Table(["who answers", "questions", "BLEU-1", "exact match", "token F1", "closed accuracy", ""], rows, caption=caption)
 
 
-def difference_table(scores: Scores) -> Table:
+def difference_table(scores: Scores, others: tuple[str, ...]) -> Table:
     rows, rules = [], []
-    for other in CONDITIONS:
+    for other in others:
         parts = scores.get(f"real_minus_{other}", {})
         if parts:
             rules.append(len(rows))
@@ -97,7 +99,7 @@ def difference_table(scores: Scores) -> Table:
             if bleu or exact:
                 count = next(iter(parts[part].values()))["n"]
                 rows.append([f"real - {other}", _part(part), count, bleu, exact, *_graph(exact or bleu)])
-    caption = "Paired differences on the same questions; an interval that holds 0 shows no difference. The drawing shows exact match from -1 to 1."
+    caption = "Paired differences on the same questions; where the interval holds 0, none is shown. Drawn: exact match from -1 to 1."
     return Table(["difference", "questions on", "n", "BLEU-1", "exact match", "", "verdict"], rows, caption=caption, rules=rules[1:])
 
 
@@ -143,15 +145,15 @@ def tiles(run: Stored) -> Tiles:
         name, scores = next(iter(found.items()))
         main = "real" if "real" in scores else "none"
         for label, condition, part, score in (
-            (f"BLEU-1 on {name}", main, "all", "bleu1"),
-            ("BLEU-1 above another image", "real_minus_shuffled", "all", "bleu1"),
-            ("BLEU-1 above a blank image", "real_minus_blank", "all", "bleu1"),
-            ("exact match, what is found", main, "type=finding", "exact"),
+            (f"BLEU-1, {name}", main, "all", "bleu1"),
+            ("... above another image", "real_minus_shuffled", "all", "bleu1"),
+            ("... above a blank image", "real_minus_blank", "all", "bleu1"),
+            ("exact match on findings", main, "type=finding", "exact"),
         ):
             metric = scores.get(condition, {}).get(part, {}).get(score)
             if metric:
                 shown.append((label, interval(metric, signed="minus" in condition), f"{metric['n']:,} questions"))
     for key, metric in run.metrics.items():
         if key.startswith("transfer/") and key.endswith(f"/run:{run.name}/probe/macro_f1"):
-            shown.append((f"macro-F1 on {key.split('/')[1]}", interval(metric), "linear probe of the trained encoder"))
-    return Tiles(shown[:6])
+            shown.append((f"macro-F1, {key.split('/')[1]}", interval(metric), "probe of the encoder"))
+    return Tiles(shown[:5])

@@ -52,7 +52,7 @@ def numeric(table: Table, column: int) -> bool:
 def kind(value: Any, is_numeric: bool) -> Markup:
     if is_numeric:
         return Markup(' class="number"')
-    return Markup(' class="wrap"') if isinstance(value, str) and len(value) > 40 else Markup("")
+    return Markup(' class="wrap"') if isinstance(value, str) and len(value) > 32 else Markup("")
 
 
 def markdown(sections: list[Section], *, title: str) -> str:

@@ -45,7 +45,7 @@ def curves(given: list[Curve], *, title: str, x: str, y_from: float | None = Non
 
 def whiskers(graph: Graph) -> str:
     """Dots with their intervals, as tall as a table row and as wide as its cell; the scale stands in the column's head."""
-    width, height = 160, 16
+    width, height = 130, 16
     across = Scale(graph.start, graph.stop, 4, width - 4)
     content = [line(across(tick), 0, across(tick), height, kind="grid") for tick in (graph.start, graph.stop)]
     content += [line(across(0), 0, across(0), height, kind="zero")] if graph.start < 0 < graph.stop else []

@@ -1,5 +1,7 @@
 """How a run was trained: its parts, its losses, its pace."""
 
+from itertools import pairwise
+
 from src.reporting.blocks import Figure, Folded, Section, Table, Text
 from src.reporting.plots import Curve, curves
 from src.reporting.stored import Stored
@@ -60,5 +62,5 @@ def pace(run: Stored) -> Figure:
 def speed(run: Stored, what: str) -> list[tuple[float, float]]:
     """Rate between consecutive log lines; `log.csv` holds running totals."""
     rows = [{"step": 0.0, "seconds": 0.0, what: 0.0}, *run.log]
-    pairs = [(before, after) for before, after in zip(rows, rows[1:], strict=False) if after["seconds"] > before["seconds"]]
+    pairs = [(before, after) for before, after in pairwise(rows) if after["seconds"] > before["seconds"]]
     return [(after["step"], (after[what] - before[what]) / (after["seconds"] - before["seconds"])) for before, after in pairs]

@@ -13,10 +13,12 @@ def section(run: Stored) -> Section:
         return Section("Transfer", [Text(f"No encoder has been transferred yet; run: {how}", "gap")])
     cells = found["cells"]
     paint = {name: colour(number) for number, name in enumerate(dict.fromkeys(cell["encoder"] for cell in cells))}
-    blocks: list = [Text(words, "finding") for words in verdicts(found["differences"])]
+    protocols = {cell["protocol"] for cell in cells}
+    whole = [one for one in found["differences"] if one["protocol"] in protocols]  # few-shot fits have their own drawing
+    blocks: list = [Text(words, "finding") for words in verdicts(whole)]
     blocks.append(score_table(found, paint))
-    if found["differences"]:
-        blocks.append(difference_table(found["differences"]))
+    if whole:
+        blocks.append(difference_table(whole))
     if found["few_shot"]:
         blocks.append(few_shot(found["few_shot"], paint))
     blocks.append(Folded("Confusion matrices", [confusions(cells)]))
@@ -41,31 +43,25 @@ def verdicts(differences: list[dict]) -> list[str]:
 
 def score_table(found: dict, paint: dict[str, str]) -> Table:
     rows, rules, before = [], [], None
-    order = sorted(found["cells"], key=lambda cell: (cell["protocol"], cell["benchmark"]))
-    for cell in order:
-        if before is not None and (cell["protocol"], cell["benchmark"]) != before:
+    for cell in sorted(found["cells"], key=lambda cell: (cell["protocol"], cell["benchmark"])):
+        if before not in (None, (cell["protocol"], cell["benchmark"])):
             rules.append(len(rows))
         before = (cell["protocol"], cell["benchmark"])
         scores = [interval(cell[score]) for score in ("macro_f1", "balanced_accuracy", "auroc")]
-        about = [
-            cell["encoder"],
-            cell["n"],
-            *scores,
-            Graph([(scores[0], paint[cell["encoder"]])]),
-            ", ".join(dict.fromkeys(cell["pooling"])),
-            _unseen(cell.get("overlap")),
-        ]
-        rows.append([cell["benchmark"], cell["protocol"], *about])
-    for number, mean in enumerate(found["means"] if len({cell["benchmark"] for cell in order}) > 1 else []):
-        rules += [len(rows)] if number == 0 else []
-        rank = found["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
-        score, name = interval(mean), mean["encoder"]
-        remark = None if rank is None else f"average rank {rank:.2f}"
-        rows.append(["mean", mean["protocol"], name, mean["n"], score, None, None, Graph([(score, paint[name])]), remark, None])
+        ink, pooling = paint[cell["encoder"]], ", ".join(dict.fromkeys(cell["pooling"]))
+        about = [cell["benchmark"], cell["protocol"], cell["encoder"], cell["n"], *scores]
+        rows.append([*about, Graph([(scores[0], ink)]), pooling, _unseen(cell.get("overlap"))])
+    means = [mean for mean in found["means"] if mean["protocol"] in {cell["protocol"] for cell in found["cells"]}]
+    rules += [len(rows)] if means else []
+    for mean in means:
+        score, rank = interval(mean), found["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
+        remark = "" if rank is None else f"rank {rank:.2f}"
+        about = ["mean", mean["protocol"], mean["encoder"], mean["n"], score, None, None]
+        rows.append([*about, Graph([(score, paint[mean["encoder"]])]), remark, None])
     columns = ["benchmark", "protocol", "encoder", "test images", "macro-F1", "balanced accuracy", "AUROC", "", "pooling", "unseen"]
     caption = (
-        "Every choice (regularisation, pooling) was made on the validation split, and each test split was used once. Brackets: 95% bootstrap "
-        "intervals over patients, slides or images; the drawing shows macro-F1 from 0 to 1."
+        "Every choice (regularisation, pooling) was made on the validation split; each test split was used once. Brackets: 95% bootstrap "
+        "intervals over patients, slides or images; the drawing shows macro-F1 from 0 to 1. Rank: average over the benchmarks, 1 is best."
     )
     return Table(columns, rows, caption=caption, rules=rules)
 
