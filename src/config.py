@@ -31,6 +31,7 @@ class Data:
     exact_decode: bool
     images: bool
     validate: int
+    answers: int
 
 
 @dataclass
@@ -287,6 +288,7 @@ AT_LEAST = {
     "data.row_tokens": 16,
     "data.workers": 0,
     "data.validate": 0,
+    "data.answers": 0,
     "language.lora.rank": 1,
     "optim.steps": 1,
     "optim.warmup": 0,

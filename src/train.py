@@ -16,6 +16,7 @@ from src.model.vlm import build, census, table
 from src.training.checkpoint import Checkpoints, choose, load, newest
 from src.training.log import Log
 from src.training.module import Training
+from src.training.validation import Validation
 
 
 def train(config: Train) -> Path:
@@ -73,22 +74,6 @@ def train(config: Train) -> Path:
         said["data"], said["shards"] = short(data.fingerprint), data.fingerprint["shards"]
         said["metrics"] = throughput(log.totals)
     return folder
-
-
-class Validation:
-    """Runs the fixed validation list; writes the losses to the log and returns their mean over sources."""
-
-    def __init__(self, module: Training, data: DataModule, log: Log):
-        self.module, self.data, self.log = module, data, log
-        self.batches: list | None = None
-
-    def __call__(self, step: int) -> float | None:
-        if self.batches is None:
-            trainer = self.module.trainer
-            self.batches = self.data.validation_batches(rank=trainer.global_rank, world=trainer.world_size)
-        losses = self.module.validation_losses(self.batches)
-        self.log.write(self.module.trainer, self.module, step, validation=losses)
-        return sum(losses.values()) / len(losses) if losses else None
 
 
 def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:

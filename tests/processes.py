@@ -41,7 +41,7 @@ def _run(config: Train, log: Path, environment: dict[str, str]) -> None:
         raise SystemExit(2) from None
 
 
-def wait(processes: list[BaseProcess], *, seconds: float = 120) -> list[int | None]:
+def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | None]:
     """Their exit codes; None for one that had to be killed because it hung."""
     until = time.monotonic() + seconds
     for process in processes:
@@ -64,7 +64,7 @@ def ranks(config: Train, log: Path, *, world: int) -> list[BaseProcess]:
     return [start(config, log.with_suffix(f".{rank}"), shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)]
 
 
-def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 150) -> None:
     """Waits for `condition` while `process` lives."""
     end = time.monotonic() + seconds
     while not condition():

@@ -50,8 +50,8 @@ def same_weights(model: VLM, stored: dict[str, dict[str, str]]) -> None:
         now = model.weights[part]
         if now["sha256"] != then["sha256"]:
             raise UserError(
-                f"the checkpoint was trained on {part} weights {then['id']} (revision {then['revision']}, sha256 {then['sha256'][:12]}), but "
-                f"{part}.path={now['id']} holds sha256 {now['sha256'][:12]}; give it the weights of then"
+                f"the checkpoint was trained on {part} weights {then['id']} (revision {then['revision']}, sha256 {then['sha256'][:12]}), "
+                f"but {part}.path={now['id']} holds sha256 {now['sha256'][:12]}; give it the weights of then"
             )
 
 

@@ -15,7 +15,7 @@ class Log(lightning.Callback):
 
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int):
         self.path, self.log_every = path, log_every
-        per_source = [f"{kind}/{source}" for kind in ("loss", "val") for source in sources]
+        per_source = [f"{kind}/{source}" for kind in ("loss", "val", "f1") for source in sources]
         self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + per_source
         self.totals = {"seconds": 0.0, "samples": 0, "tokens": 0, "places": 0}
@@ -69,9 +69,7 @@ class Log(lightning.Callback):
         }
         row |= {f"lr/{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         row |= {f"loss/{source}": loss / count for source, loss, count in zip(module.sources, sums, counts, strict=True) if count}
-        if validation:
-            row["val"] = sum(validation.values()) / len(validation)
-            row |= {f"val/{source}": loss for source, loss in validation.items()}
+        row |= validation
         if trainer.is_global_zero:
             self._append(row)
             rates = {"loss": f"{row['loss']:.3f}", "samples/s": f"{samples / seconds:.0f}", "tokens/s": f"{tokens / seconds:.0f}"}

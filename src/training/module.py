@@ -90,7 +90,7 @@ class Training(lightning.LightningModule):
     @torch.no_grad()
     def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
         """Mean loss per supervised token for each source of the fixed validation list, summed over ranks before dividing."""
-        sums = torch.zeros(2, len(self.sources), device=self.device)
+        sums = torch.zeros(2, len(self.sources), dtype=torch.float32, device=self.device)
         self.model.eval()
         for batch in batches:
             losses_S, sources_S = self.model(batch.to(self.device))
