@@ -1,0 +1,72 @@
+"""`python -m data_prep.phantom.weights`: stand-ins for PMC-LLaMA and BiomedCLIP, trained on phantoms and stored in their formats."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep import arguments
+from data_prep.phantom.weights import language, vision
+from src.data.shards import Shards
+from src.errors import UserError, command, nearest
+
+PARTS = ("language", "vision")
+
+
+@dataclass
+class Weights:
+    """Trains the small language model and image encoder that stand in for the real weights; what is complete is kept.
+
+    python -m data_prep.phantom.weights out=data/phantom/weights shards=data/phantom/shards
+
+    out             folder that gets OUT/language and OUT/vision
+    shards          folder of the phantom shards; only their training splits are read
+    parts           language, vision (default: both)
+    language_steps  optimizer steps of the language model (default 300)
+    vision_steps    optimizer steps of the image encoder (default 400)
+    seed            of both (default 0)
+    """
+
+    out: Path = Path("data/phantom/weights")
+    shards: Path = Path("data/phantom/shards")
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
+    language_steps: int = 300
+    vision_steps: int = 400
+    seed: int = 0
+
+
+@command
+def main(words: list[str]) -> None:
+    config = arguments.parse(Weights, words)
+    for part in config.parts:
+        if part not in PARTS:
+            raise UserError(f"parts names '{part}'{nearest(part, PARTS)}")
+    sources = sorted(path.parent for path in config.shards.glob("*/manifest.json"))
+    if config.shards / "pmc_oa" not in sources:
+        raise UserError(f"shards={config.shards} holds no pmc_oa, whose captions the image encoder learns from")
+    if "language" in config.parts:
+        opened = [Shards(folder) for folder in sources]
+        kept(config.out / "language", lambda folder: language.pretrain(folder, opened, steps=config.language_steps, seed=config.seed))
+    if "vision" in config.parts:
+        captions = Shards(config.shards / "pmc_oa")
+        kept(config.out / "vision", lambda folder: vision.pretrain(folder, captions, steps=config.vision_steps, seed=config.seed))
+
+
+def kept(out: Path, write: Callable[[Path], None]) -> None:
+    """Writes `out` under a temporary name, so that a killed run leaves nothing that looks complete."""
+    if out.exists():
+        print(f"{out} is there already")
+        return
+    temporary = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    begun = time.perf_counter()
+    write(temporary)
+    temporary.rename(out)
+    print(f"{out} written in {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

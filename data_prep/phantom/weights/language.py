@@ -1,0 +1,74 @@
+"""A small LLaMA with its own tokenizer learns the phantom texts; saved as any Hugging Face folder.
+
+It reads captions, questions with their answers and abstracts, never an image: what it knows afterwards is how answers are
+worded, not which one is right.
+"""
+
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm import trange
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from src.data.prompt import pieces
+from src.data.shards import Shards
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+VOCABULARY = 1024
+TOKENS, ROWS, RATE = 128, 16, 3e-3  # per row, rows per step
+
+
+def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None:
+    """Writes `out` (config, safetensors, tokenizer)."""
+    texts = [pieces(opened.text(row)) for opened in sources for row in opened.rows("train").tolist()]
+    tokenizer = train_tokenizer([part for turns in texts for turn in turns for part in turn])
+    stream_T = token_stream(tokenizer, texts, seed=seed)
+    torch.manual_seed(seed)
+    config = LlamaConfig(**SHAPE, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    with trange(steps, desc="language stand-in", unit="step", dynamic_ncols=True) as bar:
+        for step in bar:
+            starts = torch.randint(len(stream_T) - TOKENS, (ROWS,))
+            ids_BT = torch.stack([stream_T[start : start + TOKENS] for start in starts])
+            loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.2f}")
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte pairs with LLaMA's conventions: `<unk>` 0, `<s>` 1, `</s>` 2, blanks as a mark at the beginning of a word."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=list(string.printable[:95] + "\n"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[list[tuple[str, str]]], *, seed: int) -> Tensor:
+    """All texts in a random order as one row of ids, each `<s> prompt answer </s> ...` as in training."""
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    flat = iter(tokenizer([part for n in order for turn in texts[n] for part in turn], add_special_tokens=False).input_ids)
+    ids: list[int] = []
+    for n in order:
+        ids.append(tokenizer.bos_token_id)
+        for _ in texts[n]:
+            ids += [*next(flat), *next(flat), tokenizer.eos_token_id]
+    return torch.tensor(ids)

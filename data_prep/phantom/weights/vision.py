@@ -1,0 +1,68 @@
+"""A small ViT learns phantom images from their captions, as BiomedCLIP learnt figures from theirs; saved in open_clip's format.
+
+Sigmoid contrast (Zhai et al., SigLIP, arXiv 2303.15343) between an image and every word of the captions' vocabulary, in place
+of whole captions: a small batch then sees every contrast at once.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import trange
+
+from src.data.images import decode
+from src.data.shards import Shards
+from src.model.towers import CLIP_MEAN, CLIP_STD, save_open_clip
+
+ARCHITECTURE = "vit_base_patch16_224"
+KWARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 2}
+BATCH, RATE, FREQUENT = 64, 1.5e-3, 20  # a word counts from so many captions on
+
+
+def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
+    """Writes `out` (open_clip_config.json, open_clip_model.safetensors)."""
+    torch.manual_seed(seed)
+    images_N3HW, words_NW = captioned(shards)
+    trunk = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, **KWARGS)
+    head = nn.Linear(KWARGS["embed_dim"], words_NW.shape[1])
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (CLIP_MEAN, CLIP_STD))
+    parameters = [*trunk.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.05, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
+    order = torch.cat([torch.randperm(len(images_N3HW)) for _ in range(steps * BATCH // len(images_N3HW) + 1)])
+    trunk.train()
+    with trange(steps, desc="vision stand-in", unit="step", dynamic_ncols=True) as bar:
+        for step in bar:
+            picked = order[step * BATCH : (step + 1) * BATCH]
+            x_N3HW = (shifted(images_N3HW[picked]).float() - mean) / std
+            logits_NW = head(trunk.forward_features(x_N3HW)[:, 1:].mean(1))
+            loss = F.binary_cross_entropy_with_logits(logits_NW, words_NW[picked].float()) * words_NW.shape[1]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.2f}")
+    save_open_clip(out, trunk.eval(), timm_model_name=ARCHITECTURE, kwargs=KWARGS)
+
+
+def captioned(shards: Shards) -> tuple[Tensor, Tensor]:
+    """The training images (uint8 N3HW) and which words of the vocabulary their captions use (bool NW)."""
+    rows = shards.rows("train").tolist()
+    records = [shards[row] for row in rows]
+    images = np.stack([decode(record.images[0], size=KWARGS["img_size"], exact=False) for record in records])
+    said = [set(re.findall(r"[a-z]+", record.caption.lower())) for record in records]
+    everything = sorted(set().union(*said))
+    vocabulary = [word for word in everything if FREQUENT <= sum(word in words for words in said) < len(said)]
+    return torch.from_numpy(images), torch.tensor([[word in words for word in vocabulary] for words in said])
+
+
+def shifted(x_N3HW: Tensor, most: int = 3) -> Tensor:
+    """Each image moved by up to `most` pixels, the same for a batch; never flipped, captions name sides."""
+    down, right = torch.randint(-most, most + 1, (2,)).tolist()
+    return torch.roll(x_N3HW, (down, right), (2, 3))
