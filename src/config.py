@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import UserError, nearest
+from src.model.recompute import MODES
 from src.model.vision import VisionConfig
 
 
@@ -115,7 +116,7 @@ class Evaluate:
     checkpoint: str
     outputs: str
     data_root: str | None
-    benchmarks: list[str]
+    benchmarks: Any  # a name, a list of names, or null
     images: list[str]
     limit: int
     batch: int
@@ -126,7 +127,6 @@ class Evaluate:
     seed: int
     predictions: str | None
     name: str | None
-    benchmark: str | None
 
 
 @dataclass
@@ -260,7 +260,7 @@ def validate(config: Train) -> None:
             f"data.global_batch={data.global_batch} must be divisible by trainer.devices x trainer.nodes x trainer.accumulate "
             f"= {ranks} x {trainer.accumulate}"
         )
-    one_of("trainer.recompute", trainer.recompute, ("none", "full"))
+    one_of("trainer.recompute", trainer.recompute, MODES)
     one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
     one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))

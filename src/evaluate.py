@@ -21,12 +21,15 @@ from src.scoring import summary
 from src.scoring.predictions import read_predictions
 from src.training.checkpoint import choose, load
 
+BENCHMARKS = ["pathvqa", "vqa_med_2019"]
+
 
 def evaluate(config: Evaluate) -> Path:
     """Every question under every image condition and by every control, then the scores of all prediction files of the run."""
     folder, stored = run.read_run(config.outputs, config.run or "")
     trained = typed(Train, OmegaConf.create(stored))
-    tests = [benchmark.read(name, root=config.data_root or trained.data.root, limit=config.limit) for name in config.benchmarks]
+    root = config.data_root or trained.data.root
+    tests = [benchmark.read(name, root=root, limit=config.limit) for name in several(config.benchmarks) or BENCHMARKS]
     asked = {test.name: benchmark.conditions(test, config.images) for test in tests}
     path = choose(folder, config.checkpoint)
 
@@ -80,16 +83,24 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
 
 def score(config: Evaluate) -> Path:
     """Scores of anybody's predictions file, without a model."""
-    path = Path(config.predictions or "")
-    items = read_predictions(path, benchmark=config.benchmark)
+    path, names = Path(config.predictions or ""), several(config.benchmarks)
+    if len(names) > 1:
+        raise UserError(f"benchmark={names}: a predictions file answers one benchmark, {len(names)} were given")
+    name = names[0] if names else "file"
+    test = benchmark.read(name, root=config.data_root, limit=config.limit) if names and config.data_root else None
+    items = read_predictions(path, benchmark=name, ids=test.ids if test else None)
     folder = Path(config.outputs) / (config.name or path.stem)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is the folder of a trained run; give another name=")
     folder.mkdir(parents=True, exist_ok=True)
     with run.verb(folder, "evaluate") as said:
         said["predictions"] = path.name
-        said |= summary.summarise({config.benchmark or "file": {"real": items}}, pooled=[], resamples=config.resamples, seed=config.seed)
+        said |= summary.summarise({name: {"real": items}}, pooled=[], resamples=config.resamples, seed=config.seed)
     return folder
+
+
+def several(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
 
 def predictions(folder: Path, test: Questions, condition: str) -> Path:
@@ -107,7 +118,7 @@ def main(config: Evaluate) -> None:
         raise UserError("give either run=NAME of a trained model or predictions=FILE")
     one_of("checkpoint", config.checkpoint, ("best", "last"))
     folder = evaluate(config) if config.run else score(config)
-    print(summary.text(json.loads((folder / "evaluate.json").read_text())["metrics"]))
+    print(summary.text(json.loads((folder / "evaluate.json").read_text())))
     print(f"{folder}/evaluate.json")
 
 

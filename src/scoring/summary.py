@@ -1,30 +1,39 @@
 """Prediction files -> the metrics of `result.json`, and the table that shows what the choice of scorer does."""
 
-from src.scoring.vqa import SCORERS, paired, score
+from src.scoring.statistics import holm
+from src.scoring.vqa import SCORERS, clusters, paired, score
 
 SUBTRACTED = ("shuffled", "blank", "none", "majority", "colour")
 
 
 def summarise(found: dict[str, dict[str, list[dict]]], *, pooled: list[str], resamples: int, seed: int) -> dict:
-    """`found[benchmark][condition]` are the items of one prediction file. Gives `metrics` and `scorers`.
+    """`found[benchmark][condition]` are the items of one prediction file. Gives `metrics`, `scorers` and `clusters`.
 
+    A paired difference has `p` and `p_holm`, adjusted for the family of all that are subtracted from `real` under the same key.
     `vqa/pooled` joins the benchmarks named in `pooled`, condition by condition where all have it; it stands beside them from one on.
     """
     found = {name: {condition: items for condition, items in files.items() if items} for name, files in found.items()}
-    shared = [condition for condition in next(iter(found.values()), {}) if all(condition in found[name] for name in pooled)]
     if pooled:
+        shared = [condition for condition in found[pooled[0]] if all(condition in found[name] for name in pooled)]
         found["pooled"] = {condition: [_unique(name, item) for name in pooled for item in found[name][condition]] for condition in shared}
-    metrics = {}
+    metrics: dict[str, dict] = {}
     for name, files in found.items():
         for condition, items in files.items():
             metrics |= {f"vqa/{name}/{condition}/{key}": value for key, value in score(items, resamples=resamples, seed=seed).items()}
-        for other in SUBTRACTED:
-            if "real" in files and other in files:
-                differences = paired(files["real"], files[other], resamples=resamples, seed=seed)
-                metrics |= {f"vqa/{name}/real_minus_{other}/{key}": value for key, value in differences.items()}
+        metrics |= _differences(name, files, resamples=resamples, seed=seed)
     main = {name: files.get("real") or files.get("none") for name, files in found.items()}
     scorers = {name: {scorer: function(items) for scorer, function in SCORERS.items()} for name, items in main.items() if items}
-    return {"metrics": metrics, "scorers": scorers}
+    return {"metrics": metrics, "scorers": scorers, "clusters": {name: clusters(items) for name, items in main.items() if items}}
+
+
+def _differences(name: str, files: dict[str, list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
+    """`vqa/<name>/real_minus_<other>/...` for each other condition that there is."""
+    others = [other for other in SUBTRACTED if "real" in files and other in files]
+    found = {other: paired(files["real"], files[other], resamples=resamples, seed=seed) for other in others}
+    for key in found[others[0]] if others else ():
+        for other, adjusted in zip(others, holm([found[other][key]["p"] for other in others]), strict=True):
+            found[other][key]["p_holm"] = float(adjusted)
+    return {f"vqa/{name}/real_minus_{other}/{key}": value for other, rows in found.items() for key, value in rows.items()}
 
 
 def _unique(benchmark: str, item: dict) -> dict:
@@ -32,10 +41,10 @@ def _unique(benchmark: str, item: dict) -> dict:
     return {**item, "id": f"{benchmark}:{item['id']}", **({"image": f"{benchmark}:{item['image']}"} if item.get("image") else {})}
 
 
-def text(metrics: dict[str, dict]) -> str:
+def text(summary: dict) -> str:
     """The lines that a terminal shows: per benchmark and condition the score of all items, with its 95% interval."""
-    lines = []
-    for key, found in metrics.items():
+    lines = [f"{name:16} 95% intervals by bootstrap over {words}" for name, words in summary["clusters"].items()]
+    for key, found in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
         if part == "all" and scorer in ("bleu1", "exact"):
             lines.append(

@@ -174,6 +174,15 @@ def spoken(found: str | int, item: dict) -> str:
     return choices[min(found, len(choices) - 1)] if isinstance(found, int) else found
 
 
+def clusters(items: list[dict]) -> str:
+    """What the bootstrap draws, in words."""
+    images = len({item.get("image") for item in items} - {None, ""})
+    alone = sum(not item.get("image") for item in items)
+    if not images:
+        return f"{alone:,} questions, since none names its image: the intervals are too narrow if several share one"
+    return f"{images:,} images" + (f" and {alone:,} questions that name none" if alone else "")
+
+
 def _clusters(items: list[dict]) -> list[str]:
     return [f"image {item['image']}" if item.get("image") else f"id {item['id']}" for item in items]
 

@@ -1,0 +1,91 @@
+"""Prediction files to metric keys: which keys, pooling, the family of differences; and the command on anybody's file."""
+
+import json
+
+import pytest
+
+from src.cli import compose, spoken
+from src.config import Evaluate, typed
+from src.errors import UserError
+from src.evaluate import score as evaluate_file
+from src.scoring import summary
+from tests.test_vqa import some
+
+
+def config(**keys) -> Evaluate:
+    return typed(Evaluate, compose("evaluate", [f"{name}={value}" for name, value in keys.items()]))
+
+
+def summarise(found: dict, pooled: list[str]) -> dict:
+    return summary.summarise(found, pooled=pooled, resamples=1000, seed=0)
+
+
+@pytest.fixture
+def found() -> dict:
+    real = some(60, right=0.9)
+    blind = [{**item, "prediction": "no"} for item in real]
+    text = [{**item, "image": ""} for item in some(20, seed=3)]
+    first = {"real": real, "shuffled": blind, "blank": real[::-1], "majority": blind}
+    return {
+        "medqa": {"none": text, "majority": text},
+        "pathvqa": first,
+        "vqa_rad": {"real": some(30, seed=2), "shuffled": some(30, seed=2)},
+    }
+
+
+def test_pooled_joins_what_all_have_and_keeps_images_apart(found):
+    metrics = summarise(found, ["pathvqa", "vqa_rad"])["metrics"]
+    assert metrics["vqa/pooled/real/all/bleu1"]["n"] == 90
+    assert metrics["vqa/pooled/shuffled/all/bleu1"]["n"] == 90
+    assert not any(key.startswith(("vqa/pooled/blank", "vqa/pooled/majority", "vqa/pooled/none")) for key in metrics)
+    alone, again = (summarise({"pathvqa": found["pathvqa"], "x": found["pathvqa"]}, pooled) for pooled in (["pathvqa"], ["pathvqa", "x"]))
+    key = "vqa/pooled/real/all/bleu1"
+    width = [of["metrics"][key]["high"] - of["metrics"][key]["low"] for of in (alone, again)]
+    assert width[1] < 0.9 * width[0]
+
+
+def test_differences_are_a_family_per_key(found):
+    metrics = summarise(found, ["pathvqa"])["metrics"]
+    others = ("shuffled", "blank", "majority")
+    rows = [metrics[f"vqa/pathvqa/real_minus_{other}/all/bleu1"] for other in others]
+    assert rows[1]["p_holm"] == rows[1]["p"] == 1
+    assert rows[0]["p_holm"] == pytest.approx(3 * rows[0]["p"])
+    assert not any("medqa/real" in key for key in metrics)
+
+
+def test_keys_have_five_parts_and_the_terminal_says_what_was_drawn(found):
+    whole = summarise(found, ["pathvqa"])
+    assert {key.count("/") for key in whole["metrics"]} == {4}
+    lines = summary.text(whole)
+    assert "pathvqa          95% intervals by bootstrap over 20 images" in lines
+    assert "medqa            95% intervals by bootstrap over 20 questions, since none names its image" in lines
+    assert set(whole["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
+
+
+def test_anybodys_file_becomes_a_result(tmp_path):
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps({**item, "question": "what?"}) + "\n" for item in some(40)))
+    folder = evaluate_file(config(predictions=file, outputs=tmp_path / "outputs", resamples=50))
+    assert folder == tmp_path / "outputs" / "theirs"
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert metrics["vqa/file/real/all/bleu1"]["n"] == 40
+    assert json.loads((folder / "evaluate.json").read_text())["scorers"]["file"]["bleu1"] == metrics["vqa/file/real/all/bleu1"]["value"]
+
+
+def test_ids_are_held_to_the_benchmark_where_its_shards_are_given(tmp_path, shards):
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps({**item, "question": "what?"}) + "\n" for item in some(3)))
+    with pytest.raises(UserError, match=r"not those of the benchmark's 8 questions: 8 ids are missing .* and 3 are extra"):
+        evaluate_file(config(predictions=file, outputs=tmp_path, benchmarks="alpha", data_root=shards))
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_the_benchmark_of_a_file_names_its_keys_and_its_alternatives(tmp_path):
+    file = tmp_path / "theirs.jsonl"
+    file.write_text(json.dumps({"id": 1, "question": "what?", "references": "lung#heart", "prediction": "heart"}))
+    word = spoken("benchmark=vqa_med_2019", Evaluate)  # a folder of conf has that name too
+    said = typed(Evaluate, compose("evaluate", [word, f"predictions={file}", f"outputs={tmp_path}", "name=x", "resamples=9"]))
+    metrics = json.loads((evaluate_file(said) / "result.json").read_text())["metrics"]
+    assert metrics["vqa/vqa_med_2019/real/all/exact"]["value"] == 1
+    with pytest.raises(UserError, match="a predictions file answers one benchmark, 2 were given"):
+        evaluate_file(config(predictions=file, outputs=tmp_path, benchmarks="[pathvqa,slake]"))
