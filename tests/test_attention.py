@@ -41,10 +41,12 @@ def test_generation_with_padding_is_that_of_sdpa():
 def test_every_sample_and_every_padding_is_a_span(configure):
     model = build(configure())
     made = samples(model, [5, 3, 4], images=[0, 1, 0])
-    batch = collate([made[:2], made[2:]], sources=[[0, 0], [0]], images=[torch.zeros(3, 32, 32).byte().numpy()], size=32, pad=2, keys=[])
+    batch = collate(
+        [made[:2], made[2:]], sources=[[0, 0], [0]], images=[torch.zeros(3, 32, 32).byte().numpy()], size=32, pad=2, image_id=330, keys=[]
+    )
     starts = (batch.positions_BT.flatten() == 0).nonzero()[:, 0].tolist()
     assert batch.edges == [*starts, batch.ids_BT.numel()]
-    assert collate([], sources=[], images=[], size=32, pad=2, keys=[]).edges == [0, 1]
+    assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).edges == [0, 1]
 
 
 def test_a_packed_row_costs_what_its_samples_cost_alone(configure):
@@ -53,7 +55,7 @@ def test_a_packed_row_costs_what_its_samples_cost_alone(configure):
     made = samples(model, [30, 50, 20, 40], images=[0, 0, 0, 0])
 
     def flops(rows) -> int:
-        batch = collate(rows, sources=[[0] * len(row) for row in rows], images=[], size=32, pad=2, keys=[])
+        batch = collate(rows, sources=[[0] * len(row) for row in rows], images=[], size=32, pad=2, image_id=330, keys=[])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(batch)
         return counter.get_total_flops()

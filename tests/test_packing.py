@@ -76,14 +76,14 @@ def test_packed_samples_have_the_losses_of_samples_alone(configure):
 
 @torch.no_grad()
 def losses(model, rows, *, images) -> torch.Tensor:
-    batch = collate(rows, sources=[[0] * len(row) for row in rows], images=images, size=32, pad=2, keys=[])
+    batch = collate(rows, sources=[[0] * len(row) for row in rows], images=images, size=32, pad=2, image_id=330, keys=[])
     return model(batch)[0]
 
 
 def test_a_sample_is_never_asked_for_its_first_token():
     """Even a sample without a prompt: what stands before it is its neighbour."""
     bare = Encoded(np.array([5, 6, 7], np.int32), np.array([5, 6, 7], np.int32), 0)
-    batch = collate([[bare, bare]], sources=[[0, 1]], images=[], size=32, pad=2, keys=[])
+    batch = collate([[bare, bare]], sources=[[0, 1]], images=[], size=32, pad=2, image_id=330, keys=[])
     assert batch.labels_BT.tolist() == [[IGNORE, 6, 7, IGNORE, 6, 7]]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 2]]
     assert batch.sources_BT.tolist() == [[0, 0, 0, 1, 1, 1]]
@@ -91,11 +91,11 @@ def test_a_sample_is_never_asked_for_its_first_token():
 
 def test_padding_is_a_sample_of_its_own_and_a_slot_without_rows_is_one_pad():
     bare = Encoded(np.array([5, 6], np.int32), np.array([5, 6], np.int32), 0)
-    batch = collate([[bare, bare], [bare]], sources=[[0, 0], [1]], images=[], size=32, pad=2, keys=[])
+    batch = collate([[bare, bare], [bare]], sources=[[0, 0], [1]], images=[], size=32, pad=2, image_id=330, keys=[])
     assert batch.ids_BT[1].tolist() == [5, 6, 2, 2]
     assert batch.positions_BT[1].tolist() == [0, 1, 0, 1]
     assert batch.sources_BT[1].tolist() == [1, 1, -1, -1]
-    empty = collate([], sources=[], images=[], size=32, pad=2, keys=[])
+    empty = collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[])
     assert empty.ids_BT.tolist() == [[2]]
     assert empty.labels_BT.tolist() == [[IGNORE]]
     assert empty.images_NCHW.shape == (0, 3, 32, 32)

@@ -127,6 +127,7 @@ class Stream(IterableDataset):
             images=images,
             size=self.size,
             pad=self.prompter.eos,
+            image_id=self.prompter.image_id,
             keys=keys,
         )
 

@@ -51,6 +51,8 @@ class Batch:
     positions_BT: Tensor  # int64, restarts at each sample
     sources_BT: Tensor  # int16, number of the source in the mix
     images_NCHW: Tensor  # uint8
+    places_K: Tensor  # int64, the image tokens, in the line of all B x T places
+    predicts_S: Tensor  # int64, the tokens whose successor is supervised, in the same line
     edges: list[int]  # where samples begin, in the line of all B x T places, and its end; padding is a sample of its own
     num_samples: int
     keys: list[str]
@@ -64,7 +66,7 @@ class Batch:
 
 
 def collate(
-    rows: list[list[Encoded]], *, sources: list[list[int]], images: list[np.ndarray], size: int, pad: int, keys: list[str]
+    rows: list[list[Encoded]], *, sources: list[list[int]], images: list[np.ndarray], size: int, pad: int, image_id: int, keys: list[str]
 ) -> Batch:
     """Rows of samples as tensors, padded to the longest of them; no row at all gives one row of one padding token."""
     tokens = max((sum(len(sample.ids) for sample in row) for row in rows), default=1)
@@ -87,6 +89,17 @@ def collate(
         positions[b, at:] = np.arange(tokens - at)
         edges += [b * tokens + at] if at < tokens else []
     pixels = torch.from_numpy(np.stack(images)) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
-    as_tensor = [torch.from_numpy(array) for array in (ids, labels, positions, owners)]
-    edges = [*(edges or [0]), shape[0] * tokens]
-    return Batch(*as_tensor, images_NCHW=pixels, edges=edges, num_samples=sum(map(len, rows)), keys=keys)
+    ids_BT, labels_BT, positions_BT, sources_BT = (torch.from_numpy(array) for array in (ids, labels, positions, owners))
+    return Batch(
+        ids_BT,
+        labels_BT,
+        positions_BT,
+        sources_BT,
+        images_NCHW=pixels,
+        # Found here, where it costs a worker nothing: on a GPU, looking for them would make every step wait.
+        places_K=torch.from_numpy(np.flatnonzero(ids == image_id)),
+        predicts_S=torch.from_numpy(np.flatnonzero(labels.ravel()[1:] != IGNORE)),
+        edges=[*(edges or [0]), shape[0] * tokens],
+        num_samples=sum(map(len, rows)),
+        keys=keys,
+    )

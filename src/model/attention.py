@@ -16,6 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
+# A mask that is four-dimensional already is passed on as it is; with none, transformers would look at the positions for samples
+# and, on a GPU, wait for the answer.
+NO_MASK = torch.empty(0, 0, 0, 0)
 
 
 @dataclass

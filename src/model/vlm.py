@@ -1,6 +1,7 @@
 """Image encoder -> projector -> language model.
 
-Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions.
+Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions,
+K image tokens.
 """
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 
 from src.config import Train
 from src.data.packing import Batch
-from src.data.prompt import IGNORE, IMAGE, Prompter
-from src.model.attention import Spans
+from src.data.prompt import IMAGE, Prompter
+from src.model.attention import NO_MASK, Spans
 from src.model.language import Language
 from src.model.loss import token_losses
 from src.model.projector import Projector
+from src.model.recompute import recompute
 from src.model.vision import Vision, identity, load_vision
 from src.model.weights import language_identity
 
@@ -27,23 +29,27 @@ class VLM(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
-        e_BTH = self.embed(batch.ids_BT, batch.images_NCHW)
+        e_BTH = self.embed(batch.ids_BT, batch.images_NCHW, batch.places_K)
         spans = Spans.of(batch.edges, e_BTH.device)
-        h_BTH = self.language.body(inputs_embeds=e_BTH, position_ids=batch.positions_BT, use_cache=False, spans=spans).last_hidden_state
-        targets_BT = batch.labels_BT[:, 1:]
-        kept_BT = targets_BT != IGNORE
-        losses_S = token_losses(h_BTH[:, :-1][kept_BT], self.language.head, targets_BT[kept_BT])
-        return losses_S, batch.sources_BT[:, 1:][kept_BT]
+        h_BTH = self.language.body(
+            inputs_embeds=e_BTH, position_ids=batch.positions_BT, attention_mask=NO_MASK, use_cache=False, spans=spans
+        ).last_hidden_state
+        next_S = batch.predicts_S + 1
+        losses_S = token_losses(h_BTH.flatten(0, 1)[batch.predicts_S], self.language.head, batch.labels_BT.flatten()[next_S])
+        return losses_S, batch.sources_BT.flatten()[next_S]
 
-    def embed(self, ids_BT: Tensor, images_NCHW: Tensor) -> Tensor:
-        """Token embeddings with each run of <image> placeholders replaced by the projected patches of its image."""
+    def embed(self, ids_BT: Tensor, images_NCHW: Tensor, places_K: Tensor | None = None) -> Tensor:
+        """Token embeddings with each run of <image> placeholders replaced by the projected patches of its image.
+
+        `places_K` are the placeholders in the line of all B x T tokens; without them they are looked for.
+        """
         e_BTH = self.language.embed(ids_BT)
-        places_BT = ids_BT == self.image_id
-        expected = int(places_BT.sum())
-        if expected != len(images_NCHW) * self.vision.num_patches:
-            raise ValueError(f"{expected} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches")
+        places_K = (ids_BT.flatten() == self.image_id).nonzero()[:, 0] if places_K is None else places_K
+        if len(places_K) != len(images_NCHW) * self.vision.num_patches:
+            raise ValueError(f"{len(places_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches")
         if len(images_NCHW):
-            return e_BTH.masked_scatter(places_BT[..., None], self.see(images_NCHW).to(e_BTH.dtype))
+            patches_KH = self.see(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
+            return e_BTH.flatten(0, 1).index_copy(0, places_K, patches_KH).view_as(e_BTH)
         if not torch.is_grad_enabled():
             return e_BTH
         # A text-only batch still runs the vision part, with weight 0: under DDP every rank must touch every parameter.
@@ -76,9 +82,8 @@ def build(config: Train) -> VLM:
         "vision": identity(config.vision),
         "language": language_identity(config.language.path, revision=config.language.revision),
     }
-    if config.trainer.recompute == "full":
-        vision.recompute(True)
-        language.base.gradient_checkpointing_enable({"use_reentrant": False})
+    vision.recompute(config.trainer.recompute == "full")
+    recompute(language.base, config.trainer.recompute)
     return model
 
 
