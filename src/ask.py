@@ -74,7 +74,7 @@ def read_table(table: Path) -> list[Row]:
             raise UserError(f"{table}, row {number}: unknown column '{unknown[0]}'{nearest(str(unknown[0]), COLUMNS)}")
         if not str(entry.get("question") or "").strip():
             raise UserError(f"{table}, row {number} has no question")
-    return [_row(entry, number, table) for number, entry in enumerate(found)]
+    return [_row(entry, number, table) for number, entry in enumerate(found, start=1)]
 
 
 def _row(entry: dict, number: int, table: Path) -> Row:
@@ -84,7 +84,7 @@ def _row(entry: dict, number: int, table: Path) -> Row:
     try:
         chosen = None if frame in (None, "") else int(frame)
     except (TypeError, ValueError):
-        raise UserError(f"{table}, row {number + 1}: frame={frame!r} is no number") from None
+        raise UserError(f"{table}, row {number}: frame={frame!r} is no number") from None
     return Row(str(entry.get("id") or number), str(entry["question"]), [table.parent / name.strip() for name in names], chosen)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import ipaddress
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -64,7 +65,7 @@ def running(
         try:
             _, url, _ = page.launch(
                 server_name=host,
-                server_port=port,
+                server_port=port or free_port(host),
                 auth=auth,
                 max_file_size=int(limits.megabytes * 2**20),
                 app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits)]},
@@ -92,6 +93,12 @@ def running(
         finally:
             sweeper.stop()
             page.close(verbose=False)
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
 
 
 def is_loopback(host: str) -> bool:

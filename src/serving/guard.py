@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.data.read_image import png, read_image
@@ -33,7 +34,7 @@ class Guard:
         elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
             await self._upload(scope, receive, send)
         else:
-            await self.app(scope, self._bounded(receive), _with_headers(send))
+            await self._limited(scope, receive, _with_headers(send), most=self.limits.body)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets gradio receive the files, then replaces each before its path is told."""
@@ -46,7 +47,7 @@ class Guard:
             else:
                 body.extend(message.get("body", b""))
 
-        await self.app(scope, self._bounded(receive, int(self.limits.megabytes * 2**20) + 64 * 1024), keep)
+        await self._limited(scope, receive, keep, most=int(self.limits.megabytes * 2**20) + 64 * 1024)
         if start["status"] != 200:
             await _answer(send, start["status"], bytes(body))
             return
@@ -81,9 +82,9 @@ class Guard:
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
 
-    def _bounded(self, receive: Receive, most: int | None = None) -> Receive:
-        """Ends a request that sends more than it may, as a client that hangs up."""
-        room = self.limits.body if most is None else most
+    async def _limited(self, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
+        """Refuses a request that announces, or then sends, more than `most` bytes."""
+        room, begun = most, False
 
         async def counted() -> Message:
             nonlocal room
@@ -91,7 +92,20 @@ class Guard:
             room -= len(message.get("body", b""))
             return message if room >= 0 else {"type": "http.disconnect"}
 
-        return counted
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            if room >= 0 or begun:
+                begun = True
+                await send(message)
+
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) <= most:
+            with contextlib.suppress(ClientDisconnect):
+                await self.app(scope, counted, noted)
+        else:
+            room = -1
+        if room < 0 and not begun:
+            await _answer(send, 413, f"the request is larger than {most / 2**20:.1f} MiB".encode())
 
 
 def _with_headers(send: Send) -> Send:

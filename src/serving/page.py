@@ -183,12 +183,6 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
         # Not by a subclass: gradio would write a stub file beside this one.
         picture.preprocess = uploaded  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
-        def take(chosen: gr.SelectData) -> tuple[str, str]:
-            return examples[chosen.index]
-
-        # Not by a subclass: gradio would write a stub file beside this one.
-        picture.preprocess = uploaded  # type: ignore[method-assign]
-        settings = [tokens, temperature, top_p, seed]
         asked = {"fn": desk.ask, "inputs": [picture, question, chat, *settings], "outputs": [chat, question, status]}
         one = {"concurrency_id": "model", "concurrency_limit": 1}
         quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}

@@ -1,0 +1,171 @@
+"""One question or a table of them, from the command line to the answer."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import ask as command
+from src.ask import ask, ask_all
+from src.cli import compose
+from src.config import Ask, typed
+from src.errors import UserError
+from src.model.answer import Query, Sampling, load_answerer
+from src.overrides import quote_texts
+from tests.conftest import overrides
+from tests.runs import finish
+
+
+@pytest.fixture(scope="module")
+def run(shards, language, tmp_path_factory):
+    """(run folder, folder with pictures a.png and b.png)."""
+    folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
+    pictures = tmp_path_factory.mktemp("pictures")
+    for seed, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)).save(pictures / name)
+    return folder, pictures
+
+
+def configured(folder, *words: str) -> Ask:
+    given = [f"model=run:{folder.name}", f"outputs={folder.parent}", "accelerator=cpu", "max_new_tokens=8", *words]
+    return typed(Ask, compose("ask", quote_texts(given, texts=("model", "question", "image", "batch", "out"))))
+
+
+def test_an_answer_is_that_of_the_model_and_says_how_sure(run):
+    folder, pictures = run
+    (line,) = ask(configured(folder, "question=which organ is shown?", f"image={pictures}/a.png"))
+    found = load_answerer(str(folder)).answers([Query("which organ is shown?", [Image.open(pictures / "a.png")])], Sampling(8))[0]
+    assert line["prediction"] == found.text
+    assert line["confidence"] == pytest.approx(found.confidence, abs=1e-6)
+    assert found.confidence < 0
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'what, is "this" (left), {a: b}, [c]?',
+        "50% of $HOME or ${oc.env:HOME}?",
+        "back\\slash \\",
+        "ist das gr\u00f6\u00dfer? \u662f\u4ec0\u4e48?",
+        "a=b&c",
+    ],
+)
+def test_a_question_is_taken_as_it_is_written(run, question):
+    assert configured(run[0], f"question={question}").question == question
+
+
+def test_a_list_of_images_and_a_strange_file_name(run):
+    folder, pictures = run
+    strange = pictures / "scan, no. 1 (copy).png"
+    strange.write_bytes((pictures / "a.png").read_bytes())
+    assert ask(configured(folder, "question=q", f"image={strange}"))[0]["image"] == [str(strange)]
+    assert len(ask(configured(folder, "question=q", f"image=[{pictures}/a.png,{pictures}/b.png]"))[0]["image"]) == 2
+
+
+def test_a_table_is_answered_like_its_questions_one_by_one(run, tmp_path):
+    folder, pictures = run
+    table = tmp_path / "questions.csv"
+    table.write_text(
+        f'id,question,image\nx,"what, is it?",{pictures}/a.png\ny,which side?,{pictures}/a.png|{pictures}/b.png\n,no image?,\n'
+    )
+    out = ask_all(configured(folder, f"batch={table}"))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["x", "y", "3"]
+    alone = ask(configured(folder, "question=what, is it?", f"image={pictures}/a.png"))[0]
+    assert lines[0]["prediction"] == alone["prediction"]
+    assert lines[0]["confidence"] == pytest.approx(alone["confidence"], abs=1e-4)
+    again = tmp_path / "questions.jsonl"
+    again.write_text("".join(json.dumps({"question": line["question"], "image": line["image"]}) + "\n" for line in lines))
+    found = ask_all(configured(folder, f"batch={again}", f"out={tmp_path}/new/answers.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["prediction"] for line in found] == [line["prediction"] for line in lines]
+
+
+def test_history_changes_the_prompt_and_the_oldest_turn_goes_first(run):
+    answerer = load_answerer(str(run[0]))
+    query = Query("and now?", history=[(f"turn {n} {'long ' * 5}?", f"answer {n}") for n in range(12)])
+    text = answerer.model.language.tokenizer.decode(answerer.prepare(query, Sampling(8)).prompt)
+    assert text.endswith("Question: turn 11 long long long long long ?\nAnswer:answer 11</s>Question: and now?\nAnswer:")
+    assert "turn 0" not in text
+
+
+def test_sampling_is_repeatable_and_greedy_ignores_the_seed(run):
+    answerer = load_answerer(str(run[0]))
+
+    def texts(**settings) -> list[str]:
+        return [answerer.answers([Query("which organ?")], Sampling(8, seed=seed, **settings))[0].text for seed in (0, 1, 0)]
+
+    warm, greedy = texts(temperature=1.5), texts()
+    assert warm[0] == warm[2] != warm[1]
+    assert greedy[0] == greedy[1]
+
+
+def test_the_stream_ends_with_the_answer(run):
+    answerer = load_answerer(str(run[0]))
+    grown = [answer.text for answer in answerer.stream(Query("which organ?"), Sampling(8))]
+    assert grown[-1] == answerer.answers([Query("which organ?")], Sampling(8))[0].text
+    assert [len(text) for text in grown] == sorted(len(text) for text in grown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["question= "], "the question is empty"),
+        (["question=a\u0000b"], "control characters"),
+        (["question=q", "image=nothing.png"], "there is no image file nothing.png"),
+        ([f"question={'long ' * 200}"], "the question has"),
+        (["question=q", "checkpoint=newest"], "checkpoint='newest'"),
+        (["question=q", "model=tiny"], "write model=run:tiny"),
+        (["question=q", "model=run:tinny"], "no run 'tinny'"),
+        (["question=q", "model=nowhere"], "neither run:<name"),
+        (["question=q", "temprature=1"], "unknown config key 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, words, said):
+    with pytest.raises(UserError) as caught:
+        ask(configured(run[0], *words))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("question\n", "holds no question"),
+        ("quesion,image\na,b\n", "row 1: unknown column 'quesion'; did you mean 'question'?"),
+        ("question,image\n,a.png\n", "row 1 has no question"),
+        ("question,frame\nq,two\n", "row 1: frame='two' is no number"),
+        ("question,image\nq,b.png\n", "id 1: there is no image file"),
+    ],
+)
+def test_mistakes_in_a_table_are_named_with_their_row(run, tmp_path, table, said):
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(UserError) as caught:
+        ask_all(configured(run[0], f"batch={tmp_path}/t.csv"))
+    assert said in str(caught.value)
+    assert not (tmp_path / "t.answers.jsonl").exists()
+
+
+def test_a_model_that_never_saw_an_image_takes_none(shards, language, tmp_path, run):
+    folder, _ = finish(overrides(shards, language, tmp_path), "data.images=false")
+    assert ask(configured(folder, "question=q"))
+    with pytest.raises(UserError, match="was trained without images"):
+        ask(configured(folder, "question=q", f"image={run[1]}/a.png"))
+
+
+def test_the_command_prints_one_answer_or_one_json_line(run, monkeypatch, capsys):
+    folder, pictures = run
+    words = [f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=8", "accelerator=cpu"]
+    words += ["question=which?", f"image={pictures}/a.png"]
+    monkeypatch.setattr(sys, "argv", ["ask", *words, "json=true"])
+    command.main()
+    line = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", ["ask", *words])
+    command.main()
+    assert capsys.readouterr().out == line["prediction"] + "\n"
+    monkeypatch.setattr(sys, "argv", ["ask", *words, "batch=also.csv"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == 'error: give either question="..." or batch=FILE\n'
