@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,13 @@ def audit(name: str, shards: Shards, known: Known, absent: list[str]) -> dict[st
 
 
 def _same_images(shards: Shards, known: Known, free: np.ndarray) -> list[tuple[int, int]]:
-    """(row, number of the evaluation set) of every record that holds a test image."""
     row_N, hash_N = shards.image_hashes()
     wanted = free[row_N]
-    row_N, hash_N = row_N[wanted], hash_N[wanted]
+    return same_images(row_N[wanted], hash_N[wanted], known, lambda row: shards[row].images)
+
+
+def same_images(row_N: np.ndarray, hash_N: np.ndarray, known: Known, images: Callable[[int], list[bytes]]) -> list[tuple[int, int]]:
+    """(row, number of the evaluation set) of every row that holds a test image, among rows with these hashes."""
     places, queries = near(hash_N, known.hashes)
     pairs = np.unique(np.stack([queries // known.variants, row_N[places]], 1), axis=0)  # (test image, row)
     found, held, variants_VHW = set(), -1, np.empty(0)
@@ -118,7 +122,7 @@ def _same_images(shards: Shards, known: Known, free: np.ndarray) -> list[tuple[i
             continue
         if image != held:
             held, variants_VHW = image, known.variants_of(image)
-        thumbnails = [variants(open_grey(data))[0] for data in shards[row].images]
+        thumbnails = [variants(open_grey(data))[0] for data in images(row)]
         if max(correlation(variants_VHW, thumbnail) for thumbnail in thumbnails) >= SAME:
             found.add((row, number))
     return sorted(found)
