@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from src.scoring.transfer import Cell, average_ranks, confusion, difference, holm, interval, resampled, values, weights
 
@@ -59,7 +60,8 @@ def table(found: list[tuple[dict, Cell]], *, resamples: int, seed: int) -> dict:
     cells = []
     for facts, cell in found:
         w_RG = weights(cell.groups_N.max() + 1, resamples=resamples, seed=seed, name=facts["benchmark"])
-        spread, point = resampled(cell, w_RG, seed=seed), values(cell)
+        with threadpool_limits(1, user_api="blas"):  # many small products: threads would wait for one another
+            spread, point = resampled(cell, w_RG, seed=seed), values(cell)
         scores = {score: interval(point[score], spread[score], n=len(cell.labels_N)) for score in SCORES}
         cells.append({key: value for key, value in facts.items() if key != "depends_on"} | scores | _details(facts["classes"], cell))
         protocol = protocols.setdefault(facts["protocol"], Protocol(facts["protocol"]))
