@@ -4,6 +4,6 @@ from functools import partial
 
 from data_prep.phantom.writers.unseen import Look, write_npz
 
-SIZES = {"train": 1080, "val": 120, "test": 400}  # images, as in the original
+SIZES = {"train": 540, "val": 120, "test": 300}  # images; the original has 1,080 / 120 / 400
 LOOKS = [Look(), *(Look("rod", count) for count in (1, 2, 3, 4))]
 write = partial(write_npz, flag="retinamnist", looks=LOOKS, modality="fundus", weights=[5, 2, 3, 3, 1], grey=False)
