@@ -1,0 +1,63 @@
+# `make help` lists what there is. Every target that needs the environment makes it first.
+SHELL := /bin/bash
+PYTHON ?= python3
+SOURCES ?= pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad
+RAW ?= data/raw
+OUT ?= data/shards
+MODEL ?= run:mini
+ARGS ?=
+export OMP_NUM_THREADS ?= 2
+
+READY := .venv/.ready
+RUN := .venv/bin/python
+TEST := .venv/bin/python -m pytest
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## .venv with exactly the versions of requirements.lock; needs Python 3.11 to 3.13 and the package index
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; 3.11 to 3.13 are supported, give another one with PYTHON=python3.12")'
+	@if command -v uv >/dev/null; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) .venv && uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements.lock; \
+	else \
+	  $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock; \
+	fi
+	@touch $@
+
+mini: $(READY)  ## the whole path on phantom data: raw data to outputs/mini/report.html, minutes on two cores, no network
+	@$(RUN) -m experiments.mini.run $(ARGS)
+
+test: $(READY)  ## all tests but those that need a browser; no network, no GPU
+	@$(TEST) -m "not browser" -n 2 --dist worksteal $(ARGS)
+
+test-fast: $(READY)  ## the core of the tests
+	@$(TEST) -m "not browser and not slow" -n 2 --dist worksteal $(ARGS)
+
+test-browser: $(READY)  ## the demo in a real Chromium
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then $(TEST) -m browser $(ARGS); \
+	else echo "no Chromium found; install Debian's package chromium and run make test-browser again"; fi
+
+check: $(READY)  ## lint, format and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+phantoms: $(READY)  ## contact sheet of the procedural images: data/phantom/sheet.png
+	@$(RUN) -m data_prep.phantom sheet=data/phantom/sheet.png
+
+download: $(READY)  ## fetch raw datasets: make download SOURCES=pathvqa,slake RAW=data/raw [ACCEPT=quilt_1m]
+	@$(RUN) -m data_prep.download sources=$(SOURCES) raw=$(RAW) $(if $(ACCEPT),accept=$(ACCEPT)) $(ARGS)
+
+shards: $(READY)  ## raw datasets to shards: make shards SOURCES=pathvqa,slake RAW=data/raw OUT=data/shards
+	@$(RUN) -m data_prep.shards sources=$(SOURCES) raw=$(RAW) out=$(OUT) $(if $(EXECUTOR),executor=$(EXECUTOR)) $(ARGS)
+
+audit: $(READY)  ## mark training records that stand in an evaluation set: make audit OUT=data/shards
+	@$(RUN) -m data_prep.audit $(ARGS)
+
+demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
+	@$(RUN) -m src.demo model=$(MODEL) $(ARGS)
+
+lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
+	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+
+.PHONY: help setup mini test test-fast test-browser check phantoms download shards audit demo lock
