@@ -62,6 +62,10 @@ def test_from_scratch_is_our_architecture_with_other_weights(outputs):
     assert not torch.equal(b.trunk.blocks[0].attn.qkv.weight, other.trunk.blocks[0].attn.qkv.weight)
 
 
+def test_a_file_of_conf_has_a_twin_from_scratch_too(tmp_path):
+    assert load("scratch:scratch", tmp_path).config == load("scratch", tmp_path).config
+
+
 def test_encoders_with_the_same_normalisation_see_equal_tensors(outputs):
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     ours, scratch = (load(name, outputs).build(seed=0) for name in ("run:mini", "scratch:mini"))

@@ -2,7 +2,7 @@
 
 biomedclip, pmc_clip, ...  a file of conf/vision
 run:<name>                 the vision part that a run of ours trained
-scratch:<run>              that run's architecture, freshly drawn; reported as `scratch`
+scratch:<run or file>      the same architecture, freshly drawn; reported as `scratch`
 timm:<id>, hf:<id>         published weights: a timm name; a hub repository or local folder of open_clip, transformers or timm
 """
 
@@ -24,7 +24,7 @@ from src.model.vision import Vision, identity, load_vision
 from src.run import read_run
 from src.training.checkpoint import choose
 
-KINDS = ("run:NAME", "scratch:RUN", "timm:ID", "hf:ID")
+KINDS = ("run:NAME", "scratch:NAME", "timm:ID", "hf:ID")
 
 
 @dataclass
@@ -72,6 +72,9 @@ class Encoder:
 def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
     """The encoder of that name. Hub files are fetched when it is built, everything local is checked here."""
     kind, found, rest = name.partition(":")
+    files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
+    if found and kind == "scratch" and rest in files:
+        return Encoder(name, "scratch", blank_copy(typed(VisionConfig, OmegaConf.load(files[rest]))))
     if found and kind in ("run", "scratch"):
         folder, stored = read_run(outputs, rest)
         vision = typed(VisionConfig, OmegaConf.create(stored["vision"]))
@@ -83,7 +86,6 @@ def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
         return Encoder(name, label_of(name), VisionConfig(format="timm", architecture=rest))
     if found and kind == "hf":
         return Encoder(name, label_of(name), from_hub(rest))
-    files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
     if name not in files:
         raise UserError(f"encoder={name}{nearest(name, [*files, *KINDS])}")
     return Encoder(name, label_of(name), typed(VisionConfig, OmegaConf.load(files[name])))
