@@ -11,7 +11,7 @@ from tqdm import tqdm
 from src import run
 from src.cli import verb
 from src.config import Evaluate, Train, one_of, typed
-from src.data import answers, benchmark, controls
+from src.data import answers, benchmark, contamination, controls
 from src.data.answers import Answers
 from src.data.benchmark import Questions
 from src.errors import UserError
@@ -47,13 +47,15 @@ def evaluate(config: Evaluate) -> Path:
             "seed": config.seed,
         }
         for test in tests:
+            if not trained.mix.decontaminate and not contamination.mark(test, trained.mix, trained.data.root):
+                print(f"{test.name}: whether training has seen its questions is not known, since its sources have no audit.json")
             for condition in asked[test.name]:
                 file = Answers(predictions(folder, test, condition), {**depends_on, "shards": test.shards.manifest["fingerprint"]})
                 answer(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
             for name, found in controls.answer(test).items():
                 file = Answers(predictions(folder, test, name), {"shards": test.shards.manifest["fingerprint"], "limit": config.limit})
                 file.add({**item, "prediction": said} for item, said in zip(test.items, found, strict=True))
-                file.finish(test.ids)
+                file.finish(test.items)
         found = {test.name: {c: answers.read(predictions(folder, test, c)) for c in [*asked[test.name], *controls.NAMES]} for test in tests}
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)
     return folder
@@ -78,7 +80,7 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
             for number, found in generator.choices(questions, options) if test.choices else generator.answers(questions):
                 file.add([{**test.items[numbers[number]], **found.line()}])
                 bar.update()
-    file.finish(test.ids)
+    file.finish(test.items)
 
 
 def score(config: Evaluate) -> Path:

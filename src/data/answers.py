@@ -33,9 +33,9 @@ class Answers:
                 file.write(_text(line))
                 self.lines[line["id"]] = line
 
-    def finish(self, ids: list[str]) -> list[dict]:
-        """The file in the order of `ids`, with nothing else in it."""
-        ordered = [self.lines[number] for number in ids]
+    def finish(self, items: list[dict]) -> list[dict]:
+        """The file in the order of `items`, with nothing else in it; what an item says of itself stands in its line."""
+        ordered = [{**self.lines[item["id"]], **item} for item in items]
         self._write(ordered)
         return ordered
 

@@ -15,7 +15,7 @@ SUFFIXES = (".jsonl", ".csv")
 
 
 def read_predictions(path: Path, *, benchmark: str | None, ids: Collection[str] | None = None) -> list[dict]:
-    """Items with `id`, `question`, `references` (list), `prediction` and, where given, `source`, `image`, `type`, `choices`.
+    """Items with `id`, `question`, `references` (list), `prediction` and, where given, `source`, `image`, `type`, `choices`, `seen`.
 
     `references` may be one string, and be called `reference`; numbers become text. Alternatives within a string are separated by `#`
     when `benchmark` is vqa_med_2019 and in no other case. `ids`, if given, are the questions that must be answered, each once.
@@ -98,6 +98,8 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
         raise UserError(f"{place}: references are empty; a question without an answer cannot be scored")
     if row.get("choices"):
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
+    if isinstance(row.get("seen"), bool):
+        item["seen"] = row["seen"]
     return item | {name: _string(row[name], name, place) for name in ("source", "image", "type") if row.get(name) is not None}
 
 
