@@ -52,7 +52,7 @@ shards: $(READY)  ## raw datasets to shards: make shards SOURCES=pathvqa,slake R
 	@$(RUN) -m data_prep.shards sources=$(SOURCES) raw=$(RAW) out=$(OUT) $(if $(EXECUTOR),executor=$(EXECUTOR)) $(ARGS)
 
 audit: $(READY)  ## mark training records that stand in an evaluation set: make audit OUT=data/shards
-	@$(RUN) -m data_prep.audit $(ARGS)
+	@$(RUN) -m data_prep.audit out=$(OUT) $(if $(wildcard $(RAW)),raw=$(RAW)) $(ARGS)
 
 demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 	@$(RUN) -m src.demo model=$(MODEL) $(ARGS)
