@@ -1,6 +1,6 @@
-"""`make mini`: the whole path on phantom data, every stage a command that a user may type, each within its budget.
+"""`python -m experiments.mini.run`: the whole path on phantom data, one command per stage, each against its budget of seconds.
 
-A stage that is complete is passed over by its own command, so a run that was interrupted anywhere goes on and ends the same.
+Each stage keeps what is complete and continues what is not, so an interrupted run is continued by the same command.
 """
 
 import json
@@ -9,55 +9,84 @@ import sys
 import time
 from pathlib import Path
 
-DATA = Path("data/phantom")
-MIX = "pmc_oa,pathvqa,vqa_med_2019,pubmedqa"
-CLASSIFICATION = "breastmnist"
-STAGES = [  # name, seconds on two cores, commands
-    (
-        "raw data and shards",
+from rich.console import Console
+from rich.table import Table
+
+STAGES = {  # name: (seconds on two cores, commands)
+    "raw data and shards": (
         80,
-        [
-            ["data_prep.phantom", f"out={DATA}/raw", f"sources={MIX},{CLASSIFICATION}"],
-            ["data_prep.shards", f"sources={MIX}", f"raw={DATA}/raw", f"out={DATA}/shards"],
-        ],
+        "data_prep.phantom out=data/phantom/raw",
+        "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
     ),
-    ("language model", 40, [["data_prep.phantom.weights", f"out={DATA}/weights", f"shards={DATA}/shards", "parts=language"]]),
-    ("vision encoder", 60, [["data_prep.phantom.weights", f"out={DATA}/weights", f"shards={DATA}/shards", "parts=vision"]]),
-    ("training", 220, [["src.train", "+experiment=mini"]]),
-    ("evaluation", 100, [["src.evaluate", "run=mini"]]),
-    ("transfer", 60, [["src.transfer", "encoder=[run:mini,scratch:mini]", f"benchmark={CLASSIFICATION}", f"raw={DATA}/raw"]]),
-    ("report", 20, [["src.report", "runs=mini"]]),
-]
+    "language model": (40, "data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"),
+    "vision stand-in": (60, "data_prep.phantom.weights parts=vision out=data/phantom/weights shards=data/phantom/shards"),
+    "training": (220, "src.train +experiment=mini"),
+    "evaluation": (100, "src.evaluate run=mini"),
+    "transfer": (60, "src.transfer encoder=[run:mini,scratch:mini] benchmark=breastmnist raw=data/phantom/raw"),
+    "report": (20, "src.report runs=mini"),
+}
+RESULT = Path("outputs/mini/result.json")
 
 
-def main() -> None:
-    took = []
-    for name, budget, commands in STAGES:
+def main() -> int:
+    seconds: dict[str, float] = {}
+    for number, (name, (budget, *commands)) in enumerate(STAGES.items(), 1):
+        print(f"\n[{number}/{len(STAGES)}] {name} (budget {budget} s)", flush=True)
         begun = time.perf_counter()
         for command in commands:
-            print(f"\n$ python -m {' '.join(command)}", flush=True)
-            done = subprocess.run([sys.executable, "-m", *command])
-            if done.returncode:
-                print(f"error: the stage '{name}' ended with code {done.returncode}; make mini goes on from there", file=sys.stderr)
-                raise SystemExit(done.returncode if done.returncode > 0 else 1)
-        took.append((name, time.perf_counter() - begun, budget))
-    print(f"\n{'stage':22}{'seconds':>9}{'budget':>9}")
-    for name, seconds, budget in [*took, ("all", sum(seconds for _, seconds, _ in took), sum(budget for _, _, budget in STAGES))]:
-        print(f"{name:22}{seconds:9.0f}{budget:9d}")
-    result = json.loads(Path("outputs/mini/result.json").read_text())
-    print(f"peak memory {result['peak_rss_mb'] / 1024:.1f} GiB\n")
-    for condition in ("real", "shuffled", "blank", "majority"):
-        found = result["metrics"][f"vqa/pooled/{condition}/all/bleu1"]
-        print(f"BLEU-1, {condition:9} images {found['value']:.3f}  [{found['low']:.3f}, {found['high']:.3f}]  n={found['n']}")
-    for key, found in result["metrics"].items():
-        if key.startswith("transfer/") and key.endswith("/macro_f1"):
-            print(f"{key} {found['value']:.3f}  [{found['low']:.3f}, {found['high']:.3f}]")
-    print("\noutputs/mini/report.html")
+            print(f"$ python -m {command}", flush=True)
+            code = attempt(command)
+            if code:
+                print(f"stopped in '{name}' (exit code {code}); the same command continues", file=sys.stderr)
+                return code
+        seconds[name] = time.perf_counter() - begun
+    show(seconds, json.loads(RESULT.read_text()))
+    return 0
+
+
+def attempt(command: str) -> int:
+    """The exit code of `python -m <command>`. Ctrl-C reaches the stage too, which saves what it has; it is waited for."""
+    process = subprocess.Popen([sys.executable, "-m", *command.split()])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def show(seconds: dict[str, float], result: dict) -> None:
+    """What each stage took, the main numbers, and where the report is."""
+    console = Console()
+    table = Table("stage", "seconds", "budget", box=None, pad_edge=False)
+    for name, spent in seconds.items():
+        table.add_row(name, f"{spent:.0f}", f"{STAGES[name][0]}")
+    table.add_row("all", f"{sum(seconds.values()):.0f}", f"{sum(budget for budget, *_ in STAGES.values())}")
+    console.print(table)
+    metrics = result["metrics"]
+    table = Table("", *("real", "shuffled", "blank", "majority", "real - shuffled", "real - blank"), box=None, pad_edge=False)
+    for label, key in ROWS.items():
+        columns = ("real", "shuffled", "blank", "majority", "real_minus_shuffled", "real_minus_blank")
+        table.add_row(label, *(shown(metrics.get(f"vqa/pooled/{column}/{key}"), bounds="minus" in column) for column in columns))
+    console.print(table)
+    for key, value in metrics.items():
+        if key.startswith("transfer/breastmnist/") and key.endswith("/probe/macro_f1"):
+            console.print(f"breastmnist, {key.split('/')[2]}: macro-F1 of a linear probe {shown(value, bounds=True)}", highlight=False)
+    console.print(f"largest stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html", highlight=False)
+
+
+ROWS = {
+    "BLEU-1, all": "all/bleu1",
+    "exact match, finding": "type=finding/exact",
+    "exact match, count": "type=count/exact",
+    "exact match, side": "type=side/exact",
+}
+
+
+def shown(metric: dict | None, *, bounds: bool) -> str:
+    if metric is None:
+        return "-"
+    return f"{metric['value']:.2f}" + (f" [{metric['low']:.2f}, {metric['high']:.2f}]" if bounds else "")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; make mini goes on where it stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+    sys.exit(main())
