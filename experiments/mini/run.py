@@ -15,7 +15,7 @@ from rich.table import Table
 STAGES = {  # name: (seconds on two cores, commands)
     "raw data and shards": (
         80,
-        "data_prep.phantom out=data/phantom/raw",
+        "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist out=data/phantom/raw",
         "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
     ),
     "language model": (40, "data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"),
@@ -38,7 +38,7 @@ def main() -> int:
             code = attempt(command)
             if code:
                 print(f"stopped in '{name}' (exit code {code}); the same command continues", file=sys.stderr)
-                return code
+                return code if code > 0 else 128 - code  # as a shell says that a signal ended it
         seconds[name] = time.perf_counter() - begun
     show(seconds, json.loads(RESULT.read_text()))
     return 0
