@@ -52,9 +52,9 @@ def evaluate(config: Evaluate) -> Path:
             for condition in asked[test.name]:
                 file = Answers(predictions(folder, test, condition), {**depends_on, "shards": test.shards.manifest["fingerprint"]})
                 answer(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
-            for name, found in controls.answer(test).items():
+            for name, guesses in controls.answer(test).items():
                 file = Answers(predictions(folder, test, name), {"shards": test.shards.manifest["fingerprint"], "limit": config.limit})
-                file.add({**item, "prediction": said} for item, said in zip(test.items, found, strict=True))
+                file.add({**item, "prediction": guess} for item, guess in zip(test.items, guesses, strict=True))
                 file.finish(test.items)
         found = {test.name: {c: answers.read(predictions(folder, test, c)) for c in [*asked[test.name], *controls.NAMES]} for test in tests}
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)

@@ -95,7 +95,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
     assert holm([0.02]) == pytest.approx([0.02])
-    assert holm([]).tolist() == []
+    assert holm([]) == []
 
 
 def test_seeds_are_a_level_above():

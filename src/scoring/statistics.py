@@ -76,14 +76,14 @@ def sign_flip(differences_CK: np.ndarray, *, resamples: int, seed: int) -> np.nd
     return (1 + as_far_K) / (1 + resamples)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for the family of all of them (Holm 1979), in the given order; reject where <= the level."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
+    return adjusted.tolist()
 
 
 def detectable(differences_R: np.ndarray, *, level: float = 0.05, power: float = 0.8) -> float:

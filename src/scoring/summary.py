@@ -32,7 +32,7 @@ def _differences(name: str, files: dict[str, list[dict]], *, resamples: int, see
     found = {other: paired(files["real"], files[other], resamples=resamples, seed=seed) for other in others}
     for key in found[others[0]] if others else ():
         for other, adjusted in zip(others, holm([found[other][key]["p"] for other in others]), strict=True):
-            found[other][key]["p_holm"] = float(adjusted)
+            found[other][key]["p_holm"] = adjusted
     return {f"vqa/{name}/real_minus_{other}/{key}": value for other, rows in found.items() for key, value in rows.items()}
 
 

@@ -110,15 +110,6 @@ def difference(value: float, drawn_R: np.ndarray, *, n: int) -> dict:
     return interval(value, drawn_R, n=n) | {"p": float(min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1)))}
 
 
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down adjusted p values of one family, in the order given (Holm 1979)."""
-    adjusted, running = [0.0] * len(p), 0.0
-    for place, n in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        running = max(running, min(1.0, (len(p) - place) * p[n]))
-        adjusted[n] = running
-    return adjusted
-
-
 def average_ranks(values: dict[str, dict[str, float]]) -> dict[str, float]:
     """values[benchmark][encoder] -> mean rank of each encoder over the benchmarks that have all of them; 1 is best, ties share."""
     encoders = sorted({name for row in values.values() for name in row})

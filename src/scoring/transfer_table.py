@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from src.scoring.transfer import Cell, average_ranks, confusion, difference, holm, interval, resampled, values, weights
+from src.scoring.statistics import holm
+from src.scoring.transfer import Cell, average_ranks, confusion, difference, interval, resampled, values, weights
 
 SCORES = ("macro_f1", "balanced_accuracy", "auroc")
 SHOTS = re.compile(r"probe_(\d+)shot")
