@@ -1,0 +1,69 @@
+"""The cells of one or more transfer runs as a CSV, and as a table for people.
+
+    python -m experiments.transfer.table outputs/transfer [more run folders] > experiments/transfer/cells.csv
+
+The CSV goes to standard output, the table to the terminal (standard error).
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from src.errors import UserError, command
+
+COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "pooling", "unseen", "git")
+SCORES = ("macro_f1", "balanced_accuracy", "auroc")
+
+
+def rows(folder: Path) -> list[dict]:
+    """One per cell and score, then the means."""
+    path = folder / "transfer.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run python -m src.transfer first")
+    said = json.loads(path.read_text())
+    found = []
+    for cell in said["transfer"]["cells"]:
+        known = {name: cell[name] for name in ("benchmark", "encoder", "protocol", "seeds")}
+        known |= {"pooling": " ".join(sorted(set(cell["pooling"]))), "unseen": unseen(cell["overlap"]), "git": said["git"]}
+        found += [known | {"score": score} | cell[score] for score in SCORES]
+    for one in said["transfer"]["means"]:
+        found.append({"benchmark": "mean", "score": "macro_f1", "git": said["git"], **one})
+    return found
+
+
+def unseen(overlap: dict | None) -> str:
+    """What may be said of an encoder and a benchmark: ours is asked through the audit of its shards, others cannot be."""
+    if overlap is None or overlap["trained_on"] is None:
+        return "unknown"
+    return "no" if overlap["trained_on"] else "yes"
+
+
+def table(found: list[dict]) -> str:
+    """Macro-F1, benchmarks down, encoders across, per protocol."""
+    lines = []
+    for protocol in dict.fromkeys(row["protocol"] for row in found):
+        cells = {(r["benchmark"], r["encoder"]): r for r in found if r["protocol"] == protocol and r["score"] == "macro_f1"}
+        encoders = list(dict.fromkeys(encoder for _, encoder in cells))
+        lines += [f"{protocol:18}" + "".join(f"{encoder:>24}" for encoder in encoders)]
+        for benchmark in dict.fromkeys(benchmark for benchmark, _ in cells):
+            said = (cells.get((benchmark, encoder)) for encoder in encoders)
+            texts = (f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" if r else "" for r in said)
+            lines.append(f"{benchmark:18}" + "".join(f"{text:>24}" for text in texts))
+    return "\n".join(lines)
+
+
+@command
+def main(folders: list[str]) -> None:
+    if not folders:
+        raise UserError("name at least one run folder, such as outputs/transfer")
+    found = [row for folder in folders for row in rows(Path(folder))]
+    writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in found:
+        writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()})
+    print(table(found), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
