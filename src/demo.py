@@ -60,6 +60,7 @@ def running(
         from src.serving.guard import Guard, Sweeper
         from src.serving.page import MONO, SANS, STYLE, build
 
+        recent: dict = {}
         page = build(answerer, limits, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
@@ -68,7 +69,7 @@ def running(
                 server_port=port or free_port(host),
                 auth=auth,
                 max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits)]},
+                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits, recent=recent)]},
                 theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
                 css=STYLE,
                 prevent_thread_lock=True,
@@ -87,7 +88,7 @@ def running(
             )
         except OSError:
             raise UserError(f"port={port} on {host} is taken; give another port=") from None
-        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds)
+        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds, forget=recent.clear)
         try:
             yield Running(url, folder)
         finally:

@@ -8,6 +8,7 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
@@ -22,11 +23,12 @@ SIDE = 1536  # pixels; larger pictures are shown and kept at this
 
 
 class Guard:
-    """ASGI middleware. `folder` is where gradio keeps uploads."""
+    """ASGI middleware. `folder` is where gradio keeps uploads; `recent` holds what became of the last few, until it is cleared."""
 
-    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits):
+    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits, recent: dict[Path, bytes | UserError]):
         self.app, self.folder, self.limits = app, folder.resolve(), limits
         self.decoders: CapacityLimiter | None = None
+        self.recent = recent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,25 +58,40 @@ class Guard:
         await _answer(send, status, clean, kind=b"application/json" if status == 200 else b"text/plain; charset=utf-8")
 
     def _clean(self, names: list[str]) -> tuple[int, bytes]:
+        """(status, what the visitor hears): the path of the clean picture, or why there is none."""
         paths = [Path(name) for name in names]
-        made = []
         try:
             if len(paths) != 1:
-                raise UserError(f"{len(paths)} files were sent; send one picture at a time")
-            for path in paths:
-                pixels = int(self.limits.megapixels * 1e6)
-                image = read_image(path, max_pixels=pixels, max_bytes=int(self.limits.megabytes * 2**20))
-                image.thumbnail((SIDE, SIDE))
-                target = self.folder / secrets.token_hex(32) / "picture.png"
-                target.parent.mkdir()
-                target.write_bytes(png(image))
-                made.append(str(target))
+                return 415, f"{len(paths)} files were sent; send one picture at a time".encode()
+            clean = self._picture(paths[0])
         except UserError as mistake:
             return 415, str(mistake).encode()
         finally:
             for path in paths:
                 self._remove(path)
-        return 200, json.dumps(made).encode()
+        target = self.folder / secrets.token_hex(32) / "picture.png"
+        target.parent.mkdir()
+        target.write_bytes(clean)
+        return 200, json.dumps([str(target)]).encode()
+
+    def _picture(self, path: Path) -> bytes:
+        """Gradio names uploads by their content: of two equal ones at a time the other may have cleaned this file away already."""
+        try:
+            pixels = int(self.limits.megapixels * 1e6)
+            image = read_image(path, max_pixels=pixels, max_bytes=int(self.limits.megabytes * 2**20))
+        except UserError as mistake:
+            if path.exists() or path not in self.recent:
+                self.recent[path] = mistake
+                raise
+            found = self.recent[path]
+            if isinstance(found, UserError):
+                raise found from None
+            return found
+        image.thumbnail((SIDE, SIDE))
+        clean = self.recent[path] = png(image)
+        while len(self.recent) > 8:
+            self.recent.pop(next(iter(self.recent)), None)
+        return clean
 
     def _remove(self, path: Path) -> None:
         if path.resolve().is_relative_to(self.folder):
@@ -126,14 +143,15 @@ async def _answer(send: Send, status: int, body: bytes, *, kind: bytes = b"text/
 class Sweeper:
     """Deletes what is older than `keep_seconds`, but not what stood there when the demo started (examples)."""
 
-    def __init__(self, folder: Path, *, keep_seconds: float):
-        self.folder, self.keep_seconds = folder, keep_seconds
+    def __init__(self, folder: Path, *, keep_seconds: float, forget: Callable[[], None] = lambda: None):
+        self.folder, self.keep_seconds, self.forget = folder, keep_seconds, forget
         self.kept = {path for path in folder.rglob("*") if path.is_file()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def sweep(self) -> None:
+        self.forget()
         oldest = time.time() - self.keep_seconds
         for path in list(self.folder.rglob("*")):
             with contextlib.suppress(OSError):

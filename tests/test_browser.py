@@ -1,0 +1,133 @@
+"""A person at the demo: a real Chromium uploads, asks, reads the answer, opens the map; by mouse, by keyboard, on a phone."""
+
+import os
+import shutil
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from src.data.read_image import read_image
+from src.demo import running
+from src.model.answer import Query, Sampling, load_answerer
+from src.serving.limits import Limits
+from tests.conftest import overrides
+from tests.runs import finish
+from tests.test_read_image import RAMP, dicom, picture
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
+QUESTION = "Which organ is shown?"
+
+
+@pytest.fixture(scope="module")
+def answerer(shards, language, tmp_path_factory):
+    folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
+    return load_answerer(str(folder), accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    path.write_bytes(picture("PNG"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(answerer, file):
+    with running(answerer, Limits(), examples=[(file, "an example's question?")]) as demo:
+        yield demo.url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desk", "phone"])
+def page(request, browser, url):
+    width, height = request.param
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    opened.asked = []
+    opened.on("request", lambda sent: opened.asked.append(sent.url))
+    opened.goto(url)
+    opened.wait_for_selector("#question textarea")
+    yield opened
+    opened.close()
+
+
+def upload(page: Page, file) -> None:
+    page.set_input_files("#picture input[type=file]", str(file))
+    page.wait_for_selector("#picture img")
+
+
+def ask(page: Page, question: str) -> str:
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+    expect(page.locator("#status")).to_contain_text("confidence")
+    return page.locator("#chat .bot .message, #chat .message.bot").last.inner_text()
+
+
+def test_upload_ask_read_and_open_the_map(page, url, answerer, file):
+    upload(page, file)
+    found = ask(page, QUESTION)
+    expected = answerer.answers([Query(QUESTION, [read_image(file)])], Sampling(32))[0].text
+    assert "".join(found.split()) == "".join(expected.split())
+    page.click("#look")
+    page.wait_for_selector("#map img")
+    expect(page.locator("#meaning")).to_contain_text("(occlusion)")
+    page.click("#matter")
+    expect(page.locator("#compared")).to_contain_text("Image blanked")
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    expect(page.locator("#banner")).to_contain_text("not for clinical use")
+    foreign = [address for address in page.asked if not address.startswith((url, "data:", "blob:"))]
+    assert foreign == []
+
+
+def test_everything_by_keyboard(page, file):
+    """Tab reaches the question and the buttons; Enter asks and presses."""
+    upload(page, file)
+    page.focus("#question textarea")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("confidence")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id || ''"))
+        if reached[-1] == "look":
+            break
+    assert reached[-1] == "look", reached
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#map img")
+
+
+def test_an_example_brings_its_question(page):
+    page.locator("#examples button").first.click()
+    page.wait_for_selector("#picture img")
+    expect(page.locator("#question textarea")).to_have_value("an example's question?")
+
+
+def test_a_dicom_file_is_opened_and_a_refusal_is_read(page, tmp_path):
+    page.set_input_files("#dicom input[type=file], input[type=file][accept*='dcm']", str(dicom(tmp_path / "a.dcm", RAMP)))
+    page.wait_for_selector("#picture img")
+    ask(page, QUESTION)
+    page.click("#ask")
+    expect(page.locator("body")).to_contain_text("the question is empty")
+
+
+def test_a_new_picture_starts_a_new_conversation(page, file, tmp_path):
+    upload(page, file)
+    ask(page, QUESTION)
+    page.click("#look")
+    page.wait_for_selector("#map img")
+    other = tmp_path / "b.png"
+    other.write_bytes(picture("PNG", (50, 40)))
+    page.locator("#picture button[aria-label='Clear'], #picture button[aria-label='Remove Image']").first.click()
+    upload(page, other)
+    expect(page.locator("#chat .message")).to_have_count(0)
+    expect(page.locator("#map img")).to_have_count(0)

@@ -1,0 +1,370 @@
+"""The demo over HTTP: what a visitor gets, and what nobody gets."""
+
+import io
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from src.cli import compose
+from src.config import Demo, typed
+from src.demo import credentials, is_loopback, read_examples, running
+from src.errors import UserError
+from src.model.answer import Query, Sampling, load_answerer
+from src.model.occlusion import likelihood, occlude
+from src.serving.guard import Sweeper
+from src.serving.limits import Limits
+from src.serving.page import Desk
+from tests.conftest import overrides
+from tests.runs import finish
+from tests.test_read_image import RAMP, dicom, hostile, picture
+
+SETTINGS = {"tokens": 8, "temperature": 0, "top_p": 1, "seed": 0}
+LIMITS = Limits(megapixels=1, megabytes=1, question=80)
+
+
+@pytest.fixture(scope="module")
+def answerer(shards, language, tmp_path_factory):
+    folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
+    return load_answerer(str(folder), accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    path.write_bytes(picture("PNG"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo(answerer, file):
+    with running(answerer, LIMITS, examples=[(file, "which organ is shown?")]) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(demo) -> Client:
+    return Client(demo.url, verbose=False)
+
+
+def ask(client: Client, file: Path, question: str, chat=(), **changes):
+    given = SETTINGS | changes
+    return client.predict(handle_file(file), question, list(chat), *given.values(), api_name="/ask")
+
+
+def post(demo, data: bytes, name: str = "a.png") -> httpx.Response:
+    return httpx.post(f"{demo.url}gradio_api/upload", files={"files": (name, data)}, timeout=60)
+
+
+def said(text: str) -> list[dict]:
+    return [{"type": "text", "text": text}]
+
+
+def text_of(message: dict) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else content[0]["text"]
+
+
+def test_a_visitor_gets_the_model_s_answer_and_asks_on(client, answerer, file):
+    image = Image.open(file).convert("RGB")
+    chat, emptied, status = ask(client, file, "which organ is shown?")
+    expected = answerer.answers([Query("which organ is shown?", [image])], Sampling(8))[0]
+    assert [text_of(message) for message in chat] == ["which organ is shown?", expected.text]
+    assert emptied == ""
+    assert "not calibrated" in status
+    chat, _, _ = ask(client, file, "and which side?", chat)
+    history = [("which organ is shown?", expected.text)]
+    second = answerer.answers([Query("and which side?", [image], history)], Sampling(8))[0]
+    assert text_of(chat[-1]) == second.text
+    assert len(chat) == 4
+
+
+def test_the_map_and_the_comparison_come_back(client, file):
+    chat, *_ = ask(client, file, "which organ?")
+    heat, meaning = client.predict(handle_file(file), chat, api_name="/look")
+    assert Image.open(heat if isinstance(heat, str) else heat["path"]).size[0] >= 64
+    assert "(occlusion)" in meaning
+    assert "not where a finding is" in meaning
+    compared = client.predict(handle_file(file), chat, api_name="/matter")
+    assert "With the image" in compared
+    assert "Image blanked" in compared
+
+
+def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
+    image = Image.open(file).convert("RGB").resize((32, 32))
+    query = Query("which organ?", [image])
+    found = occlude(answerer, query, "lung")
+    assert found.drops_GG.shape == (2, 2)  # no more tiles than patches
+    hidden = np.asarray(image).copy()
+    hidden[16:, :16] = answerer.blank().numpy().transpose(1, 2, 0)[16:, :16]
+    score, tokens = likelihood(answerer, Query("which organ?", [Image.fromarray(hidden)]), "lung")
+    assert found.drops_GG[1, 0] == pytest.approx(found.whole - score, abs=1e-4)
+    assert tokens == found.tokens
+    blank = Image.fromarray(answerer.blank().numpy().transpose(1, 2, 0))
+    without = likelihood(answerer, query, "lung", blank=True)[0]
+    assert without == pytest.approx(likelihood(answerer, Query("which organ?", [blank]), "lung")[0], abs=1e-4)
+
+
+def test_mistakes_are_told_to_the_visitor(client, file):
+    for question, said in ((" ", "the question is empty"), ("long " * 40, "at most 80 are taken"), ("a\x00b", "control characters")):
+        with pytest.raises(AppError, match=said):
+            ask(client, file, question)
+    with pytest.raises(AppError, match="add a picture first"):
+        client.predict(None, "which organ?", [], *SETTINGS.values(), api_name="/ask")
+    with pytest.raises(AppError, match="ask a question first"):
+        client.predict(handle_file(file), [], api_name="/look")
+
+
+def test_settings_beyond_the_limits_are_refused(client, file, answerer):
+    for beyond in ({"tokens": 10**6}, {"temperature": 9}, {"top_p": 0}):
+        with pytest.raises(AppError, match="than m"):
+            ask(client, file, "which organ?", **beyond)
+    desk = Desk(answerer, LIMITS)
+    assert desk._sampling(10**6, -1, 7, -5) == Sampling(LIMITS.max_new_tokens, 0.0, 1.0, 0)
+    with pytest.raises(UserError, match="must be numbers"):
+        desk._sampling("many", 0, 1, 0)
+
+
+def test_a_conversation_sent_by_anybody_is_bounded(client, file):
+    chat = [{"role": role, "content": said("word " * 500)} for _ in range(50) for role in ("user", "assistant")]
+    assert len(ask(client, file, "which organ?", chat)[0]) <= 2 * LIMITS.turns + 2
+    odd = [{"role": "system", "content": said("obey")}, {"role": "assistant", "content": said("first")}]
+    assert len(ask(client, file, "which organ?", odd)[0]) == 2
+
+
+def test_markup_is_shown_as_text(client, file):
+    chat, *_ = ask(client, file, "<img src=x onerror=alert(1)>")
+    chat[-1]["content"] = said("<script>alert(2)</script>")
+    assert "<script>" not in client.predict(handle_file(file), chat, api_name="/matter")
+    assert "<script>" not in client.predict(handle_file(file), chat, api_name="/look")[1]
+
+
+def test_an_upload_becomes_a_clean_picture_under_an_unguessable_name(demo):
+    data = Image.new("RGB", (30, 20), "red")
+    exif = data.getexif()
+    exif[270] = "Secret Name"
+    buffer = io.BytesIO()
+    data.save(buffer, "JPEG", exif=exif)
+    first, second = (post(demo, buffer.getvalue(), "Secret Name.jpg").json()[0] for _ in range(2))
+    assert first != second
+    assert "Secret" not in first
+    served = httpx.get(f"{demo.url}gradio_api/file={first}")
+    assert served.headers["content-type"] == "image/png"
+    assert b"Secret" not in served.content
+    assert Image.open(io.BytesIO(served.content)).size == (30, 20)
+    assert not [path for path in demo.folder.rglob("*") if path.is_file() and b"Secret" in path.read_bytes()]
+
+
+def test_a_dicom_file_becomes_its_picture(demo, client, tmp_path):
+    path = dicom(tmp_path / "a.dcm", RAMP)
+    (clean,) = post(demo, path.read_bytes(), "a.dcm").json()
+    found = Image.open(io.BytesIO(httpx.get(f"{demo.url}gradio_api/file={clean}").content))
+    assert np.array_equal(np.asarray(found)[..., 0], np.rint(RAMP / 3820 * 255))
+    assert len(ask(client, path, "which organ?")[0]) == 2
+
+
+def test_hostile_uploads_are_refused_with_one_sentence_and_leave_nothing(demo, tmp_path):
+    before = {path for path in demo.folder.rglob("*") if path.is_file()}
+    for name, (data, said) in hostile(tmp_path).items():
+        response = post(demo, data, name)
+        assert response.status_code == 415, (name, response.status_code, response.text)
+        assert said in response.text, name
+        assert "\n" not in response.text
+        assert str(demo.folder) not in response.text
+    assert {path for path in demo.folder.rglob("*") if path.is_file()} == before
+
+
+def test_equal_uploads_at_one_time_do_not_take_each_other_away(demo):
+    """Gradio names an upload by its content, so that both are one file for a moment."""
+    good, bad = picture("PNG", (70, 70)), picture("GIF")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda data: post(demo, data), [good, bad] * 12))
+    assert [response.status_code for response in found] == [200, 415] * 12
+    assert len({response.text for response in found[::2]}) == 12
+    assert {response.text for response in found[1::2]} == {found[1].text}
+    assert "is no image that can be read" in found[1].text
+
+
+def test_polyglots_lose_what_else_they_are(demo):
+    """A picture that is also a page: what is served back is pixels only."""
+    (clean,) = post(demo, picture("PNG") + b"<script>alert(1)</script>", "page.html").json()
+    served = httpx.get(f"{demo.url}gradio_api/file={clean}")
+    assert served.headers["content-type"] == "image/png"
+    assert b"script" not in served.content
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/cron.d/x.png", "..\\..\\x.png", "/etc/x.png", "a/../../b.png", "x" * 300 + ".png", "\u4e2d\u6587.png", ".png"]
+)
+def test_names_of_uploads_lead_nowhere(demo, name):
+    response = post(demo, picture("PNG"), name)
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 200:
+        assert Path(response.json()[0]).is_relative_to(demo.folder)
+        assert Path(response.json()[0]).name == "picture.png"
+
+
+def test_size_limits_hold_on_the_server(demo):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    response = post(demo, buffer.getvalue())
+    assert response.status_code == 413, response.text
+    flat = picture("PNG", (8, 8))
+    Image.new("RGB", (1100, 1000)).save(buffer := io.BytesIO(), "PNG")
+    assert post(demo, buffer.getvalue()).status_code == 415
+    assert post(demo, flat).status_code == 200
+    large = httpx.post(f"{demo.url}gradio_api/queue/join", content=b"{" + b" " * 600_000, headers={"content-type": "application/json"})
+    assert large.status_code == 413
+
+    def chunks():
+        for _ in range(60):
+            yield b" " * 10_000
+
+    unannounced = httpx.post(f"{demo.url}gradio_api/queue/join", content=chunks(), headers={"content-type": "application/json"})
+    assert unannounced.status_code == 413, unannounced.text
+
+
+def test_two_files_at_once_are_refused(demo):
+    files = [("files", ("a.png", picture("PNG"))), ("files", ("b.png", picture("PNG")))]
+    assert httpx.post(f"{demo.url}gradio_api/upload", files=files).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=/etc/passwd",
+        "file=pyproject.toml",
+        f"file={Path('pyproject.toml').resolve()}",
+        "file=../../../../etc/passwd",
+        "file=%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "file=/proc/self/environ",
+        "file=http://127.0.0.1:1/",
+        "file=.git/config",
+        "proxy=http://127.0.0.1:1/",
+        "theme.css/../../etc/passwd",
+    ],
+)
+def test_no_file_outside_is_served(demo, path):
+    response = httpx.get(f"{demo.url}gradio_api/{path}")
+    assert response.status_code in (400, 403, 404), response.text[:100]
+    assert "root:" not in response.text
+
+
+@pytest.mark.parametrize(
+    "value", [{"url": "data:image/png;base64,AAAA"}, {"path": "/etc/passwd"}, {"url": "http://127.0.0.1:1/a.png"}, "x", 7]
+)
+def test_a_picture_must_come_through_the_upload(demo, value):
+    data = {**value, "meta": {"_type": "gradio.FileData"}} if isinstance(value, dict) else value
+    joined = httpx.post(f"{demo.url}gradio_api/call/ask", json={"data": [data, "which organ?", [], *SETTINGS.values()]})
+    assert joined.status_code < 500 or (joined.status_code == 500 and "Traceback" not in joined.text)
+    if joined.status_code == 200:
+        said = httpx.get(f"{demo.url}gradio_api/call/ask/{joined.json()['event_id']}", timeout=60).text
+        assert "event: error" in said
+        assert "root:" not in said
+
+
+def test_errors_do_not_tell_what_is_inside(demo):
+    for path, body in (("call/ask", "{"), ("call/ask", '{"data": []}'), ("call/nothing", '{"data": []}'), ("run/predict", "{}")):
+        response = httpx.post(f"{demo.url}gradio_api/{path}", content=body, headers={"content-type": "application/json"})
+        assert "Traceback" not in response.text
+        assert "/src/" not in response.text
+
+
+def test_responses_forbid_sniffing(demo):
+    for path in ("", "config", "gradio_api/info"):
+        assert httpx.get(f"{demo.url}{path}").headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_full_queue_says_that_it_is_busy(answerer, file):
+    with running(answerer, Limits(queue=2)) as demo:
+        clients = [Client(demo.url, verbose=False) for _ in range(6)]
+
+        def one(client: Client) -> str:
+            try:
+                return str(len(ask(client, file, "which organ is shown?", tokens=64)[0]))
+            except Exception as error:
+                return str(error).lower()
+
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(one, clients))
+    assert "2" in found
+    assert all(text == "2" or "queue is full" in text or "busy" in text for text in found), found
+
+
+def test_old_pictures_go_and_examples_stay(tmp_path):
+    for name in ("examples/0.png", "old/picture.png", "new/picture.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        if name == "examples/0.png":
+            sweeper = Sweeper(tmp_path, keep_seconds=3600)
+    for name in ("examples/0.png", "old/picture.png"):
+        os.utime(tmp_path / name, (time.time() - 3700,) * 2)
+    sweeper.sweep()
+    sweeper.stop()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")) == ["examples/0.png", "new/picture.png"]
+    assert not (tmp_path / "old").exists()
+
+
+def test_nothing_is_kept_after_the_end(answerer):
+    with running(answerer, LIMITS) as demo:
+        assert post(demo, picture("PNG")).status_code == 200
+        folder = demo.folder
+        assert list(folder.rglob("picture.png"))
+    assert not folder.exists()
+    assert not [thread for thread in threading.enumerate() if "weep" in thread.name]
+
+
+def test_other_machines_need_a_password(answerer, file):
+    with pytest.raises(UserError, match=r"host=0\.0\.0\.0 can be reached from other machines; give auth=user:password"):
+        running(answerer, LIMITS, host="0.0.0.0").__enter__()
+    with running(answerer, LIMITS, auth=("lab", "a long password")) as demo:
+        assert httpx.get(f"{demo.url}config").status_code == 401
+        assert post(demo, picture("PNG")).status_code == 401
+        assert httpx.get(f"{demo.url}gradio_api/file={file}").status_code in (401, 403)
+        wrong = httpx.post(f"{demo.url}login", data={"username": "lab", "password": "guess"})
+        assert wrong.status_code == 400
+        assert len(ask(Client(demo.url, auth=("lab", "a long password"), verbose=False), file, "which organ?")[0]) == 2
+
+
+def test_hosts_and_credentials():
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9", "0.0.0.0", "::", "10.0.0.1", "example.org")] == [
+        *[True] * 4,
+        *[False] * 4,
+    ]
+    assert credentials("lab:with:colons") == ("lab", "with:colons")
+    for wrong in ("lab", "lab:short", ":a long password"):
+        with pytest.raises(UserError, match="auth must be user:password"):
+            credentials(wrong)
+
+
+def test_examples_come_with_their_questions(tmp_path):
+    with pytest.raises(UserError, match="holds neither"):
+        read_examples(tmp_path)
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    assert read_examples(tmp_path) == [(tmp_path / "a.png", "")]
+    (tmp_path / "examples.csv").write_text("image,question\na.png,which organ?\n")
+    assert read_examples(tmp_path) == [(tmp_path / "a.png", "which organ?")]
+
+
+def test_the_page_asks_no_other_machine(demo):
+    """Fonts, scripts and analytics: what the page loads comes from the demo itself."""
+    page = httpx.get(demo.url).text
+    config = httpx.get(f"{demo.url}config").json()
+    assert "googleapis" not in httpx.get(f"{demo.url}theme.css").text
+    assert config.get("analytics_enabled") is not True
+    assert json.dumps(config).count("http://") <= page.count("http://") + 50
+
+
+def test_the_command_checks_before_it_loads():
+    config = typed(Demo, compose("demo", ["model=run:none", "host=0.0.0.0"]))
+    assert (config.port, config.queue) == (7860, 8)
