@@ -12,7 +12,6 @@ from src.scoring.transfer import (
     balanced_accuracy,
     confusion,
     difference,
-    holm,
     macro_f1,
     resampled,
     values,
@@ -79,11 +78,6 @@ def test_intervals_are_wider_when_images_come_in_groups():
     alone = resampled(Cell(labels, np.arange(400), said[None], p), weights(400, resamples=500, seed=0, name="x"), seed=0)
     together = resampled(Cell(labels, group_of, said[None], p), weights(20, resamples=500, seed=0, name="x"), seed=0)
     assert together["macro_f1"].std() > 2 * alone["macro_f1"].std()
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([]) == []
 
 
 def test_ranks_share_ties_and_leave_out_incomplete_sets():
