@@ -1,0 +1,59 @@
+"""A data card as Markdown."""
+
+from data_prep.card_facts import Facts, splits_present, strictest
+
+HEADER = "| source | split | share | in | written | quarantined | duplicates | filtered | expected |\n|---|---|---|---|---|---|---|---|---|"
+
+
+def render(mix: str, facts: list[Facts]) -> str:
+    images = sum(int(one.shards.column("num_images").sum()) for one in facts)
+    records, usable = sum(one.total["written"] for one in facts), sum(one.trained_on for one in facts)
+    parts = [
+        f"# Data card of the mix '{mix}'",
+        f"{records:,} records with {images:,} images from {len(facts)} sources; {usable:,} records to train on.",
+        f"Licence of the whole: {strictest(facts)}.",
+        "## Counts\n\nWhat came in = written + quarantined + duplicates + filtered.",
+        "\n".join([HEADER, *(row for one in facts for row in count_rows(one))]),
+        "## Left out",
+        "\n".join(f"- {one.entry.name}: {left_out(one)}" for one in facts),
+        "## Licences",
+        "\n".join(["| source | licence | read at | redistribution | non-commercial |\n|---|---|---|---|---|", *map(_licence, facts)]),
+        "## Sources",
+        "\n".join(
+            f"- **{one.entry.title or one.entry.name}**: {one.entry.citation or 'own data'}. {one.entry.notes}".rstrip() for one in facts
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def count_rows(one: Facts) -> list[str]:
+    rows = []
+    for number, split in enumerate(splits_present(one)):
+        found, expected = one.counts[split], one.entry.expected.get(split)
+        share = f"{one.share:.1%}" if not number else ""
+        cells = [f"{found[name]:,}" for name in ("in", "written", "quarantined", "duplicates", "filtered")]
+        rows.append("| " + " | ".join([one.entry.name, split, share, *cells, f"{expected:,}" if expected else ""]) + " |")
+    return rows
+
+
+def left_out(one: Facts) -> str:
+    """Quarantine with its reasons, filter, and leaks, in one line."""
+    said = [f"{count:,} {reason}" for reason, count in one.reasons()]
+    if one.total["filtered"]:
+        said.append(f"{one.total['filtered']:,} filtered by a rule of the reader")
+    if not one.audit:
+        said.append("not audited")
+    elif one.audit["leaks"]:
+        said.append("in a test set: " + ", ".join(f"{name} {count:,}" for name, count in one.audit["leaks"].items()))
+    if one.audit.get("groups_on_two_sides"):
+        said.append(f"{one.audit['groups_on_two_sides']:,} groups stand in test and elsewhere")
+    return "; ".join(said) or "nothing"
+
+
+def _licence(one: Facts) -> str:
+    licence = one.entry.licence
+    return f"| {one.entry.name} | {licence.name} | {licence.source or '-'} | {licence.redistribute} | {licence.non_commercial} |"
+
+
+def _about(one: Facts) -> str:
+    return f"- **{one.entry.title or one.entry.name}**: {one.entry.citation or 'own data'}. {one.entry.notes}".rstrip()

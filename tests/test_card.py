@@ -1,0 +1,78 @@
+"""The data card says what the manifests, the quarantine and the audit say, and its Croissant file is valid."""
+
+import json
+
+import mlcroissant
+import numpy as np
+import pytest
+
+from data_prep import card, sources
+from data_prep.audit import Audit, audit_all
+from data_prep.card_facts import gather, histogram, strictest
+from src.errors import UserError
+
+
+@pytest.fixture
+def written(shards, tmp_path, monkeypatch):
+    """The card of the test suite's own mix of three sources."""
+    audit_all(Audit(out=shards))
+    card.write("own", {"alpha": 2, "beta": 1, "gamma": 1}, shards, tmp_path / "card")
+    return tmp_path / "card"
+
+
+def test_counts_shares_and_what_was_left_out(written, shards):
+    text = (written / "card.md").read_text()
+    manifest = json.loads((shards / "alpha" / "manifest.json").read_text())["counts"]["train"]
+    assert f"| alpha | train | 50.0% | {manifest['in']} | {manifest['written']} |" in text
+    assert "from 3 sources" in text
+    assert "- gamma: nothing" in text
+    assert "| beta | the user's own |" in text
+
+
+def test_the_page_stands_alone(written):
+    page = (written / "card.html").read_text()
+    assert page.count("<img src='data:image/jpeg;base64,") == 12  # six of each source with pictures
+    assert page.count("<svg") == 5  # lengths of three, sizes of two
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "<b>Left out:</b> nothing." in page
+
+
+def test_the_croissant_file_is_valid_and_names_every_shard(written, shards):
+    described = json.loads((written / "croissant.json").read_text())
+    dataset = mlcroissant.Dataset(str(written / "croissant.json"))
+    assert not dataset.metadata.issues.errors
+    tars = {part["@id"]: part["sha256"] for part in described["distribution"] if part["@type"] == "cr:FileObject"}
+    expected = {}
+    for source in ("alpha", "beta", "gamma"):
+        manifest = json.loads((shards / source / "manifest.json").read_text())
+        expected |= {f"{source}/{shard['name']}": shard["sha256"] for shard in manifest["shards"]}
+    assert tars == expected
+
+
+def test_the_strictest_licence_names_who_limits(shards):
+    facts = gather(shards, {"alpha": 1, "beta": 1})
+    facts[0].entry = card_entry("quilt_1m")
+    facts[1].entry = card_entry("slake")
+    assert strictest(facts) == "non-commercial use only (quilt_1m); must not be redistributed (quilt_1m)"
+    facts[0].entry = card_entry("vqa_rad")
+    assert strictest(facts) == "no restriction is known"
+
+
+def card_entry(name):
+    return sources.load()[name]
+
+
+def test_histograms_count_everything():
+    for values in (np.array([1, 5, 5, 900]), np.array([7]), np.arange(3000)):
+        counts, edges = histogram(values)
+        assert sum(counts) == len(values) - (values == 0).sum()
+        assert len(edges) == len(counts) + 1
+    assert histogram(np.array([])) == ([], [])
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="mix='ful' names no file in conf/mix; did you mean 'full'"):
+        card.shares("ful")
+    with pytest.raises(UserError, match="mix='own' states no shares of its own; name one of full"):
+        card.shares("own")
+    assert sum(card.shares("full").values()) == 3_343_055
