@@ -17,7 +17,7 @@ def report(config: Report) -> Path:
     if len(runs) == 1:
         title, lead, sections = runs[0].name, summary(runs[0]), one(runs[0], examples_shown=config.examples)
     else:
-        title, lead, sections = f"{len(runs)} runs compared", compare.summary(runs), compare.sections(runs, baseline=config.baseline)
+        title, lead, sections = f"{len(runs)} runs compared", compare.summary(runs), compare.sections(runs, baseline=config.baseline, resamples=config.resamples, seed=config.seed)
     title = config.title or title
     out = Path(config.out) if config.out else folder_of(runs) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,235 @@
-"""Several runs side by side."""
+"""Several runs side by side: in what they differ, how they score over seeds, and whether a difference is shown."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from src.reporting import groups
+from src.reporting.answers import CONDITIONS, grouped
+from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
+from src.reporting.groups import Group
+from src.reporting.plots import Curve, curves
+from src.reporting.stored import Stored, interval
+from src.reporting.svg import colour
+from src.reporting.training import speed
+from src.scoring import statistics
+
+COLUMNS = {
+    "BLEU-1": "real/all/bleu1",
+    "exact match": "real/all/exact",
+    "token F1": "real/all/f1",
+    "closed accuracy": "real/closed/accuracy",
+    "exact match on findings": "real/type=finding/exact",
+}
+
+
+def summary(runs: list[Stored]) -> str:
+    keys = groups.differing(runs)
+    return f"{', '.join(run.name for run in runs)}. They differ in {', '.join(keys) or 'nothing but their seed or name'}."
+
+
+def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
+    found = groups.group(runs)
+    base = groups.baseline(found, baseline)
+    paint = {one.label: colour(number) for number, one in enumerate(found)}
+    parts = [
+        Section("Runs", run_blocks(runs)),
+        Section("Scores", score_blocks(found, paint)),
+        Section("Differences", difference_blocks(found, base, resamples=resamples, seed=seed)),
+        Section("Real, shuffled and blank images", condition_blocks(found)),
+        Section("Dependence on a setting", trend_blocks(found)),
+        Section("Transfer", transfer_blocks(found)),
+        Section("Curves", [curve_figure(found, paint)] if any(run.log for run in runs) else []),
+        Section("Cost", [cost_table(runs)]),
+    ]
+    return [part for part in parts if part.blocks]
+
+
+def run_blocks(runs: list[Stored]) -> list:
+    keys = groups.differing(runs)
+    rows = [[run.name, state(run), run.config.get("seed"), *(_cell(run.flat.get(key)) for key in keys), _data(run)] for run in runs]
+    blocks: list = [Table(["run", "state", "seed", *keys, "data"], rows, caption="The settings in which these runs differ.")]
+    changed = groups.changed_sources(runs)
+    if changed:
+        words = f"These runs were trained on different shards of {', '.join(changed)}: they are shown side by side, and never averaged."
+        blocks.insert(0, Text(words, "gap"))
+    return blocks
+
+
+def state(run: Stored) -> str:
+    failed = run.folder / "failed.json"
+    if failed.exists():
+        return f"FAILED: {json.loads(failed.read_text())['error']}"
+    if "train" not in run.verbs and run.config.get("optim"):
+        last = int(run.log[-1]["step"]) if run.log else 0
+        return f"unfinished, step {last:,} of {run.config['optim']['steps']:,}"
+    return ", ".join([*run.verbs, *(f"{verb} unfinished" for verb in run.unfinished)])
+
+
+def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
+    blocks: list = []
+    for benchmark in _benchmarks(found):
+        rows = []
+        for one in found:
+            scores = [groups.score(one, f"vqa/{benchmark}/{key}") for key in COLUMNS.values()]
+            if any(scores):
+                rows.append([one.label, _seeds(one), *scores, Graph([(scores[0], paint[one.label])]) if scores[0] else None])
+        caption = (
+            f"{benchmark}: of one run the 95% bootstrap interval over images, of several seeds the mean with Student's t interval over "
+            "seeds. The drawing shows BLEU-1 from 0 to 1."
+        )
+        if rows:
+            blocks.append(Table(["group", "seeds", *COLUMNS, ""], rows, caption=caption))
+    return blocks or [Text("None of these runs has been evaluated yet: python -m src.evaluate run=NAME", "gap")]
+
+
+def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: int) -> list:
+    """Paired differences to the baseline on all free-text image questions, corrected by Holm over this table."""
+    names = sorted({path.name.removesuffix(".real.jsonl") for run in base.runs for path in run.folder.glob("predictions/*.real.jsonl")})
+    others = [one for one in found if one is not base]
+    if not names or not others:
+        return []
+    table, blocks = [], []
+    for one in others:
+        for scorer in ("bleu1", "exact"):
+            metric = groups.difference(one, base, benchmarks=names, scorer=scorer, resamples=resamples, seed=seed)
+            if metric:
+                table.append((one.label, scorer, metric))
+            elif scorer == "bleu1":
+                blocks.append(Text(f"{one.label} did not answer the same questions as {base.label}; no difference is given.", "gap"))
+    adjusted = statistics.holm([metric["p"] for _, _, metric in table]) if table else []
+    rows = []
+    for (label, scorer, metric), p in zip(table, adjusted, strict=True):
+        shown = interval(metric, signed=True)
+        clear = p < 0.05 and shown.clear
+        verdict = ("better" if shown.value > 0 else "WORSE") if clear else "no difference shown"
+        graph = Graph([(shown, "blue" if clear else "grey")], start=-0.5, stop=0.5)
+        rows.append([f"{label} - {base.label}", scorer, metric["n"], metric["seeds"], shown, graph, f"{p:.3g}", verdict])
+    caption = (
+        f"Difference to {base.label} on the questions of {', '.join(names)}, paired by question and, where both have it, by seed. Intervals "
+        "draw images and seeds; p flips the sign of whole images, corrected by Holm over this table. With one seed nothing is known "
+        "about the spread over seeds. Drawn from -0.5 to 0.5."
+    )
+    columns = ["difference", "score", "questions", "seeds", "value", "", "p (Holm)", "verdict"]
+    return blocks + ([Table(columns, rows, caption=caption)] if rows else [])
+
+
+def condition_blocks(found: list[Group]) -> list:
+    rows, there = [], [name for name in CONDITIONS if any(_has(one, f"vqa/pooled/{name}/all/bleu1") for one in found)]
+    for one in found:
+        scores = {name: groups.score(one, f"vqa/pooled/{name}/all/bleu1") for name in there}
+        marks = [(score, CONDITIONS[name][1]) for name, score in scores.items() if score]
+        if marks:
+            rows.append([one.label, Graph(marks), *scores.values()])
+    if not rows:
+        return []
+    legend = ", ".join(f"{name} {CONDITIONS[name][1]}" for name in there)
+    return [Table(["group", "BLEU-1, 0 to 1", *there], rows, caption=f"BLEU-1 of all free-text image questions; {legend}.")]
+
+
+def trend_blocks(found: list[Group]) -> list:
+    """A score against every setting that takes three or more numeric values, and against the number of sources."""
+    runs = [run for one in found for run in one.runs]
+    axes: dict[str, dict[str, float]] = {}
+    for key in [*groups.differing(runs), "number of sources"]:
+        at = {one.label: _number(one.runs[0], key) for one in found}
+        if all(value is not None for value in at.values()) and len(set(at.values())) >= 3:
+            axes[key] = at  # type: ignore[assignment]
+    drawings = []
+    for key, at in axes.items():
+        for name, metric in (("BLEU-1", "vqa/pooled/real/all/bleu1"), *_transfer_means(runs)):
+            placed = sorted((at[one.label], score) for one in found if (score := groups.score(one, metric)))
+            if len(placed) >= 3:
+                line = Curve(name, [(x, s.value) for x, s in placed], "blue", band=[(s.low, s.high) for _, s in placed])
+                log_x = placed[0][0] > 0 and placed[-1][0] / placed[0][0] >= 4
+                drawings.append(curves([line], title=f"{name} against {key}", x=key, log_x=log_x))
+    return [Figure(drawings, caption="Bands: 95% intervals as in the table of scores.")] if drawings else []
+
+
+def transfer_blocks(found: list[Group]) -> list:
+    keys = sorted({key for one in found for run in one.runs for key in run.metrics if key.startswith("transfer/") and "_minus_" not in key})
+    keys = [key for key in keys if key.endswith("/macro_f1") and "shot/" not in key]
+    rows = []
+    for key in keys:
+        _, benchmark, encoder, protocol, _ = key.split("/", 4)
+        for one in found:
+            score = groups.score(one, key)
+            if score:
+                rows.append([benchmark, encoder, protocol, one.label, score, Graph([(score, "blue")])])
+    columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
+    return [Table(columns, rows, caption="The drawing shows macro-F1 from 0 to 1.")] if rows else []
+
+
+def curve_figure(found: list[Group], paint: dict[str, str]) -> Figure:
+    """Every run a thin line in the colour of its group."""
+    drawings = []
+    for title, pick in (
+        ("Training loss", lambda run: run.column("loss")),
+        ("Validation loss", lambda run: run.column("val")),
+        ("Tokens per second", lambda run: speed(run, "tokens")),
+    ):
+        lines = [Curve(run.name, pick(run), paint[one.label], kind="thin") for one in found for run in one.runs]
+        drawings.append(curves([line for line in lines if line.points], title=title, x="step"))
+    return Figure(drawings, legend=list(paint.items()))
+
+
+def cost_table(runs: list[Stored]) -> Table:
+    rows = []
+    for run in runs:
+        samples = int(run.log[-1]["samples"]) if run.log else None
+        rate = run.metrics.get("train/samples_per_second", {}).get("value")
+        seconds = [round(run.verbs[verb]["seconds"], 1) if verb in run.verbs else None for verb in ("train", "evaluate", "transfer")]
+        rows.append([run.name, samples, rate, *seconds, round(run.seconds, 1), round(run.peak_rss_mb)])
+    columns = ["run", "samples seen", "samples/s", "train, s", "evaluate, s", "transfer, s", "all, s", "peak memory, MB"]
+    return Table(columns, rows, caption="Seconds sum restarts; memory is the peak over the process tree.")
+
+
+def csv_text(runs: list[Stored]) -> str:
+    """One line per run and metric, with the settings that differ, the commit and the data fingerprint."""
+    keys = groups.differing(runs)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "seed", *keys, "git", "data", "metric", "value", "low", "high", "n"])
+    for run in runs:
+        git = next((said["git"] for said in run.verbs.values()), "")
+        about = [run.name, run.config.get("seed", ""), *(groups.said(run.flat.get(key)) for key in keys), git, _data(run)]
+        for key, metric in run.metrics.items():
+            numbers = [f"{metric[name]:.6g}" for name in ("value", "low", "high")]
+            writer.writerow([*about, key, *numbers, metric["n"]])
+    return out.getvalue()
+
+
+def _benchmarks(found: list[Group]) -> list[str]:
+    names = [name for one in found for run in one.runs for name in grouped(run.metrics)]
+    several = len({name for name in names if name != "pooled"}) > 1
+    return [name for name in dict.fromkeys(names) if several or name != "pooled"]
+
+
+def _seeds(one: Group) -> str:
+    return ", ".join(str(seed) for seed in sorted(one.seeds))
+
+
+def _has(one: Group, key: str) -> bool:
+    return any(key in run.metrics for run in one.runs)
+
+
+def _number(run: Stored, key: str) -> float | None:
+    if key == "number of sources":
+        return float(sum(share > 0 for share in run.config.get("mix", {}).get("shares", {}).values())) or None
+    value = run.flat.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _transfer_means(runs: list[Stored]) -> list[tuple[str, str]]:
+    """Mean macro-F1 of the runs' own encoders, where all runs have it under one key."""
+    keys = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
+    return [("mean macro-F1", key) for key in sorted(keys) if key.startswith("transfer/mean/") and key.endswith("/probe/macro_f1")]
+
+
+def _data(run: Stored) -> str:
+    return run.verbs.get("train", {}).get("data", "")
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, int | float | Interval) and not isinstance(value, bool) else groups.said(value)
