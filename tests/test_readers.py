@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from data_prep import sources
 from data_prep.cut import fault
@@ -435,13 +436,24 @@ def test_members_are_found_by_the_last_part_of_their_name(tmp_path):
         assert found.read("deep/er/1.jpg", "").reason.startswith("image missing")
 
 
+def test_a_classification_set_becomes_questions_with_choices(tmp_path):
+    raw = tmp_path / "breastmnist"
+    raw.mkdir()
+    arrays = {f"{split}_images": RNG.integers(0, 256, (4, 28, 28), dtype=np.uint8) for split in SPLITS}
+    np.savez(raw / "breastmnist_224.npz", **arrays, **{f"{split}_labels": np.array([[0], [1], [0], [1]], np.uint8) for split in SPLITS})
+    rows = read("breastmnist", raw, "test")
+    assert [row.answer for row in rows] == ["malignant", "normal, benign"] * 2
+    assert rows[0].choices == ["malignant", "normal, benign"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(rows[2].images[0]))), arrays["test_images"][2])
+
+
 def test_every_reader_has_an_entry_and_every_mix_names_entries_with_their_counts():
     entries = sources.load()
     assert {entry.reader for entry in entries.values()} == set(READERS)
     for entry in entries.values():
         assert set(entry.columns) <= {"image", "question", "answer", "caption", "id", "type", "group", "licence"}
         assert not entry.columns or entry.reader == "hf_parquet"
-        assert entry.reader in (entry.name, "hf_parquet")
+        assert entry.reader in (entry.name, "hf_parquet", "classification")
     other = {"pubmedqa": 211_269, "iu_xray": 7_470, "slake": 4_919}  # PQA-A alone, pictures, English: the files say so
     for mix, total in (("full", 3_343_055), ("open", 3_352_660)):
         shares = yaml.safe_load((CONF / "mix" / f"{mix}.yaml").read_text())["shares"]

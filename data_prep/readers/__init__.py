@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.readers import (
+    classification,
     hf_parquet,
     iu_xray,
     jsonl,
@@ -27,6 +28,7 @@ from data_prep.rows import Row
 from data_prep.sources import Source
 
 READERS: dict[str, Callable[[Path, str, Source], Iterator[Row]]] = {
+    "classification": classification.read,
     "hf_parquet": hf_parquet.read,
     "iu_xray": iu_xray.read,
     "jsonl": jsonl.read,

@@ -118,7 +118,7 @@ def table(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
 
 
 def sicap(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
-    """SICAPv2 (Silva-Rodriguez et al. 2020, Mendeley 9xxm58dvs3): patient folds as spreadsheets of 0/1 columns NC, G3, G4, G5.
+    """SICAPv2 (Silva-Rodriguez et al. 2020): patient folds as spreadsheets of 0/1 columns NC, G3, G4, G5.
 
     Train and val are the first validation fold, which splits `partition/Test/Train.xlsx` by patient; a patch belongs to the
     class with the highest value (as Quilt-1M's evaluation reads it). `wsi_labels.xlsx` tells the patient of a slide.

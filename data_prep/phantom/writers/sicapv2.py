@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_prep.phantom.writers.unseen import Look, labelled, picture
 
-SIZES = {"train": 640, "val": 160, "test": 240}  # patches; the original has 18,783 in all
+SIZES = {"train": 640, "val": 160, "test": 240}  # patches
 SLIDE = 20  # patches of one slide; two slides are one patient
 LOOKS = {"NC": Look("", grain=0), "G3": Look("crescent", 3, grain=0), "G4": Look("", grain=2), "G5": Look("crescent", 3, grain=2)}
 SHEETS = {"train": "Validation/Val1/Train", "val": "Validation/Val1/Test", "test": "Test/Test"}
