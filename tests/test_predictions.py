@@ -40,6 +40,15 @@ def test_a_table_reads_like_lines(tmp_path):
     assert second == {"id": "2", "question": "why?", "references": ["lung"], "prediction": "", "type": "organ"}
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b"])
+def test_only_a_line_feed_ends_a_line(tmp_path, mark):
+    row = {**LINE, "prediction": f"a{mark}b"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    (tmp_path / "a.csv").write_text(f"id,question,reference,prediction\nq1,what?,lung,a{mark}b\n", newline="")
+    for name in ("a.jsonl", "a.csv"):
+        assert read_predictions(tmp_path / name, benchmark=None)[0]["prediction"] == f"a{mark}b"
+
+
 def test_a_mark_of_byte_order_is_not_part_of_the_first_name(tmp_path):
     file = tmp_path / "answers.csv"
     file.write_bytes("id,question,reference,prediction\n1,q,lung,lung\n".encode("utf-8-sig"))

@@ -46,7 +46,7 @@ class Answers:
 def read(path: Path) -> list[dict]:
     """The complete lines of a predictions file of ours; a last line that was cut by a kill is left out."""
     lines: list[dict] = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_text().split("\n")[:-1] if path.exists() else ():  # splitlines would also split inside of answers
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -1,6 +1,7 @@
 """Anybody's predictions, JSONL or CSV -> items to score. Every mistake in the file is one sentence, and nothing is scored."""
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -55,7 +56,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             number = reader.line_num

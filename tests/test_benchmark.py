@@ -1,0 +1,109 @@
+"""Benchmarks: which questions, with which images under each condition."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data_prep.shards import Build, build_all
+from src.config import typed
+from src.data import benchmark
+from src.data.benchmark import Benchmark, conditions, images, read, shown
+from src.errors import UserError
+from tests.conftest import jpeg
+
+NAMES = sorted(path.stem for path in benchmark.FOLDER.glob("*.yaml") if "layout:" not in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Four images with three questions each; one of them, by its group, in the training split too."""
+    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
+    (raw / "own").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        (raw / "own" / f"{n}.jpg").write_bytes(jpeg(rng))
+    test = [
+        {"id": f"{n}-{k}", "image": f"{n}.jpg", "group": f"g{n}", "question": f"what {k}?", "answer": "lung"}
+        for n in range(4)
+        for k in range(3)
+    ]
+    train = [{"id": "t", "image": "2.jpg", "group": "g2", "question": "which?", "answer": "rib"}]
+    for split, lines in (("test", test), ("train", train)):
+        (raw / "own" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_all(Build(sources=["own"], raw=raw, out=out, workers=1))
+    return out
+
+
+def test_every_question_has_its_line(root):
+    test = read("own", root=root)
+    assert len(test.items) == len({item["id"] for item in test.items}) == 12
+    assert len({item["image"] for item in test.items}) == 4
+    assert test.pooled
+    assert not test.choices
+
+
+def test_a_limit_is_spread_over_the_split(root):
+    test = read("own", root=root, limit=4)
+    assert len({item["image"] for item in test.items}) == 4
+    assert read("own", root=root, limit=99).rows == read("own", root=root).rows
+
+
+def test_shuffled_images_change_places_in_one_cycle(root):
+    test = read("own", root=root)
+    for seed in range(5):
+        own, other = shown("real", test, seed=seed), shown("shuffled", test, seed=seed)
+        group = {row: item["image"] for row, item in zip(test.rows, test.items, strict=True)}
+        moved = {(group[a], group[b]) for a, b in zip(own, other, strict=True)}
+        assert len(moved) == 4  # all questions on one image get the same other one
+        assert all(a != b for a, b in moved)
+        at, steps = next(iter(moved))[0], 0
+        while steps == 0 or at != next(iter(moved))[0]:
+            at, steps = dict(moved)[at], steps + 1
+        assert steps == 4
+    assert shown("shuffled", test, seed=0) == shown("shuffled", test, seed=0)
+
+
+def test_what_is_shown(root):
+    test = read("own", root=root)
+    mean = torch.tensor([0.5, 0.25, 1.0])
+    numbers = [0, 1, 3]
+    real = images(test, numbers, "real", shown("real", test, seed=0), mean=mean, size=16, exact=False)
+    assert real[0][0] == real[1][0] != real[2][0]  # one name per image
+    assert real[0][1][0] is real[1][1][0]  # decoded once
+    blank = images(test, numbers, "blank", None, mean=mean, size=16, exact=False)
+    assert blank[0][1][0].shape == (3, 16, 16)
+    assert blank[0][1][0][:, 3, 5].tolist() == [128, 64, 255]
+    assert images(test, numbers, "none", None, mean=mean, size=16, exact=False) == [("none", [])] * 3
+
+
+def test_a_disjoint_benchmark_leaves_out_images_of_the_training_split(root, tmp_path, monkeypatch):
+    (tmp_path / "apart.yaml").write_text("source: own\nsplit: test\npooled: true\nchoices: false\ndisjoint: true\n")
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
+    assert len(read("apart", root=root).rows) == 9
+
+
+def test_conditions_are_checked(root, shards):
+    assert conditions(read("own", root=root), ["real", "blank"]) == ["real", "blank"]
+    text = read("gamma", root=shards)
+    assert not text.pooled
+    assert conditions(text, ["real", "none"]) == ["none"]
+    with pytest.raises(UserError, match="has no images"):
+        conditions(text, ["real"])
+    with pytest.raises(UserError, match="images"):
+        conditions(text, ["nothing"])
+
+
+def test_shuffling_one_image_is_refused(root):
+    with pytest.raises(UserError, match="at least two different images"):
+        shown("shuffled", read("own", root=root, limit=1), seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_names_a_source_and_says_what_it_is(name):
+    said = typed(Benchmark, OmegaConf.load(benchmark.FOLDER / f"{name}.yaml"))
+    assert said.split in ("test", "val")
+    assert not (said.pooled and said.choices)  # headlines are about free text on images
