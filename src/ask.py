@@ -1,6 +1,7 @@
 """`python -m src.ask model=run:NAME image=FILE question="..."`: one answer, or a table of questions in and JSONL out."""
 
 import csv
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ def read_table(table: Path) -> list[Row]:
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines would also split inside of questions
         else:
-            found = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+            found = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{table} cannot be read as {'JSONL' if table.suffix == '.jsonl' else 'CSV'}: {error}") from None
     if not found:
