@@ -106,6 +106,13 @@ def test_accuracy_stands_only_where_every_question_has_a_closed_set_of_answers()
     assert "all/accuracy" in score(options, resamples=10, seed=0)
 
 
+def test_options_are_scored_by_both_rules():
+    items = [{**item, "choices": ["ct", *item["references"]], "prediction_unnormalised": item["references"][0]} for item in some(60)]
+    found = score(items, resamples=10, seed=0)
+    assert found["all/accuracy_unnormalised"]["value"] == 1 > found["all/accuracy"]["value"]
+    assert not any("unnormalised" in key for key in score([*items, *some(1)], resamples=10, seed=0) if key.startswith("all/"))
+
+
 def test_scores_do_not_depend_on_the_order_of_items():
     items = some(120)
     moved = random.Random(1).sample(items, len(items))

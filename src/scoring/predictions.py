@@ -11,12 +11,12 @@ from pathlib import Path
 from src.errors import UserError, nearest
 
 NEEDED = ("id", "question", "references", "prediction")
-OPTIONAL = ("source", "image", "type", "choices")
+OPTIONAL = ("source", "image", "type", "choices", "prediction_unnormalised")
 SUFFIXES = (".jsonl", ".csv")
 
 
 def read_predictions(path: Path, *, benchmark: str | None, ids: Collection[str] | None = None) -> list[dict]:
-    """Items with `id`, `question`, `references` (list), `prediction` and, where given, `source`, `image`, `type`, `choices`, `seen`.
+    """Items with `id`, `question`, `references` (list), `prediction` and, where given, those of `OPTIONAL` and `seen`.
 
     `references` may be one string, and be called `reference`; numbers become text. Alternatives within a string are separated by `#`
     when `benchmark` is vqa_med_2019 and in no other case. `ids`, if given, are the questions that must be answered, each once.
@@ -101,7 +101,7 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
     if isinstance(row.get("seen"), bool):
         item["seen"] = row["seen"]
-    return item | {name: _string(row[name], name, place) for name in ("source", "image", "type") if row.get(name) is not None}
+    return item | {name: _string(row[name], name, place) for name in OPTIONAL if name != "choices" and row.get(name) is not None}
 
 
 def _string(value: object, name: str, place: str) -> str:

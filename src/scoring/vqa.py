@@ -71,6 +71,7 @@ def _decided(item: dict) -> bool:
 
 
 HEADLINE: dict[str, Scorer] = {"bleu1": bleu1, "exact": exact, "f1": f1, "accuracy": accuracy}
+NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last: of options, by likelihood as a whole instead of per token
 
 
 def _mean(scorer: Scorer, over: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
@@ -123,9 +124,10 @@ def slices(items: list[dict]) -> dict[str, np.ndarray]:
 def score(items: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
     """`<slice>/<headline score>` -> value, 95% interval (bootstrap over images) and n, the questions of the slice.
 
-    A question without `image` is its own cluster. `accuracy` stands where every question of the slice has a closed set of answers.
+    A question without `image` is its own cluster. A score stands where it is defined for every question of the slice: `accuracy` where
+    all have a closed set of answers, `accuracy_unnormalised` where all have options whose likelihoods were compared.
     """
-    values, columns = _columns(items, slices(items), _scores(items))
+    values, columns = _columns(slices(items), _scores(items))
     sums, counts = statistics.by_cluster(values, _clusters(items))
     resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
     low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(0.0, 1.0))
@@ -145,7 +147,7 @@ def paired(items: list[dict], others: list[dict], *, resamples: int, seed: int) 
             f"{len(found.keys() & {item['id'] for item in items})} in common"
         )
     differences = _scores(items) - _scores([found[item["id"]] for item in items])
-    values, columns = _columns(items, slices(items), differences)
+    values, columns = _columns(slices(items), differences)
     sums, counts = statistics.by_cluster(values, _clusters(items))
     resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
     low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
@@ -194,24 +196,23 @@ def _clusters(items: list[dict]) -> list[str]:
 
 
 def _scores(items: list[dict]) -> np.ndarray:
-    """Headline scores (N, H) of each item; NaN where a score is not defined for it."""
-    rows = [
-        [
-            scorer(item["prediction"], item["references"]) if name != "accuracy" or _decided(item) else np.nan
-            for name, scorer in HEADLINE.items()
-        ]
-        for item in items
-    ]
-    return np.array(rows, dtype=float)
+    """`NAMES` (N, H) of each item; NaN where a score is not defined for it."""
+    return np.array([_row(item) for item in items], dtype=float)
 
 
-def _columns(items: list[dict], masks: dict[str, np.ndarray], scores_NH: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """One column per (slice, score): values (N, K), NaN outside of the slice, and their keys."""
-    decided = np.array([_decided(item) for item in items], dtype=bool)
+def _row(item: dict) -> list[float]:
+    said, right = item["prediction"], item["references"]
+    closed = accuracy(said, right) if _decided(item) else np.nan
+    whole = exact(item["prediction_unnormalised"], right) if item.get("prediction_unnormalised") else np.nan
+    return [bleu1(said, right), exact(said, right), f1(said, right), closed, whole]
+
+
+def _columns(masks: dict[str, np.ndarray], scores_NH: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """One column per slice and score that is defined for all of its questions: values (N, K), NaN outside of it, and their keys."""
     columns, keys = [], []
     for part, mask in masks.items():
-        for h, name in enumerate(HEADLINE):
-            if name != "accuracy" or decided[mask].all():
+        for h, name in enumerate(NAMES):
+            if not np.isnan(scores_NH[mask, h]).any():
                 columns.append(np.where(mask, scores_NH[:, h], np.nan))
                 keys.append(f"{part}/{name}")
     return np.stack(columns, axis=1), keys
