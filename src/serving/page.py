@@ -19,7 +19,7 @@ STYLE = Path(__file__).with_name("page.css").read_text()
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")  # of the visitor's machine: no font is fetched from elsewhere
 MONO = ("ui-monospace", "Consolas", "monospace")
 BANNER = "<b>Research only, not for clinical use.</b> Answers can be wrong. Do not upload pictures that could identify a person."
-DICOM = [".dcm", ".dicom", ".tif", ".tiff"]
+DICOM = [".dcm", ".dicom", ".tif", ".tiff", ".png"]  # .png is what the guard makes of the others
 
 
 class Desk:
@@ -117,9 +117,7 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                     elem_id="picture",
                     alt_text="the picture that the questions are about",
                 )
-                dicom = gr.UploadButton(
-                    "Open a DICOM or TIFF file", file_types=[".dcm", ".dicom", ".tif", ".tiff"], size="sm", elem_id="dicom"
-                )
+                dicom = gr.UploadButton("Open a DICOM or TIFF file", file_types=DICOM, size="sm", elem_id="dicom")
                 if examples:
                     gr.HTML("<div class='hint'>or take an example</div>")
                 strip = gr.Gallery(
@@ -159,7 +157,7 @@ def build(answerer: Answerer, limits: Limits, *, examples: list[tuple[str, str]]
                         elem_id="question",
                     )
                     send = gr.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="ask")
-                status = gr.HTML("<div id='status'></div>", elem_id="status")
+                status = gr.HTML("", elem_id="status")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
                 show_map = gr.Button("Where did it look?", elem_id="look")
