@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.transfer.overhead import measure
 from experiments.transfer.table import rows, table, unseen
 from src.data import classification
 from src.errors import UserError
@@ -50,3 +51,10 @@ def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):
     assert text.splitlines()[1].split() == ["a", "0.500", "[0.250,", "0.750]"]
     with pytest.raises(UserError, match=r"src\.transfer first"):
         rows(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_overhead_is_measured_on_both_sides():
+    found = measure(30, 1)
+    assert found["overhead"] == pytest.approx(found["pipeline"] / found["bare"])
+    assert min(found["pipeline"], found["bare"], found["grid"]) > 0
