@@ -10,7 +10,7 @@ from torchmetrics.functional.text import bleu_score
 from src.errors import UserError
 from src.scoring import vqa
 from src.scoring.published import bleu1_pathvqa
-from src.scoring.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, majority, paired, score, slices
+from src.scoring.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired, score, slices
 
 WORDS = ["yes", "no", "left", "right", "lung", "mri", "ct", "carcinoma", "of", "hering", "canals", "in", "tissue", "two", "x-ray"]
 
@@ -164,20 +164,6 @@ def test_a_paired_difference_needs_the_same_questions():
     items = some(10)
     with pytest.raises(UserError, match="same questions on both sides: 10 against 9, 9 in common"):
         paired(items, items[1:], resamples=10, seed=0)
-
-
-def test_majority_per_type():
-    train = [
-        {"type": "organ", "references": [answer]} for answer in ("Lung", "lung", "heart", "heart", "brain")
-    ] + [{"type": "size", "references": ["small"]}] * 4  # fmt: skip
-    test = [{"type": kind} for kind in ("organ", "size", "colour", None)]
-    assert majority(train, test) == ["heart", "small", "small", "small"]
-    assert majority([], test) == [""] * 4
-
-
-def test_majority_with_options_is_a_place():
-    train = [{"type": "", "references": ["b"], "choices": ["a", "b", "c"]}] * 2 + [{"type": "", "references": ["x"], "choices": ["x", "y"]}]
-    assert majority(train, [{"choices": ["p", "q", "r"]}, {"choices": ["only"]}]) == ["q", "only"]
 
 
 def test_a_scorer_without_a_question_says_so():

@@ -9,8 +9,7 @@ import numpy as np
 from src.data.benchmark import Questions, items
 from src.data.images import decode
 from src.data.shards import Shards
-from src.scoring.controls import colour_answers, histogram
-from src.scoring.vqa import majority
+from src.scoring.controls import colour_answers, histogram, majority
 
 NAMES = ("majority", "colour")
 SIZE = 64  # pixels; colours need no more

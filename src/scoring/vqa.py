@@ -5,7 +5,7 @@ cluster that answers belong to. Scores lie in [0, 1]; with several references th
 """
 
 import functools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -153,33 +153,6 @@ def paired(items: list[dict], others: list[dict], *, resamples: int, seed: int) 
     low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
     p = statistics.sign_flip(sums, resamples=resamples, seed=seed)
     return {key: {**row, "p": float(p[k])} for k, (key, row) in enumerate(_table(columns, sums, counts, low, high).items())}
-
-
-def majority(train: list[dict], test: list[dict]) -> list[str]:
-    """For each test item the most frequent training answer of its question type, and of all types where its own was never seen.
-
-    Answers are counted in lower case; of equally frequent ones the first in the alphabet is taken. With options it is the option at
-    the place that is right most often. Without training items the answer is empty.
-    """
-    counts: defaultdict[str, Counter] = defaultdict(Counter)
-    for item in train:
-        for kind in ("", f"type={item.get('type') or ''}"):
-            counts[kind][target(item)] += 1
-    best = {kind: min(found, key=lambda answer: (-found[answer], str(answer))) for kind, found in counts.items()}
-    return [spoken(best.get(f"type={item.get('type') or ''}", best.get("", "")), item) for item in test]
-
-
-def target(item: dict) -> str | int:
-    """What a classifier learns for an item: its first reference in lower case, or the place of the right option."""
-    answer = item["references"][0]
-    choices = item.get("choices") or []
-    return choices.index(answer) if answer in choices else answer.lower().strip()
-
-
-def spoken(found: str | int, item: dict) -> str:
-    """The answer to `item` that a `target` stands for."""
-    choices = item.get("choices") or [""]
-    return choices[min(found, len(choices) - 1)] if isinstance(found, int) else found
 
 
 def clusters(items: list[dict]) -> str:

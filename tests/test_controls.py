@@ -1,9 +1,23 @@
-"""The control that sees colours only."""
+"""Controls that need no model: the majority answer, and the one that sees colours only."""
 
 import numpy as np
 import pytest
 
-from src.scoring.controls import colour_answers, histogram
+from src.scoring.controls import colour_answers, histogram, majority
+
+
+def test_majority_per_type():
+    train = [
+        {"type": "organ", "references": [answer]} for answer in ("Lung", "lung", "heart", "heart", "brain")
+    ] + [{"type": "size", "references": ["small"]}] * 4  # fmt: skip
+    test = [{"type": kind} for kind in ("organ", "size", "colour", None)]
+    assert majority(train, test) == ["heart", "small", "small", "small"]
+    assert majority([], test) == [""] * 4
+
+
+def test_majority_with_options_is_a_place():
+    train = [{"type": "", "references": ["b"], "choices": ["a", "b", "c"]}] * 2 + [{"type": "", "references": ["x"], "choices": ["x", "y"]}]
+    assert majority(train, [{"choices": ["p", "q", "r"]}, {"choices": ["only"]}]) == ["q", "only"]
 
 
 def picture(colour: tuple[int, int, int]) -> np.ndarray:
