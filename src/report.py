@@ -15,9 +15,13 @@ def report(config: Report) -> Path:
     """Writes `report.html`, `report.md` and, of several runs, `report.csv`; returns the path of the page."""
     runs = find(config.runs, config.outputs)
     if len(runs) == 1:
-        title, lead, sections = runs[0].name, summary(runs[0]), one(runs[0], examples_shown=config.examples)
+        title, lead, sections = runs[0].name, summary(runs[0]), one(runs[0], config)
     else:
-        title, lead, sections = f"{len(runs)} runs compared", compare.summary(runs), compare.sections(runs, baseline=config.baseline, resamples=config.resamples, seed=config.seed)
+        title, lead, sections = (
+            f"{len(runs)} runs compared",
+            compare.summary(runs),
+            compare.sections(runs, baseline=config.baseline, resamples=config.resamples, seed=config.seed),
+        )
     title = config.title or title
     out = Path(config.out) if config.out else folder_of(runs) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -28,10 +32,12 @@ def report(config: Report) -> Path:
     return out
 
 
-def one(run: Stored, *, examples_shown: int) -> list[Section]:
+def one(run: Stored, config: Report) -> list[Section]:
     """The sections of a single run, in the order in which a reader doubts."""
     result = Section("Result", [answers.tiles(run)]) if run.metrics else None
-    found = [data.section(run), training.section(run), answers.section(run), examples.section(run, count=examples_shown)]
+    blind = find(config.blind, config.outputs)[0] if config.blind else None
+    found = [data.section(run), training.section(run)]
+    found += [answers.section(run, blind=blind, resamples=config.resamples, seed=config.seed), examples.section(run, count=config.examples)]
     found += [transfer.section(run), definitions.section(), environment.section(run)]
     return [result, *found] if result else found
 

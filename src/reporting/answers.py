@@ -4,12 +4,14 @@ from typing import Any
 
 from src.reporting.blocks import Folded, Graph, Interval, Section, Table, Text, Tiles
 from src.reporting.stored import Stored, interval
+from src.scoring.vqa import paired
 
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
     "shuffled": ("model, the image of another test question", "orange"),
     "blank": ("model, a blank image", "vermilion"),
     "none": ("model, the question alone", "purple"),
+    "blind": ("a model trained without any image", "sky"),
     "colour": ("logistic regression on the colour histogram", "green"),
     "majority": ("most frequent training answer of the question's type", "grey"),
 }
@@ -29,8 +31,10 @@ def grouped(metrics: dict[str, dict]) -> dict[str, Scores]:
     return dict(sorted(found.items(), key=lambda item: item[0] != "pooled"))
 
 
-def section(run: Stored) -> Section:
+def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000, seed: int = 0) -> Section:
     found = grouped(run.metrics)
+    if blind:
+        found = {name: with_blind(name, scores, run, blind, resamples=resamples, seed=seed) for name, scores in found.items()}
     if not found:
         return Section("Answers", [Text(f"Nothing has been evaluated yet; run: python -m src.evaluate run={run.name}", "gap")])
     first = next(iter(found))
@@ -42,6 +46,22 @@ def section(run: Stored) -> Section:
     if scorers:
         blocks.append(Folded("The same answers under every published scorer", [scorer_table(scorers)]))
     return Section("Answers", blocks)
+
+
+def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resamples: int, seed: int) -> Scores:
+    """Adds the answers of a run that never saw an image, and on a single benchmark the paired difference to them."""
+    theirs = grouped(blind.metrics).get(name, {})
+    asked = next((condition for condition in ("none", "real", "blank") if condition in theirs), None)
+    if asked is None or "real" not in scores:
+        return scores
+    added = {**scores, "blind": theirs[asked]}
+    ours, others = run.predictions(name, "real"), blind.predictions(name, asked)
+    if ours and {item["id"] for item in ours} == {item["id"] for item in others}:
+        added["real_minus_blind"] = {}
+        for key, metric in paired(ours, others, resamples=resamples, seed=seed).items():
+            part, scorer = key.split("/")
+            added["real_minus_blind"].setdefault(part, {})[scorer] = metric
+    return added
 
 
 def verdicts(scores: Scores) -> list[str]:
@@ -67,7 +87,9 @@ def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
         blocks.append(difference_table(scores, ("shuffled", "blank")))
     if "real_minus_majority" in scores:
-        blocks.append(Folded("Differences to what needs no image or no model", [difference_table(scores, ("none", "colour", "majority"))]))
+        blocks.append(
+            Folded("Differences to answers without the image", [difference_table(scores, ("none", "blind", "colour", "majority"))])
+        )
     main = "real" if "real" in scores else "none"
     if len(scores.get(main, {})) > 1:
         blocks.append(slice_table(scores, "exact"))

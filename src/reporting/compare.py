@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from src.reporting import groups
-from src.reporting.answers import CONDITIONS, grouped
+from src.reporting.answers import CONDITIONS, SCORES, grouped
 from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
@@ -18,7 +18,6 @@ from src.scoring import statistics
 COLUMNS = {
     "BLEU-1": "real/all/bleu1",
     "exact match": "real/all/exact",
-    "token F1": "real/all/f1",
     "closed accuracy": "real/closed/accuracy",
     "exact match on findings": "real/type=finding/exact",
 }
@@ -26,7 +25,8 @@ COLUMNS = {
 
 def summary(runs: list[Stored]) -> str:
     keys = groups.differing(runs)
-    return f"{', '.join(run.name for run in runs)}. They differ in {', '.join(keys) or 'nothing but their seed or name'}."
+    names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
+    return f"{names}. They differ in {', '.join(keys) or 'nothing but their seed or name'}."
 
 
 def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
@@ -105,11 +105,11 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
         clear = p < 0.05 and shown.clear
         verdict = ("better" if shown.value > 0 else "WORSE") if clear else "no difference shown"
         graph = Graph([(shown, "blue" if clear else "grey")], start=-0.5, stop=0.5)
-        rows.append([f"{label} - {base.label}", scorer, metric["n"], metric["seeds"], shown, graph, f"{p:.3g}", verdict])
+        rows.append([f"{label} - {base.label}", SCORES[scorer], metric["n"], metric["seeds"], shown, graph, f"{p:.3g}", verdict])
     caption = (
-        f"Difference to {base.label} on the questions of {', '.join(names)}, paired by question and, where both have it, by seed. Intervals "
-        "draw images and seeds; p flips the sign of whole images, corrected by Holm over this table. With one seed nothing is known "
-        "about the spread over seeds. Drawn from -0.5 to 0.5."
+        f"Difference to {base.label} on the questions of {', '.join(names)}, paired by question and, where both have it, by seed. "
+        "Intervals draw images and seeds; p flips the sign of whole images and is corrected by Holm over this table. "
+        "With one seed nothing is known about the spread over seeds. Drawn from -0.5 to 0.5."
     )
     columns = ["difference", "score", "questions", "seeds", "value", "", "p (Holm)", "verdict"]
     return blocks + ([Table(columns, rows, caption=caption)] if rows else [])
@@ -148,15 +148,18 @@ def trend_blocks(found: list[Group]) -> list:
 
 
 def transfer_blocks(found: list[Group]) -> list:
-    keys = sorted({key for one in found for run in one.runs for key in run.metrics if key.startswith("transfer/") and "_minus_" not in key})
-    keys = [key for key in keys if key.endswith("/macro_f1") and "shot/" not in key]
+    """Macro-F1 of each group's own encoder and, beside it, of the baselines."""
     rows = []
-    for key in keys:
-        _, benchmark, encoder, protocol, _ = key.split("/", 4)
-        for one in found:
-            score = groups.score(one, key)
-            if score:
-                rows.append([benchmark, encoder, protocol, one.label, score, Graph([(score, "blue")])])
+    for one in found:
+        cells: dict[tuple[str, str, str], list[dict]] = {}
+        for run in one.runs:
+            for cell in run.verbs.get("transfer", {}).get("transfer", {}).get("cells", []):
+                encoder = "its own" if cell["ours"] else cell["encoder"]
+                cells.setdefault((cell["benchmark"], encoder, cell["protocol"]), []).append(cell["macro_f1"])
+        for about, scores in cells.items():
+            score = groups.pooled(scores)
+            rows.append([*about, one.label, score, Graph([(score, "blue" if about[1] == "its own" else "grey")])])
+    rows.sort(key=lambda row: row[:3])
     columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
     return [Table(columns, rows, caption="The drawing shows macro-F1 from 0 to 1.")] if rows else []
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from src.errors import UserError, nearest
 from src.reporting.blocks import Interval
-from src.reporting.stored import Stored
+from src.reporting.stored import Stored, interval
 from src.scoring import statistics
 from src.scoring.vqa import HEADLINE, _decided
 
@@ -88,13 +88,15 @@ def baseline(groups: list[Group], wanted: str | None) -> Group:
 
 
 def score(one: Group, key: str, *, signed: bool = False) -> Interval | None:
-    """A metric of a group: of one run its own interval, of several the mean with Student's t interval over seeds."""
-    found = [run.metrics[key] for run in one.runs if key in run.metrics]
-    if not found:
-        return None
+    """A metric of a group, pooled over its runs."""
+    return pooled([run.metrics[key] for run in one.runs if key in run.metrics], signed=signed)
+
+
+def pooled(found: list[dict], *, signed: bool = False) -> Interval | None:
+    """Of one run its own interval, of several the mean with Student's t interval over seeds."""
+    if len(found) < 2:
+        return interval(found[0], signed=signed) if found else None
     values = np.array([metric["value"] for metric in found])
-    if len(values) == 1:
-        return Interval(found[0]["value"], found[0]["low"], found[0]["high"], signed)
     mean, half = values.mean(), student(len(values)) * values.std(ddof=1) / len(values) ** 0.5
     return Interval(float(mean), float(mean - half), float(mean + half), signed)
 

@@ -96,7 +96,8 @@ def _dot(x: float, y: float, colour: str, *, radius: float = 2.6) -> str:
 
 
 def _span(low: float, high: float) -> tuple[float, float]:
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+    flat = high - low <= 1e-9 * abs(high)
+    margin = (0.1 * abs(high) or 0.1) if flat else 0.06 * (high - low)
     return (low if low == 0 else low - margin), high + margin
 
 

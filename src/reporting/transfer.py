@@ -67,12 +67,13 @@ def score_table(found: dict, paint: dict[str, str]) -> Table:
 
 
 def _unseen(overlap: dict | None) -> str | None:
-    """A set of which images were trained on cannot be called unseen."""
-    if overlap is None:
+    """A set of which images were trained on cannot be called unseen; None where nobody can tell."""
+    if overlap is None or overlap["trained_on"] is None:
         return None
+    shared = sum(overlap["found"].values())
     if overlap["trained_on"]:
-        return f"NO: {overlap['trained_on']:,} of its images were trained on"
-    return f"yes: {overlap['found']:,} shared images were left out" if overlap["found"] else "yes"
+        return f"NO: {shared:,} samples with its images were trained on"
+    return f"yes: {shared:,} samples with its images were left out" if shared else "yes"
 
 
 def difference_table(differences: list[dict]) -> Table:

@@ -1,0 +1,179 @@
+"""The page shows what is there, says what is missing, and needs nothing beside itself."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from src.cli import compose
+from src.config import Report, typed
+from src.data.shards import Shards
+from src.errors import UserError
+from src.report import report
+from tests.stored import write_run, write_verb
+
+
+def made(outputs: Path, *overrides: str) -> str:
+    return report(typed(Report, compose("report", [f"outputs={outputs}", "resamples=50", *overrides]))).read_text()
+
+
+class Reader(HTMLParser):
+    """Every tag closed, every address of the document."""
+
+    VOID = ("meta", "img", "link", "br", "hr", "input")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_file_without_addresses(tmp_path, shards):
+    write_run(tmp_path, "one", root=str(shards))
+    text = made(tmp_path, "runs=one")
+    page = Reader(text)
+    assert page.open == []
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert (tmp_path / "one" / "report.html").exists()
+    assert "<html" not in (tmp_path / "one" / "report.md").read_text()
+
+
+def test_scores_of_the_run_stand_on_the_page(tmp_path, shards):
+    folder = write_run(tmp_path, "one", root=str(shards), right=6)
+    text = made(tmp_path, "runs=one")
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    for key in ("vqa/pooled/real/all/bleu1", "vqa/alpha/shuffled/all/exact"):
+        assert f"{metrics[key]['value']:.3f}" in text
+    assert f"{metrics['vqa/pooled/real_minus_shuffled/all/bleu1']['value']:+.3f}" in text
+    assert "With its own image the model scores 0.500 more than with another test image" in text
+
+
+def test_counts_are_those_of_the_manifest(tmp_path, shards):
+    write_run(tmp_path, "one", root=str(shards))
+    lines = (made(tmp_path, "runs=one") and (tmp_path / "one" / "report.md").read_text()).splitlines()
+    counts = Shards(shards / "alpha").manifest["counts"]
+    row = next(line for line in lines if line.startswith("| alpha"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == str(sum(of["in"] for of in counts.values()))
+    assert cells[7:10] == [str(counts[split]["written"]) for split in ("train", "val", "test")]
+
+
+def test_no_difference_is_said_to_be_none(tmp_path):
+    write_run(tmp_path, "same", right=2)
+    assert "No difference shown between the question&#39;s own image and another test image" in made(tmp_path, "runs=same")
+
+
+def test_words_of_the_data_cannot_become_html(tmp_path, shards):
+    folder = write_run(tmp_path, "one", root=str(shards))
+    path = folder / "predictions" / "alpha.real.jsonl"
+    keys = [record for record in Shards(shards / "alpha").column("key") if "test" in record]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, key in zip(lines, keys, strict=False):
+        line |= {"id": key, "prediction": "<script>alert(1)</script>"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[: len(keys)]))
+    text = made(tmp_path, "runs=one")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_examples_are_drawn_by_lot_and_shown_with_their_image(tmp_path, shards):
+    folder = write_run(tmp_path, "one", root=str(shards))
+    path = folder / "predictions" / "alpha.real.jsonl"
+    keys = [key for key in Shards(shards / "alpha").column("key") if "test" in key]
+    lines = [json.loads(line) for line in path.read_text().splitlines()][: len(keys)]
+    path.write_text("".join(json.dumps(line | {"id": key}) + "\n" for line, key in zip(lines, keys, strict=True)))
+    text = made(tmp_path, "runs=one", "examples=3")
+    assert text.count('<img src="data:image/jpeg;base64,') == 3
+    assert f"3 of {len(keys)} test questions, drawn by lot" in text
+    assert text == made(tmp_path, "runs=one", "examples=3")
+
+
+def test_missing_parts_are_named_with_the_command_that_makes_them(tmp_path):
+    folder = write_run(tmp_path, "young")
+    for name in ("train.json", "evaluate.json"):
+        (folder / name).unlink()
+    text = made(tmp_path, "runs=young")
+    assert "20 of 20 steps are logged" in text
+    assert "python -m src.evaluate run=young" in text
+    assert "python -m src.transfer encoder=[run:young" in text
+
+
+def test_transfer_table_and_unseen(tmp_path):
+    folder = write_run(tmp_path, "one")
+    score = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 40}
+    cell = {"benchmark": "breastmnist", "encoder": "run:one", "protocol": "probe", "ours": True, "classes": ["benign", "malignant"]}
+    cell |= {"pooling": ["mean"], "n": 40, "macro_f1": score, "balanced_accuracy": score, "auroc": score, "confusion": [[18, 2], [5, 15]]}
+    cell |= {
+        "per_class": [{"class": "benign", "precision": 0.8, "recall": 0.9, "f1": 0.84, "n": 20}],
+        "overlap": {"found": 4, "trained_on": 4},
+    }
+    gap = {"benchmark": "breastmnist", "protocol": "probe", "ours": "run:one", "other": "scratch:one", "n": 40, "p": 0.5, "p_holm": 0.5}
+    tables = {"cells": [cell], "means": [], "differences": [{**gap, "value": 0.1, "low": -0.1, "high": 0.3}], "ranks": {}, "few_shot": []}
+    write_verb(folder, "transfer", {"metrics": {"transfer/breastmnist/run:one/probe/macro_f1": score}, "transfer": tables})
+    text = made(tmp_path, "runs=one")
+    assert "NO: 4 of its images were trained on" in text
+    assert "run:one against scratch:one on breastmnist (probe): no difference shown" in text
+    assert ">15</text>" in text
+
+
+def test_a_blind_run_stands_beside_the_others(tmp_path):
+    write_run(tmp_path, "seeing", right=8)
+    write_run(tmp_path, "blind", right=4)
+    text = made(tmp_path, "runs=seeing", "blind=blind")
+    assert "a model trained without any image" in text
+    assert re.search(r"real - blind</td>.*?\+0\.500", text, re.DOTALL)
+
+
+def test_several_runs_are_one_page_one_csv_and_one_markdown(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, f"sweep/optim.steps=20,seed={seed}", seed=seed, right=4)
+        write_run(tmp_path, f"sweep/optim.steps=40,seed={seed}", seed=seed, right=8, optim__steps=40)
+    text = made(tmp_path, "runs=sweep/*", "baseline='optim.steps=20'")
+    assert Reader(text).open == []
+    assert "optim.steps=40 - optim.steps=20" in text
+    assert (tmp_path / "sweep" / "report.html").exists()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "sweep" / "report.csv").read_text())))
+    assert {(row["seed"], row["optim.steps"]) for row in rows} == {("0", "20"), ("1", "20"), ("0", "40"), ("1", "40")}
+    assert "| optim.steps=40 - optim.steps=20 | BLEU-1 |" in (tmp_path / "sweep" / "report.md").read_text()
+
+
+def test_a_failed_trial_is_shown(tmp_path):
+    write_run(tmp_path, "sweep/a", right=4)
+    failed = write_run(tmp_path, "sweep/b", right=4, optim__steps=40)
+    (failed / "train.json").unlink()
+    (failed / "failed.json").write_text(json.dumps({"error": "no space left on device"}))
+    assert "FAILED: no space left on device" in made(tmp_path, "runs=sweep/*")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["runs=nothing"], "runs=nothing finds no run in"),
+        (["runs=on"], "did you mean 'one'?"),
+        (["runs=[]"], "runs= names no run"),
+        (["runs=[one,two]", "baseline=tow"], "baseline=tow is none of the compared runs"),
+        (["runs=one", "blind=none_such"], "runs=none_such finds no run"),
+    ],
+)
+def test_bad_input(tmp_path, overrides, said):
+    write_run(tmp_path, "one")
+    write_run(tmp_path, "two")
+    with pytest.raises(UserError) as error:
+        made(tmp_path, *overrides)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
