@@ -4,11 +4,11 @@
 The meaning of each key stands as a comment in the YAML files under `conf/`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import UserError, nearest
@@ -108,6 +108,22 @@ class Train:
     trainer: Trainer
     logger: Logger
     init: str | None = None  # runs of before it have none
+
+
+@dataclass
+class Planned:
+    images: int = MISSING
+    text: int = MISSING
+    supervised: int = MISSING
+    gpu: str = MISSING
+    tflops: float = MISSING
+    memory: list[float] = MISSING
+    reserve: float = MISSING
+
+
+@dataclass
+class Plan(Train):
+    plan: Planned = field(default_factory=Planned)
 
 
 @dataclass

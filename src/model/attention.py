@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -44,15 +45,13 @@ def attend(
     rows, heads, tokens, _ = query.shape
     q_LAE, k_LGE, v_LGE = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
     settings = {"scale": kwargs.get("scaling"), "enable_gqa": k_LGE.shape[1] != heads}
-    if q_LAE.is_cuda and q_LAE.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
+    if not q_LAE.is_cpu and q_LAE.dtype in (torch.bfloat16, torch.float16):  # a GPU, or its shadow on the meta device
         edges = spans.edges_on_device
         joined = varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, window_size=(-1, 0), **settings)
     else:
         sizes = [stop - start for start, stop in pairwise(spans.edges)]
         parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
-        done = [scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **settings)[0] for q, k, v in parts]
+        done = [F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **settings)[0] for q, k, v in parts]
         joined = torch.cat(done, dim=1).transpose(0, 1)
     return joined.unflatten(0, (rows, tokens)), None
 

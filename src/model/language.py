@@ -1,27 +1,25 @@
 """The language model with its LoRA adapters, wrapped before the parts are joined so that adapters reach nothing else."""
 
-import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.config import Language as LanguageConfig
+from src.config import Lora
 from src.errors import UserError
 from src.model import attention
-from src.model.weights import load_language
 
 
 class Language(nn.Module):
     """A frozen causal LM plus trainable LoRA (Hu et al., arXiv 2106.09685); adapters are fp32 whatever the base is."""
 
-    def __init__(self, config: LanguageConfig):
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: Lora):
         super().__init__()
-        base, self.tokenizer = load_language(config.path, revision=config.revision, dtype=getattr(torch, config.dtype))
-        lora = config.lora
+        self.tokenizer = tokenizer
         names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
         unknown = sorted(set(lora.targets) - names)
         if unknown:
             there = ", ".join(sorted(names))
-            raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of {config.path} are {there}")
+            raise UserError(f"language.lora.targets names {', '.join(unknown)}; linear layers of the model are {there}")
         base.config.use_cache = False
         base.set_attn_implementation(attention.NAME)
         self.model = get_peft_model(

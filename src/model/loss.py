@@ -24,7 +24,7 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx, h_SH: Tensor, targets_S: Tensor, head: nn.Module) -> Tensor:
         chunk = max(1, CHUNK // head.weight.shape[0])
         losses, grads = [], []
-        for h_CH, targets_C in zip(h_SH.split(chunk), targets_S.split(chunk), strict=True):
+        for h_CH, targets_C in zip(h_SH.detach().split(chunk), targets_S.split(chunk), strict=True):
             logits_CV = head(h_CH)
             logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
             total_C = logits_CV.logsumexp(-1)

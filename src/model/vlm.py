@@ -16,7 +16,7 @@ from src.model.loss import token_losses
 from src.model.projector import Projector
 from src.model.recompute import recompute
 from src.model.vision import Vision, identity, load_vision
-from src.model.weights import language_identity
+from src.model.weights import language_identity, load_language
 
 
 class VLM(nn.Module):
@@ -72,7 +72,9 @@ def build(config: Train) -> VLM:
     """The three parts from their weights, frozen where their learning rate is 0. LoRA and projector start from `config.seed`."""
     torch.manual_seed(config.seed)
     vision = load_vision(config.vision)
-    language = Language(config.language)
+    stored = config.language
+    base, tokenizer = load_language(stored.path, revision=stored.revision, dtype=getattr(torch, stored.dtype))
+    language = Language(base, tokenizer, stored.lora)
     projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
     model = VLM(vision, projector, language)
     for name, part in model.parts().items():
@@ -80,7 +82,7 @@ def build(config: Train) -> VLM:
             part.requires_grad_(False)
     model.weights = {
         "vision": identity(config.vision),
-        "language": language_identity(config.language.path, revision=config.language.revision),
+        "language": language_identity(stored.path, revision=stored.revision),
     }
     vision.recompute(config.trainer.recompute == "full")
     recompute(language.base, config.trainer.recompute)

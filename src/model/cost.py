@@ -1,0 +1,145 @@
+"""What a training step costs, counted on a model of the real size that has shapes and no numbers (torch's meta device).
+
+Legend: B rows, T tokens.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from src.config import Train
+from src.data.packing import Batch, collate
+from src.data.prompt import IGNORE, Encoded
+from src.errors import UserError
+from src.model.language import Language
+from src.model.projector import Projector
+from src.model.recompute import recompute
+from src.model.towers import Tower
+from src.model.vision import TimmVit, Vision, load_vision
+from src.model.vlm import VLM
+
+# Architectures of weights that only a hub holds, so that planning needs neither network nor download.
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32064}
+VIT_B_16 = "vit_base_patch16_224"
+IMAGE_ID = 1
+
+
+@dataclass
+class Sample:
+    """An average sample: images, text tokens, and how many of these are supervised."""
+
+    images: int
+    text: int
+    supervised: int
+
+
+@dataclass
+class Cost:
+    """Of one forward and backward pass over packed rows."""
+
+    tokens: int  # real ones, image tokens included
+    samples: int
+    flops: int  # of matrix products
+    saved: int  # bytes that are kept for the backward pass
+
+
+def blueprint(config: Train) -> VLM:
+    """The model of a configuration on the meta device. Stored weights are read only for their shapes, where they are on this disk."""
+    with torch.device("meta"):
+        vision = _vision(config)
+        base = LlamaForCausalLM(_language(config))
+        tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
+        language = Language(base.to(getattr(torch, config.language.dtype)), tokenizer, config.language.lora)  # type: ignore[arg-type]
+        projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
+    model = VLM(vision.to("meta"), projector, language)
+    for name, part in model.parts().items():
+        if getattr(config.optim.lr, name) == 0:
+            part.requires_grad_(False)
+    vision.recompute(config.trainer.recompute == "full")
+    recompute(base, config.trainer.recompute)
+    return model
+
+
+def _vision(config: Train) -> Vision:
+    vision = config.vision
+    if vision.format == "scratch" or on_disk(vision.path, key="vision.path"):
+        with torch.device("cpu"):
+            return load_vision(vision)
+    try:
+        trunk = timm.create_model(vision.architecture or VIT_B_16, num_classes=0)
+    except RuntimeError:
+        raise UserError(f"vision.architecture={vision.architecture} is not known to timm") from None
+    return TimmVit(Tower(trunk, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), size=vision.image_size or 224, layer=vision.layer)
+
+
+def _language(config: Train) -> LlamaConfig:
+    path = config.language.path
+    return AutoConfig.from_pretrained(path) if on_disk(path, key="language.path") else LlamaConfig(**LLAMA_7B)
+
+
+def on_disk(path: str, *, key: str) -> bool:
+    """Whether the weights are a local folder; a local name without a folder is a mistake, any other name is one of a hub."""
+    if path.startswith((".", "/", "data/")) and not Path(path).exists():
+        raise UserError(f"{key}={path} does not exist; give a local folder or a hub id")
+    return Path(path).exists()
+
+
+def packed(model: VLM, sample: Sample, *, rows: int, row_tokens: int) -> Batch:
+    """Rows that are as full as whole average samples can make them."""
+    prefix = [0] + [IMAGE_ID] * (sample.images * model.vision.num_patches)
+    ids = torch.tensor(prefix + [2] * sample.text, dtype=torch.int32).numpy()
+    labels = ids.copy()
+    labels[: len(ids) - sample.supervised] = IGNORE
+    fit = row_tokens // len(ids)
+    if fit < 1:
+        raise UserError(f"data.row_tokens={row_tokens} cannot hold an average sample of {len(ids)} tokens")
+    size = model.vision.size
+    images = [torch.zeros(3, size, size, dtype=torch.uint8).numpy()] * (rows * fit * sample.images)
+    row = [Encoded(ids, labels, sample.images)] * fit
+    return collate([row] * rows, sources=[[0] * fit] * rows, images=images, size=size, pad=2, image_id=IMAGE_ID, keys=[])
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention as the fused kernels of every training device do it; the meta device would keep the whole attention matrix."""
+
+    def fused(query, key, value, *, is_causal=False, scale=None, **kwargs):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)[0]
+
+    usual, F.scaled_dot_product_attention = F.scaled_dot_product_attention, fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = usual
+
+
+def count(model: VLM, batch: Batch) -> Cost:
+    """Matrix-product FLOPs and kept bytes of a step, in the precision in which the parameters are.
+
+    A tensor that several operations keep counts once; parameters do not count.
+    """
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no storage is taken for another
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, _fused_attention():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = model.train()(batch)[0].sum()
+        total.backward()
+    real = int((batch.sources_BT >= 0).sum())
+    saved = sum(storage.nbytes() for storage in kept.values())
+    return Cost(real, batch.num_samples, counter.get_total_flops(), saved)

@@ -1,0 +1,116 @@
+"""`python -m src.plan +experiment=NAME`: what a training run would cost, before anything is downloaded or started."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+from torch import nn
+
+from src.cli import verb
+from src.config import Plan, Train
+from src.data.packing import Batch
+from src.model.cost import Cost, Sample, blueprint, count, packed
+from src.model.loss import CHUNK
+from src.model.recompute import MODES
+from src.model.vlm import VLM
+
+GB = 1e9
+ADAM = 4 + 8  # bytes per trainable parameter: gradient, two moments
+
+
+@dataclass
+class Memory:
+    """Bytes of one device: what is there whatever the batch, and what each token of a micro-batch adds."""
+
+    parts: dict[str, int]
+    per_token: float
+
+    @property
+    def fixed(self) -> int:
+        return sum(self.parts.values())
+
+    def tokens(self, gigabytes: float) -> int:
+        """The largest micro-batch that fits, in tokens."""
+        return max(0, int((gigabytes * GB - self.fixed) / self.per_token))
+
+
+def measure(config: Train, sample: Sample, *, how: str) -> Cost:
+    """The cost of one row with `how` as `trainer.recompute`, in the precision of the matrix products."""
+    model = blueprint(replace(config, trainer=replace(config.trainer, recompute=how)))
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16-mixed" else torch.float32
+    tokens = sample.text + sample.images * model.vision.num_patches + 1
+    batch = packed(model, sample, rows=1, row_tokens=max(1, config.data.row_tokens // tokens) * tokens)
+    return count(model.to(dtype), on_meta(batch))
+
+
+def on_meta(batch: Batch) -> Batch:
+    return Batch(**{**vars(batch.to(torch.device("meta"))), "sources_BT": batch.sources_BT})
+
+
+def memory(config: Train, model: VLM, cost: Cost, *, working: float, reserve: float) -> Memory:
+    """`model` in the precision in which its parameters lie in memory; `working`: bytes that stand beside what is kept in `cost`."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    mixed = config.trainer.precision == "bf16-mixed"
+    parts = {
+        "weights": sum(p.numel() * p.element_size() for p in model.parameters()) + (2 * trainable if mixed else 0),
+        "gradients, AdamW": ADAM * trainable,
+        "logits of a chunk": CHUNK * 10,
+        "reserve": int(reserve * GB),
+    }
+    return Memory(parts, (cost.saved + working) / cost.tokens)
+
+
+def plan(config: Plan) -> None:
+    wanted, ask = config.trainer.recompute, config.plan
+    sample = Sample(ask.images, ask.text, ask.supervised)
+    console = Console(width=120)
+    model = blueprint(config)
+    costs = {how: measure(config, sample, how=how) for how in MODES}
+    # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
+    working = costs["none"].saved / len(model.language.base.model.layers)
+    found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
+    console.print(parameters(model))
+    cost, need = found[wanted]
+    ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.steps * config.data.global_batch
+    tokens = config.data.global_batch * cost.tokens // cost.samples // (ranks * config.trainer.accumulate)
+    seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
+    console.print(by_part(need, tokens))
+    console.print(
+        f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
+        f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
+    )
+    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory))
+
+
+def parameters(model: nn.Module) -> Table:
+    table = Table("part", *(Column(name, justify="right") for name in ("parameters", "trainable")), box=None)
+    for name, part in model.parts().items():
+        total, trainable = (sum(p.numel() for p in part.parameters() if p.requires_grad or every) for every in (True, False))
+        table.add_row(name, f"{total:,}", f"{trainable:,}")
+    return table
+
+
+def by_part(need: Memory, tokens: int) -> Table:
+    table = Table("memory per device", Column("GB", justify="right"), box=None)
+    for name, size in {**need.parts, f"activations of {tokens:,} tokens": need.per_token * tokens}.items():
+        table.add_row(name, f"{size / GB:.1f}")
+    table.add_row("together", f"{(need.fixed + need.per_token * tokens) / GB:.1f}")
+    return table
+
+
+def budgets(needs: dict[str, Memory], sizes: list[float]) -> Table:
+    """Rows: devices. The largest micro-batch decides how small trainer.accumulate may be."""
+    table = Table("device", *(Column(f"tokens, recompute={how}", justify="right") for how in needs), box=None)
+    for size in sizes:
+        table.add_row(f"{size:g} GB", *(f"{need.tokens(size):,}" for need in needs.values()))
+    return table
+
+
+@verb("plan", Plan)
+def main(config: Plan) -> None:
+    plan(config)
+
+
+if __name__ == "__main__":
+    main()
