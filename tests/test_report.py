@@ -120,13 +120,13 @@ def test_transfer_table_and_unseen(tmp_path):
     cell |= {"pooling": ["mean"], "n": 40, "macro_f1": score, "balanced_accuracy": score, "auroc": score, "confusion": [[18, 2], [5, 15]]}
     cell |= {
         "per_class": [{"class": "benign", "precision": 0.8, "recall": 0.9, "f1": 0.84, "n": 20}],
-        "overlap": {"found": 4, "trained_on": 4},
+        "overlap": {"found": {"pmc_oa": 3, "roco": 1}, "trained_on": True},
     }
     gap = {"benchmark": "breastmnist", "protocol": "probe", "ours": "run:one", "other": "scratch:one", "n": 40, "p": 0.5, "p_holm": 0.5}
     tables = {"cells": [cell], "means": [], "differences": [{**gap, "value": 0.1, "low": -0.1, "high": 0.3}], "ranks": {}, "few_shot": []}
     write_verb(folder, "transfer", {"metrics": {"transfer/breastmnist/run:one/probe/macro_f1": score}, "transfer": tables})
     text = made(tmp_path, "runs=one")
-    assert "NO: 4 of its images were trained on" in text
+    assert "NO: 4 samples with its images were trained on" in text
     assert "run:one against scratch:one on breastmnist (probe): no difference shown" in text
     assert ">15</text>" in text
 
