@@ -1,25 +1,45 @@
 """What is handed on computes what was trained: the same logits, the same answers, the same features, in other people's libraries."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
+from gradio_client import Client, handle_file
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
 from src.cli import compose
 from src.config import Export, typed
+from src.data.read_image import png
+from src.demo import free_port
 from src.errors import UserError
 from src.export import export
 from src.model.answer import Answerer, Query, Sampling, load_answerer
 from tests.conftest import ORGANS, overrides
 from tests.runs import finish
+from tests.test_towers import OTHER_MEAN, hf_folder, scatter, tiny_clip
 
 QUESTIONS = ["which organ is shown?", "is there a nodule in the left lung?", "what is near the heart, liver and spine?"]
 SHORT = Sampling(max_new_tokens=12)
@@ -258,3 +278,68 @@ def test_the_tokenizer_of_the_export_knows_the_image_token(exported):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(exported[1] / "hf")
     assert tokenizer.convert_tokens_to_ids("<image>") == exported[2].model.image_id
     assert tokenizer(" ".join(ORGANS)).input_ids == exported[2].prompter.tokens([" ".join(ORGANS)])[0]
+
+
+@pytest.mark.parametrize("kind", ["hf_clip", "hf_vit"])
+def test_encoders_of_transformers_are_exported_as_they_are(shards, language, tmp_path, kind):
+    path = hf_folder(tmp_path / "encoder", tiny_clip() if kind == "hf_clip" else tiny_vit())
+    words = [word for word in overrides(shards, language, tmp_path) if not word.startswith(("vision", "+vision"))]
+    folder, _ = finish(words, "vision=pubmedclip", f"vision.format={kind}", f"vision.path={path}")
+    out = run_export(folder, tmp_path / "out", "parts=[hf]")
+    assert json.loads((folder / "export.json").read_text())["logits"]["max_difference"] <= 1e-5
+    image, trained = picture(1), answerer(folder)
+    again = load_answerer(str(out), accelerator="cpu")
+    assert again.model.vision.mean.flatten().tolist() == pytest.approx(OTHER_MEAN)
+    assert again.answers([Query(QUESTIONS[0], [image])], SHORT)[0].text == trained.answers([Query(QUESTIONS[0], [image])], SHORT)[0].text
+    with pytest.raises(UserError, match="has no timm form"):
+        run_export(folder, tmp_path / "other", "parts=[timm]")
+
+
+def tiny_vit() -> ViTModel:
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return scatter(ViTModel(ViTConfig(**small), add_pooling_layer=False))
+
+
+@pytest.mark.slow
+def test_the_space_runs_from_its_own_folder(exported, tmp_path):
+    """With nothing of this repository but what was written there, and the model beside it."""
+    out = tmp_path / "out"
+    shutil.copytree(exported[1], out)
+    port = free_port("127.0.0.1")
+    settings = {
+        "PORT": str(port),
+        "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=out / "space", env=settings, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/config").status_code == 200:
+                    break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        (tmp_path / "a.png").write_bytes(png(picture(3)))
+        client = Client(f"http://127.0.0.1:{port}/", verbose=False)
+        chat, *_ = client.predict(handle_file(tmp_path / "a.png"), QUESTIONS[0], [], 12, 0, 1, 0, api_name="/ask")
+        expected = exported[2].answers([Query(QUESTIONS[0], [picture(3)])], SHORT)[0].text
+        assert chat[-1]["content"][0]["text"] == expected
+        large = httpx.post(f"http://127.0.0.1:{port}/gradio_api/upload", files={"files": ("a.png", b"<html>")})
+        assert large.status_code == 415
+    finally:
+        process.terminate()
+        process.wait(30)
+    front = yaml.safe_load((out / "space" / "README.md").read_text().split("---")[1])
+    assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
+    for line in (out / "space" / "requirements.txt").read_text().splitlines():
+        assert re.fullmatch(r"[\w-]+==[\w.]+", line), line

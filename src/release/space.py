@@ -57,6 +57,7 @@ def save_space(story: Story, folder: Path, *, repository: str | None) -> None:
         target = folder / module
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    shutil.copyfile(SRC / "serving" / "page.css", folder / "src" / "serving" / "page.css")
 
 
 def needed(start: str) -> set[str]:
