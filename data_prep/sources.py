@@ -70,7 +70,7 @@ class Source:
 
 def load(path: Path = SOURCES_YAML) -> dict[str, Source]:
     """Every entry of `sources.yaml`; an unknown key or split in it is a `UserError`."""
-    return {name: _source(name, entry) for name, entry in yaml.safe_load(path.read_text()).items()}
+    return {name: _source(name, entry) for name, entry in yaml.load(path.read_text(), Loader=yaml.CSafeLoader).items()}
 
 
 def find(name: str, raw: Path) -> Source:
