@@ -123,3 +123,19 @@ def test_arrays_and_files_give_the_same_pixels(tmp_path):
     Image.fromarray(grey).save(tmp_path / "a.png")
     assert np.array_equal(pixels(grey, size=24), decode((tmp_path / "a.png").read_bytes(), size=24))
     assert np.array_equal(pixels(np.stack([grey] * 3, -1), size=40)[1], grey)
+
+
+def test_the_fingerprint_follows_the_file_of_arrays_and_the_files_of_images(tmp_path):
+    images(tmp_path / "mine")
+    before = read("mine", raw=tmp_path).fingerprint
+    assert read("mine", raw=tmp_path).fingerprint == before
+    Image.fromarray(rng.integers(0, 256, (20, 31, 3), dtype=np.uint8)).save(tmp_path / "mine/a/0.png")
+    assert read("mine", raw=tmp_path).fingerprint != before
+    (tmp_path / "breastmnist").mkdir()
+    found = set()
+    for n in range(2):
+        arrays = {f"{split}_images": np.zeros((2 + n, 8, 8), np.uint8) for split in ("train", "val", "test")}
+        labels = {f"{split}_labels": np.array([[0], [1], [1]], np.uint8)[: 2 + n] for split in ("train", "val", "test")}
+        np.savez(tmp_path / "breastmnist/breastmnist_224.npz", **arrays, **labels)
+        found.add(read("breastmnist", raw=tmp_path).fingerprint)
+    assert len(found) == 2

@@ -64,11 +64,11 @@ def read(name: str, *, raw: str | Path) -> Classification:
         raise UserError(f"benchmark '{name}': layout={config.layout!r}{nearest(config.layout, LAYOUTS)}")
     _verify(folder)
     found = list(LAYOUTS[config.layout](folder, config))
-    return assemble(name, found, classes=list(config.classes))
+    return assemble(name, found, classes=list(config.classes), origin=folder / config.path)
 
 
-def assemble(name: str, found: list[Example], *, classes: list[str]) -> Classification:
-    """Checks the examples and splits those that come without a split."""
+def assemble(name: str, found: list[Example], *, classes: list[str], origin: Path | None = None) -> Classification:
+    """Checks the examples and splits those that come without a split; `origin` is the file that holds their arrays."""
     if not found:
         raise UserError(f"benchmark '{name}' holds no image")
     labels = {example.label for example in found}
@@ -82,7 +82,7 @@ def assemble(name: str, found: list[Example], *, classes: list[str]) -> Classifi
     made = not all(example.split for example in found)
     if made:
         found = split(found, labels_N)
-    data = Classification(name, classes, found, labels_N, made, fingerprint(found))
+    data = Classification(name, classes, found, labels_N, made, fingerprint(found, origin))
     _check(data)
     return data
 
@@ -101,17 +101,21 @@ def split(found: list[Example], labels_N: np.ndarray) -> list[Example]:
     return [example if example.split else example._replace(split=chosen.get(n, "train")) for n, example in enumerate(found)]
 
 
-def fingerprint(found: Iterable[Example]) -> str:
-    """Of keys, splits, labels, groups and of the images by file size and time, or by a sample of their pixels."""
+def fingerprint(found: Iterable[Example], origin: Path | None = None) -> str:
+    """Of keys, splits, labels, groups and of the images by size and time of their files: no image is read."""
     state = xxhash.xxh3_128()
     for example in found:
         state.update("\t".join(example[:4]).encode())
         if isinstance(example.image, Path):
-            stat = example.image.stat()
-            state.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-        else:
-            state.update(np.ascontiguousarray(example.image[::16, ::16]))
+            state.update(_stamp(example.image))
+    if origin and origin.is_file():
+        state.update(_stamp(origin))
     return state.hexdigest()
+
+
+def _stamp(path: Path) -> bytes:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}\n".encode()
 
 
 def batches(data: Classification, rows: np.ndarray, *, size: int, batch: int, threads: int) -> Iterator[Tensor]:
