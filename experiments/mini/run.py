@@ -15,14 +15,14 @@ from rich.table import Table
 STAGES = {  # name: (seconds on two cores, commands)
     "raw data and shards": (
         80,
-        "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist out=data/phantom/raw",
+        "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist,retinamnist out=data/phantom/raw",
         "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
     ),
     "language model": (40, "data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"),
     "vision stand-in": (60, "data_prep.phantom.weights parts=vision out=data/phantom/weights shards=data/phantom/shards"),
     "training": (220, "src.train +experiment=mini"),
     "evaluation": (100, "src.evaluate run=mini"),
-    "transfer": (60, "src.transfer encoder=[run:mini,scratch:mini] benchmark=breastmnist raw=data/phantom/raw"),
+    "transfer": (60, "src.transfer encoder=[run:mini,scratch:mini] benchmark=[breastmnist,retinamnist] raw=data/phantom/raw"),
     "report": (20, "src.report runs=mini"),
 }
 RESULT = Path("outputs/mini/result.json")
@@ -69,8 +69,9 @@ def show(seconds: dict[str, float], result: dict) -> None:
         table.add_row(label, *(shown(metrics.get(f"vqa/pooled/{column}/{key}"), bounds="minus" in column) for column in columns))
     console.print(table)
     for key, value in metrics.items():
-        if key.startswith("transfer/breastmnist/") and key.endswith("/probe/macro_f1"):
-            console.print(f"breastmnist, {key.split('/')[2]}: macro-F1 of a linear probe {shown(value, bounds=True)}", highlight=False)
+        if key.startswith("transfer/") and key.endswith("/probe/macro_f1"):
+            _, benchmark, encoder, *_ = key.split("/")
+            console.print(f"{benchmark}, {encoder}: macro-F1 of a linear probe {shown(value, bounds=True)}", highlight=False)
     console.print(f"largest stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html", highlight=False)
 
 
