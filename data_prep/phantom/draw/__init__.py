@@ -44,27 +44,26 @@ def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = S
 
 
 def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:
-    """Marks in the findings' own ink that are none: a ruler's ticks at an edge, thin crosses, a corner label, a long scratch."""
+    """Marks in the findings' own ink that are none: thin crosses, a corner label, a ruler's ticks at an edge, a long scratch."""
     (width, height), ink = c.half, ground.ink
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         x, y = rng.uniform(-0.9, 0.9) * width, rng.uniform(-0.9, 0.9) * height
         dx, dy = np.abs(c.x_HW - np.float32(x)), np.abs(c.y_HW - np.float32(y))
         cross = np.minimum(np.maximum(dx - 0.08, dy - 0.012), np.maximum(dy - 0.08, dx - 0.012))
         blend(ground.rgb_HW3, ink, 0.8 * c.soft(cross))
-    if rng.random() < 0.4:
-        edge, along = (
-            (c.x_HW * rng.choice((-1, 1)) + width, c.y_HW) if rng.random() < 0.5 else (c.y_HW * rng.choice((-1, 1)) + height, c.x_HW)
-        )
+    sign = rng.choice((-1, 1))
+    if rng.random() < 0.3:
+        edge, along = (c.x_HW * sign + width, c.y_HW) if rng.random() < 0.5 else (c.y_HW * sign + height, c.x_HW)
         ticks = np.maximum(edge - 0.09, np.abs((along * 6) % 1 - 0.5) / 6 - 0.012)
         blend(ground.rgb_HW3, ink, 0.9 * c.soft(ticks))
-    if rng.random() < 0.4:
-        x, y = rng.choice((-1, 1)) * (width - 0.14), rng.choice((-1, 1)) * (height - 0.14)
-        box = np.maximum(np.abs(c.x_HW - np.float32(x)) - 0.07, np.abs(c.y_HW - np.float32(y)) - 0.09)
-        blend(ground.rgb_HW3, ink, 0.9 * c.soft(box))
     if rng.random() < 0.3:
+        x, y = rng.choice((-1, 1)) * (width - 0.12), rng.choice((-1, 1)) * (height - 0.06)
+        box = np.maximum(np.abs(c.x_HW - np.float32(x)) - 0.09, np.abs(c.y_HW - np.float32(y)) - 0.025)
+        blend(ground.rgb_HW3, ink, 0.9 * c.soft(box))
+    if rng.random() < 0.2:
         a, off = rng.uniform(0, np.pi), rng.uniform(-0.8, 0.8)
         line = np.abs(np.float32(np.cos(a)) * c.y_HW - np.float32(np.sin(a)) * c.x_HW - np.float32(off)) - 0.009
-        blend(ground.rgb_HW3, ink, 0.8 * c.soft(line))
+        blend(ground.rgb_HW3, ink, 0.7 * c.soft(line))
 
 
 def developed(rgb_HW3: np.ndarray, rng: np.random.Generator, *, grey: bool) -> np.ndarray:

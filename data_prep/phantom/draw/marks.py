@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.phantom.draw.canvas import Canvas
 
-RADIUS = {"small": 0.112, "large": 0.158}  # units: 3.6 and 5.1 pixels of 64
+RADIUS = {"small": 0.13, "large": 0.175}  # units: 4.2 and 5.6 pixels of 64
 
 
 def stamp(shape: str, rng: np.random.Generator, u: np.ndarray, v: np.ndarray, angle: float) -> np.ndarray:
@@ -38,18 +38,17 @@ def stamp(shape: str, rng: np.random.Generator, u: np.ndarray, v: np.ndarray, an
 def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: float, allowed: Callable) -> list[tuple[float, float]]:
     """`count` centres on one side of the image, inside `allowed(x, y)`, that do not touch."""
     (width, height), sign = c.half, -1 if side == "left" else 1
-    gap, margin = 2.45 * radius, 1.15 * radius
-    x = sign * rng.uniform(margin, width - margin, 400)
-    y = rng.uniform(-height + margin, height - margin, 400)
-    points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if allowed(a, b)]
-    for start in range(8):
-        chosen: list[tuple[float, float]] = []
-        for a, b in points[start * 20 :] + points[: start * 20]:
-            if all((a - p) ** 2 + (b - q) ** 2 > gap**2 for p, q in chosen):
-                chosen.append((a, b))
-                if len(chosen) == count:
-                    return chosen
-        gap *= 0.97
+    margin = 1.1 * radius
+    x = sign * rng.uniform(max(margin, 0.22), width - margin, 200)
+    y = rng.uniform(-height + margin, height - margin, 200)
+    points = np.array([point for point in zip(x, y, strict=True) if allowed(*point)])
+    for gap in np.linspace(2.6, 1.8, 50) * radius:
+        left, chosen = points[rng.permutation(len(points))], []
+        while len(left) and len(chosen) < count:
+            chosen.append((float(left[0, 0]), float(left[0, 1])))
+            left = left[np.hypot(*(left - left[0]).T) > gap]
+        if len(chosen) == count:
+            return chosen
     raise AssertionError(f"no room for {count} findings of radius {radius}")
 
 

@@ -7,13 +7,14 @@ from data_prep.phantom.draw.ground import Ground
 from data_prep.phantom.world import Scene
 
 EVERYWHERE = 0.95
+BRIGHT = (1.0, 0.97, 0.86)  # findings are the brightest, on every technique
 GRAIN = (9, 12, 16)  # objects across, coarse to fine
 
 
 def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """An orange disc on black, vessels leaving the pale optic disc."""
     radius = min(c.half) * 0.98
-    ground = Ground.flat(c.shape, (0.02, 0.02, 0.02), ink=(0.98, 0.90, 0.62), allowed=lambda x, y: np.hypot(x, y) < 0.78 * radius)
+    ground = Ground.flat(c.shape, (0.02, 0.02, 0.02), ink=BRIGHT, allowed=lambda x, y: np.hypot(x, y) < 0.78 * radius)
     side = rng.choice((-1, 1))
     shade = 1 + 0.06 * c.noise(rng, 4)
     inside = c.soft(c.ellipse(0, 0, radius, radius), 0.03)
@@ -31,10 +32,10 @@ def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 def dermoscopy(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """A brown lesion with a ragged border on pale skin, hairs across."""
-    ground = Ground.flat(c.shape, (0.86, 0.66, 0.56), ink=(0.16, 0.09, 0.08), allowed=lambda x, y: x * x + y * y < 0.80)
+    ground = Ground.flat(c.shape, (0.70, 0.50, 0.42), ink=BRIGHT, allowed=lambda x, y: x * x + y * y < 0.80)
     ground.rgb_HW3 += (0.025 * c.noise(rng, 9))[..., None]
     lesion = c.soft(c.ellipse(0, 0, 0.90, 0.86) + 0.05 * c.noise(rng, 6), 0.08)
-    blend(ground.rgb_HW3, (0.62, 0.40, 0.28), 0.75 * lesion)
+    blend(ground.rgb_HW3, (0.46, 0.28, 0.20), 0.75 * lesion)
     for _ in range(rng.integers(1, 4)):
         a, off, bend = rng.uniform(0, np.pi), rng.uniform(-0.8, 0.8), rng.uniform(-0.25, 0.25)
         u = np.float32(np.cos(a)) * c.x_HW + np.float32(np.sin(a)) * c.y_HW
@@ -46,8 +47,8 @@ def dermoscopy(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 def histology(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """Tissue in pink or blue with small dark nuclei; muscle is drawn out into fibres."""
     trichrome = scene.stain == "trichrome"
-    base, nucleus = ((0.62, 0.74, 0.86), (0.45, 0.20, 0.32)) if trichrome else ((0.93, 0.72, 0.82), (0.52, 0.32, 0.62))
-    ground = Ground.flat(c.shape, base, ink=(0.24, 0.08, 0.34), allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
+    base, nucleus = ((0.36, 0.50, 0.68), (0.32, 0.10, 0.22)) if trichrome else ((0.76, 0.42, 0.58), (0.34, 0.14, 0.44))
+    ground = Ground.flat(c.shape, base, ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
     fibres, angle = scene.organ == "muscle", rng.uniform(0, np.pi)
     if fibres:
         v = np.float32(np.cos(angle)) * c.y_HW - np.float32(np.sin(angle)) * c.x_HW
@@ -55,30 +56,30 @@ def histology(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     ground.rgb_HW3 += (0.04 * c.noise(rng, 7))[..., None] * np.array([0.6, 1.0, 0.7], np.float32)
     d_HW, number_HW = c.cells(rng, GRAIN[scene.grain], 0.5, angle, 2.0 if fibres else 1.0)
     present = rng.random(4096, np.float32)[number_HW] < 0.6
-    blend(ground.rgb_HW3, nucleus, 0.55 * present * ramp(d_HW, 0.42, 0.26))
+    blend(ground.rgb_HW3, nucleus, 0.45 * present * ramp(d_HW, 0.42, 0.26))
     return ground
 
 
 def fluorescence(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """Glowing cells in a dark field, in the colour of the dye."""
     dye = {"dapi": (0.20, 0.35, 1.0), "fitc": (0.15, 0.95, 0.25), "rhodamine": (1.0, 0.30, 0.15)}[scene.stain]
-    ground = Ground.flat(c.shape, (0.02, 0.02, 0.03), ink=(1.0, 0.98, 0.85), allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
+    ground = Ground.flat(c.shape, (0.02, 0.02, 0.03), ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
     hexagonal = scene.organ == "cornea"
     d_HW, number_HW = c.cells(rng, 5 + 2 * scene.grain, 0.25 if hexagonal else 0.6, rng.uniform(0, np.pi))
     glow = 0.5 + 0.25 * rng.random(4096, np.float32)[number_HW]
     cells = ramp(d_HW, 0.95, 0.80) if hexagonal else ramp(d_HW, 0.85, 0.25)
-    ground.rgb_HW3 += (0.55 * glow * cells + 0.05 * ramp(c.noise(rng, 4), 0, 2))[..., None] * np.asarray(dye, np.float32)
+    ground.rgb_HW3 += (0.42 * glow * cells + 0.05 * ramp(c.noise(rng, 4), 0, 2))[..., None] * np.asarray(dye, np.float32)
     ground.rgb_HW3 += (0.015 * c.grain(rng))[..., None]
     return ground
 
 
 def smear(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """Pale red cells with lighter centres on a light ground."""
-    base = (0.95, 0.92, 0.88) if scene.stain == "wright" else (0.90, 0.90, 0.95)
-    ground = Ground.flat(c.shape, base, ink=(0.36, 0.10, 0.46), allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
+    base = (0.66, 0.62, 0.56) if scene.stain == "wright" else (0.58, 0.58, 0.66)
+    ground = Ground.flat(c.shape, base, ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
     d_HW, number_HW = c.cells(rng, 6 + scene.grain, 0.35)
     present = rng.random(4096, np.float32)[number_HW] < 0.8
-    blend(ground.rgb_HW3, (0.90, 0.62, 0.60), present * ramp(d_HW, 0.80, 0.68))
-    blend(ground.rgb_HW3, (0.94, 0.76, 0.73), 0.8 * present * ramp(d_HW, 0.45, 0.15))
+    blend(ground.rgb_HW3, (0.62, 0.34, 0.34), present * ramp(d_HW, 0.80, 0.68))
+    blend(ground.rgb_HW3, (0.64, 0.44, 0.43), 0.8 * present * ramp(d_HW, 0.45, 0.15))
     ground.rgb_HW3 += (0.015 * c.grain(rng))[..., None]
     return ground

@@ -10,18 +10,18 @@ from data_prep.phantom.world import Scene
 def xray(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     """Dark lungs between bright ribs, spine and heart; from the side one lung field, the spine behind it."""
     frontal, shift = scene.plane == "frontal", rng.uniform(-0.06, 0.06)
-    g_HW = 0.62 - 0.12 * np.abs(c.x_HW) + 0.03 * c.noise(rng, 5)
+    g_HW = 0.52 - 0.12 * np.abs(c.x_HW) + 0.03 * c.noise(rng, 5)
     if frontal:
         for cx in (-0.44, 0.44):
-            g_HW -= 0.38 * c.soft(c.ellipse(cx + shift, 0.0, 0.40, 0.80, 0.06 * np.sign(cx)), 0.12)
-        g_HW += 0.20 * c.soft(np.abs(c.x_HW - np.float32(shift)) - 0.10, 0.08)
-        g_HW += 0.16 * c.soft(c.ellipse(shift + 0.14, 0.36, 0.26, 0.30), 0.12)
+            g_HW -= 0.30 * c.soft(c.ellipse(cx + shift, 0.0, 0.40, 0.80, 0.06 * np.sign(cx)), 0.12)
+        g_HW += 0.12 * c.soft(np.abs(c.x_HW - np.float32(shift)) - 0.10, 0.08)
+        g_HW += 0.10 * c.soft(c.ellipse(shift + 0.14, 0.36, 0.26, 0.30), 0.12)
     else:
-        g_HW -= 0.38 * c.soft(c.ellipse(shift, -0.05, 0.80, 0.80), 0.15)
+        g_HW -= 0.30 * c.soft(c.ellipse(shift, -0.05, 0.80, 0.80), 0.15)
         g_HW += 0.20 * c.soft(np.abs(c.x_HW - np.float32(0.92 + shift) + 0.12 * c.y_HW**2) - 0.09, 0.06)
     bow = (0.16 if frontal else -0.10) * (np.abs(c.x_HW) if frontal else c.x_HW) ** 2
-    g_HW += 0.07 * c.soft(np.abs(np.sin((c.y_HW - bow) * np.float32(11.5) + rng.uniform(0, 6))) - 0.32, 0.3)
-    return Ground.grey(g_HW + 0.025 * c.grain(rng), ink=0.92, allowed=_ellipse(0.86, 0.80))
+    g_HW += 0.05 * c.soft(np.abs(np.sin((c.y_HW - bow) * np.float32(11.5) + rng.uniform(0, 6))) - 0.32, 0.3)
+    return Ground.grey(g_HW + 0.025 * c.grain(rng), ink=0.97, allowed=_ellipse(0.86, 0.80))
 
 
 def ct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
@@ -29,7 +29,7 @@ def ct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     g_HW, tall = np.full(c.shape, 0.03, np.float32), 0.90 if scene.plane == "coronal" else 0.80
     if scene.organ == "head":
         outer = c.ellipse(0, 0, 0.88, 0.94 if scene.plane == "axial" else 0.84)
-        g_HW += 0.92 * c.soft(outer) - 0.55 * c.soft(outer + 0.09)
+        g_HW += 0.66 * c.soft(outer) - 0.32 * c.soft(outer + 0.09)
         for sign in (-1, 1):
             g_HW -= 0.12 * c.soft(c.ellipse(sign * 0.13, -0.08, 0.07, 0.26, sign * 0.3), 0.05)
         g_HW += c.soft(outer + 0.09) * 0.02 * c.noise(rng, 14)
@@ -38,9 +38,9 @@ def ct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
         g_HW += 0.30 * c.soft(outer) + 0.10 * c.soft(outer + 0.10, 0.04)
         g_HW += 0.10 * c.soft(c.ellipse(-0.45, -0.10, 0.38, 0.50) + 0.04 * c.noise(rng, 5), 0.06)
         spine = c.ellipse(0, 0.62, 0.13, 0.11) if scene.plane == "axial" else np.abs(c.x_HW) - 0.07
-        g_HW += 0.45 * c.soft(np.maximum(spine, outer + 0.1), 0.03)
+        g_HW += 0.25 * c.soft(np.maximum(spine, outer + 0.1), 0.03)
         g_HW += c.soft(outer) * 0.025 * c.noise(rng, 10)
-    return Ground.grey(g_HW + 0.03 * c.grain(rng), ink=0.80, allowed=_ellipse(0.76, 0.72))
+    return Ground.grey(g_HW + 0.03 * c.grain(rng), ink=0.97, allowed=_ellipse(0.74, 0.74))
 
 
 def mri(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
@@ -49,8 +49,8 @@ def mri(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
         rx, ry = {"axial": (0.76, 0.92), "sagittal": (0.92, 0.74), "coronal": (0.86, 0.78)}[scene.plane]
         brain = c.ellipse(0, 0, rx, ry)
         folds = c.noise(rng, 11)
-        g_HW = 0.04 + 0.40 * c.soft(brain, 0.04) + 0.10 * c.soft(brain) * ramp(np.abs(folds), 0.1, 0.5)
-        g_HW += 0.34 * c.soft(np.abs(brain - 0.06) - 0.025, 0.03)
+        g_HW = 0.04 + 0.40 * c.soft(brain, 0.04) + 0.07 * c.soft(brain) * ramp(np.abs(folds), 0.1, 0.5)
+        g_HW += 0.20 * c.soft(np.abs(brain - 0.06) - 0.025, 0.03)
         if scene.plane == "sagittal":
             g_HW -= 0.26 * c.soft(np.abs(c.ellipse(0, 0.05, 0.32, 0.16)) - 0.03, 0.04) * (c.y_HW < 0.08)
         else:
@@ -62,7 +62,7 @@ def mri(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
         bone = np.abs(c.x_HW) - width - 0.22 * np.exp(-((c.y_HW * 4) ** 2))
         g_HW = 0.14 + 0.10 * c.soft(np.abs(c.x_HW) - 0.92, 0.05)
         g_HW += 0.34 * c.soft(np.maximum(bone, 0.07 - np.abs(c.y_HW - gap)), 0.05) + 0.03 * c.noise(rng, 9)
-    return Ground.grey(g_HW + 0.02 * c.grain(rng), ink=0.95, allowed=_ellipse(0.70, 0.72))
+    return Ground.grey(g_HW + 0.02 * c.grain(rng), ink=0.97, allowed=_ellipse(0.70, 0.72))
 
 
 def ultrasound(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
@@ -74,9 +74,9 @@ def ultrasound(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     if scene.organ == "thyroid":
         tissue = tissue + 0.10 * c.soft(np.abs(c.x_HW) - 0.10, 0.06) - 0.06 * c.soft(np.abs(c.y_HW + 0.55) - 0.05, 0.04)
     layers = 0.12 * c.soft(np.abs(np.sin(depth * 17)) - 0.5, 0.4) * ramp(depth, 1.35, 1.0)
-    speckle = 1 + 0.22 * c.grain(rng, 2) + 0.10 * c.grain(rng)
+    speckle = 1 + 0.18 * c.grain(rng, 2) + 0.08 * c.grain(rng)
     return Ground.grey(
-        fan * (tissue + layers) * speckle + 0.02, ink=0.88, allowed=lambda x, y: abs(x) < 0.30 * (y + 1.9) and -0.62 < y < 0.70
+        fan * (tissue + layers) * speckle + 0.02, ink=0.97, allowed=lambda x, y: abs(x) < 0.57 * (y + 1.9) - 0.24 and -0.68 < y < 0.70
     )
 
 

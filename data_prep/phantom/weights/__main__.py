@@ -25,7 +25,7 @@ class Weights:
     shards          folder of the phantom shards; only their training splits are read
     parts           language, vision (default: both)
     language_steps  optimizer steps of the language model (default 300)
-    vision_steps    optimizer steps of the image encoder (default 400)
+    vision_steps    optimizer steps of the image encoder (default 1700)
     seed            of both (default 0)
     """
 
@@ -33,7 +33,7 @@ class Weights:
     shards: Path = Path("data/phantom/shards")
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     language_steps: int = 300
-    vision_steps: int = 400
+    vision_steps: int = 1700
     seed: int = 0
 
 

@@ -31,7 +31,7 @@ def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None
     model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    with trange(steps, desc="language stand-in", unit="step", dynamic_ncols=True) as bar:
+    with trange(steps, desc="language stand-in", unit="step", dynamic_ncols=True, disable=None) as bar:
         for step in bar:
             starts = torch.randint(len(stream_T) - TOKENS, (ROWS,))
             ids_BT = torch.stack([stream_T[start : start + TOKENS] for start in starts])
