@@ -105,6 +105,8 @@ def view_of(scene: Scene, rng: np.random.Generator) -> str:
     if scene.plane:
         return pick(rng, (f"{scene.plane} {scene.organ} {said}", f"{scene.plane} {said} of the {scene.organ}"))
     stain = f" stained with {scene.stain}" if scene.stain and rng.random() < 0.5 else ""
+    if scene.organ in said:
+        return f"{said}{stain}"
     return pick(rng, (f"{said} of the {scene.organ}{stain}", f"{scene.organ} {said}{stain}"))
 
 
