@@ -32,7 +32,9 @@ def test_another_file_is_refused(tmp_path):
 def test_the_readme_shows_the_stored_tables():
     readme = (FOLDER / "README.md").read_text()
     for part in ("scorers", "published"):
-        assert put(readme, part, markdown(rows_of(FOLDER / f"{part}.csv"))) == readme
+        stored = markdown(rows_of(FOLDER / f"{part}.csv"))
+        assert f"<!-- {part} -->\n{stored}\n<!-- /{part} -->\n" in readme
+    assert put("a <!-- x -->\nold\n<!-- /x --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- /x --> b"
 
 
 def test_every_published_number_says_where_it_was_read():

@@ -6,7 +6,6 @@ writes `scorers.csv` and puts it, and `published.csv`, into this folder's README
 """
 
 import csv
-import re
 import sys
 from pathlib import Path
 
@@ -60,7 +59,9 @@ def markdown(rows: list[dict]) -> str:
 
 def put(readme: str, part: str, text: str) -> str:
     """The README with `text` between the two marks of `part`."""
-    return re.sub(rf"(<!-- {part} -->\n).*?(\n<!-- /{part} -->)", lambda marks: marks[1] + text + marks[2], readme, flags=re.DOTALL)
+    begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
+    before, rest = readme.split(begin)
+    return before + begin + text + "\n" + end + rest.split(end)[1]
 
 
 def rows_of(path: Path) -> list[dict]:
