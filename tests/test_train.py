@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from src.config import Train
 from src.errors import UserError
+from src.model.cost import Sample, count, packed
 from src.model.vlm import build
 from src.train import train
 from src.training.checkpoint import load
+from src.training.module import keep_inputs
 from tests import processes
 
 
@@ -303,3 +305,18 @@ def test_the_log_speaks_of_every_source(whole):
         assert 0 <= float(row["data_wait"]) < 1
         assert float(row["grad_norm"]) > 0
     assert float(rows[-1]["seconds"]) > float(rows[0]["seconds"])
+
+
+def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
+    """A bfloat16 language model with float32 adapters, as the full recipe has it."""
+    mixed = ["trainer.precision=bf16-mixed", "language.dtype=bfloat16"]
+    half, full = train(configure("name=half", *mixed)), train(configure("name=full"))
+    for ours, theirs in zip(steps(half), steps(full), strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.01)
+    assert all(value.dtype == torch.float32 for value in trained(half).values())
+    config = configure(*mixed)
+    model, planned = build(config), build(config).to(torch.bfloat16)
+    batch = packed(model, Sample(images=1, text=60, supervised=20), rows=2, row_tokens=160)
+    keep_inputs(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count(model, batch).saved == pytest.approx(count(planned, batch).saved, rel=0.15)  # its norms stay in float32

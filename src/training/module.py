@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning
 import torch
 import torch.distributed as dist
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from src.config import Train
@@ -26,6 +27,8 @@ class Training(lightning.LightningModule):
         super().__init__()
         self.model, self.config, self.sources, self.folder = model, config, sources, folder
         self.strict_loading = False  # checkpoints hold the trained parts only; `restore` looks for missing ones
+        if config.trainer.precision == "bf16-mixed":
+            keep_inputs(model)
         self.step_tokens = 0
         self.grad_norm = 0.0
         self.reset_sums()
@@ -114,3 +117,11 @@ class Training(lightning.LightningModule):
         path.write_text(json.dumps({"step": self.trainer.global_step, "samples": batch.keys}))
         step = self.trainer.global_step
         raise UserError(f"the loss became {total.item()} at step {step}; the samples of that batch are listed in {path}")
+
+
+def keep_inputs(model: VLM) -> None:
+    """Adapters take their input as it is: autocast brings it to bfloat16 anyway, and peft's cast to float32 before that would make
+    every adapter keep a copy of what the adapters of a layer share."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
