@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.cli import verb
-from src.config import Demo
+from src.config import Demo, Train
 from src.data.read_image import png, read_image
+from src.data.shards import Shards
 from src.errors import UserError
-from src.model.answer import Answerer, load_answerer
+from src.model.answer import Answerer, finished, load_answerer
 from src.overrides import quote_texts
 from src.serving.limits import Limits
+
+EXAMPLES = 6  # of a run's test images
 
 
 @dataclass
@@ -123,6 +126,21 @@ def read_examples(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def images_of_a_run(config: Train, folder: Path) -> list[tuple[Path, str]]:
+    """Pictures and questions that the run's own sources keep for testing, dealt over the sources; none where the shards are gone."""
+    mixed = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
+    opened = [Shards(source) for source in mixed if (source / "manifest.json").exists()]
+    rows = [rows[shards.column("num_images")[rows] > 0] for shards in opened for rows in [shards.rows("test")]]
+    found: list[tuple[Path, str]] = []
+    for number in range(EXAMPLES):
+        for shards, mine in zip(opened, rows, strict=True):
+            if number < len(mine) and len(found) < EXAMPLES:
+                record = shards[int(mine[number * len(mine) // EXAMPLES])]
+                found.append((folder / f"{len(found)}.jpg", record.question))
+                found[-1][0].write_bytes(record.images[0])
+    return found
+
+
 def _copied(examples: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Path, str]]:
     """Re-encoded like uploads, so that an example shows pixels only."""
     (folder / "examples").mkdir(exist_ok=True)
@@ -149,7 +167,10 @@ def main(config: Demo) -> None:
     examples = read_examples(Path(config.examples)) if config.examples else []
     limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
     answerer = load_answerer(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-    serve(answerer, limits, host=config.host, port=config.port, auth=auth, examples=examples)
+    with tempfile.TemporaryDirectory() as spare:
+        if not config.examples and config.model.startswith("run:"):
+            examples = images_of_a_run(finished(config.outputs, config.model.removeprefix("run:"))[1], Path(spare))
+        serve(answerer, limits, host=config.host, port=config.port, auth=auth, examples=examples)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from PIL import Image
 
 from src.cli import compose
 from src.config import Demo, typed
-from src.demo import credentials, is_loopback, read_examples, running
+from src.data.read_image import read_image
+from src.demo import credentials, images_of_a_run, is_loopback, read_examples, running
 from src.errors import UserError
 from src.model.answer import Query, Sampling, load_answerer
 from src.model.occlusion import likelihood, occlude
@@ -354,6 +355,16 @@ def test_examples_come_with_their_questions(tmp_path):
     assert read_examples(tmp_path) == [(tmp_path / "a.png", "")]
     (tmp_path / "examples.csv").write_text("image,question\na.png,which organ?\n")
     assert read_examples(tmp_path) == [(tmp_path / "a.png", "which organ?")]
+
+
+def test_a_run_brings_test_images_of_its_sources(shards, language, tmp_path):
+    _, config = finish(overrides(shards, language, tmp_path))
+    found = images_of_a_run(config, tmp_path)
+    assert len(found) == 6
+    assert all(read_image(path).size == (48, 40) for path, _ in found)
+    assert {bool(question) for _, question in found} == {True, False}  # questions of one source, captions of another
+    config.data.root = str(tmp_path / "gone")
+    assert images_of_a_run(config, tmp_path) == []
 
 
 def test_the_page_asks_no_other_machine(demo):
