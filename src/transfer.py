@@ -104,8 +104,16 @@ def fit(file: CellFile, data: Classification, encoder: Encoder, config: Transfer
         return probe.neighbours(train, val, test, classes=classes)
     if file.protocol == "finetune":
         pooling = probe.linear(train, val, test, classes=classes).pooling
-        settings = {"config": config.finetune, "threads": config.threads, "device": device, "folder": file.folder}
-        return finetune(lambda: encoder.build(seed=seed), data, pooling=pooling, seed=seed, **settings)
+        return finetune(
+            lambda: encoder.build(seed=seed),
+            data,
+            pooling=pooling,
+            seed=seed,
+            config=config.finetune,
+            threads=config.threads,
+            device=device,
+            folder=file.folder,
+        )
     shots = int(file.protocol.removeprefix("probe_").removesuffix("shot"))
     return probe.few_shot(train, val, test, shots=shots, seed=seed, classes=classes)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xxhash
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
@@ -59,7 +59,7 @@ def read(name: str, *, raw: str | Path) -> Classification:
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
         raise UserError(f"benchmark '{name}' needs the folder {folder}, which does not exist{nearest(name, known - {name})}")
     own = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
-    config = typed(ClassificationConfig, OmegaConf.load(path)) if path.exists() else own
+    config = typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else own
     if config.layout not in LAYOUTS:
         raise UserError(f"benchmark '{name}': layout={config.layout!r}{nearest(config.layout, LAYOUTS)}")
     _verify(folder)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.cli import CONF
@@ -74,10 +74,10 @@ def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
     kind, found, rest = name.partition(":")
     files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
     if found and kind == "scratch" and rest in files:
-        return Encoder(name, "scratch", blank_copy(typed(VisionConfig, OmegaConf.load(files[rest]))))
+        return Encoder(name, "scratch", blank_copy(typed(VisionConfig, DictConfig(OmegaConf.load(files[rest])))))
     if found and kind in ("run", "scratch"):
         folder, stored = read_run(outputs, rest)
-        vision = typed(VisionConfig, OmegaConf.create(stored["vision"]))
+        vision = typed(VisionConfig, DictConfig(stored["vision"]))
         if kind == "scratch":
             return Encoder(name, "scratch", blank_copy(vision))
         path = choose(folder, checkpoint)
@@ -88,7 +88,7 @@ def named(name: str, *, outputs: str, checkpoint: str) -> Encoder:
         return Encoder(name, label_of(name), from_hub(rest))
     if name not in files:
         raise UserError(f"encoder={name}{nearest(name, [*files, *KINDS])}")
-    return Encoder(name, label_of(name), typed(VisionConfig, OmegaConf.load(files[name])))
+    return Encoder(name, label_of(name), typed(VisionConfig, DictConfig(OmegaConf.load(files[name]))))
 
 
 def label_of(name: str) -> str:

@@ -4,6 +4,7 @@ Legend: N images, 3HW channels and pixels (H = W = size), P patches, D width of 
 """
 
 import math
+from typing import Any
 
 import timm
 import torch
@@ -25,9 +26,12 @@ class Vision(nn.Module):
     pooled features turns them on with `requires_grad_(True)`.
     """
 
+    trunk: Any  # a module of timm or transformers, whose attributes differ
     size: int
     width: int
     num_patches: int
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, trunk: nn.Module, *, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()

@@ -114,7 +114,7 @@ def _differences(protocol: Protocol) -> list[dict]:
 
 def _details(classes: list[str], cell: Cell) -> dict:
     seeds = len(cell.predictions_SN)
-    sums_KK = sum(confusion(cell.labels_N, predicted_N, classes=len(classes)) for predicted_N in cell.predictions_SN)
+    sums_KK = np.sum([confusion(cell.labels_N, predicted_N, classes=len(classes)) for predicted_N in cell.predictions_SN], axis=0)
     hit, labels, said = np.diagonal(sums_KK), sums_KK.sum(1), sums_KK.sum(0)
     per_class = [
         {

@@ -26,6 +26,8 @@ HEAD = 10.0  # learning rate of the head over that of the encoder
 class Classifier(lightning.LightningModule):
     """Keeps the weights of the best validation (macro-F1; of equal ones the lowest cross-entropy) in `best`."""
 
+    weights_K: Tensor
+
     def __init__(self, vision: Vision, *, pooling: str, weights_K: Tensor, lr: float, config: FineTune):
         super().__init__()
         self.vision, self.pooling, self.lr, self.config = vision.requires_grad_(True), pooling, lr, config
@@ -117,9 +119,10 @@ def finetune(
         trainer = trainer_for(config, device=device, folder=folder)
         train = Loader(data, data.rows("train"), steps=config.steps, seed=seed, **settings)
         trainer.fit(model, train, Loader(data, data.rows("val"), **settings))
-        tried.append((model.best[0], lr, model))
-    (f1, _), lr, model = max(tried, key=lambda one: one[0])
-    model.load_state_dict(model.best[1])
+        assert model.best is not None  # ten validations, or one per step
+        tried.append((*model.best, lr, model))
+    (f1, _), state, lr, model = max(tried, key=lambda one: one[0])
+    model.load_state_dict(state)
     test = Loader(data, data.rows("test"), **settings)
     model = model.to(device).eval()
     with torch.inference_mode():

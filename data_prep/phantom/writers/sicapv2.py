@@ -20,7 +20,8 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     root = out / "SICAPv2"
     for name in ("images", "masks", "partition/Test", "partition/Validation/Val1"):
         (root / name).mkdir(parents=True)
-    slides, rows = [], {}
+    slides: list[tuple] = []
+    rows: dict[str, list[tuple]] = {}
     for place, (split, number) in enumerate(num.items()):
         rows[split] = []
         for n, (label, scene, rng) in enumerate(labelled(seed, "sicapv2", split, number, "histology", [4, 4, 8, 2])):

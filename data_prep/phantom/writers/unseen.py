@@ -49,7 +49,7 @@ def write_npz(
     out: Path, flag: str, looks: list[Look], *, modality: str, weights: list[int], grey: bool, seed: int, num: dict[str, int]
 ) -> None:
     """`{flag}_224.npz` as MedMNIST has it: images (N, H, W) or (N, H, W, 3), labels (N, 1)."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     known = {"oct": "fundus"}.get(modality, modality)  # the world samples the scene, the ground is another
     for split, number in num.items():
         images, labels = [], []
