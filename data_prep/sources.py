@@ -30,6 +30,7 @@ class Source:
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
     columns: dict[str, str] = field(default_factory=dict)  # what a table calls image, question, answer, ...
     title: str = ""
+    images: bool = True  # False: text only
     hub: str = ""  # dataset id on the Hugging Face hub
     zenodo: int = 0  # record number
     urls: dict[str, str] = field(default_factory=dict)  # path -> address
@@ -98,6 +99,9 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
     for split in entry["files"]:
         if split not in SPLITS:
             raise UserError(f"sources.yaml: {name}.files has an unknown split '{split}'{nearest(split, SPLITS)}")
+    for split in entry.get("counts", {}):
+        if split not in (*SPLITS, "from"):
+            raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{nearest(split, SPLITS)}")
     licence = {"source" if key == "from" else key: _word(value) for key, value in entry.get("licence", {}).items()}
     files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
     return Source(

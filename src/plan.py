@@ -9,6 +9,7 @@ from torch import nn
 
 from src.cli import verb
 from src.config import Plan, Train
+from src.data import budget
 from src.data.packing import Batch
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
@@ -70,6 +71,7 @@ def plan(config: Plan) -> None:
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
+    console.print(budget.table(budget.parts(config.mix, config.data, steps=config.optim.steps), patches=model.vision.num_patches))
     console.print(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.steps * config.data.global_batch

@@ -475,6 +475,9 @@ def test_a_misspelt_entry_is_one_sentence(tmp_path):
     put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  licens: {}\n  files: {train: a}\n")
     with pytest.raises(UserError, match=r"sources\.yaml: x has an unknown key 'licens'; did you mean 'licence'"):
         sources.load(tmp_path / "sources.yaml")
+    put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  files: {train: a}\n  counts: {tain: 1}\n")
+    with pytest.raises(UserError, match=r"x\.counts has an unknown split 'tain'; did you mean 'train'"):
+        sources.load(tmp_path / "sources.yaml")
     put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  files: {training: a}\n")
     with pytest.raises(UserError, match="unknown split 'training'; did you mean 'train'"):
         sources.load(tmp_path / "sources.yaml")

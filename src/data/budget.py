@@ -1,0 +1,97 @@
+"""What the data of a run comes to: records, images, tokens and epochs per source, disk and shards; of what is not built yet, what
+`data_prep/sources.yaml` lets expect."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.table import Column, Table
+
+from src.config import Data, Mix
+from src.data.mixture import BLOCK, cards
+from src.data.shards import Shards
+
+SOURCES_YAML = Path(__file__).resolve().parent.parent.parent / "data_prep" / "sources.yaml"
+CHARACTERS_PER_TOKEN = 4.0  # of English in a LLaMA vocabulary; assumed
+IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # of a record before it is built: at 384 pixels and quality 90; assumed
+
+
+@dataclass
+class Part:
+    """One source. `text` is tokens per record; None where it is not known before the source is built."""
+
+    name: str
+    built: bool
+    records: int
+    images: int
+    text: float | None
+    disk: int  # bytes of all its splits
+    shards: int
+    draws: int  # positions of the run's stream
+
+    @property
+    def epochs(self) -> float:
+        return self.draws / self.records if self.records else float("inf")
+
+    def tokens(self, patches: int) -> float | None:
+        """Tokens that the run sees of it."""
+        return None if self.text is None else self.draws * (self.text + self.images / max(self.records, 1) * patches)
+
+
+def parts(mix: Mix, data: Data, *, steps: int) -> list[Part]:
+    """In the order of the mix, for `steps` optimizer steps."""
+    known = yaml.safe_load(SOURCES_YAML.read_text())
+    dealt = cards(mix.drawn)
+    found = []
+    for name in mix.drawn:
+        draws = round(steps * data.global_batch * dealt[name] / BLOCK)
+        folder = Path(data.root) / name
+        if (folder / "manifest.json").exists():
+            found.append(_built(name, Shards(folder), mix.decontaminate, draws))
+        else:
+            found.append(_expected(name, known.get(name, {}), draws))
+    return found
+
+
+def _built(name: str, shards: Shards, decontaminate: bool, draws: int) -> Part:
+    rows = shards.rows("train", decontaminate=decontaminate)
+    characters = shards.column("text_length")[rows]
+    tars = shards.manifest["shards"]
+    return Part(
+        name,
+        True,
+        len(rows),
+        int(shards.column("num_images")[rows].sum()),
+        float(characters.mean()) / CHARACTERS_PER_TOKEN if len(rows) else 0.0,
+        sum(tar["bytes"] for tar in tars),
+        len(tars),
+        draws,
+    )
+
+
+def _expected(name: str, entry: dict, draws: int) -> Part:
+    counts = [count for split, count in entry.get("counts", {}).items() if split != "from"]
+    images = entry.get("images", True)
+    size = sum(counts) * ((IMAGE_BYTES if images else 0) + TEXT_BYTES)
+    records = entry.get("counts", {}).get("train", 0)
+    return Part(name, False, records, records if images else 0, None, size, -(-size // SHARD_BYTES), draws)
+
+
+def table(found: list[Part], *, patches: int) -> Table:
+    heads = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
+    out = Table("source", *(Column(head, justify="right") for head in heads), box=None)
+    for part in found:
+        tokens = part.tokens(patches)
+        out.add_row(
+            part.name if part.built else f"{part.name} (not built)",
+            f"{part.records:,}",
+            f"{part.images:,}",
+            "" if part.text is None else f"{part.text:.0f}",
+            "" if tokens is None else f"{tokens / 1e6:,.1f} M",
+            f"{part.epochs:.2f}",
+            f"{part.disk / 1e9:.2f}",
+            f"{part.shards:,}",
+        )
+    sums = [sum(getattr(part, name) for part in found) for name in ("records", "images", "disk", "shards")]
+    out.add_row("together", f"{sums[0]:,}", f"{sums[1]:,}", "", "", "", f"{sums[2] / 1e9:.2f}", f"{sums[3]:,}", style="bold")
+    return out
