@@ -4,6 +4,7 @@ PYTHON ?= python3
 SOURCES ?= pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad
 RAW ?= data/raw
 OUT ?= data/shards
+MIX ?= full
 MODEL ?= run:mini
 ARGS ?=
 export OMP_NUM_THREADS ?= 2
@@ -54,10 +55,13 @@ shards: $(READY)  ## raw datasets to shards: make shards SOURCES=pathvqa,slake R
 audit: $(READY)  ## mark training records that stand in an evaluation set: make audit OUT=data/shards
 	@$(RUN) -m data_prep.audit out=$(OUT) $(if $(wildcard $(RAW)),raw=$(RAW)) $(ARGS)
 
+card: $(READY)  ## data card of a mix (HTML, Markdown, Croissant): make card MIX=full OUT=data/shards
+	@$(RUN) -m data_prep.card mix=$(MIX) out=$(OUT) to=outputs/card-$(MIX)
+
 demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 	@$(RUN) -m src.demo model=$(MODEL) $(ARGS)
 
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
 	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
-.PHONY: help setup mini test test-fast test-browser check phantoms download shards audit demo lock
+.PHONY: help setup mini test test-fast test-browser check phantoms download shards audit card demo lock
