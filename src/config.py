@@ -20,6 +20,15 @@ from src.model.vision import VisionConfig
 class Mix:
     shares: dict[str, float]
     decontaminate: bool
+    only: list[str] = field(default_factory=list)
+    leave_out: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+
+    @property
+    def drawn(self) -> dict[str, float]:
+        """Share of each source that the stream draws from: those of `only`, or all, without `leave_out`; to the power 1 / temperature."""
+        kept = {source: share for source, share in self.shares.items() if share > 0 and (source in self.only or not self.only)}
+        return {source: share ** (1 / self.temperature) for source, share in kept.items() if source not in self.leave_out}
 
 
 @dataclass
@@ -264,6 +273,14 @@ def validate(config: Train) -> None:
     data, trainer = config.data, config.trainer
     if not config.mix.shares or any(share < 0 for share in config.mix.shares.values()) or sum(config.mix.shares.values()) <= 0:
         raise UserError(f"mix.shares must be at least 0 each and positive for at least one source, found {config.mix.shares}")
+    for key in ("only", "leave_out"):
+        for source in getattr(config.mix, key):
+            if source not in config.mix.shares:
+                raise UserError(f"mix.{key} names '{source}', which mix.shares does not have{nearest(source, config.mix.shares)}")
+    if config.mix.temperature <= 0:
+        raise UserError(f"mix.temperature must be above 0, found {config.mix.temperature:g}; 1 keeps the shares, larger evens them out")
+    if not config.mix.drawn:
+        raise UserError("mix.only and mix.leave_out leave no source with a positive share to draw from")
     for key, least in AT_LEAST.items():
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value < least:
@@ -323,7 +340,7 @@ def missing_files(config: Train) -> list[str]:
     """What a run needs and the disk does not have, one clause each: shards of the mix, local weights."""
     missing = []
     root = Path(config.data.root)
-    absent = [source for source, share in config.mix.shares.items() if share > 0 and not (root / source / "manifest.json").exists()]
+    absent = [source for source in config.mix.drawn if not (root / source / "manifest.json").exists()]
     if absent:
         built = sorted(path.parent.name for path in root.glob("*/manifest.json"))
         meant = nearest(absent[0], built) if len(absent) == 1 and built else f"; it holds {', '.join(built) or 'no source'}"

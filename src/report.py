@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from src.cli import verb
-from src.config import Report
+from src.config import Mix, Report
 from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
 from src.reporting.blocks import Section
 from src.reporting.stored import Stored, find
@@ -47,7 +47,7 @@ def summary(run: Stored) -> str:
     config = run.config
     if not config:
         return f"Answers that were scored from a predictions file, {run.folder.name}."
-    sources = [source for source, share in config["mix"]["shares"].items() if share > 0]
+    sources = list(Mix(**config["mix"]).drawn)
     vision, language = config["vision"]["path"] or config["vision"]["architecture"], config["language"]["path"]
     return (
         f"A vision-language model trained for {config['optim']['steps']:,} steps of {config['data']['global_batch']} samples on "

@@ -87,7 +87,8 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_says_at_once_what_it_misses(experiment, tmp_path):
     """All but the files of a machine is right: shards and local weights are what the one sentence names."""
-    sentence = said([f"+experiment={experiment}", f"data.root={tmp_path}"])
+    own = ["mix.shares={mine: 1}"] if experiment == "own_data" else []  # whose sources only its user knows
+    sentence = said([f"+experiment={experiment}", f"data.root={tmp_path}", *own])
     assert re.search(r"mix.shares names .* has no such shards; it holds no source; build them with `make shards SOURCES=", sentence)
 
 

@@ -19,7 +19,7 @@ def mark(test: Questions, mix: Mix, root: str | Path) -> bool:
     Gives False, and marks nothing, where a source of the mix was never audited. A copy that is cut or mirrored further than `RADIUS`
     is known to the audit and left out by `decontaminate`, but cannot be told from its hash here.
     """
-    folders = [Path(root) / source for source, share in mix.shares.items() if share > 0]
+    folders = [Path(root) / source for source in mix.drawn]
     if not all((folder / "audit.json").exists() for folder in folders):
         return False
     images, texts = zip(*(_leaking(Shards(folder)) for folder in folders), strict=True)

@@ -31,7 +31,7 @@ from src.errors import UserError
 
 
 def open_sources(root: str | Path, mix: Mix) -> dict[str, Shards]:
-    return {source: Shards(Path(root) / source) for source, share in mix.shares.items() if share > 0}
+    return {source: Shards(Path(root) / source) for source in mix.drawn}
 
 
 def training_rows(shards: dict[str, Shards], mix: Mix) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -
     """What the order of the stream depends on. A run resumes only if all of it is unchanged."""
     return {
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
-        "shares": {source: share for source, share in sorted(mix.shares.items()) if share > 0},
+        "shares": dict(sorted(mix.drawn.items())),
         "decontaminate": mix.decontaminate,
         "seed": seed,
         "window": data.window,
@@ -140,7 +140,7 @@ class DataModule(lightning.LightningDataModule):
         self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
         self.shards = open_sources(data.root, mix)
         self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data)
-        self.mixture = Mixture(mix.shares, training_rows(self.shards, mix), seed=seed)
+        self.mixture = Mixture(mix.drawn, training_rows(self.shards, mix), seed=seed)
         self.consumed = 0  # optimizer steps
 
     def stream(self, *, rank: int = 0, world: int = 1) -> Stream:

@@ -48,9 +48,9 @@ def tell(folder: Path, config: Train) -> Story:
     trained = json.loads((folder / "train.json").read_text())
     result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"]}
     known = yaml.safe_load(SOURCES.read_text())
-    total = sum(config.mix.shares.values())
+    total = sum(config.mix.drawn.values())
     sources = []
-    for name, share in sorted(config.mix.shares.items()):
+    for name, share in sorted(config.mix.drawn.items()):
         if share > 0:
             manifest = Path(config.data.root) / name / "manifest.json"
             built = json.loads(manifest.read_text()) if manifest.exists() else {}

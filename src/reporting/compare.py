@@ -5,12 +5,13 @@ import io
 import json
 from typing import Any
 
+from src.config import Mix
 from src.reporting import groups
 from src.reporting.answers import CONDITIONS, SCORES, grouped
 from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
-from src.reporting.stored import Stored, interval
+from src.reporting.stored import Stored
 from src.reporting.svg import colour
 from src.reporting.training import speed
 from src.scoring import statistics
@@ -101,7 +102,7 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
     adjusted = statistics.holm([metric["p"] for _, _, metric in table]) if table else []
     rows = []
     for (label, scorer, metric), p in zip(table, adjusted, strict=True):
-        shown = interval(metric, signed=True)
+        shown = Interval(metric["value"], metric["low"], metric["high"], signed=True)
         clear = p < 0.05 and shown.clear
         verdict = ("better" if shown.value > 0 else "WORSE") if clear else "no difference shown"
         graph = Graph([(shown, "blue" if clear else "grey")], start=-0.5, stop=0.5)
@@ -133,9 +134,9 @@ def trend_blocks(found: list[Group]) -> list:
     runs = [run for one in found for run in one.runs]
     axes: dict[str, dict[str, float]] = {}
     for key in [*groups.differing(runs), "number of sources"]:
-        at = {one.label: _number(one.runs[0], key) for one in found}
-        if all(value is not None for value in at.values()) and len(set(at.values())) >= 3:
-            axes[key] = at  # type: ignore[assignment]
+        at = {one.label: value for one in found if (value := _number(one.runs[0], key)) is not None}
+        if len(at) == len(found) and len(set(at.values())) >= 3:
+            axes[key] = at
     drawings = []
     for key, at in axes.items():
         for name, metric in (("BLEU-1", "vqa/pooled/real/all/bleu1"), *_transfer_means(runs)):
@@ -158,6 +159,7 @@ def transfer_blocks(found: list[Group]) -> list:
                 cells.setdefault((cell["benchmark"], encoder, cell["protocol"]), []).append(cell["macro_f1"])
         for about, scores in cells.items():
             score = groups.pooled(scores)
+            assert score is not None
             rows.append([*about, one.label, score, Graph([(score, "blue" if about[1] == "its own" else "grey")])])
     rows.sort(key=lambda row: row[:3])
     columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
@@ -219,7 +221,7 @@ def _has(one: Group, key: str) -> bool:
 
 def _number(run: Stored, key: str) -> float | None:
     if key == "number of sources":
-        return float(sum(share > 0 for share in run.config.get("mix", {}).get("shares", {}).values())) or None
+        return float(len(Mix(**run.config["mix"]).drawn)) if "mix" in run.config else None
     value = run.flat.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from src.config import Mix
 from src.data.record import SPLITS
 from src.data.shards import Shards
 from src.errors import UserError
@@ -14,7 +15,7 @@ COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
 def section(run: Stored) -> Section:
-    shares = {source: share for source, share in run.config.get("mix", {}).get("shares", {}).items() if share > 0}
+    shares = Mix(**run.config["mix"]).drawn if "mix" in run.config else {}
     root = Path(run.config.get("data", {}).get("root", ""))
     total = sum(shares.values())
     rows, refused, gone = [], [], []
