@@ -24,16 +24,16 @@ class Weights:
     out             folder that gets OUT/language and OUT/vision
     shards          folder of the phantom shards; only their training splits are read
     parts           language, vision (default: both)
-    language_steps  optimizer steps of the language model (default 300)
-    vision_steps    optimizer steps of the image encoder (default 1700)
+    language_steps  optimizer steps of the language model (default 260)
+    vision_steps    optimizer steps of the image encoder (default 1200)
     seed            of both (default 0)
     """
 
     out: Path = Path("data/phantom/weights")
     shards: Path = Path("data/phantom/shards")
     parts: list[str] = field(default_factory=lambda: list(PARTS))
-    language_steps: int = 300
-    vision_steps: int = 1700
+    language_steps: int = 260
+    vision_steps: int = 1200
     seed: int = 0
 
 

@@ -17,7 +17,7 @@ from data_prep.phantom.wording import questions
 from data_prep.phantom.world import OPTICAL, Scene, pick
 from data_prep.phantom.writers.folder import photograph, scenes
 
-SIZES = {"train": 1600, "val": 100, "test": 110}  # images
+SIZES = {"train": 1600, "val": 100, "test": 98}  # images
 FILES = {"train": ("train", 2), "val": ("validation", 1), "test": ("test", 1)}  # name, parts
 FEATURES = {
     "image": {"_type": "Image"},

@@ -12,7 +12,7 @@ from data_prep.phantom.world import RADIOLOGY, Scene
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.pathvqa import asked
 
-SIZES = {"train": 1200, "val": 80, "test": 70}  # images
+SIZES = {"train": 1200, "val": 80, "test": 66}  # images
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
 
 
