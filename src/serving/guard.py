@@ -95,9 +95,7 @@ class Guard:
 
     def _remove(self, path: Path) -> None:
         if path.resolve().is_relative_to(self.folder):
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+            path.unlink(missing_ok=True)  # its folder stays for the sweeper: an equal upload may be about to move into it
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
         """Refuses a request that announces, or then sends, more than `most` bytes."""
@@ -155,7 +153,11 @@ class Sweeper:
         oldest = time.time() - self.keep_seconds
         for path in list(self.folder.rglob("*")):
             with contextlib.suppress(OSError):
-                if path.is_file() and path not in self.kept and path.stat().st_mtime < oldest:
+                if path in self.kept or path.stat().st_mtime >= oldest:
+                    continue
+                if path.is_dir():
+                    path.rmdir()  # fails, as it should, where something is left in it
+                else:
                     path.unlink()
                     path.parent.rmdir()
 
