@@ -9,7 +9,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d8dee4 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } td, th { padding: .25rem .6rem; text-align: right }
-th { border-bottom: 2px solid #1b1f24 } td:first-child, th:first-child { text-align: left }
+th { border-bottom: 2px solid #1b1f24 } td:first-child, th:first-child, .words td, .words th { text-align: left }
 tr:nth-child(even) td { background: #f6f8fa }
 .strip { display: flex; flex-wrap: wrap; gap: .6rem } figure { margin: 0; width: 160px } figure img { height: 112px }
 figcaption { font-size: .75rem; color: #57606a; max-height: 4.5em; overflow: hidden } .notes { color: #57606a } .scroll { overflow-x: auto }
@@ -53,13 +53,13 @@ def _licences(facts: list[Facts]) -> str:
         [one.entry.name, one.entry.licence.name, one.entry.licence.source, one.entry.licence.redistribute, one.entry.licence.non_commercial]
         for one in facts
     ]
-    return _table(["source", "licence", "read at", "redistribution", "non-commercial"], rows)
+    return _table(["source", "licence", "read at", "redistribution", "non-commercial"], rows, kind="words")
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _table(header: list[str], rows: list[list[str]], *, kind: str = "numbers") -> str:
     cells = "".join(f"<th>{escape(name)}</th>" for name in header)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{cells}</tr>{lines}</table></div>"
+    return f"<div class='scroll'><table class='{kind}'><tr>{cells}</tr>{lines}</table></div>"
 
 
 def _source(one: Facts) -> str:
