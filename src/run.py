@@ -91,6 +91,7 @@ class Meter:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+        self._save(self)
 
     def _watch(self) -> None:
         me = psutil.Process()

@@ -1,0 +1,68 @@
+import json
+import time
+
+import pytest
+import yaml
+
+from src import run
+from src.errors import UserError
+
+CONFIG = {"name": "x", "seed": 0, "data": {"root": "a", "window": 8}, "trainer": {"devices": 1, "keep": 2}, "logger": {"api_key": "secret"}}
+
+
+def test_a_folder_takes_only_its_own_configuration(tmp_path):
+    folder = tmp_path / "x"
+    run.open_run(folder, CONFIG)
+    run.open_run(folder, CONFIG | {"data": {"root": "b", "window": 8}, "trainer": {"devices": 4, "keep": 9}})
+    with pytest.raises(
+        UserError, match=r"x holds a different configuration \(data.window was 8, now 16; seed was 0, now 1\); choose another"
+    ):
+        run.open_run(folder, CONFIG | {"seed": 1, "data": {"root": "a", "window": 16}})
+
+
+def test_secrets_are_not_written(tmp_path):
+    run.open_run(tmp_path / "x", CONFIG)
+    assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["logger"] == {"api_key": "***"}
+    assert run.mask({"hf_token": "a", "token": "", "row_tokens": 5}) == {"hf_token": "***", "token": "", "row_tokens": 5}
+
+
+def test_an_unknown_run_names_those_that_exist(tmp_path):
+    run.open_run(tmp_path / "mini", CONFIG)
+    run.open_run(tmp_path / "sweep" / "seed=1", CONFIG)
+    with pytest.raises(UserError, match=r"no run 'mni' in .*mini.*sweep/seed=1|no run 'mni'.*did you mean 'mini'"):
+        run.read_run(tmp_path, "mni")
+    assert run.read_run(tmp_path, "sweep/seed=1")[1]["seed"] == 0
+
+
+def test_result_holds_the_metrics_of_every_verb_and_sums_restarts(tmp_path):
+    def interrupted():
+        with run.verb(tmp_path, "train"):
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not (tmp_path / "train.json").exists()
+    with run.verb(tmp_path, "train") as said:
+        said["metrics"] = {"train/fill": {"value": 1.0}}
+        said["data"] = "abc"
+    with run.verb(tmp_path, "evaluate") as said:
+        said["metrics"] = {"vqa/a": {"value": 0.5}}
+    train, result = (json.loads((tmp_path / name).read_text()) for name in ("train.json", "result.json"))
+    assert train["seconds"] >= 0.2
+    assert train["peak_rss_mb"] > 10
+    assert set(result["metrics"]) == {"train/fill", "vqa/a"}
+    assert result["data"] == "abc"
+    assert len(result["commands"]) == 2
+    assert not list(tmp_path.glob("*.partial.json")) + list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
+    assert run.first_rank()
+    monkeypatch.setenv(variable, "1")
+    assert not run.first_rank()
+    run.open_run(tmp_path / "x", CONFIG)
+    with run.verb(tmp_path / "x", "train") as said:
+        said["metrics"] = {}
+    assert not list((tmp_path / "x").iterdir())
