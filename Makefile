@@ -20,7 +20,7 @@ setup: $(READY)  ## .venv with exactly the versions of requirements.lock; needs 
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; 3.11 to 3.13 are supported, give another one with PYTHON=python3.12")'
-	@if command -v uv >/dev/null; then \
+	@if uv --version >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) .venv && uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements.lock; \
 	else \
 	  $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock; \
@@ -39,6 +39,9 @@ test-fast: $(READY)  ## the core of the tests
 test-browser: $(READY)  ## the demo in a real Chromium
 	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then $(TEST) -m browser $(ARGS); \
 	else echo "no Chromium found; install Debian's package chromium and run make test-browser again"; fi
+
+soak: $(READY)  ## long trials: the mini run interrupted at random against one left alone (make soak ARGS="small kills=4")
+	@$(RUN) -m experiments.soak.interrupt $(ARGS)
 
 check: $(READY)  ## lint, format and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -64,4 +67,4 @@ demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
 	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
-.PHONY: help setup mini test test-fast test-browser check phantoms download shards audit card demo lock
+.PHONY: help setup mini test test-fast test-browser soak check phantoms download shards audit card demo lock

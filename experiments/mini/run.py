@@ -1,6 +1,7 @@
 """`python -m experiments.mini.run`: the whole path on phantom data, one command per stage, each against its budget of seconds.
 
 Each stage keeps what is complete and continues what is not, so an interrupted run is continued by the same command.
+`small` tries every stage in a minute, in a copy of the tree that is thrown away (`experiments.soak.interrupt`).
 """
 
 import json
@@ -12,28 +13,41 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-STAGES = {  # name: (seconds on two cores, commands)
+STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, commands)
     "raw data and shards": (
         80,
-        "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist,retinamnist out=data/phantom/raw",
-        "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
+        [
+            "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist,retinamnist out=data/phantom/raw",
+            "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
+        ],
     ),
-    "language model": (40, "data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"),
-    "vision stand-in": (60, "data_prep.phantom.weights parts=vision out=data/phantom/weights shards=data/phantom/shards"),
-    "training": (220, "src.train +experiment=mini"),
-    "evaluation": (100, "src.evaluate run=mini"),
-    "transfer": (60, "src.transfer encoder=[run:mini,scratch:mini] benchmark=[breastmnist,retinamnist] raw=data/phantom/raw"),
-    "report": (20, "src.report runs=mini"),
+    "language model": (40, ["data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"]),
+    "vision stand-in": (60, ["data_prep.phantom.weights parts=vision out=data/phantom/weights shards=data/phantom/shards"]),
+    "training": (220, ["src.train +experiment=mini"]),
+    "evaluation": (100, ["src.evaluate run=mini"]),
+    "transfer": (60, ["src.transfer encoder=[run:mini,scratch:mini] benchmark=[breastmnist,retinamnist] raw=data/phantom/raw"]),
+    "report": (20, ["src.report runs=mini"]),
+}
+SMALL = {  # what `small` adds: every stage and no scores worth reading, in about a minute
+    "data_prep.phantom": "scale=0.05",
+    "data_prep.phantom.weights": "language_steps=4 vision_steps=4",
+    "src.train": "optim.steps=6 optim.warmup=2 trainer.check_every=2 data.validate=4",
+    "src.evaluate": "limit=12 batch=4 resamples=100",
+    "src.transfer": "seeds=1 resamples=100",
 }
 RESULT = Path("outputs/mini/result.json")
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
+    if words not in ([], ["small"]):
+        print(f"error: {' '.join(words)} is not known; allowed: small", file=sys.stderr)
+        return 2
     seconds: dict[str, float] = {}
-    for number, (name, (budget, *commands)) in enumerate(STAGES.items(), 1):
+    for number, (name, (budget, commands)) in enumerate(STAGES.items(), 1):
         print(f"\n[{number}/{len(STAGES)}] {name} (budget {budget} s)", flush=True)
         begun = time.perf_counter()
         for command in commands:
+            command = f"{command} {SMALL.get(command.split()[0], '')}".strip() if words else command
             print(f"$ python -m {command}", flush=True)
             code = attempt(command)
             if code:
@@ -60,7 +74,7 @@ def show(seconds: dict[str, float], result: dict) -> None:
     table = Table("stage", "seconds", "budget", box=None, pad_edge=False)
     for name, spent in seconds.items():
         table.add_row(name, f"{spent:.0f}", f"{STAGES[name][0]}")
-    table.add_row("all", f"{sum(seconds.values()):.0f}", f"{sum(budget for budget, *_ in STAGES.values())}")
+    table.add_row("all", f"{sum(seconds.values()):.0f}", f"{sum(budget for budget, _ in STAGES.values())}")
     console.print(table)
     metrics = result["metrics"]
     table = Table("", *("real", "shuffled", "blank", "majority", "real - shuffled", "real - blank"), box=None, pad_edge=False)
@@ -90,4 +104,4 @@ def shown(metric: dict | None, *, bounds: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
