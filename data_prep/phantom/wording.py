@@ -139,7 +139,8 @@ def article(rng: np.random.Generator) -> dict:
             "no": f"{sentence(ones)} were found in none of the patients, {others} in {few}.",
             "maybe": f"The readers disagreed on {ones} in {few} patients.",
         }[decision]
-        conclusion = f"{sentence(ones)} {dict(yes='can', no='cannot', maybe='may')[decision]} be found on {organ} {kind.said}."
+        may = {"yes": "can", "no": "cannot", "maybe": "may"}[decision]
+        conclusion = f"{sentence(ones)} {may} be found on {organ} {kind.said}."
     return {
         "question": question,
         "contexts": [aim, result],
