@@ -23,7 +23,7 @@ def overlay(image: Image.Image, occlusion: Occlusion) -> Image.Image:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     base = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64) * 0.85
     drops_GG = occlusion.drops_GG
-    strength_GG = drops_GG / max(np.abs(drops_GG).max(), FAINT)
+    strength_GG = drops_GG / max(np.abs(drops_GG).max(), math.log(2))  # full colour from a factor of 2 on
     big = np.asarray(Image.fromarray(strength_GG.astype(np.float32)).resize(image.size, Image.Resampling.NEAREST))
     alpha = 0.75 * np.abs(big)[..., None]
     mixed = base * (1 - alpha) + np.where(big[..., None] > 0, ORANGE, BLUE) * alpha
