@@ -60,5 +60,3 @@ def refuse_pickles(folder: Path) -> None:
     found = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in PICKLES)
     if found:
         raise UserError(f"{folder} holds {found[0]}, a format that can carry code; only safetensors are loaded")
-
-
