@@ -156,6 +156,22 @@ def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
     assert before["shards"]["beta"] != after["shards"]["beta"]
 
 
+def test_an_audit_changes_the_fingerprint_of_a_run_that_obeys_it(configure, shards, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    leak_everything(copy / "alpha", but=30)
+
+    def of(root, *overrides: str) -> dict:
+        config = configure(*overrides)
+        return fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data)
+
+    before, after = of(shards), of(copy)
+    assert before["records"]["alpha"].startswith("60 (")
+    assert after["records"]["alpha"].startswith("30 (")
+    assert before["records"]["beta"] == after["records"]["beta"]
+    assert of(shards, "mix.decontaminate=false") == of(copy, "mix.decontaminate=false")
+
+
 def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
@@ -165,11 +181,11 @@ def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_pat
     assert len(data(f"data.root={root}", "mix.decontaminate=false").mixture.rows[2]) == 60
 
 
-def leak_everything(folder) -> None:
+def leak_everything(folder, *, but: int = 0) -> None:
     with pa.OSFile(str(folder / "index.arrow")) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
     at = batch.schema.get_field_index("leaks_into")
-    batch = batch.set_column(at, batch.schema.field(at), pa.array(["pathvqa"] * batch.num_rows))
+    batch = batch.set_column(at, batch.schema.field(at), pa.array([""] * but + ["pathvqa"] * (batch.num_rows - but)))
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import lightning
 import numpy as np
 import torch
+import xxhash
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config import Data, Mix
@@ -49,12 +50,17 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.drawn.items())),
         "decontaminate": mix.decontaminate,
+        "records": {source: _rows_digest(rows) for source, rows in sorted(training_rows(shards, mix).items())},  # an audit changes them
         "seed": seed,
         "window": data.window,
         "global_batch": data.global_batch,
         "row_tokens": data.row_tokens,
         "images": data.images,
     }
+
+
+def _rows_digest(rows: np.ndarray) -> str:
+    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.tobytes())[:8]})"
 
 
 def short(print_of: dict) -> str:
