@@ -73,7 +73,7 @@ def test_a_failed_trial_is_recorded_and_only_what_is_missing_runs_again(run, wor
     ],
 )
 def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, overrides, said):
-    code, _, err = run("-m", *[word for word in overrides])
+    code, _, err = run("-m", *overrides)
     assert (code, err.strip()) == (2, said.replace("{folder}", sweep.slug([*words, "seed=0"])))
     assert not outputs(words).exists()
 
@@ -81,7 +81,8 @@ def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, over
 def test_a_source_that_is_not_built_ends_the_sweep_before_the_first(run, words):
     code, _, err = run("-m", "mix.shares.delta=0,1")
     assert code == 2
-    assert "mix.shares" in err and "delta" in err
+    assert "mix.shares" in err
+    assert "delta" in err
     assert not outputs(words).exists()
 
 
