@@ -120,3 +120,9 @@ def test_a_checkpoint_of_another_encoder_is_refused(outputs):
 
 def test_overlap_is_unknown_without_the_shards_of_the_run(outputs):
     assert overlap(load("run:mini", outputs).run, "breastmnist") == {"found": {}, "trained_on": None}
+
+
+def test_overlap_is_unknown_until_an_audit_has_looked_for_the_benchmark(outputs, tmp_path):
+    (tmp_path / "shards/a").mkdir(parents=True)
+    (tmp_path / "shards/a/audit.json").write_text('{"checked": {"breastmnist": 156}}')
+    assert overlap(load("run:mini", outputs).run, "retinamnist") == {"found": {}, "trained_on": None}

@@ -1,5 +1,6 @@
 """Whether a benchmark is unseen: which training samples of a run the audit found in its test split."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,14 +13,19 @@ from src.data.shards import Shards
 def overlap(run: dict, benchmark: str) -> dict:
     """{found: samples per source, trained_on: bool}, from the `leaks_into` column of the shards of a run's mix.
 
-    `trained_on` is None where the shards are not there to be asked. Samples that leak are trained on only with
-    mix.decontaminate=false.
+    `trained_on` is None where no audit of the mix has looked for this benchmark, or the shards are not there to be asked. Samples
+    that leak are trained on only with mix.decontaminate=false.
     """
     root, sources = Path(run["data"]["root"]), [source for source, share in run["mix"]["shares"].items() if share > 0]
-    if not all((root / source / "manifest.json").exists() for source in sources):
+    if not all(_audited(root / source, benchmark) for source in sources):
         return {"found": {}, "trained_on": None}
     found = {source: count for source in sources if (count := _count(Shards(root / source), benchmark))}
     return {"found": found, "trained_on": bool(found) and not run["mix"]["decontaminate"]}
+
+
+def _audited(folder: Path, benchmark: str) -> bool:
+    path = folder / "audit.json"
+    return path.exists() and benchmark in json.loads(path.read_bytes())["checked"]
 
 
 def _count(shards: Shards, benchmark: str) -> int:
