@@ -70,7 +70,7 @@ def attempt(command: str) -> int:
 
 def show(seconds: dict[str, float], result: dict) -> None:
     """What each stage took, the main numbers, and where the report is."""
-    console = Console()
+    console = Console(width=120)
     table = Table("stage", "seconds", "budget", box=None, pad_edge=False)
     for name, spent in seconds.items():
         table.add_row(name, f"{spent:.0f}", f"{STAGES[name][0]}")

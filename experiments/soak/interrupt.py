@@ -29,7 +29,7 @@ def main(words: list[str]) -> int:
         took = time.perf_counter() - begun
         assert code == 0, f"the mini run ended with code {code}"
         for number in range(kills):
-            lives, how = rng.uniform(0.1, 0.6) * took, (signal.SIGKILL, signal.SIGINT)[number % 2]
+            lives, how = rng.uniform(0.1, 0.4) * took, (signal.SIGKILL, signal.SIGINT)[number % 2]
             code, last = run(disturbed, extra, lives, how)
             print(f"{how.name} after {lives:4.0f} s in: {last}" if code else "ended before it was interrupted", flush=True)
         code, last = run(disturbed, extra, None, None)
