@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 2
 
 READY := .venv/.ready
 RUN := .venv/bin/python
-TEST := .venv/bin/python -m pytest
+TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
