@@ -146,6 +146,8 @@ class Evaluate:
     limit: int
     batch: int
     max_new_tokens: int
+    temperature: float
+    top_p: float
     row_tokens: int | None
     accelerator: str
     resamples: int

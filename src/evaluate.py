@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
+import zlib
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from src import run
+from src import run, team
 from src.cli import verb
 from src.config import Evaluate, Train, one_of, typed
 from src.data import answers, benchmark, contamination, controls
@@ -19,6 +21,7 @@ from src.model.generate import Generator, ask
 from src.model.vlm import build
 from src.scoring import summary
 from src.scoring.predictions import read_predictions
+from src.team import Team
 from src.training.checkpoint import choose, load
 
 BENCHMARKS = ["pathvqa", "vqa_med_2019"]
@@ -33,41 +36,47 @@ def evaluate(config: Evaluate) -> Path:
     asked = {test.name: benchmark.conditions(test, config.images) for test in tests}
     path = choose(folder, config.checkpoint)
 
-    with run.verb(folder, "evaluate") as said:
+    with run.verb(folder, "evaluate") as said, team.joined() as ranks:
         said["checkpoint"] = path.name
-        device = torch.device("cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu")
         model = build(trained)
         load(model, path)
         prompter = model.prompter(budget=config.row_tokens or trained.data.row_tokens)
-        generator = Generator(model.to(device), prompter, batch=config.batch, max_new_tokens=config.max_new_tokens)
-        depends_on = {
-            "checkpoint": _digest(path),
-            "row_tokens": prompter.budget,
-            "max_new_tokens": config.max_new_tokens,
-            "seed": config.seed,
-        }
+        decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
+        generator = Generator(model.to(device(config.accelerator)), prompter, batch=config.batch, **decoding)
+        depends_on = {"checkpoint": _digest(path), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
         for test in tests:
             if not trained.mix.decontaminate and not contamination.mark(test, trained.mix, trained.data.root):
                 print(f"{test.name}: whether training has seen its questions is not known, since its sources have no audit.json")
             for condition in asked[test.name]:
-                file = Answers(predictions(folder, test, condition), {**depends_on, "shards": test.shards.manifest["fingerprint"]})
+                shards = test.shards.manifest["fingerprint"]
+                file = Answers(predictions(folder, test, condition), {**depends_on, "shards": shards}, team=ranks)
                 answer(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
-            for name, guesses in controls.answer(test).items():
+            for name, guesses in controls.answer(test).items() if ranks.first else ():
                 file = Answers(predictions(folder, test, name), {"shards": test.shards.manifest["fingerprint"], "limit": config.limit})
                 file.add({**item, "prediction": guess} for item, guess in zip(test.items, guesses, strict=True))
                 file.finish(test.items)
+        if not ranks.first:
+            return folder
         found = {test.name: {c: answers.read(predictions(folder, test, c)) for c in [*asked[test.name], *controls.NAMES]} for test in tests}
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)
     return folder
 
 
+def device(accelerator: str) -> torch.device:
+    """The GPU of this rank, or the CPU."""
+    found = torch.cuda.is_available() and accelerator != "cpu"
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if found else "cpu")
+
+
 def answer(test: Questions, condition: str, generator: Generator, file: Answers, *, exact: bool, seed: int) -> None:
-    """Fills a predictions file; questions that stand in it already are not asked again."""
+    """Fills a predictions file; questions that stand in it already are not asked again. Ranks share the images among them."""
     shown, vision = benchmark.shown(condition, test, seed=seed), generator.model.vision
     missing = [n for n in range(len(test.items)) if test.items[n]["id"] not in file.lines]
     missing.sort(key=lambda n: test.items[n]["image"])  # the questions of one image in one block: its pixels are embedded once
+    missing = mine(missing, [test.items[n]["image"] for n in missing], file.team)
     block = 8 * generator.batch  # bounds the decoded images in memory
-    with tqdm(total=len(missing), desc=f"{test.name} {condition}", unit="question", dynamic_ncols=True, disable=not missing) as bar:
+    hidden = None if missing else True  # None: shown on a terminal only
+    with tqdm(total=len(missing), desc=f"{test.name} {condition}", unit="question", dynamic_ncols=True, disable=hidden) as bar:
         for at in range(0, len(missing), block):
             numbers = missing[at : at + block]
             seen = benchmark.images(test, numbers, condition, shown, mean=vision.mean, size=vision.size, exact=exact)
@@ -76,11 +85,19 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
                 ask(record, images=pixels, prefix=name, prompter=generator.prompter, max_new_tokens=generator.max_new_tokens)
                 for record, (name, pixels) in zip(records, seen, strict=True)
             ]
+            for number, question in zip(numbers, questions, strict=True):  # what a question draws depends on nothing but itself
+                question.seed = zlib.crc32(f"{seed} {test.items[number]['id']}".encode())
             options = [test.items[n].get("choices", []) for n in numbers]
             for number, found in generator.choices(questions, options) if test.choices else generator.answers(questions):
                 file.add([{**test.items[numbers[number]], **found.line()}])
                 bar.update()
     file.finish(test.items)
+
+
+def mine(numbers: list[int], images: list[str], team: Team) -> list[int]:
+    """The questions of this rank: every image, with all its questions, belongs to one rank."""
+    order = {image: place for place, image in enumerate(dict.fromkeys(images))}
+    return [number for number, image in zip(numbers, images, strict=True) if order[image] % team.world == team.rank]
 
 
 def score(config: Evaluate) -> Path:
@@ -119,7 +136,11 @@ def main(config: Evaluate) -> None:
     if (config.run is None) == (config.predictions is None):
         raise UserError("give either run=NAME of a trained model or predictions=FILE")
     one_of("checkpoint", config.checkpoint, ("best", "last"))
+    if config.temperature < 0 or not 0 < config.top_p <= 1:
+        raise UserError(f"temperature={config.temperature:g} and top_p={config.top_p:g}: allowed are 0 or more, and above 0 to 1")
     folder = evaluate(config) if config.run else score(config)
+    if not run.first_rank():
+        return
     print(summary.text(json.loads((folder / "evaluate.json").read_text())))
     print(f"{folder}/evaluate.json")
 

@@ -1,8 +1,9 @@
-"""Training in processes of its own: to be killed, or to be one of several ranks.
+"""A verb in processes of its own: to be killed, or to be one of several ranks.
 
 They are forked from a server that has imported the libraries once, which saves some ten seconds each.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -11,31 +12,30 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from src.config import Train
 from src.errors import UserError
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["src.train"])
 
 
-def start(config: Train, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
-    process = server.Process(target=_run, args=(config, log, environment or {}))
+def start(config: Any, log: Path, environment: dict[str, str] | None = None, *, verb: str = "train") -> BaseProcess:
+    """`src.<verb>.<verb>(config)`."""
+    process = server.Process(target=_run, args=(config, log, environment or {}, verb))
     process.start()
     return process
 
 
-def _run(config: Train, log: Path, environment: dict[str, str]) -> None:
+def _run(config: Any, log: Path, environment: dict[str, str], verb: str) -> None:
     os.environ.update(environment)
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that a shell started
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    from src.train import train
-
     try:
-        train(config)
+        getattr(importlib.import_module(f"src.{verb}"), verb)(config)
     except UserError as mistake:
         print(f"error: {mistake}", flush=True)
         raise SystemExit(2) from None
@@ -54,14 +54,15 @@ def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | No
     return codes
 
 
-def ranks(config: Train, log: Path, *, world: int) -> list[BaseProcess]:
+def ranks(config: Any, log: Path, *, world: int, verb: str = "train") -> list[BaseProcess]:
     """One process per rank, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    return [start(config, log.with_suffix(f".{rank}"), shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)]
+    numbered = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return [start(config, log.with_suffix(f".{rank}"), environment, verb=verb) for rank, environment in enumerate(numbered)]
 
 
 def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 150) -> None:

@@ -11,6 +11,7 @@ from data_prep.shards import Build, build_all
 from src.config import Mix
 from src.data import benchmark
 from src.data.contamination import _near, mark
+from src.reporting.answers import benchmark_blocks, contamination_table
 from src.scoring.vqa import score, slices
 from tests.test_audit import _build_as, _made, line, save, scene
 
@@ -57,6 +58,22 @@ def test_scores_stand_side_by_side():
     assert (found["unseen/exact"]["value"], found["unseen/exact"]["n"]) == (0.0, 5)
     assert "unseen" not in slices([{key: value for key, value in item.items() if key != "seen"} for item in items])
     assert json.dumps(found)
+
+
+def test_the_report_says_what_may_be_memory():
+    items = [{"id": str(n), "references": ["lung"], "prediction": "lung" if n < 3 else "rib", "seen": n < 4} for n in range(9)]
+    parts: dict = {}
+    for key, metric in score(items, resamples=20, seed=0).items():
+        part, name = key.split("/")
+        parts.setdefault(part, {})[name] = metric
+    table = contamination_table(parts)
+    assert [row[:2] for row in table.rows] == [
+        ["all questions", 9],
+        ["image or text not in the training data", 5],
+        ["image or text in the training data", 4],
+    ]
+    assert [row[3].value for row in table.rows] == [pytest.approx(3 / 9), 0.0, 0.75]
+    assert table in benchmark_blocks({"real": parts})
 
 
 def test_near_hashes_are_found_in_blocks(monkeypatch):

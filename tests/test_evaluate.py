@@ -8,9 +8,11 @@ import pytest
 from src.cli import compose
 from src.config import Evaluate, typed
 from src.errors import UserError
-from src.evaluate import evaluate
+from src.evaluate import evaluate, mine
 from src.scoring.predictions import read_predictions
 from src.scoring.summary import summarise
+from src.team import Team
+from tests import processes
 from tests.runs import finish
 
 FIELDS = {"id", "source", "image", "type", "question", "references", "prediction", "confidence"}
@@ -75,6 +77,50 @@ def test_answers_of_another_checkpoint_are_not_kept(run):
     path.write_text(path.read_text().replace('"prediction": "', '"prediction": "old '))
     evaluate(config(run, "max_new_tokens=3"))
     assert not any(line["prediction"].startswith("old ") for line in lines(path))
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_answers_of_one(run, tmp_path):
+    """One of them is killed on the way, so that the second team finds the parts of the first."""
+    evaluate(config(run))
+    folder = run / "predictions"
+    whole = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
+    metrics = json.loads((run / "evaluate.json").read_text())["metrics"]
+    answered = lines(folder / "alpha.real.jsonl")
+    left = folder / f"alpha.real.{(folder / 'alpha.real.digest').read_text()[:12]}.1.part"
+    left.write_text("".join(json.dumps({**line, "prediction": "kept"}) + "\n" for line in answered[:2]) + '{"id": "cut')
+    (folder / "alpha.real.jsonl").write_text("")
+    (folder / "alpha.blank.jsonl").unlink()
+    (run / "evaluate.json").unlink()
+
+    codes = processes.wait(processes.ranks(config(run), tmp_path / "log", world=2, verb="evaluate"))
+    assert codes == [0, 0], (tmp_path / "log.1").read_text()
+    found = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
+    assert found["alpha.real.jsonl"][:2] == ["kept", "kept"]
+    assert found["alpha.real.jsonl"][2:] == whole["alpha.real.jsonl"][2:]
+    assert {name: texts for name, texts in found.items() if name != "alpha.real.jsonl"} == {
+        name: texts for name, texts in whole.items() if name != "alpha.real.jsonl"
+    }
+    assert json.loads((run / "evaluate.json").read_text())["metrics"].keys() == metrics.keys()
+    assert not list(folder.glob("*.part"))
+
+
+def test_every_image_belongs_to_one_rank():
+    images = ["a", "a", "b", "c", "c", "d"]
+    shares = [mine(list(range(6)), images, Team(rank, 3)) for rank in range(3)]
+    assert shares == [[0, 1, 5], [2], [3, 4]]
+    assert mine([4, 2], ["x", "y"], Team()) == [4, 2]
+
+
+def test_drawn_answers_are_the_same_in_another_batch_and_differ_by_seed(run):
+    def drawn(*overrides: str) -> list[str]:
+        evaluate(config(run, "benchmarks=[alpha]", "images=[real]", "temperature=2", *overrides))
+        return [line["prediction"] for line in lines(run / "predictions" / "alpha.real.jsonl")]
+
+    first = drawn("batch=3")
+    (run / "predictions" / "alpha.real.digest").unlink()  # ask again
+    assert drawn("batch=8") == first
+    assert drawn("seed=1") != first
 
 
 def test_text_only_questions_cannot_be_shown_an_image(run):

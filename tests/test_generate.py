@@ -118,3 +118,15 @@ def test_a_long_question_is_cut_to_the_budget_and_keeps_its_end(model):
     made = ask(record, images=[torch.zeros(3, 32, 32, dtype=torch.uint8)], prefix="a", prompter=prompter, max_new_tokens=LONGEST)
     assert len(prompter.prefix(1)) + len(made.prompt) + LONGEST + 1 == 160
     assert model.language.tokenizer.decode(made.prompt).endswith("where?\nAnswer:")
+
+
+def test_a_model_that_never_stops_is_cut(model, asked):
+    """Its end of sequence is never the likeliest token: every answer has exactly the allowed length."""
+    with torch.no_grad():
+        model.language.head.weight[model.language.tokenizer.eos_token_id] = 0
+        model.language.head.weight[5] = 1  # some token is above 0 whatever the hidden state is
+        model.language.head.weight[6] = -1
+    steps = [tokens for tokens, _ in generator(model)._steps(asked[:4])]
+    assert len(steps) == LONGEST
+    assert [len(tokens) for tokens in steps[-1]] == [LONGEST] * 4
+    assert all(answer.text for _, answer in generator(model).answers(asked))

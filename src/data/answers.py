@@ -6,38 +6,56 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from src.run import write_atomically
+from src.team import Team
 
 
 class Answers:
     """`predictions/<benchmark>.<condition>.jsonl` with, beside it, a digest of what the answers depend on.
 
-    Answers under another digest (another checkpoint, another token budget) are dropped, never mixed with new ones.
+    Answers under another digest (another checkpoint, another token budget) are dropped, never mixed with new ones. Of several
+    ranks each appends to a part of its own; the first joins the parts, those of a killed evaluation too.
     """
 
-    def __init__(self, path: Path, depends_on: dict):
-        self.path = path
-        self.lines: dict[str, dict] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stamp = path.with_suffix(".digest")
+    def __init__(self, path: Path, depends_on: dict, *, team: Team = Team()):  # noqa: B008
+        self.path, self.team = path, team
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-        if stamp.exists() and stamp.read_text() == digest:
-            self.lines = {line["id"]: line for line in read(path)}
-        elif path.exists():
-            path.unlink()
-        self._write(self.lines.values())  # without the half line that a kill may have left
-        write_atomically(stamp, digest)
+        self._mine = path if team.world == 1 else path.with_suffix(f".{digest[:12]}.{team.rank}.part")
+        if team.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open(path.with_suffix(".digest"), digest)
+        team.wait()
+        self.lines = {line["id"]: line for line in read(path)}
 
     def add(self, lines: Iterable[dict]) -> None:
-        with self.path.open("a") as file:
+        with self._mine.open("a") as file:
             for line in lines:
                 file.write(_text(line))
                 self.lines[line["id"]] = line
 
-    def finish(self, items: list[dict]) -> list[dict]:
+    def finish(self, items: list[dict]) -> None:
         """The file in the order of `items`, with nothing else in it; what an item says of itself stands in its line."""
-        ordered = [{**self.lines[item["id"]], **item} for item in items]
-        self._write(ordered)
-        return ordered
+        self.team.wait()
+        if self.team.first:
+            lines = self.lines | self._parts()
+            self._write({**lines[item["id"]], **item} for item in items)
+            self._drop_parts()
+
+    def _open(self, stamp: Path, digest: str) -> None:
+        known = stamp.exists() and stamp.read_text() == digest
+        if not known:
+            self.path.unlink(missing_ok=True)
+            self._drop_parts()
+        lines = {line["id"]: line for line in read(self.path)} | self._parts()
+        self._write(lines.values())  # without the half line that a kill may have left
+        self._drop_parts()
+        write_atomically(stamp, digest)
+
+    def _parts(self) -> dict[str, dict]:
+        return {line["id"]: line for part in sorted(self.path.parent.glob(f"{self.path.stem}.*.part")) for line in read(part)}
+
+    def _drop_parts(self) -> None:
+        for part in self.path.parent.glob(f"{self.path.stem}.*.part"):
+            part.unlink()
 
     def _write(self, lines: Iterable[dict]) -> None:
         write_atomically(self.path, "".join(map(_text, lines)))
