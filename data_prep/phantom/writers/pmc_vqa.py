@@ -1,0 +1,48 @@
+"""PMC-VQA as the hub holds it: `train.csv`, `test_clean.csv` and `images.zip`.
+
+Warts of the original: the answer's column is called `Anwser`, options carry a blank and their letter in front, a few pictures
+are missing in the archive.
+"""
+
+import csv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.phantom.choices import choice_questions
+from data_prep.phantom.world import MODALITIES, Scene, pick
+from data_prep.phantom.writers.folder import photograph, scenes
+
+SIZES = {"train": 500, "test": 60}  # images
+FILES = {"train": "train.csv", "test": "test_clean.csv"}
+LETTERS = "ABCD"
+COLUMNS = ("Figure_path", "Question", "Anwser", *(f"Choice {letter}" for letter in LETTERS), "Answer_label")
+
+
+def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
+    with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_STORED) as archive:
+        for start, (split, name) in zip((3_000_000, 4_000_000), FILES.items(), strict=True):
+            rows = []
+            for n, (scene, rng) in enumerate(scenes(seed, "pmc_vqa", split, num[split], tuple(MODALITIES))):
+                figure, picture = f"PMC{start + n}_Fig1_{n % 5}.jpg", photograph(scene, rng)
+                if n % 50 != 49:
+                    archive.writestr(zipfile.ZipInfo(f"images/{figure}"), picture)
+                rows += [_row(figure, *one) for one in asked(scene, rng)]
+            with (out / name).open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def asked(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, list[str]]]:
+    """One or two questions on what is found, and for every third picture one that the technique alone answers."""
+    known = choice_questions(scene, rng)
+    found = [one for one in known if one[0] in ("finding", "count", "look")]
+    some = [found[n] for n in rng.permutation(len(found))[:2]]
+    if rng.random() < 1 / 3:
+        some.append(pick(rng, [one for one in known if one not in found]))
+    return [one[1:] for one in some]
+
+
+def _row(figure: str, question: str, answer: str, options: list[str]) -> tuple[str, ...]:
+    choices = (f" {letter}:{option}" for letter, option in zip(LETTERS, options, strict=True))
+    return figure, question, answer, *choices, LETTERS[options.index(answer)]

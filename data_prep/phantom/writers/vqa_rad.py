@@ -1,0 +1,30 @@
+"""VQA-RAD as the hub holds it: parquet tables of image struct, question and answer, one row per question.
+
+Warts of the original: pictures stand on both sides of the official split, with other questions; some texts end in a tab.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.pathvqa import SCHEMA, asked
+
+SIZES = {"train": 150, "test": 40}  # images
+TECHNIQUES = ("xray", "ct", "mri")  # the original has no other
+SHARED = 4  # one of so many test pictures is a training picture
+
+
+def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
+    rows: dict[str, list[dict]] = {"train": [], "test": []}
+    shared = min(num["test"] // SHARED, num["train"])
+    for split, number in (("train", num["train"]), ("test", num["test"] - shared)):
+        for item, (scene, rng) in enumerate(scenes(seed, "vqa_rad", split, number, TECHNIQUES)):
+            image = {"bytes": photograph(scene, rng), "path": None}
+            for n, (_, question, answer) in enumerate(asked(scene, rng)):
+                side = "test" if n == 0 and split == "train" and item < shared else split
+                rows[side].append({"image": image, "question": question, "answer": answer + "\t" * (item % 20 == 19)})
+    (out / "data").mkdir()
+    for split, found in rows.items():
+        pq.write_table(pa.Table.from_pylist(found, SCHEMA), out / "data" / f"{split}-00000-of-00001.parquet", row_group_size=100)
