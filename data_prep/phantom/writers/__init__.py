@@ -2,7 +2,9 @@
 
 from data_prep.phantom.writers import (
     breastmnist,
+    iu_xray,
     malaria,
+    medicat,
     octmnist,
     organcmnist,
     pad_ufes_20,
@@ -10,7 +12,11 @@ from data_prep.phantom.writers import (
     pmc_oa,
     pneumoniamnist,
     pubmedqa,
+    pubmedvision,
+    quilt_1m,
     retinamnist,
+    roco,
+    rocov2,
     sicapv2,
     vqa_med_2019,
 )
@@ -22,4 +28,5 @@ def _named(*modules) -> dict:
 
 MINI = _named(pathvqa, vqa_med_2019, pmc_oa, pubmedqa, breastmnist, retinamnist)  # what `make mini` needs
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
-WRITERS = MINI | UNSEEN
+CAPTIONS = _named(quilt_1m, medicat, roco, iu_xray, pubmedvision, rocov2)
+WRITERS = MINI | UNSEEN | CAPTIONS

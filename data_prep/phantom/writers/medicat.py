@@ -1,0 +1,65 @@
+"""MedICaT as its archive unpacks: one figure per line of a jsonl file in `release/`, pictures in `release/figures/`.
+
+Warts of the original: three of four figures are compound, the licence is the article's and often unknown, a caption may stand
+in either of two fields, ROCO has some of the figures too, a few pictures are missing.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.phantom import draw
+from data_prep.phantom.wording import caption
+from data_prep.phantom.world import MODALITIES, RADIOLOGY, Scene, sample_scene
+from data_prep.phantom.writers.roco import scenes_shared
+
+SIZES = {"train": 500}  # figures
+FIGURES = 3  # of one article
+TABLE = "s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
+LICENCES = ("CC BY", "CC BY-NC", "CC BY-NC-ND", None)
+
+
+def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
+    (out / "release" / "figures").mkdir(parents=True)
+    lines = []
+    for n, (scene, rng) in enumerate(scenes_shared(seed, "medicat", "train", num["train"], tuple(MODALITIES))):
+        article, place = divmod(n, FIGURES)
+        paper, uri = hashlib.sha1(f"phantom {article}".encode()).hexdigest(), f"{place + 2}-Figure{place + 1}-1.png"
+        compound = n % 4 != 3
+        picture, said = _panels(scene, rng) if compound else (draw.render(scene, rng), caption(scene, rng))
+        if n % 100 != 99:
+            (out / "release" / "figures" / f"{paper}_{uri}").write_bytes(_png(picture))
+        said = f"Figure {place + 1}: {said}"
+        lines.append(
+            {
+                "pdf_hash": paper,
+                "fig_key": f"Figure {place + 1}",
+                "fig_uri": uri,
+                "s2_caption": "" if n % 10 == 7 else said,
+                "s2orc_caption": said,
+                "s2orc_references": [] if n % 3 else [f"{said.split(': ', 1)[1]} (Fig. {place + 1})."],
+                "radiology": scene.modality in RADIOLOGY,
+                "scope": compound,
+                "predicted_type": "Medical images",
+                "oa_info": {"doi": f"10.0000/phantom.{article}", "oa": {"license": LICENCES[article % len(LICENCES)]}},
+            }
+        )
+    (out / "release" / TABLE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def _panels(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Two pictures of one technique side by side, each with its part of the caption."""
+    pair = (scene, sample_scene(rng, modalities=[scene.modality]))
+    drawn = [draw.render(one, rng, sides=(128,)) for one in pair]
+    said = [f"({letter}) {caption(one, rng).replace('the image', 'the panel')}" for letter, one in zip("ab", pair, strict=True)]
+    return np.concatenate((drawn[0], np.full((128, 4, 3), 255, np.uint8), drawn[1]), axis=1), " ".join(said)
+
+
+def _png(picture_HW3: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture_HW3).save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,61 @@
+"""PubMedVision's alignment part as the hub holds it: one JSON array of conversations and pictures in several zip archives.
+
+Warts of the original: a fifth of the rows have several pictures, a few pictures are in no archive, each archive has its own
+folder inside.
+"""
+
+import json
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.phantom.wording import NUMBERS, caption
+from data_prep.phantom.world import MODALITIES, Scene, pick, sample_scene
+from data_prep.phantom.writers.folder import photograph, scenes
+
+SIZES = {"train": 400}  # conversations
+ARCHIVES = 2
+SEVERAL = 0.22  # share of the rows, as its card says
+PROMPTS = {
+    False: ("Please describe this picture.", "Describe the image in one sentence.", "Write a caption for this medical image."),
+    True: ("Please describe these pictures.", "Describe the images one after the other.", "Write a caption for each of the images."),
+}
+
+
+def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
+    rows = []
+    with ExitStack() as stack:
+        archives = [stack.enter_context(zipfile.ZipFile(out / f"images_{n}.zip", "w", zipfile.ZIP_STORED)) for n in range(ARCHIVES)]
+        for n, (scene, rng) in enumerate(scenes(seed, "pubmedvision", "train", num["train"], tuple(MODALITIES))):
+            shown = _scenes(scene, rng)
+            names = [f"pmc_{n}_{place}.jpg" for place in range(len(shown))]
+            for name, one in zip(names, shown, strict=True):
+                picture = photograph(one, rng)
+                if n % 100 != 99:
+                    archive = n % ARCHIVES
+                    archives[archive].writestr(zipfile.ZipInfo(f"images_{archive}/{name}"), picture)
+            rows.append(
+                {
+                    "image": [f"images/{name}" for name in names],
+                    "id": f"Alignment_VQA_{n}",
+                    "modality": MODALITIES[scene.modality].said,
+                    "body_part": scene.organ,
+                    "conversations": _conversation(shown, rng),
+                }
+            )
+    (out / "PubMedVision_Alignment_VQA.json").write_text(json.dumps(rows, indent=1))
+
+
+def _scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    more = int(rng.integers(1, 3)) if rng.random() < SEVERAL else 0
+    return [scene, *(sample_scene(rng, modalities=[scene.modality]) for _ in range(more))]
+
+
+def _conversation(shown: list[Scene], rng: np.random.Generator) -> list[dict[str, str]]:
+    said = [caption(scene, rng) for scene in shown]
+    if len(said) > 1:
+        said = [f"Image {NUMBERS[n]}: {one}" for n, one in enumerate(said, start=1)]
+    prompt = pick(rng, PROMPTS[len(said) > 1])
+    return [{"from": "human", "value": prompt}, {"from": "gpt", "value": " ".join(said)}]

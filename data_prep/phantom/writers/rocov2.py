@@ -1,0 +1,28 @@
+"""ROCOv2 as the hub holds it: parquet tables of picture, id, caption and concepts.
+
+Wart of the original: some figures of ROCO stand here too, under another id.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_prep.phantom.wording import caption
+from data_prep.phantom.world import RADIOLOGY
+from data_prep.phantom.writers.folder import photograph
+from data_prep.phantom.writers.hub_table import IMAGE, write_table
+from data_prep.phantom.writers.roco import scenes_shared
+
+SIZES = {"train": 300, "val": 30, "test": 30}  # figures
+COLUMNS = {"image": IMAGE, "image_id": pa.string(), "caption": pa.string(), "cui": pa.list_(pa.string())}
+CUIS = {"xray": "C1306645", "ct": "C0040405", "mri": "C0024485", "ultrasound": "C0041618"}
+
+
+def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
+    for split, size in num.items():
+        rows = []
+        for n, (scene, rng) in enumerate(scenes_shared(seed, "rocov2", split, size, tuple(RADIOLOGY)), start=1):
+            picture = {"bytes": photograph(scene, rng), "path": None}
+            name = f"ROCOv2_2023_{split.replace('val', 'valid')}_{n:06d}"
+            rows.append({"image": picture, "image_id": name, "caption": caption(scene, rng), "cui": [CUIS[scene.modality]]})
+        write_table(out, split, rows, columns=COLUMNS)
