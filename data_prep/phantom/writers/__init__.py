@@ -2,14 +2,19 @@
 
 from data_prep.phantom.writers import (
     breastmnist,
+    healthcaremagic,
     iu_xray,
     malaria,
+    medical_flashcards,
     medicat,
+    medmcqa,
+    medqa,
     octmnist,
     organcmnist,
     pad_ufes_20,
     pathvqa,
     pmc_oa,
+    pmc_vqa,
     pneumoniamnist,
     pubmedqa,
     pubmedvision,
@@ -18,7 +23,10 @@ from data_prep.phantom.writers import (
     roco,
     rocov2,
     sicapv2,
+    slake,
+    ubench,
     vqa_med_2019,
+    vqa_rad,
 )
 
 
