@@ -37,4 +37,5 @@ def _named(*modules) -> dict:
 MINI = _named(pathvqa, vqa_med_2019, pmc_oa, pubmedqa, breastmnist, retinamnist)  # what `make mini` needs
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
 CAPTIONS = _named(quilt_1m, medicat, roco, iu_xray, pubmedvision, rocov2)
-WRITERS = MINI | UNSEEN | CAPTIONS
+QUESTIONS = _named(slake, vqa_rad, pmc_vqa, ubench, medqa, medmcqa, medical_flashcards, healthcaremagic)
+WRITERS = MINI | UNSEEN | CAPTIONS | QUESTIONS
