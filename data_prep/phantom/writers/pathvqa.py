@@ -4,41 +4,27 @@ Warts of the original: some pictures are CMYK JPEGs, some rows stand twice, size
 """
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from data_prep.phantom import draw
 from data_prep.phantom.wording import questions
 from data_prep.phantom.world import OPTICAL, Scene, pick
 from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.hub_table import IMAGE, write_table
 
 SIZES = {"train": 1600, "val": 100, "test": 98}  # images
-FILES = {"train": ("train", 2), "val": ("validation", 1), "test": ("test", 1)}  # name, parts
-FEATURES = {
-    "image": {"_type": "Image"},
-    "question": {"dtype": "string", "_type": "Value"},
-    "answer": {"dtype": "string", "_type": "Value"},
-}
-SCHEMA = pa.schema(
-    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("question", pa.string()), ("answer", pa.string())],
-    metadata={"huggingface": json.dumps({"info": {"features": FEATURES}})},
-)
+PARTS = {"train": 2, "val": 1, "test": 1}  # files
+COLUMNS = {"image": IMAGE, "question": pa.string(), "answer": pa.string()}
 
 
 def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
-    (out / "data").mkdir()
-    for split, (name, parts) in FILES.items():
-        rows = [row for scene, rng in scenes(seed, "pathvqa", split, num[split], tuple(OPTICAL)) for row in image_rows(scene, rng)]
-        for part in range(parts):
-            some = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-            pq.write_table(
-                pa.Table.from_pylist(some, SCHEMA), out / "data" / f"{name}-{part:05d}-of-{parts:05d}.parquet", row_group_size=100
-            )
+    for split, number in num.items():
+        rows = [row for scene, rng in scenes(seed, "pathvqa", split, number, tuple(OPTICAL)) for row in image_rows(scene, rng)]
+        write_table(out, split, rows, columns=COLUMNS, parts=PARTS[split])
 
 
 def image_rows(scene: Scene, rng: np.random.Generator) -> list[dict]:

@@ -5,11 +5,9 @@ Warts of the original: pictures stand on both sides of the official split, with 
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_prep.phantom.writers.folder import photograph, scenes
-from data_prep.phantom.writers.pathvqa import SCHEMA, asked
+from data_prep.phantom.writers.hub_table import write_table
+from data_prep.phantom.writers.pathvqa import COLUMNS, asked
 
 SIZES = {"train": 150, "test": 40}  # images
 TECHNIQUES = ("xray", "ct", "mri")  # the original has no other
@@ -25,6 +23,5 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             for n, (_, question, answer) in enumerate(asked(scene, rng)):
                 side = "test" if n == 0 and split == "train" and item < shared else split
                 rows[side].append({"image": image, "question": question, "answer": answer + "\t" * (item % 20 == 19)})
-    (out / "data").mkdir()
     for split, found in rows.items():
-        pq.write_table(pa.Table.from_pylist(found, SCHEMA), out / "data" / f"{split}-00000-of-00001.parquet", row_group_size=100)
+        write_table(out, split, found, columns=COLUMNS)
