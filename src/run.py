@@ -23,7 +23,7 @@ from src.environment import environment
 from src.errors import UserError
 
 # Keys that may differ when a run is continued: they change neither the order of the data nor the update.
-MAY_CHANGE = ("outputs", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate", "trainer.accelerator")
+MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate", "trainer.accelerator")
 MAY_CHANGE += ("trainer.log_every", "trainer.check_every", "trainer.keep", "trainer.recompute", "logger")
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 
@@ -44,7 +44,7 @@ def open_run(folder: Path, config: dict) -> None:
 
 
 def flat(config: dict, prefix: str = "") -> dict:
-    out = {}
+    out: dict = {}
     for key, value in config.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return out

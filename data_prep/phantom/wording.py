@@ -50,7 +50,7 @@ def noun(scene: Scene) -> str:
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     """(type, question, answer) for every type that applies, each in a random wording; `presence` comes twice."""
     kind = MODALITIES[scene.modality]
-    asked = [("modality", {}, kind.said), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
+    asked: list[tuple[str, dict, str]] = [("modality", {}, kind.said), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
     if scene.plane:
         asked.append(("plane", {}, scene.plane))
     if scene.stain:

@@ -19,7 +19,8 @@ def pack(lengths: list[int], budget: int) -> list[list[int]]:
     """
     assert max(lengths, default=0) <= budget
     by_room: list[list[int]] = [[] for _ in range(budget + 1)]
-    mask, rows = 0, []
+    mask = 0
+    rows: list[list[int]] = []
     for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = lengths[item]
         fits = mask >> length

@@ -103,7 +103,7 @@ def tar_bytes(record: Record) -> bytes:
     """
     members = [("json", to_json(record))]
     members += [("jpg" if n == 0 else f"{n}.jpg", data) for n, data in enumerate(record.images)]
-    parts = []
+    parts: list[bytes] = []
     for extension, data in members:
         parts += (_header(f"{record.key}.{extension}", len(data)), data, bytes(-len(data) % 512))
     return b"".join(parts)

@@ -22,8 +22,8 @@ def push(out: Path, repository: str, *, parts: list[str]) -> None:
     for part in parts:
         suffix, kind = TARGETS[part]
         try:
-            extra = {"space_sdk": "gradio"} if kind == "space" else {}
-            api.create_repo(f"{repository}{suffix}", repo_type=kind, exist_ok=True, private=True, **extra)
+            sdk = "gradio" if kind == "space" else None
+            api.create_repo(f"{repository}{suffix}", repo_type=kind, exist_ok=True, private=True, space_sdk=sdk)
             api.upload_folder(folder_path=out / part, repo_id=f"{repository}{suffix}", repo_type=kind, commit_message=f"Export of {part}")
         except (HfHubHTTPError, HTTPError, OSError) as error:
             raise UserError(f"push={repository}: the hub refused {part} ({str(error).strip().splitlines()[0]})") from None

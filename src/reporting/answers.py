@@ -125,7 +125,8 @@ def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
 
 
 def difference_table(scores: Scores, others: tuple[str, ...]) -> Table:
-    rows, rules = [], []
+    rows: list[list] = []
+    rules: list[int] = []
     for other in others:
         parts = scores.get(f"real_minus_{other}", {})
         if parts:

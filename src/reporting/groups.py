@@ -116,7 +116,8 @@ def difference(one: Group, other: Group, *, benchmarks: list[str], scorer: str, 
     pairs = _paired_runs(one, other)
     if not pairs:
         return None
-    rows, clusters = [], None
+    rows: list[list[float]] = []
+    clusters: list[str] = []
     for left, right in pairs:
         a, b = (_scores(run, benchmarks, scorer) for run in (left, right))
         if not a or a.keys() != b.keys():

@@ -65,8 +65,9 @@ def matrix(counts: list[list[int]], names: list[str], *, title: str) -> str:
         content.append(text(left - 5, top + cell * (row + 0.5) + 3, _short(names[row], 15), anchor="end"))
         for column, count in enumerate(found):
             share = count / max(sum(found), 1)
-            at = {"x": float(left + cell * column), "y": float(top + cell * row), "width": cell - 1, "height": cell - 1}
-            content.append(element("rect", class_="cell", style=f"fill-opacity: {share:.2f}", **at))
+            x, y, side = float(left + cell * column), float(top + cell * row), cell - 1
+            shade = f"fill-opacity: {share:.2f}"
+            content.append(element("rect", class_="cell", style=shade, x=x, y=y, width=side, height=side))
             kind = "count strong" if share > 0.55 else "count"
             content.append(text(left + cell * (column + 0.5), top + cell * (row + 0.5) + 3, str(count), anchor="middle", kind=kind))
     content += [text(left + cell * (n + 0.5), top - 5, _short(name, 4), anchor="middle") for n, name in enumerate(names)]

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import yaml
 
@@ -67,6 +68,14 @@ class Stored:
     @property
     def peak_rss_mb(self) -> float:
         return max((said["peak_rss_mb"] for said in self.verbs.values()), default=0.0)
+
+
+@overload
+def interval(metric: dict, *, signed: bool = False) -> Interval: ...
+
+
+@overload
+def interval(metric: dict | None, *, signed: bool = False) -> Interval | None: ...
 
 
 def interval(metric: dict | None, *, signed: bool = False) -> Interval | None:

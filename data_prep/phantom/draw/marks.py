@@ -43,7 +43,8 @@ def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: fl
     y = rng.uniform(-height + margin, height - margin, 200)
     points = np.array([point for point in zip(x, y, strict=True) if allowed(*point)])
     for gap in np.linspace(2.6, 1.8, 50) * radius:
-        left, chosen = points[rng.permutation(len(points))], []
+        left = points[rng.permutation(len(points))]
+        chosen: list = []
         while len(left) and len(chosen) < count:
             chosen.append((float(left[0, 0]), float(left[0, 1])))
             left = left[np.hypot(*(left - left[0]).T) > gap]

@@ -58,4 +58,4 @@ def write_npz(
             images.append(np.asarray(Image.fromarray(drawn[..., 0] if grey else drawn).resize((SIDE, SIDE))))
             labels.append([label])
         arrays |= {f"{split}_images": np.stack(images), f"{split}_labels": np.array(labels, np.uint8)}
-    np.savez_compressed(out / f"{flag}_224.npz", **arrays)
+    np.savez_compressed(out / f"{flag}_224.npz", **arrays)  # type: ignore[arg-type]  # its stub takes names for the option
