@@ -55,7 +55,8 @@ def read(name: str, *, root: str | Path, limit: int = 0) -> Questions:
     `limit` takes that many questions, spread over the split; 0 takes all.
     """
     path = FOLDER / f"{name}.yaml"
-    known = typed(Benchmark, DictConfig(OmegaConf.load(path))) if path.exists() else Benchmark(name, "test", pooled=True, choices=False, disjoint=False)
+    own = Benchmark(name, "test", pooled=True, choices=False, disjoint=False)
+    known = typed(Benchmark, DictConfig(OmegaConf.load(path))) if path.exists() else own
     folder = Path(root) / known.source
     if not (folder / "manifest.json").exists():
         built = [path.parent.name for path in Path(root).glob("*/manifest.json")]

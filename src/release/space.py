@@ -11,8 +11,8 @@ from src.release.card import PHANTOM, Story
 
 SRC = Path(__file__).resolve().parent.parent
 # What the demo imports; a Space needs neither the logger nor the tests.
-NEEDED: tuple[str, ...] = ("torch", "torchvision", "lightning", "transformers", "peft", "timm", "safetensors", "numpy", "pillow", "simplejpeg")
-NEEDED += ("pydicom", "pyarrow", "xxhash", "omegaconf", "hydra-core", "psutil", "pyyaml", "tqdm")
+NEEDED: tuple[str, ...] = ("torch", "torchvision", "lightning", "transformers", "peft", "timm", "safetensors", "numpy", "pillow")
+NEEDED += ("simplejpeg", "pydicom", "pyarrow", "xxhash", "omegaconf", "hydra-core", "psutil", "pyyaml", "tqdm")
 
 IMPORT = re.compile(r"^\s*from (src[\w.]*) import \(?([^)\n]*)", re.MULTILINE)
 
