@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 NAMES = {"train": "train", "val": "validation", "test": "test"}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-FEATURES = {IMAGE: {"_type": "Image"}, pa.string(): {"dtype": "string", "_type": "Value"}}
-FEATURES[pa.list_(pa.string())] = [FEATURES[pa.string()]]
+TEXT = {"dtype": "string", "_type": "Value"}
+FEATURES = {IMAGE: {"_type": "Image"}, pa.string(): TEXT, pa.list_(pa.string()): [TEXT]}  # as `datasets` writes them
 
 
 def write_table(out: Path, split: str, rows: list[dict[str, Any]], *, columns: dict[str, pa.DataType], parts: int = 1) -> None:
