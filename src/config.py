@@ -1,10 +1,10 @@
 """Hydra composes, a dataclass decides: every key that a command understands, with its type.
 
 `typed` turns the composed YAML into these dataclasses once, at the door; `validate` checks what a type cannot say.
-The meaning of each key stands as a comment in the YAML files under `conf/`.
+The meaning of each key stands as a comment in the YAML files under `conf/`. Nothing heavy is imported, so that a mistake is told at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +12,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import UserError, nearest
-from src.model.recompute import MODES
-from src.model.vision import VisionConfig
+
+RECOMPUTE = ("none", "cheap", "full")  # see src/model/recompute.py
 
 
 @dataclass
@@ -50,6 +50,17 @@ class Lora:
     alpha: int
     dropout: float
     targets: list[str]
+
+
+@dataclass
+class VisionConfig:
+    format: str = "scratch"
+    path: str = ""
+    revision: str = "unverified"
+    architecture: str = ""
+    image_size: int | None = None
+    architecture_kwargs: dict[str, int] = field(default_factory=dict)
+    layer: int = -1
 
 
 @dataclass
@@ -261,7 +272,7 @@ def typed(schema: type[Schema], config: DictConfig) -> Schema:
 def _unknown_key(schema: type, error: ConfigKeyError) -> str:
     full = str(error.full_key)
     parent = error.parent_node
-    allowed = [str(key) for key in parent] if parent is not None else list(schema.__dataclass_fields__)
+    allowed = [str(key) for key in parent] if parent is not None else [one.name for one in fields(schema)]
     return f"unknown config key '{full}'{nearest(full.rpartition('.')[2], allowed)}"
 
 
@@ -295,7 +306,7 @@ def validate(config: Train) -> None:
             f"data.global_batch={data.global_batch} must be divisible by trainer.devices x trainer.nodes x trainer.accumulate "
             f"= {ranks} x {trainer.accumulate}"
         )
-    one_of("trainer.recompute", trainer.recompute, MODES)
+    one_of("trainer.recompute", trainer.recompute, RECOMPUTE)
     one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
     one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))

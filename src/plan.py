@@ -8,12 +8,11 @@ from rich.table import Column, Table
 from torch import nn
 
 from src.cli import verb
-from src.config import Plan, Train
+from src.config import RECOMPUTE, Plan, Train
 from src.data import budget
 from src.data.packing import Batch
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
-from src.model.recompute import MODES
 from src.model.vlm import VLM
 
 GB = 1e9
@@ -67,7 +66,7 @@ def plan(config: Plan) -> None:
     sample = Sample(ask.images, ask.text, ask.supervised)
     console = Console(width=120)
     model = blueprint(config)
-    costs = {how: measure(config, sample, how=how) for how in MODES}
+    costs = {how: measure(config, sample, how=how) for how in RECOMPUTE}
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}

@@ -13,9 +13,10 @@ from src.config import Train, plain, validate
 from src.data.module import DataModule, short
 from src.errors import UserError
 from src.model.vlm import build, census, table
-from src.training.checkpoint import Checkpoints, choose, load, newest
+from src.training.checkpoint import choose, load, newest
 from src.training.log import Log
 from src.training.module import Training
+from src.training.saving import Checkpoints
 from src.training.validation import Validation
 
 

@@ -10,8 +10,6 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MODES = ("none", "cheap", "full")
-
 
 def recompute(base: nn.Module, how: str) -> None:
     """Changes a transformers model of the LLaMA family in place; its outputs and gradients stay what they were."""

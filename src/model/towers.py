@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from timm.models.byobnet import checkpoint_filter_fn
 from torch import nn
 
+from src.config import VisionConfig
 from src.errors import UserError, nearest
 from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_json, read_tensors
 
@@ -23,19 +24,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PMC_CLIP_FILES = ("image_encoder(resnet50).pth", "checkpoint.pt")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclass
-class VisionConfig:
-    """The keys of `conf/vision/*.yaml`, where each has its meaning as a comment."""
-
-    format: str = "scratch"
-    path: str = ""
-    revision: str = UNVERIFIED
-    architecture: str = ""
-    image_size: int | None = None
-    architecture_kwargs: dict[str, int] = field(default_factory=dict)
-    layer: int = -1
 
 
 @dataclass
@@ -211,14 +199,17 @@ def _known(name: str) -> None:
 
 def blank_copy(config: VisionConfig) -> VisionConfig:
     """The same architecture and input size without its weights: what a from-scratch comparison trains."""
-    kept = {"image_size": config.image_size, "layer": config.layer}
     if config.format == "scratch":
         return config
     if config.format == "open_clip":
         described = read_json(find(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
         vision = described["model_cfg"]["vision_cfg"]
-        kept["image_size"] = kept["image_size"] or int(vision.get("image_size", 224))
-        return VisionConfig(architecture=vision["timm_model_name"], architecture_kwargs=vision.get("timm_model_kwargs", {}), **kept)
+        return VisionConfig(
+            architecture=vision["timm_model_name"],
+            architecture_kwargs=vision.get("timm_model_kwargs", {}),
+            image_size=config.image_size or int(vision.get("image_size", 224)),
+            layer=config.layer,
+        )
     if config.format == "timm" and config.architecture:
-        return VisionConfig(architecture=config.architecture, architecture_kwargs=config.architecture_kwargs, **kept)
+        return replace(config, format="scratch", path="", revision=UNVERIFIED)
     raise UserError(f"an encoder of format {config.format} has no from-scratch twin; allowed: open_clip, timm (by name), scratch")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from src.config import VisionConfig
 from src.errors import UserError, nearest
 from src.model.stored import find, identity_of
-from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, VisionConfig, load_tower
+from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, load_tower
 
 POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
 
