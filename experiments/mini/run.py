@@ -13,18 +13,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+MIX = "pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
+BENCHMARKS = "pathvqa,vqa_med_2019,vqa_rad,vqa_rad_disjoint,slake,pmc_vqa,medqa,medmcqa,pubmedqa"
 STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, commands)
     "raw data and shards": (
         80,
         [
-            "data_prep.phantom sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa,breastmnist,retinamnist out=data/phantom/raw",
-            "data_prep.shards sources=pathvqa,vqa_med_2019,pmc_oa,pubmedqa raw=data/phantom/raw out=data/phantom/shards",
+            f"data_prep.phantom sources={MIX},breastmnist,retinamnist out=data/phantom/raw",
+            f"data_prep.shards sources={MIX} raw=data/phantom/raw out=data/phantom/shards",
+            "data_prep.audit out=data/phantom/shards raw=data/phantom/raw",
         ],
     ),
     "language model": (40, ["data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"]),
     "vision stand-in": (60, ["data_prep.phantom.weights parts=vision out=data/phantom/weights shards=data/phantom/shards"]),
     "training": (220, ["src.train +experiment=mini"]),
-    "evaluation": (100, ["src.evaluate run=mini"]),
+    "evaluation": (100, [f"src.evaluate run=mini benchmarks=[{BENCHMARKS}]"]),
     "transfer": (60, ["src.transfer encoder=[run:mini,scratch:mini] benchmark=[breastmnist,retinamnist] raw=data/phantom/raw"]),
     "report": (20, ["src.report runs=mini"]),
 }
