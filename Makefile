@@ -43,6 +43,9 @@ test-browser: $(READY)  ## the demo in a real Chromium
 bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ONLY=train,stream,data,evaluate,transfer,sweep]
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.bench $(if $(ONLY),only=$(ONLY)) $(ARGS)
 
+breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
+	@OMP_NUM_THREADS=1 $(RUN) -m experiments.breadth $(ARGS)
+
 soak: $(READY)  ## long trials: the mini run interrupted at random against one left alone (make soak ARGS="small kills=4")
 	@$(RUN) -m experiments.soak.interrupt $(ARGS)
 
@@ -71,4 +74,4 @@ demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
 	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
-.PHONY: help setup mini test test-fast test-browser bench soak check phantoms download shards audit card demo lock
+.PHONY: help setup mini test test-fast test-browser bench breadth soak check phantoms download shards audit card demo lock

@@ -1,0 +1,98 @@
+"""`make breadth`: does training on more sources make an encoder that carries over better? Phantoms, two cores, resumable.
+
+python -m experiments.breadth            trains and probes what is missing, then writes results.csv
+python -m experiments.breadth workers=1  one trial at a time
+"""
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, TEXT_SOURCES, Trial, trials
+from src.errors import UserError, command
+
+RAW, SHARDS = "data/phantom/raw", "data/phantom/shards"
+RESULTS = Path("experiments/breadth/results.csv")
+START = "phantom"  # the encoder that every trial starts from, a file of conf/vision
+
+
+@command
+def main(words: list[str]) -> None:
+    workers = int(words[0].removeprefix("workers=")) if words else 2
+    if not all((Path(SHARDS) / source / "manifest.json").exists() for source in (*IMAGE_SOURCES, *TEXT_SOURCES)):
+        raise UserError(f"{SHARDS} lacks a source of the mini mix; run make mini first, which builds it and the weights to start from")
+    draw = ["-m", "data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}"]
+    subprocess.run([sys.executable, *draw], check=True)
+    log = Path("outputs/breadth/log.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet, (str(log),)) as pool:
+        waiting = [pool.submit(baseline), *(pool.submit(work, trial) for trial in trials())]
+        for done in tqdm(as_completed(waiting), total=len(waiting), desc="breadth", unit="trial"):
+            done.result()
+    write(RESULTS)
+    print(f"{RESULTS}; make experiments renders the table and the plot from it")
+
+
+def quiet(log: str) -> None:
+    """What a worker says goes to a file: two of them at once cannot be read."""
+    import torch
+
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
+
+
+def work(trial: Trial) -> None:
+    """Trains one encoder and probes it on the eight benchmarks; what is done already is not done again."""
+    from src.cli import compose
+    from src.config import Train, typed
+    from src.train import train
+
+    train(typed(Train, compose("train", trial.overrides())))
+    probe(f"run:{trial.name}", trial.name)
+
+
+def baseline() -> None:
+    probe(START, "breadth/start")
+
+
+def probe(encoder: str, name: str) -> None:
+    from src.cli import compose
+    from src.config import Transfer, typed
+    from src.transfer import transfer
+
+    words = [f"raw={RAW}", f"benchmarks=[{','.join(BENCHMARKS)}]", f"name='{name}'", "checkpoint=last", "resamples=200", "threads=1"]
+    config = typed(Transfer, compose("transfer", [f"encoder='{encoder}'", *words]))
+    if not (Path(config.outputs) / name / "transfer.json").exists():
+        transfer(config)
+
+
+def write(path: Path, outputs: str = "outputs") -> None:
+    """One row per trial: macro-F1 of the linear probe on each benchmark, and their mean."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["seed", "sources", "text", "names", *BENCHMARKS, "mean", "data", "git"])
+        for trial in (None, *trials()):
+            result = json.loads((Path(outputs) / (trial.name if trial else "breadth/start") / "result.json").read_text())
+            scores = {key.split("/")[1]: one["value"] for key, one in result["metrics"].items() if key.endswith("/probe/macro_f1")}
+            values = [scores[benchmark] for benchmark in BENCHMARKS]
+            values.append(sum(values) / len(values))
+            writer.writerow([*about(trial), *(f"{value:.4f}" for value in values), result["data"] or "", result["git"]])
+
+
+def about(trial: Trial | None) -> list:
+    """Seed, number of sources, whether with text-only ones, and their names; of the encoder that all start from: no source."""
+    if trial is None:
+        return ["", 0, "no", ""]
+    return [trial.seed, len(trial.sources), "yes" if trial.text else "no", " ".join(trial.sources)]
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main(sys.argv[1:])
