@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from src import run, team
+from src import run, team, tracking
 from src.cli import verb
 from src.config import Evaluate, Train, one_of, typed
 from src.data import answers, benchmark, contamination, controls
@@ -59,6 +59,7 @@ def evaluate(config: Evaluate) -> Path:
             return folder
         found = {test.name: {c: answers.read(predictions(folder, test, c)) for c in [*asked[test.name], *controls.NAMES]} for test in tests}
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)
+    tracking.update(folder)
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from src import run, sweep
+from src import run, sweep, tracking
 from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
@@ -22,7 +22,7 @@ from src.training.validation import Validation
 
 def train(config: Train) -> Path:
     """Starts or resumes the run and returns its folder."""
-    validate(config)
+    check(config)
     folder = Path(config.outputs) / config.name
     run.open_run(folder, plain(config))
     if (folder / "train.json").exists():
@@ -30,7 +30,7 @@ def train(config: Train) -> Path:
         return folder
 
     lightning.seed_everything(config.seed, verbose=False)
-    with run.verb(folder, "train") as said:
+    with tracking.training(folder, config) as board, run.verb(folder, "train") as said:
         model = build(config)
         data = DataModule(
             config.mix,
@@ -48,7 +48,8 @@ def train(config: Train) -> Path:
         print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
 
         module = Training(model, config, sources=data.mixture.sources, folder=folder)
-        log = Log(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=config.trainer.log_every)
+        every = config.trainer.log_every
+        log = Log(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=every, board=board)
         saver = Checkpoints(
             folder / "checkpoints",
             config=plain(config),
@@ -89,7 +90,7 @@ def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=config.optim.clip or None,
         callbacks=callbacks,
-        logger=loggers(config),
+        logger=False,
         default_root_dir=config.outputs,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -97,15 +98,6 @@ def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-
-
-def loggers(config: Train) -> list:
-    if config.logger.wandb == "none":
-        return []
-    from lightning.pytorch.loggers import WandbLogger
-
-    folder, offline = Path(config.outputs) / config.name, config.logger.wandb == "offline"
-    return [WandbLogger(project=config.logger.project, name=config.name, save_dir=folder, offline=offline, config=plain(config))]
 
 
 def throughput(totals: dict) -> dict:
@@ -118,7 +110,12 @@ def throughput(totals: dict) -> dict:
     return {key: {"value": value, "low": value, "high": value, "n": totals["samples"]} for key, value in values.items()}
 
 
-@verb("train", Train, validate=validate)
+def check(config: Train) -> None:
+    validate(config)
+    tracking.check(config.logger)
+
+
+@verb("train", Train, validate=check)
 def main(config: Train) -> None:
     config.name = sweep.trial_name(config.name)
     with sweep.trial(Path(config.outputs) / config.name):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src import run
+from src import run, tracking
 from src.cli import verb
 from src.config import Transfer, one_of, plain
 from src.data import classification
@@ -48,6 +48,7 @@ def transfer(config: Transfer) -> Path:
                     for name in [f"probe_{shots}shot" for shots in probe.SHOTS] if protocol == "few_shot" else [protocol]:
                         compute(CellFile(folder, data.name, encoder.label, name), data, encoder, config)
         said |= table(read_cells(folder), resamples=config.resamples, seed=config.seed)
+    tracking.update(folder)
     return folder
 
 

@@ -18,9 +18,23 @@ SEED = 0
 
 
 def section(run: Stored, *, count: int) -> Section:
-    items = [(name, item) for name in _benchmarks(run) for item in run.predictions(name, "real")]
-    if not items:
+    total = sum(len(run.predictions(name, "real")) for name in _benchmarks(run))
+    if not total:
         return Section("Examples", [Text("No answers to questions on images are stored.", "gap")])
+    try:
+        shown = draw(run, count=count)
+    except UserError as error:
+        return Section("Examples", [Text(f"The test images cannot be shown: {error}", "gap")])
+    caption = (
+        f"{len(shown)} of {total:,} test questions, drawn by lot (seed {SEED}), at most one per image; nothing was picked by hand. "
+        "A tick marks an exact match."
+    )
+    return Section("Examples", [Examples(shown, caption)])
+
+
+def draw(run: Stored, *, count: int) -> list[Example]:
+    """At most `count` test questions, at most one per image; raises `UserError` where the test shards are not at hand."""
+    items = [(name, item) for name in _benchmarks(run) for item in run.predictions(name, "real")]
     root = Path(run.verbs.get("evaluate", {}).get("data_root") or run.config.get("data", {}).get("root", ""))
     drawn, seen = [], set()
     for number in np.random.default_rng(SEED).permutation(len(items)):
@@ -31,16 +45,8 @@ def section(run: Stored, *, count: int) -> Section:
         if len(drawn) == count:
             break
     conditions = {name: {c: _by_id(run, name, c) for c in ("real", "shuffled", "blank")} for name in _benchmarks(run)}
-    try:
-        opened = {source: Shards(root / source) for source in {item["source"] for _, item in drawn}}
-        shown = [_example(opened[item["source"]], name, item, conditions[name]) for name, item in drawn]
-    except UserError as error:
-        return Section("Examples", [Text(f"The test images cannot be shown: {error}", "gap")])
-    caption = (
-        f"{len(shown)} of {len(items):,} test questions, drawn by lot (seed {SEED}), at most one per image; nothing was picked by hand. "
-        "A tick marks an exact match."
-    )
-    return Section("Examples", [Examples(shown, caption)])
+    opened = {source: Shards(root / source) for source in {item["source"] for _, item in drawn}}
+    return [_example(opened[item["source"]], name, item, conditions[name]) for name, item in drawn]
 
 
 def _benchmarks(run: Stored) -> list[str]:

@@ -39,7 +39,7 @@ def extract(vision: Vision, data: Classification, *, device: torch.device, batch
     """f_NF float32 of every pooling, in the order of `data.examples`, from one pass in float32 whatever the device."""
     vision = vision.to(device)
     found: dict[str, list[np.ndarray]] = {}
-    with tqdm(total=len(data.examples), desc=f"{data.name}: features", unit="image", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=len(data.examples), desc=f"{data.name}: features", unit="image", dynamic_ncols=True, leave=False, disable=None) as bar:
         for x_N3HW in batches(data, np.arange(len(data.examples)), size=vision.size, batch=batch, threads=threads):
             for how, f_NF in vision.features(x_N3HW.to(device, non_blocking=True)).items():
                 found.setdefault(how, []).append(f_NF.float().cpu().numpy())

@@ -3,6 +3,7 @@
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning
 from tqdm import tqdm
@@ -11,10 +12,10 @@ from src.data.packing import Batch
 
 
 class Log(lightning.Callback):
-    """One row of `log.csv` every `log_every` optimizer steps, the same values to the loggers; a bar with rates and time left."""
+    """One row of `log.csv` every `log_every` optimizer steps, the same values to the wandb run `board`; a bar with rates and time left."""
 
-    def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int):
-        self.path, self.log_every = path, log_every
+    def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
+        self.path, self.log_every, self.board = path, log_every, board
         per_source = [f"{kind}/{source}" for kind in ("loss", "val", "f1") for source in sources]
         self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + per_source
@@ -26,7 +27,9 @@ class Log(lightning.Callback):
         self._started = self._since = self._batch_ended = time.perf_counter()
         if trainer.is_global_zero:
             self._keep_until(trainer.global_step)
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True, disable=None
+            )
 
     def on_train_batch_start(self, trainer, module, batch: Batch, batch_idx: int) -> None:
         self._wait += time.perf_counter() - self._batch_ended
@@ -72,10 +75,10 @@ class Log(lightning.Callback):
         row |= validation
         if trainer.is_global_zero:
             self._append(row)
-            rates = {"loss": f"{row['loss']:.3f}", "samples/s": f"{samples / seconds:.0f}", "tokens/s": f"{tokens / seconds:.0f}"}
-            self._bar.set_postfix(rates)
-            for logger in trainer.loggers:
-                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=step)
+            rates = {"samples/s": samples / seconds, "tokens/s": tokens / seconds}
+            self._bar.set_postfix({"loss": f"{row['loss']:.3f}"} | {name: f"{rate:.0f}" for name, rate in rates.items()})
+            if self.board:
+                self.board.log(row | rates)
         module.reset_sums()
         self._since, self._wait, self._written = time.perf_counter(), 0.0, step
 

@@ -1,0 +1,130 @@
+"""wandb: one wandb run per run folder, offline by default.
+
+`wandb.json` in the run's folder keeps what `wandb.init` was told, the id above all, so that a resumed training, the evaluation and the
+transfer of a run all continue the same wandb run.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from src.config import Logger, Train, plain
+from src.errors import UserError
+from src.run import first_rank, flat, mask, write_atomically
+
+ROWS = 32  # of the table of predictions
+LONGEST = 128  # characters of a wandb run's name
+
+
+def check(logger: Logger) -> None:
+    """Raises `UserError` where runs are to go online and no key is at hand; asks no server."""
+    if logger.wandb == "online" and not _logged_in():
+        raise UserError("logger.wandb=online, but nobody is logged in; run `wandb login`, or set logger.wandb=offline and upload later")
+
+
+@contextlib.contextmanager
+def training(folder: Path, config: Train) -> Iterator[Any]:
+    """The wandb run of a training, or None: continued if the folder has one, finished also on failure, with the result at the end."""
+    if config.logger.wandb == "none" or not first_rank():
+        yield None
+        return
+    path = folder / "wandb.json"
+    known = json.loads(path.read_text()) if path.exists() else {"id": secrets.token_hex(4)}
+    told = {"project": config.logger.project, "group": _group(config.name), "name": config.name[-LONGEST:], "tags": _tags()}
+    write_atomically(path, json.dumps(known | told | {"mode": config.logger.wandb}, indent=1))
+    with _opened(folder, config=flat(mask(plain(config)))) as run:
+        run.define_metric("*", step_metric="step")
+        yield run
+        put_result(run, folder)
+
+
+def update(folder: Path) -> None:
+    """Puts the result of a run and a sample of its answers into its wandb run, if it has one."""
+    if (folder / "wandb.json").exists() and first_rank():
+        with _opened(folder) as run:
+            put_result(run, folder)
+            put_answers(run, folder)
+
+
+def put_result(run: Any, folder: Path) -> None:
+    """`result.json` as the summary: `<key>` is the value, `<key>/low` and `<key>/high` its interval."""
+    result = json.loads((folder / "result.json").read_text())
+    run.summary.update({key: result[key] for key in ("git", "data", "seconds", "peak_rss_mb")})
+    for key, metric in result["metrics"].items():
+        run.summary.update({key: metric["value"], f"{key}/low": metric["low"], f"{key}/high": metric["high"]})
+
+
+def put_answers(run: Any, folder: Path) -> None:
+    """A table of test questions drawn by lot, the same as in the report, each with its image and its answers."""
+    import wandb
+    from PIL import Image
+
+    from src.reporting.examples import draw
+    from src.reporting.stored import Stored
+
+    try:
+        examples = draw(Stored(folder.name, folder), count=ROWS)
+    except UserError as error:
+        print(f"wandb gets no table of predictions: {error}")
+        return
+    conditions = list(dict.fromkeys(condition for one in examples for condition, _, _ in one.answers))
+    table = wandb.Table(columns=["about", "image", "question", "references", *conditions])
+    for one in examples:
+        picture = Image.open(io.BytesIO(base64.b64decode(one.image.partition(",")[2])))
+        answers = {condition: answer for condition, answer, _ in one.answers}
+        said = [answers.get(condition, "") for condition in conditions]
+        table.add_data(one.about, wandb.Image(picture), one.question, " | ".join(one.references), *said)
+    if examples:
+        run.log({"predictions": table})
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, **more: Any) -> Iterator[Any]:
+    import wandb
+
+    told = json.loads((folder / "wandb.json").read_text())
+    if told["mode"] == "online" and not _logged_in():
+        print(f"nobody is logged in to wandb: {folder}/wandb keeps what can be uploaded later")
+        told["mode"] = "offline"
+    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())  # else the pictures of tables are kept in the home folder
+    settings = wandb.Settings(console="off", silent=told["mode"] == "offline")
+    try:
+        run = wandb.init(**told, **more, dir=folder, resume="allow", reinit="finish_previous", save_code=False, settings=settings)
+    except wandb.Error as error:
+        raise UserError(
+            f"wandb cannot be reached ({str(error).splitlines()[0]}); logger.wandb=offline keeps everything for later"
+        ) from None
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish(exit_code=0)
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:  # a key of the wrong form
+        raise UserError(f"logger.wandb=online, but {error}") from None
+
+
+def _group(name: str) -> str:
+    """Trials of a sweep, named <name>/<overrides>, stand together."""
+    return name.rpartition("/")[0] or name
+
+
+def _tags() -> list[str]:
+    """The experiment and the mix, as they were chosen on the command line."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return [f"{key}: {choices[key]}" for key in ("experiment", "mix") if choices.get(key)]

@@ -1,0 +1,198 @@
+"""The real wandb, offline: what a run writes is read back from its run file."""
+
+import csv
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
+
+from src import sweep, tracking, train
+from src.cli import check, compose
+from src.config import Train, typed
+from src.errors import UserError
+from src.training.module import Training
+from tests.conftest import overrides
+from tests.stored import write_run
+
+BLOCK = 32768
+
+
+def records(path: Path) -> list[Record]:
+    """The records of a run file; wandb's own process may still be writing its end."""
+    until = time.monotonic() + 30
+    while not (found := list(read(path))) or not found[-1].HasField("exit"):
+        assert time.monotonic() < until, found[-1:]
+        time.sleep(0.02)
+    return found
+
+
+def read(path: Path) -> Iterator[Record]:
+    """A LevelDB log (blocks of 32 KiB, 7 bytes before each piece) behind a header of 7 bytes."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at < len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def files(folder: Path) -> list[Path]:
+    """The run files of a run folder, in the order in which they were begun."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def items(record) -> dict:
+    return {"/".join([item.key] if item.key else item.nested_key): json.loads(item.value_json) for item in record}
+
+
+def history(path: Path) -> list[dict]:
+    return [items(record.history.item) for record in records(path) if record.HasField("history")]
+
+
+def summary(path: Path) -> dict:
+    return {key: value for record in records(path) if record.HasField("summary") for key, value in items(record.summary.update).items()}
+
+
+def told(path: Path):
+    return next(record.run for record in records(path) if record.HasField("run"))
+
+
+def ending(path: Path) -> int:
+    return next(record.exit.exit_code for record in records(path) if record.HasField("exit"))
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """Nobody is logged in, and nothing is left outside the run folder."""
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def trained(shards, language, tmp_path_factory) -> Path:
+    words = overrides(shards, language, tmp_path_factory.mktemp("outputs"))
+    return train.train(typed(Train, compose("train", [*words, "logger=wandb"])))
+
+
+@pytest.mark.slow
+def test_curves_are_those_of_the_log(trained):
+    rows = list(csv.DictReader((trained / "log.csv").open()))
+    found = history(files(trained)[0])
+    assert [int(row["step"]) for row in found] == [int(row["step"]) for row in rows]
+    for mine, logged in zip(found, rows, strict=True):
+        for key, value in logged.items():
+            assert (key in mine) == bool(value), key
+            if value:
+                assert mine[key] == pytest.approx(float(value), rel=1e-4), key
+        assert mine["tokens/s"] > mine["samples/s"] > 0
+    assert {"loss/alpha", "val/beta", "f1/alpha", "grad_norm", "data_wait", "lr/vision", "lr/language"} <= {
+        key for row in found for key in row
+    }
+
+
+@pytest.mark.slow
+def test_the_summary_is_the_result_and_the_config_is_flat(trained):
+    (path,) = files(trained)
+    result = json.loads((trained / "result.json").read_text())
+    for key, metric in result["metrics"].items():
+        assert summary(path)[key] == pytest.approx(metric["value"])
+    assert summary(path)["data"] == result["data"]
+    config = items(told(path).config.update)
+    assert (config["optim.lr.vision"], config["mix.shares.alpha"], config["data.global_batch"]) == (1e-5, 2.0, 16)
+    assert (told(path).display_name, told(path).run_group, told(path).project) == ("tiny", "tiny", "openmedq")
+    assert ending(path) == 0
+
+
+@pytest.mark.slow
+def test_trials_are_runs_of_their_own_and_a_failed_one_is_finished_then_resumed(words, monkeypatch, capsys):
+    step, broken = Training.training_step, True
+
+    def training_step(self, batch, number):
+        if broken and self.config.seed == 1 and number == 4:
+            raise OSError(28, "No space left on device")
+        return step(self, batch, number)
+
+    def command() -> None:
+        monkeypatch.setattr("sys.argv", ["src/train.py", "-m", *words, "logger=wandb", "seed=0,1"])
+        monkeypatch.setattr(sweep, "failures", {})
+        train.main()
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    with pytest.raises(SystemExit):
+        command()
+    outputs = Path(next(word for word in words if word.startswith("outputs=")).partition("=")[2])
+    good, bad = (outputs / "tiny" / sweep.slug([*words, "logger=wandb", f"seed={seed}"]) for seed in (0, 1))
+    assert [ending(files(folder)[0]) for folder in (good, bad)] == [0, 1]
+    assert told(files(good)[0]).run_id != told(files(bad)[0]).run_id
+    assert [row["step"] for row in history(files(bad)[0])] == [2, 3, 4]
+
+    broken = False
+    command()
+    first, second = (told(path) for path in files(bad))
+    assert (first.run_id, first.run_group, list(first.tags)) == (second.run_id, "tiny", ["mix: own"])
+    assert history(files(bad)[1])[-1]["step"] == 6
+    assert len(files(good)) == 1
+    assert "weights_only" not in capsys.readouterr().err
+
+
+def test_later_verbs_continue_the_run_with_the_result_and_a_table(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(tracking, "ROWS", 5)
+    folder = write_run(tmp_path, "tiny", root=str(shards))
+    (folder / "wandb.json").write_text(json.dumps({"id": "abc123", "project": "p", "tags": ["mix: own"], "mode": "offline"}))
+    for path in folder.glob("predictions/*.jsonl"):  # of the questions whose images the shards have
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
+    tracking.update(folder)
+    (path,) = files(folder)
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    key = "vqa/alpha/real_minus_blank/all/bleu1"
+    assert told(path).run_id == "abc123"
+    assert [summary(path)[f"{key}{end}"] for end in ("", "/low", "/high")] == pytest.approx(
+        [result[key][n] for n in ("value", "low", "high")]
+    )
+    table = json.loads(next(folder.glob("wandb/offline-run-*/files/media/table/*.json")).read_text())
+    assert table["columns"] == ["about", "image", "question", "references", "real", "shuffled", "blank"]
+    assert len(table["data"]) == 5
+    (artifact,) = (record.artifact for record in records(path) if record.HasField("artifact"))
+    pictures = [entry.local_path for entry in artifact.manifest.contents if entry.path.endswith(".png")]
+    assert [Image.open(picture).size for picture in pictures] == [(48, 40)] * 5
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"k" * 40 in path.read_bytes()]
+    assert not (tmp_path / "home" / ".local").exists()
+
+
+def test_a_run_without_wandb_stays_without(tmp_path):
+    folder = write_run(tmp_path, "tiny")
+    tracking.update(folder)
+    assert not (folder / "wandb").exists()
+
+
+def test_online_without_login_is_one_sentence_before_anything_slow(words):
+    with pytest.raises(UserError, match=r"^logger.wandb=online, but nobody is logged in; run `wandb login`, or set logger.wandb=offline"):
+        check("train", Train, [*words, "logger=wandb", "logger.wandb=online"], validate=train.check)
+
+
+def test_a_key_of_the_wrong_form_is_told(words, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(UserError, match=r"^logger.wandb=online, but WANDB_API_KEY invalid"):
+        check("train", Train, [*words, "logger.wandb=online"], validate=train.check)
+
+
+def test_experiment_and_mix_are_tags_and_a_sweep_is_a_group(monkeypatch):
+    choices = {"experiment": "breadth", "mix": "mini", "vision": "phantom"}
+    monkeypatch.setattr(tracking.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(tracking.HydraConfig, "get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
+    assert tracking._tags() == ["experiment: breadth", "mix: mini"]
+    assert [tracking._group(name) for name in ("mini", "breadth/mix.only=[a]")] == ["mini", "breadth"]
