@@ -1,0 +1,96 @@
+"""The breadth experiment: its trials are what they claim to be, and its sentence follows from the numbers whichever way they fall."""
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from experiments.breadth.__main__ import about
+from experiments.breadth.analysis import estimate, plot, read, sentence, tables
+from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
+from src.cli import CONF, compose
+from src.config import Train, typed
+from src.data import classification
+
+
+def results(path: Path, *, slope: float, noise: float = 0.001, text: float = 0.0, best: float = 0.0) -> Path:
+    """What the trials would give if each doubling of sources were worth `slope`."""
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "sources", "text", "names", *BENCHMARKS, "mean", "data", "git"])
+        writer.writerow(["", 0, "no", "", *[0.5] * 9, "", "g"])
+        for trial in trials():
+            score = 0.6 + slope * np.log2(len(trial.sources)) + rng.normal(0, noise) + (text if trial.text else 0)
+            score += best if trial.sources == ("pathvqa",) else 0
+            writer.writerow(
+                [trial.seed, len(trial.sources), "yes" if trial.text else "no", " ".join(trial.sources), *[score] * 9, "d", "g"]
+            )
+    return path
+
+
+def test_trials_are_nested_in_the_order_of_their_seed():
+    every = trials()
+    assert len({trial.name for trial in every}) == len(every)
+    for seed in range(SEEDS):
+        nested = [next(t for t in every if t.seed == seed and len(t.sources) == size and not t.text) for size in SIZES if size > 1]
+        assert all(larger.sources[: len(smaller.sources)] == smaller.sources for smaller, larger in pairwise(nested))
+        assert set(nested[-1].sources) == set(IMAGE_SOURCES)
+        assert sum(t.text for t in every if t.seed == seed) == 1
+    assert {t.sources[0] for t in every if len(t.sources) == 1} == set(IMAGE_SOURCES)
+    assert len({tuple(t.sources) for t in every if len(t.sources) == 11}) == SEEDS
+
+
+def test_every_trial_sees_equally_many_samples_with_images():
+    for trial in trials():
+        config = typed(Train, compose("train", trial.overrides()))
+        drawn = config.mix.drawn
+        assert set(drawn) == {*trial.sources, *(TEXT_SOURCES if trial.text else ())}
+        images = sum(share for source, share in drawn.items() if source in IMAGE_SOURCES) / sum(drawn.values())
+        assert images * config.data.global_batch * config.optim.steps == pytest.approx(IMAGES * STEPS)
+        assert config.name == trial.name
+
+
+def test_the_sources_are_those_of_the_mix_and_no_benchmark_is_among_them():
+    shares = yaml.safe_load((CONF / "mix/mini.yaml").read_text())["shares"]
+    assert set(shares) == {*IMAGE_SOURCES, *TEXT_SOURCES}
+    assert set(BENCHMARKS) == {path.stem for path in classification.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    assert not set(BENCHMARKS) & set(shares)
+
+
+def test_an_estimate_is_students():
+    found = estimate([0.1, 0.2, 0.3, 0.4])
+    assert (found.value, found.n) == (pytest.approx(0.25), 4)
+    assert found.high - found.value == pytest.approx(3.182446 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2)
+    assert found.detectable > found.high - found.value
+    assert not estimate([-0.1, 0.1, 0.05, -0.05]).shown
+
+
+@pytest.mark.parametrize(
+    ("truth", "said"),
+    [
+        ({"slope": 0.02}, "Breadth helps: +0.0"),
+        ({"slope": -0.02}, "Breadth HURTS: -0.0"),
+        ({"slope": 0.0, "noise": 0.02}, "No effect of breadth shown"),
+        ({"slope": 0.02, "best": 0.2}, "all eleven are WORSE than the best single source (pathvqa)"),
+        ({"slope": 0.02}, "all eleven are better than the best single source"),
+    ],
+)
+def test_the_sentence_follows_the_numbers(tmp_path, truth, said):
+    assert said in sentence(read(results(tmp_path / "r.csv", **truth)))
+
+
+def test_the_table_and_the_plot_are_made_of_the_results(tmp_path):
+    found = read(results(tmp_path / "r.csv", slope=0.01, noise=0.0005, text=0.05))
+    assert found.slope.value == pytest.approx(0.01, abs=1e-3)
+    assert found.text_minus_none.value == pytest.approx(0.05, abs=1e-3)
+    assert found.start == 0.5
+    assert {size: len(seeds) for size, seeds in found.by_size.items()} == dict.fromkeys(SIZES, SEEDS)
+    text = tables(found)
+    assert f"| {np.mean(list(found.by_size[11].values())):.3f} |" in text
+    assert text.endswith(sentence(found))
+    plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
