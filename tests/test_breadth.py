@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.breadth.__main__ import about
 from experiments.breadth.analysis import estimate, plot, read, sentence, tables
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
 from src.cli import CONF, compose
