@@ -1,0 +1,144 @@
+"""The two training workloads: lengths as in medical question answering, small models whose parts stand in real proportions.
+
+`a` is vocabulary-heavy (a small model under LLaMA's 32,000 tokens), `b` has the proportions of the 7B (its head is 4% of the body).
+Lengths are drawn, not measured on the 14 datasets: 25% of the samples are text only, answers are short or of caption length.
+
+Legend: T tokens.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from src.cli import compose
+from src.config import Lora, Train, typed
+from src.data.packing import Batch, collate, deal, pack
+from src.data.prompt import IGNORE, Encoded
+from src.model.language import Language
+from src.model.projector import Projector
+from src.model.towers import Tower
+from src.model.vision import HfVit
+from src.model.vlm import VLM
+
+WARM_UP, STEPS = 1, 8
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BOS, EOS, IMAGE_ID, FIRST_WORD = 1, 2, 3, 4
+ROW_TOKENS = 1024
+RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sizes; `padding` and `supervised` are what random batches of these lengths must come to, in per cent of places and tokens."""
+
+    name: str
+    batch: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    image_size: int
+    padding: float
+    supervised: float
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // 8) ** 2
+
+    @property
+    def setting(self) -> str:
+        return f"h{self.hidden} x{self.layers}, vocabulary {self.vocabulary:,}, {self.patches} visual tokens, batch {self.batch}, fp32"
+
+
+WORKLOADS = {
+    "a": Workload("a", 32, 256, 6, 32_000, 64, padding=50.9, supervised=25.4),
+    "b": Workload("b", 16, 512, 8, 2_048, 112, padding=29.1, supervised=17.1),
+}
+
+
+def samples(workload: Workload, batches: int) -> list[Encoded]:
+    """Samples in random order; all that is compared trains on these."""
+    rng = np.random.default_rng(0)
+    lengths = [_lengths(rng) for _ in range(batches * workload.batch)]
+    return [_sample(rng, images, prompt, answer, workload) for images, prompt, answer in lengths]
+
+
+def _lengths(rng: np.random.Generator) -> tuple[int, int, int]:
+    """(images, prompt tokens, answer tokens)."""
+    if rng.random() < 0.25:
+        if rng.random() < 0.6:
+            return 0, int(rng.integers(30, 200)), int(rng.integers(1, 6))
+        return 0, int(rng.integers(20, 120)), int(rng.integers(40, 250))
+    if rng.random() < 0.65:
+        return 1, int(rng.integers(12, 35)), int(rng.integers(1, 8))
+    return 1, int(rng.integers(6, 14)), int(np.clip(rng.lognormal(3.8, 0.6), 10, 200))
+
+
+def _sample(rng: np.random.Generator, images: int, prompt: int, answer: int, workload: Workload) -> Encoded:
+    words = rng.integers(FIRST_WORD, workload.vocabulary, prompt + answer)
+    ids = np.array([BOS, *[IMAGE_ID] * (images * workload.patches), *words, EOS], np.int32)
+    labels = np.where(np.arange(len(ids)) < len(ids) - answer - 1, IGNORE, ids).astype(np.int32)
+    return Encoded(ids, labels, images)
+
+
+def pixels(count: int, workload: Workload) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 3, workload.image_size, workload.image_size), np.uint8)
+
+
+def packed(made: list[Encoded], workload: Workload, *, steps: int) -> list[Batch]:
+    """One window of the stream: packed together, its rows dealt over `steps`."""
+    rows = pack([len(sample.ids) for sample in made], ROW_TOKENS)
+    return [_batch([[made[item] for item in rows[n]] for n in deal(len(rows), steps, step)], workload) for step in range(steps)]
+
+
+def in_order(made: list[Encoded], workload: Workload) -> list[Batch]:
+    """The samples of one step in rows that keep their order."""
+    rows: list[list[Encoded]] = [[]]
+    for sample in made:
+        if sum(len(other.ids) for other in rows[-1]) + len(sample.ids) > ROW_TOKENS:
+            rows.append([])
+        rows[-1].append(sample)
+    return [_batch(rows, workload)]
+
+
+def _batch(rows: list[list[Encoded]], workload: Workload) -> Batch:
+    images = list(pixels(sum(sample.num_images for row in rows for sample in row), workload))
+    sources = [[0] * len(row) for row in rows]
+    return collate(rows, sources=sources, images=images, size=workload.image_size, pad=EOS, image_id=IMAGE_ID, keys=[])
+
+
+def model(workload: Workload) -> VLM:
+    """The repository's model of this size with random weights: everything trains but the language model under its adapters."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        image_size=workload.image_size,
+        patch_size=8,
+    )
+    half = (0.5, 0.5, 0.5)
+    seen = HfVit(Tower(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
+    text = LlamaConfig(
+        hidden_size=workload.hidden,
+        intermediate_size=int(workload.hidden * 2.6875),
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.hidden // 64,
+        vocab_size=workload.vocabulary,
+    )
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
+    lora = Lora(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
+    language = Language(LlamaForCausalLM(text), tokenizer, lora)  # type: ignore[arg-type]
+    return VLM(seen, Projector(config(workload).projector, width=128, hidden=workload.hidden), language)
+
+
+def config(workload: Workload, *, steps: int = STEPS) -> Train:
+    """The settings of a run on one core; the batches are made beforehand, so nothing is read."""
+    rates = {"vision": RATE, "projector": RATE, "language": RATE}
+    keys = {"optim.steps": steps, "optim.warmup": 0, "optim.schedule": "constant", "optim.betas": "[0.9,0.999]", "optim.weight_decay": 0.01}
+    keys |= {f"optim.lr.{part}": rate for part, rate in rates.items()}
+    keys |= {"data.global_batch": workload.batch, "data.row_tokens": ROW_TOKENS, "name": "bench", "outputs": "unused"}
+    return typed(Train, compose("train", ["trainer=cpu", *(f"{key}={value}" for key, value in keys.items())]))
