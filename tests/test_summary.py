@@ -89,3 +89,14 @@ def test_the_benchmark_of_a_file_names_its_keys_and_its_alternatives(tmp_path):
     assert metrics["vqa/vqa_med_2019/real/all/exact"]["value"] == 1
     with pytest.raises(UserError, match="a predictions file answers one benchmark, 2 were given"):
         evaluate_file(config(predictions=file, outputs=tmp_path, benchmarks="[pathvqa,slake]"))
+
+
+def test_a_control_without_likelihoods_stands_beside_a_model_that_has_them():
+    """Multiple choice: the model says which option it would take without regard to length, a control does not."""
+    about = {"source": "s", "type": "organ", "question": "q", "references": ["lung"], "choices": ["lung", "liver"]}
+    model = [{**about, "id": str(n), "image": str(n), "prediction": "lung", "prediction_unnormalised": "liver"} for n in range(8)]
+    control = [{**about, "id": str(n), "image": str(n), "prediction": "liver"} for n in range(8)]
+    found = summarise({"pmc_vqa": {"real": model, "shuffled": model, "majority": control}}, pooled=[], resamples=20, seed=0)["metrics"]
+    assert found["vqa/pmc_vqa/real_minus_majority/all/accuracy"]["value"] == 1.0
+    assert "p_holm" in found["vqa/pmc_vqa/real_minus_shuffled/all/accuracy_unnormalised"]
+    assert "vqa/pmc_vqa/real_minus_majority/all/accuracy_unnormalised" not in found

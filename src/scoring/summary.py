@@ -30,9 +30,10 @@ def _differences(name: str, files: dict[str, list[dict]], *, resamples: int, see
     """`vqa/<name>/real_minus_<other>/...` for each other condition that there is."""
     others = [other for other in SUBTRACTED if "real" in files and other in files]
     found = {other: paired(files["real"], files[other], resamples=resamples, seed=seed) for other in others}
-    for key in found[others[0]] if others else ():
-        for other, adjusted in zip(others, holm([found[other][key]["p"] for other in others]), strict=True):
-            found[other][key]["p_holm"] = adjusted
+    for key in dict.fromkeys(key for rows in found.values() for key in rows):
+        family = [rows[key] for rows in found.values() if key in rows]  # a control chooses no option by its likelihood
+        for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted
     return {f"vqa/{name}/real_minus_{other}/{key}": value for other, rows in found.items() for key, value in rows.items()}
 
 
