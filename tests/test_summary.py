@@ -108,7 +108,8 @@ def test_a_control_without_likelihoods_stands_beside_a_model_that_has_them():
     about = {"source": "s", "type": "organ", "question": "q", "references": ["lung"], "choices": ["lung", "liver"]}
     model = [{**about, "id": str(n), "image": str(n), "prediction": "lung", "prediction_unnormalised": "liver"} for n in range(8)]
     control = [{**about, "id": str(n), "image": str(n), "prediction": "liver"} for n in range(8)]
-    found = summarise({"pmc_vqa": {"real": model, "shuffled": model, "majority": control}}, pooled=[], resamples=20, seed=0)["metrics"]
+    files = {"real": model, "shuffled": model, "majority": control}
+    found = summary.summarise({"pmc_vqa": files}, pooled=[], resamples=20, seed=0)["metrics"]
     assert found["vqa/pmc_vqa/real_minus_majority/all/accuracy"]["value"] == 1.0
     assert "p_holm" in found["vqa/pmc_vqa/real_minus_shuffled/all/accuracy_unnormalised"]
     assert "vqa/pmc_vqa/real_minus_majority/all/accuracy_unnormalised" not in found
