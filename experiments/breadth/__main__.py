@@ -16,11 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, TEXT_SOURCES, Trial, trials
+from experiments.breadth.work import RAW, baseline, quiet, work
 from src.errors import UserError, command
 
-RAW, SHARDS = "data/phantom/raw", "data/phantom/shards"
+SHARDS = "data/phantom/shards"
 RESULTS = Path("experiments/breadth/results.csv")
-START = "phantom"  # the encoder that every trial starts from, a file of conf/vision
 
 
 @command
@@ -38,39 +38,6 @@ def main(words: list[str]) -> None:
             done.result()
     write(RESULTS)
     print(f"{RESULTS}; make experiments renders the table and the plot from it")
-
-
-def quiet(log: str) -> None:
-    """What a worker says goes to a file: two of them at once cannot be read."""
-    import torch
-
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
-
-
-def work(trial: Trial) -> None:
-    """Trains one encoder and probes it on the eight benchmarks; what is done already is not done again."""
-    from src.cli import compose
-    from src.config import Train, typed
-    from src.train import train
-
-    train(typed(Train, compose("train", trial.overrides())))
-    probe(f"run:{trial.name}", trial.name)
-
-
-def baseline() -> None:
-    probe(START, "breadth/start")
-
-
-def probe(encoder: str, name: str) -> None:
-    from src.cli import compose
-    from src.config import Transfer, typed
-    from src.transfer import transfer
-
-    words = [f"raw={RAW}", f"benchmarks=[{','.join(BENCHMARKS)}]", f"name='{name}'", "checkpoint=last", "resamples=200", "threads=1"]
-    config = typed(Transfer, compose("transfer", [f"encoder='{encoder}'", *words]))
-    if not (Path(config.outputs) / name / "transfer.json").exists():
-        transfer(config)
 
 
 def write(path: Path, outputs: str = "outputs") -> None:
