@@ -28,8 +28,8 @@ def main(words: list[str]) -> None:
     workers = int(words[0].removeprefix("workers=")) if words else 2
     if not all((Path(SHARDS) / source / "manifest.json").exists() for source in (*IMAGE_SOURCES, *TEXT_SOURCES)):
         raise UserError(f"{SHARDS} lacks a source of the mini mix; run make mini first, which builds it and the weights to start from")
-    draw = ["-m", "data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}"]
-    subprocess.run([sys.executable, *draw], check=True)
+    prepare("data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}")
+    prepare("data_prep.audit", f"out={SHARDS}", f"raw={RAW}")  # what stands in a benchmark is left out of every trial
     log = Path("outputs/breadth/log.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet, (str(log),)) as pool:
@@ -38,6 +38,10 @@ def main(words: list[str]) -> None:
             done.result()
     write(RESULTS)
     print(f"{RESULTS}; make experiments renders the table and the plot from it")
+
+
+def prepare(module: str, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *words], check=True)
 
 
 def write(path: Path, outputs: str = "outputs") -> None:

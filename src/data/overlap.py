@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from omegaconf import DictConfig
 
+from src.config import Mix, typed
 from src.data.record import SPLITS
 from src.data.shards import Shards
 
@@ -16,7 +18,7 @@ def overlap(run: dict, benchmark: str) -> dict:
     `trained_on` is None where no audit of the mix has looked for this benchmark, or the shards are not there to be asked. Samples
     that leak are trained on only with mix.decontaminate=false.
     """
-    root, sources = Path(run["data"]["root"]), [source for source, share in run["mix"]["shares"].items() if share > 0]
+    root, sources = Path(run["data"]["root"]), list(typed(Mix, DictConfig(run["mix"])).drawn)
     if not all(_audited(root / source, benchmark) for source in sources):
         return {"found": {}, "trained_on": None}
     found = {source: count for source in sources if (count := _count(Shards(root / source), benchmark))}
