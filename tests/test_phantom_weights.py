@@ -1,6 +1,7 @@
 """The stand-ins for PMC-LLaMA and BiomedCLIP pass the doors of the real ones, and are the same bits each time."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -71,13 +72,17 @@ def again(shards, tmp_path_factory):
     return out
 
 
-def test_what_is_complete_is_kept(weights, shards, monkeypatch):
+def test_what_is_complete_is_kept(weights, shards, tmp_path, monkeypatch):
     def untouched(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(language, "pretrain", untouched)
     monkeypatch.setattr(vision, "pretrain", untouched)
     main(words(shards, weights))
+    for changed in ("seed=1", "vision_steps=9"):
+        copy = shutil.copytree(weights, tmp_path / changed)
+        with pytest.raises(AssertionError, match="trained again"):
+            main([*words(shards, copy), changed, "parts=vision"])
 
 
 def test_the_language_model_is_never_shown_an_image(shards, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """`python -m data_prep.phantom.weights`: stand-ins for PMC-LLaMA and BiomedCLIP, trained on phantoms and stored in their formats."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from data_prep import arguments
 from data_prep.phantom.weights import language, vision
+from data_prep.phantom.writers.folder import complete
 from src.data.shards import Shards
 from src.errors import UserError, command, nearest
 
@@ -48,24 +48,22 @@ def main(words: list[str]) -> None:
         raise UserError(f"shards={config.shards} holds no pmc_oa, whose captions the image encoder learns from")
     if "language" in config.parts:
         opened = [Shards(folder) for folder in sources]
-        kept(config.out / "language", lambda folder: language.pretrain(folder, opened, steps=config.language_steps, seed=config.seed))
+        settings = {"steps": config.language_steps, "seed": config.seed, "shards": [one.manifest["fingerprint"] for one in opened]}
+        kept(
+            config.out / "language",
+            settings,
+            lambda folder: language.pretrain(folder, opened, steps=config.language_steps, seed=config.seed),
+        )
     if "vision" in config.parts:
         captions = Shards(config.shards / "pmc_oa")
-        kept(config.out / "vision", lambda folder: vision.pretrain(folder, captions, steps=config.vision_steps, seed=config.seed))
+        settings = {"steps": config.vision_steps, "seed": config.seed, "shards": captions.manifest["fingerprint"]}
+        kept(config.out / "vision", settings, lambda folder: vision.pretrain(folder, captions, steps=config.vision_steps, seed=config.seed))
 
 
-def kept(out: Path, write: Callable[[Path], None]) -> None:
-    """Writes `out` under a temporary name, so that a killed run leaves nothing that looks complete."""
-    if out.exists():
-        print(f"{out} is there already")
-        return
-    temporary = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def kept(out: Path, settings: dict, write: Callable[[Path], None]) -> None:
     begun = time.perf_counter()
-    write(temporary)
-    temporary.rename(out)
-    print(f"{out} written in {time.perf_counter() - begun:.0f} s")
+    written = complete(out, settings, write)
+    print(f"{out} written in {time.perf_counter() - begun:.0f} s" if written else f"{out} is there already")
 
 
 if __name__ == "__main__":
