@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +25,8 @@ from data_prep.state import continues, state_of
 from data_prep.write import finished, write_shard
 from src.data.record import SPLITS
 from src.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -57,8 +60,12 @@ class Build:
 def build(entry: Source, config: Build, mapped: Map) -> dict[str, Any]:
     raw, folder = config.raw / entry.name, config.out / entry.name
     with full_disk_explained(entry.name, folder):
-        if prepare(entry, config) and (folder / "manifest.json").exists():
-            return json.loads((folder / "manifest.json").read_bytes())
+        continued = prepare(entry, config)
+        if continued and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            if not all(finished(folder, Path(tar["name"]).stem) for tar in manifest["shards"]):
+                write_shards(entry, config, mapped)  # the same bytes again: index, audit and manifest stay true
+            return manifest
         shards = write_shards(entry, config, mapped)
         if not shards:
             raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
@@ -75,9 +82,12 @@ def full_disk_explained(source: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space is left for {folder}; free some and run the same command again, finished shards are kept") from None
-        raise UserError(f"source '{source}': {error.strerror or error}: {error.filename}") from None
+        if error.errno in FULL:
+            raise UserError(
+                f"no space is left for {folder} or for temporary files in {gettempdir()} ({error.strerror}); free some and run the same "
+                "command again, finished shards are kept"
+            ) from None
+        raise UserError(f"source '{source}': {error}") from None
 
 
 def _settings(config: Build) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Raw files as the readers meet them: text by line, images beside it."""
 
+import errno
 import html
 import json
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data_prep.rows import Bad
+
+NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | Bad]]:
@@ -44,8 +47,12 @@ def image_file(folder: Path, name: str, key: str) -> bytes | Bad:
         return Bad(key, f"image path is not inside the raw folder: {name!r}")
     try:
         return (folder / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return Bad(key, f"image missing: {name}")
+    except ValueError:  # a zero byte or half a letter
+        return Bad(key, f"image missing: {name!r}")
+    except OSError as error:
+        if error.errno not in NO_SUCH_FILE:
+            raise
+        return Bad(key, f"image missing: {name[:200]}")
 
 
 def whole(images: Iterable[bytes | Bad]) -> list[bytes] | Bad:

@@ -21,24 +21,21 @@ LONGEST = 16 << 20  # characters of one CSV field
 def table_rows(path: Path, entry: Source, *, need: list[str], want: list[str] | None = None) -> Iterator[dict[str, Any] | Bad]:
     """The columns `need` and, where they exist, `want` of every row.
 
-    A column of `need` that the file lacks, and a file that cannot be read to its end, are `UserError`s. A line of CSV with
+    A column of `need` that the first row lacks, and a file that cannot be read to its end, are `UserError`s. A line of CSV with
     letters that are not UTF-8 comes with surrogates in their place, which the build refuses row by row.
     """
     rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](path, need, want or [])
     try:
-        for row in rows:
-            if isinstance(row, dict):
-                _check_columns(path, entry, need, row)
-            yield row
+        for number, row in enumerate(rows):
+            if isinstance(row, Bad) or not (missing := [column for column in need if column not in row]):
+                yield row
+            elif number == 0:
+                raise UserError(f"{path.name} of {entry.name} has no column '{missing[0]}'{nearest(missing[0], row)}")
+            else:
+                yield Bad(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
     except (pa.ArrowException, OSError, csv.Error) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path.name} of {entry.name} cannot be read as {path.suffix[1:]} ({reason}); fetch it again") from None
-
-
-def _check_columns(path: Path, entry: Source, need: list[str], row: dict) -> None:
-    for column in need:
-        if column not in row:
-            raise UserError(f"{path.name} of {entry.name} has no column '{column}'{nearest(column, row)}")
 
 
 def _kept(there: list[str], need: list[str], want: list[str]) -> list[str]:
@@ -46,18 +43,28 @@ def _kept(there: list[str], need: list[str], want: list[str]) -> list[str]:
     return [name for name in there if name in need or name in want] if set(need) <= set(there) else there
 
 
-def _parquet(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+def _parquet(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(BATCH, columns=_kept(table.schema_arrow.names, need, want)):
-            yield from batch.to_pylist()
+            yield from _rows(batch, path)
 
 
-def _arrow(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+def _arrow(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
         for batch in stream:
             kept = batch.select(_kept(batch.schema.names, need, want))
             for start in range(0, len(kept), BATCH):
-                yield from kept.slice(start, BATCH).to_pylist()
+                yield from _rows(kept.slice(start, BATCH), path)
+
+
+def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | Bad]:
+    """One text that is not UTF-8 harms its own row only."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [Bad(path.stem, f"not UTF-8: a row of {path.name}, byte {error.start}")]
+        return [row for n in range(len(batch)) for row in _rows(batch.slice(n, 1), path)]
 
 
 def _csv(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:

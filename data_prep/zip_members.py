@@ -52,7 +52,7 @@ class ZipMembers:
 
     def read(self, name: str, key: str) -> bytes | Bad:
         """The content of one member, checked against its checksum, or why there is none."""
-        wanted = name.encode()
+        wanted = name.encode(errors="surrogatepass")
         target = np.uint64(xxhash.xxh3_64_intdigest(wanted))
         at = int(np.searchsorted(self.hashes, target))
         while at < len(self.hashes) and self.hashes[at] == target:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.raw_files import clean, group_of, image_file, whole
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record, question_type
@@ -25,6 +25,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             number += 1
 
 
+@one_row
 def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_key: str) -> Row:
     key = clean(row.get("id")) or default_key
     images = whole(_bytes(raw, image, key) for image in _list(row.get("image")))

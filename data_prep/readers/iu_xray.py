@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean, image_file, whole
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record
@@ -37,6 +37,7 @@ def _views(path: Path, entry: Source) -> dict[str, list[str]]:
     return {uid: [name for _, name in sorted(names)] for uid, names in found.items()}
 
 
+@one_row
 def _record(raw: Path, split: str, entry: Source, row: dict, views: dict[str, list[str]]) -> Row:
     uid = clean(row["uid"])
     if uid not in views:

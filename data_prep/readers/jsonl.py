@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import image_file, json_lines, whole
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from src.data.record import QUESTION_TYPES, Record, question_type
 from src.errors import nearest
@@ -23,6 +23,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield fields if isinstance(fields, Bad) else _record(raw, split, entry, fields, f"{split}-{number}")
 
 
+@one_row
 def _record(raw: Path, split: str, entry: Source, fields: dict, default_key: str) -> Row:
     key = _text(fields.get("id")) or default_key
     names = _list(fields.get("image"))

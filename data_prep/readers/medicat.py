@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean, image_file, json_lines
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from src.data.record import Record
 
@@ -19,6 +19,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield fields if isinstance(fields, Bad) else _record(path.parent, split, entry, fields)
 
 
+@one_row
 def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
     paper, name = clean(fields.get("pdf_hash")), f"{fields.get('pdf_hash')}_{fields.get('fig_uri')}"
     image = image_file(folder, f"figures/{name}", Path(name).stem)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean, json_lines
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record
@@ -24,6 +24,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield row if isinstance(row, Bad) else _record(split, entry, row, first=1 if original else 0)
 
 
+@one_row
 def _record(split: str, entry: Source, row: dict, *, first: int) -> Row:
     key, choices = clean(row.get("id")), [clean(row.get(option)) for option in OPTIONS]
     right = row.get("cop")

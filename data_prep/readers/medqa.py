@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean, json_lines
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from src.data.record import Record
 
@@ -19,6 +19,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield fields if isinstance(fields, Bad) else _record(split, entry, fields, f"{split}-{number:05d}")
 
 
+@one_row
 def _record(split: str, entry: Source, fields: dict, key: str) -> Row:
     options = fields.get("options")
     if not isinstance(options, dict) or fields.get("answer_idx") not in options:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import json_lines
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.zip_members import ZipMembers
 from src.data.record import Record
@@ -19,6 +19,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
                 yield fields if isinstance(fields, Bad) else _record(split, entry, fields, number, pictures)
 
 
+@one_row
 def _record(split: str, entry: Source, fields: dict, number: int, pictures: ZipMembers) -> Row:
     name, caption = str(fields.get("image") or ""), str(fields.get("caption") or "").strip()
     key = f"{Path(name).stem}-{number:07d}"  # a figure part may come with several captions

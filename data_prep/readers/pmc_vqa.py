@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from data_prep.zip_members import ZipMembers
@@ -26,6 +26,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
                 yield row if isinstance(row, Bad) else _record(split, entry, row, number, pictures)
 
 
+@one_row
 def _record(split: str, entry: Source, row: dict, number: int, pictures: ZipMembers) -> Row:
     name, label = clean(row["Figure_path"]), clean(row["Answer_label"])
     key = f"{split}-{number:06d}-{Path(name).stem}"

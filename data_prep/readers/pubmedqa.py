@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.json_stream import items
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record
@@ -35,7 +35,11 @@ def _from_hub(path: Path, entry: Source) -> Iterator[tuple[str, dict | Bad]]:
         if isinstance(row, Bad):
             yield row.key, row
         else:
-            named = {"QUESTION": row["question"], "CONTEXTS": row["context"]["contexts"], "final_decision": row["final_decision"]}
+            named = {
+                "QUESTION": row["question"],
+                "CONTEXTS": (row["context"] or {}).get("contexts"),
+                "final_decision": row["final_decision"],
+            }
             yield str(row["pubid"]), named
 
 
@@ -45,6 +49,7 @@ def _test_ids(raw: Path, entry: Source) -> dict[str, str]:
     return dict(items(raw / TEST_IDS))
 
 
+@one_row
 def _record(split: str, entry: Source, pmid: str, fields: dict) -> Row:
     if not isinstance(fields, dict) or not isinstance(fields.get("CONTEXTS"), list):
         return Bad(pmid, "no CONTEXTS")

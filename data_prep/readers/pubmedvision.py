@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.json_stream import items
 from data_prep.raw_files import clean, whole
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.zip_members import ZipMembers
 from src.data.record import Record, question_type
@@ -27,6 +27,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
                 yield _record(split, entry, fields, f"{path.stem}-{position}", archives)
 
 
+@one_row
 def _record(split: str, entry: Source, fields: dict, default_key: str, archives: list[ZipMembers]) -> Row:
     if not isinstance(fields, dict):
         return Bad(default_key, "not a JSON object")

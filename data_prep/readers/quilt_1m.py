@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean, image_file
-from data_prep.rows import Bad, Filtered, Row
+from data_prep.rows import Bad, Filtered, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record
@@ -20,6 +20,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield row if isinstance(row, Bad) else _record(raw, split, entry, row, number)
 
 
+@one_row
 def _record(raw: Path, split: str, entry: Source, row: dict, number: int) -> Row:
     name = clean(row["image_path"])
     key = f"{number:07d}-{Path(name).stem}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.json_stream import items
 from data_prep.raw_files import clean, image_file
-from data_prep.rows import Bad, Filtered, Row
+from data_prep.rows import Bad, Filtered, Row, one_row
 from data_prep.sources import Source
 from data_prep.zip_members import ZipMembers
 from src.data.record import Record, question_type
@@ -35,6 +35,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
                 yield _record(split, entry, fields, f"{split}-{position}", picture)
 
 
+@one_row
 def _record(split: str, entry: Source, fields: dict, key: str, picture: Callable[[str, str], bytes | Bad]) -> Row:
     if not isinstance(fields, dict):
         return Bad(key, "not a JSON object")

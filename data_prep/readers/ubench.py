@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.raw_files import clean
-from data_prep.rows import Bad, Row
+from data_prep.rows import Bad, Row, one_row
 from data_prep.sources import Source
 from data_prep.tables import table_rows
 from src.data.record import Record
@@ -21,6 +21,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             yield row if isinstance(row, Bad) else _record(split, entry, row)
 
 
+@one_row
 def _record(split: str, entry: Source, row: dict) -> Row:
     key = clean(row["image_id"])
     image = (row["image"] or {}).get("bytes")
