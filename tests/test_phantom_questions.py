@@ -12,13 +12,19 @@ import pytest
 from data_prep import sources
 from data_prep.audit import Audit, audit_all
 from data_prep.phantom.choices import choice_questions, options
-from data_prep.phantom.clinic import CARE, COMPLAINT, card, exam, fact, letter, typed
+from data_prep.phantom.clinic import CARE, COMPLAINT, card, exam, fact, hurried, letter
 from data_prep.phantom.wording import NUMBERS
 from data_prep.phantom.world import MODALITIES, NORMAL, item_rng, sample_scene
 from data_prep.phantom.writers import QUESTIONS, pmc_vqa
 from data_prep.phantom.writers.folder import scenes
 from data_prep.shards import Build, build_all
+from src.cli import compose
+from src.config import Evaluate, typed
+from src.data import benchmark
 from src.data.shards import Shards
+from src.evaluate import evaluate
+from tests.conftest import overrides
+from tests.runs import finish
 
 NUM = {
     "slake": {"train": 14, "val": 4, "test": 8},
@@ -212,7 +218,7 @@ def test_letters_have_typing_errors_and_signatures(built):
     known = {word for n in range(400) for word in letter(*_scene("known", n))[0].split()}
     wrong = [word for record in found for word in record.question.split() if word not in known]
     assert 0.005 < len(wrong) / sum(len(record.question.split()) for record in found) < 0.10
-    assert sorted(typed("abdomen " * 50, item_rng(0, "typed", "", 0))) == sorted("abdomen " * 50)
+    assert sorted(hurried("abdomen " * 50, item_rng(0, "hurried", "", 0))) == sorted("abdomen " * 50)
 
 
 def test_cards_keep_to_the_rules():
@@ -262,3 +268,26 @@ def test_a_question_with_options_cannot_be_answered_without_its_image():
     test = [one for scene, rng in scenes(0, "pmc_vqa", "test", 1500, tuple(MODALITIES)) for one in pmc_vqa.asked(scene, rng)]
     guessed = sum(max(choices, key=lambda one: was_right[one] / (offered[one] or 1)) == answer for _, answer, choices in test)
     assert guessed / len(test) < 0.33
+
+
+def test_every_benchmark_is_asked_on_its_phantom(built, shards, language, tmp_path):
+    folder, _ = finish(overrides(shards, language, tmp_path))
+    names = ["vqa_rad", "vqa_rad_disjoint", "slake", "pmc_vqa", "medqa", "medmcqa"]
+    words = [f"run={folder.name}", f"outputs={tmp_path}", f"data_root={built[0]}", f"benchmarks=[{','.join(names)}]", "row_tokens=512"]
+    words += ["images=[real,shuffled,none]", "limit=8", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
+    evaluate(typed(Evaluate, compose("evaluate", words)))
+    metrics = json.loads((folder / "evaluate.json").read_text())["metrics"]
+    for name in names:
+        condition = "none" if name in ("medqa", "medmcqa") else "real"
+        score = "accuracy" if name in ("pmc_vqa", "medqa", "medmcqa") else "bleu1"
+        assert metrics[f"vqa/{name}/{condition}/all/{score}"]["n"] == 8
+        assert metrics[f"vqa/{name}/majority/all/{score}"]["n"] == 8
+        assert (f"vqa/{name}/real_minus_shuffled/all/{score}" in metrics) == (condition == "real")
+    assert metrics["vqa/pooled/real/all/bleu1"]["n"] == 16  # vqa_rad and slake
+
+
+def test_the_disjoint_benchmark_drops_exactly_the_shared_pictures(built):
+    whole, apart = (benchmark.read(name, root=built[0]) for name in ("vqa_rad", "vqa_rad_disjoint"))
+    train = {record.group for record in records(built, "vqa_rad")}
+    assert [item for item in whole.items if item["image"] not in train] == apart.items
+    assert len(apart.items) == len(whole.items) - 3  # one question on each of three pictures

@@ -53,18 +53,6 @@ def test_differences_are_a_family_per_key(found):
     assert not any("medqa/real" in key for key in metrics)
 
 
-def test_a_score_that_a_control_lacks_is_a_smaller_family():
-    """With options a model has two accuracies, a control that weighs none has one."""
-    real = [{**item, "choices": ["yes", "no"], "prediction_unnormalised": item["prediction"]} for item in some(40, right=0.9)]
-    blank = [{**item, "prediction": "no"} for item in real]
-    majority = [{key: value for key, value in item.items() if key != "prediction_unnormalised"} for item in blank]
-    metrics = summarise({"pmc_vqa": {"real": real, "blank": blank, "majority": majority}}, [])["metrics"]
-    assert "vqa/pmc_vqa/real_minus_majority/all/accuracy_unnormalised" not in metrics
-    alone = metrics["vqa/pmc_vqa/real_minus_blank/all/accuracy_unnormalised"]
-    assert alone["p_holm"] == alone["p"]
-    assert metrics["vqa/pmc_vqa/real_minus_majority/all/accuracy"]["p_holm"] >= metrics["vqa/pmc_vqa/real_minus_majority/all/accuracy"]["p"]
-
-
 def test_keys_have_five_parts_and_the_terminal_says_what_was_drawn(found):
     whole = summarise(found, ["pathvqa"])
     assert {key.count("/") for key in whole["metrics"]} == {4}

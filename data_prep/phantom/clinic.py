@@ -80,7 +80,7 @@ def letter(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"{greeting} {told} They found {seen(scene, rng)}. {asked}", f"Hi. {thanks} {rule(scene)} {haste} {end}, Chat Doctor."
 
 
-def typed(text: str, rng: np.random.Generator) -> str:
+def hurried(text: str, rng: np.random.Generator) -> str:
     """`text` as somebody in a hurry types it: in one of twelve longer words two letters change places."""
     words = text.split(" ")
     for n, word in enumerate(words):
