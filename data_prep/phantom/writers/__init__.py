@@ -34,8 +34,8 @@ def _named(*modules) -> dict:
     return {module.__name__.rpartition(".")[2]: module for module in modules}
 
 
-MINI = _named(pathvqa, vqa_med_2019, pmc_oa, pubmedqa, breastmnist, retinamnist)  # what `make mini` needs
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
-CAPTIONS = _named(quilt_1m, medicat, roco, iu_xray, pubmedvision, rocov2)
-QUESTIONS = _named(slake, vqa_rad, pmc_vqa, ubench, medqa, medmcqa, medical_flashcards, healthcaremagic)
-WRITERS = MINI | UNSEEN | CAPTIONS | QUESTIONS
+FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
+OPEN = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in the open mix besides
+MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
+WRITERS = FULL | OPEN | UNSEEN
