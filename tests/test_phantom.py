@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -20,8 +21,9 @@ from data_prep.phantom.draw.canvas import canvas
 from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
 from data_prep.phantom.wording import article, caption, questions
 from data_prep.phantom.world import MODALITIES, NORMAL, OPTICAL, RADIOLOGY, item_rng, sample_scene
-from data_prep.phantom.writers import WRITERS, pathvqa, vqa_med_2019
+from data_prep.phantom.writers import FULL, OPEN, WRITERS, pathvqa, vqa_med_2019
 from data_prep.phantom.writers.folder import scenes
+from src.cli import CONF
 from src.data.record import QUESTION_TYPES, question_type
 from src.scoring.controls import histogram
 
@@ -240,3 +242,10 @@ def test_a_misspelt_source_is_one_sentence(tmp_path, capsys):
 def test_a_normal_scene_has_no_finding():
     scene = next(scene for scene, _ in scenes(0, "normal", "", 100, tuple(MODALITIES)) if scene.finding == NORMAL)
     assert (scene.count, scene.side, scene.size) == (0, "", "")
+
+
+def test_every_source_of_the_mixes_has_a_writer():
+    mixes = {name: yaml.safe_load((CONF / f"mix/{name}.yaml").read_text())["shares"] for name in ("full", "open", "mini")}
+    assert set(mixes["full"]) == set(mixes["mini"]) == set(FULL)
+    assert set(mixes["open"]) <= set(FULL | OPEN)
+    assert set(OPEN) <= set(mixes["open"])
