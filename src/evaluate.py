@@ -19,6 +19,7 @@ from src.data.benchmark import Questions
 from src.errors import UserError
 from src.model.generate import Generator, ask
 from src.model.vlm import build
+from src.quiet import quiet
 from src.scoring import summary
 from src.scoring.predictions import read_predictions
 from src.team import Team
@@ -37,6 +38,7 @@ def evaluate(config: Evaluate) -> Path:
     path = choose(folder, config.checkpoint)
 
     with run.verb(folder, "evaluate") as said, team.joined() as ranks:
+        quiet()
         said["checkpoint"] = path.name
         model = build(trained)
         load(model, path)

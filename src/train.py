@@ -13,6 +13,7 @@ from src.config import Train, plain, validate
 from src.data.module import DataModule, short
 from src.errors import UserError
 from src.model.vlm import build, census, table
+from src.quiet import quiet
 from src.training.checkpoint import choose, load, newest
 from src.training.log import Log
 from src.training.module import Training
@@ -29,6 +30,7 @@ def train(config: Train) -> Path:
         print(f"{folder} is trained already; choose another name=... to train again")
         return folder
 
+    quiet()
     lightning.seed_everything(config.seed, verbose=False)
     with tracking.training(folder, config) as board, run.verb(folder, "train") as said:
         model = build(config)
