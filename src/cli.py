@@ -4,7 +4,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,8 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from src import sweep
 from src.config import typed
 from src.errors import UserError, command, nearest
+from src.overrides import quote_texts
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+RUNS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys that take the name of a run
 
 
 def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callable:
@@ -35,7 +39,10 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
             sys.argv[1:] = sorted((spoken(word, schema) for word in sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
             if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
                 words = [word for word in sys.argv[1:] if not word.startswith("-")]
-                check(name, schema, words, many=bool({"-m", "--multirun"} & set(sys.argv)), validate=validate)
+                many = bool({"-m", "--multirun"} & set(sys.argv))
+                check(name, schema, words, many=many, validate=validate)
+                if many:
+                    sys.argv[1:] = [*(word for word in sys.argv[1:] if word.startswith("-")), *spelt_out(name, words)]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             sweep.finish()
 
@@ -46,10 +53,12 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
 
 def spoken(word: str, schema: type) -> str:
     """`benchmark=x` as `benchmarks=x` where the schema has only that: Hydra takes a key that is also a folder of conf for a choice
-    among its files."""
+    among its files. The name of a trial, which holds `=`, is quoted."""
     key, equals, value = word.partition("=")
-    fields = schema.__dataclass_fields__
-    return f"{key}s={value}" if equals and key not in fields and f"{key}s" in fields and (CONF / key).is_dir() else word
+    known = {one.name for one in fields(schema)}
+    if key in RUNS and "=" in value:
+        return quote_texts([word], texts=RUNS)[0]
+    return f"{key}s={value}" if equals and key not in known and f"{key}s" in known and (CONF / key).is_dir() else word
 
 
 def check(name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None) -> None:
@@ -57,18 +66,32 @@ def check(name: str, schema: type, overrides: list[str], *, many: bool = False, 
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}") from None
+        trial = any(word.partition("=")[0] in RUNS and "=" in word.partition("=")[2] for word in overrides)
+        hint = """; in a list, names that hold '=' are quoted: 'runs=["a/seed=0","a/seed=1"]'""" if trial else ""
+        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}{hint}") from None
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
     if swept and not many:
         raise UserError(f"{swept[0]} gives several values, which makes a sweep; add -m, or write a list as [a,b]")
-    trials = sweep.points(overrides, _own_sweep(name, sweep.points(overrides)[0])) if many else [overrides]
+    trials = sweep.points(spelt_out(name, overrides)) if many else [overrides]
     sweep.check(trials)
     for trial in trials:
-        config = typed(schema, compose(name, trial))
+        config: Any = typed(schema, compose(name, trial))
         if validate:
             validate(config)
         if many:
             sweep.refuse_ranks(config, trial)
+
+
+def spelt_out(name: str, overrides: list[str]) -> list[str]:
+    """A sweep with what its experiment sweeps over written out; a key that the command line gives replaces the experiment's values."""
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    own = _own_sweep(name, sweep.points(overrides)[0])
+    # Hydra would multiply the two, each trial twice or more.
+    return [
+        *(f"{key}={values}" for key, values in own.items() if key not in given),
+        *overrides,
+        *(["hydra.sweeper.params=null"] if own else []),
+    ]
 
 
 def _own_sweep(name: str, overrides: list[str]) -> dict[str, str]:

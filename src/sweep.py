@@ -24,9 +24,10 @@ UNNAMED = ("name", "outputs", "experiment")  # overrides that the parent folder 
 failures: dict[str, str] = {}  # trial -> its error, of this process's sweep
 
 
-def points(overrides: list[str], params: dict[str, str] | None = None) -> list[list[str]]:
-    """The overrides of every trial that Hydra's basic sweeper runs; `params` are an experiment's own `hydra.sweeper.params`."""
-    parsed = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in (params or {}).items()), *overrides])
+def points(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every trial that Hydra's basic sweeper runs."""
+    words = [word for word in overrides if not word.startswith("hydra.sweeper.")]
+    parsed = OverridesParser.create().parse_overrides(words)
     return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
 

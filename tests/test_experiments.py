@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from src import sweep
-from src.cli import CONF, _own_sweep, compose
+from src.cli import CONF, compose, spelt_out
 from src.config import Train, typed, validate
 from src.train import train
 
@@ -16,7 +16,7 @@ STANDS_FOR = {"pathvqa": "alpha", "vqa_med_2019": "beta", "pmc_oa": "beta", "pub
 
 def trials(name: str) -> list[list[str]]:
     words = [f"+experiment={name}"]
-    return sweep.points(words, _own_sweep("train", words))
+    return sweep.points(spelt_out("train", words))
 
 
 def tiny(point: list[str]) -> list[str]:

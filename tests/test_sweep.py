@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from src import sweep, train
-from src.cli import check
-from src.config import Train
+from src.cli import check, compose, spelt_out, spoken
+from src.config import Evaluate, Report, Train
 from src.errors import UserError
 
 
@@ -91,8 +91,43 @@ def test_several_values_without_a_sweep_are_refused(words):
         check("train", Train, [*words, "seed=0,1"])
 
 
-def test_an_experiment_may_bring_its_own_sweep():
-    assert sweep.points(["name=a"], {"seed": "0,1"}) == [["seed=0", "name=a"], ["seed=1", "name=a"]]
+def test_an_experiment_may_bring_its_own_sweep_and_the_command_line_replaces_it():
+    own = spelt_out("train", ["+experiment=temperature", "seed=0,1"])
+    assert len(sweep.points(own)) == 6
+    assert sweep.points(own)[0] == ["mix.temperature=1.0", "+experiment=temperature", "seed=0"]
+    one = spelt_out("train", ["+experiment=temperature", "mix.temperature=3.0"])
+    assert sweep.points(one) == [["+experiment=temperature", "mix.temperature=3.0"]]
+    assert one[-1] == "hydra.sweeper.params=null"
+
+
+@pytest.mark.slow
+def test_hydra_runs_the_trials_that_were_checked(run, words, monkeypatch):
+    """The experiment sweeps over three temperatures; the command line asks for one."""
+    ran = []
+    monkeypatch.setattr(train, "train", lambda config: ran.append((config.name, config.mix.temperature)) or Path("nowhere"))
+    monkeypatch.setattr(train.run, "first_rank", lambda: False)
+    own = [word for word in words if not word.startswith("name=")]
+    code, _, err = run("-m", *own, "+experiment=temperature", "mix.temperature=4.0")
+    assert code == 0, err
+    assert len(ran) == 1
+    assert ran[0][1] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("run=breadth/mix.only=[pathvqa],seed=1", "breadth/mix.only=[pathvqa],seed=1"),
+        ("run='a/seed=1'", "a/seed=1"),
+        ("run=mini", "mini"),
+    ],
+)
+def test_the_name_of_a_trial_needs_no_quotes(word, value):
+    assert compose("evaluate", [spoken(word, Evaluate)]).run == value
+
+
+def test_names_of_trials_in_a_list_do():
+    with pytest.raises(UserError, match=r"""in a list, names that hold '=' are quoted: 'runs=\["a/seed=0","a/seed=1"\]'$"""):
+        check("report", Report, [spoken("runs=[a/seed=0,b]", Report)])
 
 
 def test_the_folder_of_a_trial_is_its_overrides_sorted():
