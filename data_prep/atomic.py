@@ -1,10 +1,13 @@
 """Files that exist under their final name only when they are complete."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for a file, or none for one of this size
 
 
 @contextmanager

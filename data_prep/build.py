@@ -1,6 +1,5 @@
 """One dataset -> its folder of shards."""
 
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import cut
+from data_prep.atomic import FULL
 from data_prep.merge import merge
 from data_prep.pack import pack
 from data_prep.pool import Map
@@ -25,8 +25,6 @@ from data_prep.state import continues, state_of
 from data_prep.write import finished, write_shard
 from src.data.record import SPLITS
 from src.errors import UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Raw datasets from where they are published: `python -m data_prep.download sources=pathvqa,slake raw=data/raw`."""
 
-import errno
 import os
 import shutil
 import sys
@@ -10,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import yaml
 
-from data_prep import arguments, fetch, hub, sources
-from data_prep.atomic import atomic
+from data_prep import arguments, fetch, hub, lock, sources
+from data_prep.atomic import FULL
+from data_prep.complete import hold_tables, missing
 from data_prep.fetch import Remote, checksum
 from data_prep.sources import Source
 from data_prep.unpack import unpack
-from src.data.record import SPLITS
 from src.errors import UserError, command, nearest
-
-LOCK = "sources.lock.yaml"
 
 
 @dataclass
@@ -30,7 +26,7 @@ class Download:
     python -m data_prep.download sources=pathvqa,slake raw=data/raw
 
     What sources.yaml leaves unverified (revisions, checksums) is resolved at the first download and written to
-    RAW/sources.lock.yaml, which later runs hold. What has to be fetched by hand is explained, then checked.
+    RAW/sources.lock.yaml, which later runs hold. What has to be fetched by hand is explained, then checked and held too.
 
     sources  names out of data_prep/sources.yaml, separated by commas
     raw      folder that gets RAW/<source>
@@ -61,20 +57,23 @@ def main(words: list[str]) -> None:
 def download_all(config: Download) -> None:
     """Looks everything up, then checks licences and room, then fetches; nothing slow comes before a mistake is told."""
     entries = [_entry(name) for name in config.sources]
-    for entry in entries:
-        _check_licence(entry, config.accept)
-    lock = _read_lock(config.raw)
-    plans = [_plan(entry, config, lock.get(entry.name, {})) for entry in entries if not entry.by_hand]
+    _check_licences(entries, [_entry(name).name for name in config.accept])
+    held = lock.read(config.raw)
+    plans = [_plan(entry, config, held.get(entry.name, {})) for entry in entries if not entry.by_hand]
     _check_room(plans, config.raw)
     for plan in plans:
         try:
-            _carry_out(plan, config.raw, lock)
+            _carry_out(plan, config.raw, held)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise UserError(f"no space is left for {config.raw / plan.entry.name}; free some and run the same command again") from None
+    problems = {entry.name: sentence for entry in entries if (sentence := missing(entry, config.raw / entry.name))}
     for entry in entries:
-        _check_complete(entry, config.raw / entry.name)
+        if entry.by_hand and entry.name not in problems:
+            hold_tables(entry, config.raw, held)
+    if problems:
+        raise UserError("; ".join(problems.values()))
 
 
 def _entry(name: str) -> Source:
@@ -84,20 +83,17 @@ def _entry(name: str) -> Source:
     return known[name]
 
 
-def _check_licence(entry: Source, accepted: list[str]) -> None:
-    limits = [
-        what
-        for what, said in (
-            ("non-commercial", entry.licence.non_commercial == "yes"),
-            ("not redistributable", entry.licence.redistribute == "no"),
-        )
-        if said
-    ]
-    if limits and entry.name not in accepted:
-        raise UserError(
-            f"source '{entry.name}' is {' and '.join(limits)} ({entry.licence.name}); if you agree to that, give accept={entry.name} "
-            f"(ACCEPT={entry.name} with make)"
-        )
+def _check_licences(entries: list[Source], accepted: list[str]) -> None:
+    open_ones = {entry.name: limits for entry in entries if (limits := _limits(entry)) and entry.name not in accepted}
+    if open_ones:
+        names = ",".join(sorted({*open_ones, *accepted}))
+        raise UserError(f"{'; '.join(open_ones.values())}; if you agree to that, give accept={names} (ACCEPT={names} with make)")
+
+
+def _limits(entry: Source) -> str:
+    licence = entry.licence
+    told = ["non-commercial"] * (licence.non_commercial == "yes") + ["not redistributable"] * (licence.redistribute == "no")
+    return f"source '{entry.name}' is {' and '.join(told)} ({licence.name})" if told else ""
 
 
 def _plan(entry: Source, config: Download, locked: dict[str, Any]) -> Plan:
@@ -109,12 +105,14 @@ def _plan(entry: Source, config: Download, locked: dict[str, Any]) -> Plan:
         plan.remotes += [(remote, _from_hub(entry.hub, plan.revision, config.hub)) for remote in remotes]
     if entry.zenodo:
         plan.remotes += [(remote, fetch.fetch) for remote in _zenodo(entry.zenodo, config.zenodo)]
-    plan.remotes += [(Remote(path, address, checksum=known.get(path, "")), fetch.fetch) for path, address in entry.urls.items()]
+    for path, address in entry.urls.items():
+        size = 0 if (config.raw / entry.name / path).exists() else fetch.size_of(address)
+        plan.remotes.append((Remote(path, address, size, known.get(path, "")), fetch.fetch))
     for remote, _ in plan.remotes:
         promised = known.get(remote.path)
         if promised and remote.checksum and promised.partition(":")[0] == remote.checksum.partition(":")[0] and promised != remote.checksum:
             raise UserError(
-                f"{remote.path} of {entry.name} is {remote.checksum} at its source, and {config.raw / LOCK} holds {promised}; "
+                f"{remote.path} of {entry.name} is {remote.checksum} at its source, and {config.raw / lock.NAME} holds {promised}; "
                 "remove the entry there if you want the new file"
             )
     return plan
@@ -146,43 +144,23 @@ def _check_room(plans: list[Plan], raw: Path) -> None:
         raise UserError(f"the download needs {needed / 1e9:.1f} GB and {raw} has {free / 1e9:.1f} GB free; make room or give another raw=")
 
 
-def _carry_out(plan: Plan, raw: Path, lock: dict[str, Any]) -> None:
-    folder, files = raw / plan.entry.name, {}
+def _carry_out(plan: Plan, raw: Path, held: dict[str, Any]) -> None:
+    """The revision is locked before the first file, so that what an interrupted run has is continued at the same one."""
+    folder = raw / plan.entry.name
+    files: dict[str, str] = held.get(plan.entry.name, {}).get("files", {})
+    held[plan.entry.name] = {"revision": plan.revision, "files": files}
     if plan.revision and plan.revision != plan.entry.pinned:
         print(f"{plan.entry.name}: revision {plan.revision}")
+    lock.write(raw, held)
     for remote, how in plan.remotes:
         target = folder / remote.path
         if not (target.exists() and remote.checksum and checksum(target, remote.checksum.partition(":")[0]) == remote.checksum):
             how(remote, folder)
-        files[remote.path] = remote.checksum or checksum(target)
+        if remote.path not in files:
+            files[remote.path] = remote.checksum or checksum(target)
+            lock.write(raw, held)
         if plan.entry.unpack and target.suffix == ".zip":
             unpack(target, folder)
-    lock[plan.entry.name] = {"revision": plan.revision, "files": files}
-    with atomic(raw / LOCK) as file:
-        file.write(yaml.safe_dump(lock, sort_keys=True).encode())
-
-
-def _read_lock(raw: Path) -> dict[str, Any]:
-    path = raw / LOCK
-    return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
-
-
-def _check_complete(entry: Source, folder: Path) -> None:
-    """Whether what the reader will ask for is there; by hand or fetched."""
-    missing = [pattern for pattern in entry.also if not any(folder.glob(pattern))]
-    if not any(entry.tables(folder, split) for split in SPLITS):
-        missing = [globs[0] for globs in entry.files.values()] + missing
-    if missing and entry.by_hand:
-        raise UserError(
-            f"source '{entry.name}' has to be fetched by hand into {folder}: {entry.steps} ({', '.join(entry.pages)}); "
-            f"not there: {', '.join(missing)}"
-        )
-    if missing:
-        raise UserError(f"source '{entry.name}': {', '.join(missing)} is not in {folder}; {entry.steps or 'its layout has changed'}")
-    print(f"{entry.name}: complete in {folder}")
-    absent = [split for split in entry.expected if not entry.tables(folder, split)]
-    if absent:
-        print(f"{entry.name}: no file for {', '.join(absent)}; {entry.steps}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def fetch(remote: Remote, folder: Path) -> None:
         raise UserError(f"{remote.path} has {found:,} bytes instead of {remote.size:,} at {remote.address}; run the same command again")
     check(part, remote)
     part.replace(target)
+    _version(part).unlink(missing_ok=True)
 
 
 def attempt(action: Callable[[], None], address: str) -> None:
@@ -65,15 +66,21 @@ def refusal(code: int, address: str) -> str:
 
 
 def _continue(remote: Remote, part: Path) -> None:
+    """Asks for the rest of `part`; a file that has changed since (another ETag), or a server without ranges, begins anew."""
     have = part.stat().st_size if part.exists() else 0
-    if remote.size and have >= remote.size:
+    if remote.size and have == remote.size:
         return
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    version = _version(part).read_text() if have and _version(part).exists() else ""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}) | ({"If-Range": version} if version else {})
     with httpx2.stream("GET", remote.address, headers=headers, follow_redirects=True, timeout=60) as response:
         if response.status_code == 416:  # there is nothing behind what we have
-            return
+            if response.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+                return
+            part.unlink()
+            raise httpx2.ReadError("it is shorter than what was kept of it")
         response.raise_for_status()
-        have = have if response.status_code == 206 else 0  # a server without ranges begins anew
+        have = have if response.status_code == 206 else 0
+        _version(part).write_text(response.headers.get("ETag", ""))
         total = remote.size or have + int(response.headers.get("Content-Length", 0)) or None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(remote.path).name, disable=None)
         with part.open("r+b" if have else "wb") as file, bar:
@@ -82,6 +89,25 @@ def _continue(remote: Remote, part: Path) -> None:
                 file.write(data)
                 bar.update(len(data))
             file.truncate()
+
+
+def _version(part: Path) -> Path:
+    """Where the ETag of what was kept stands."""
+    return part.with_name(part.name + ".etag")
+
+
+def size_of(address: str) -> int:
+    """Bytes that an address promises; 0 where it does not say."""
+    found: list[int] = []
+
+    def look() -> None:
+        response = httpx2.head(address, headers={"Accept-Encoding": "identity"}, follow_redirects=True, timeout=60)
+        if response.status_code not in (405, 501):  # a server without HEAD
+            response.raise_for_status()
+            found.append(int(response.headers.get("Content-Length", 0)))
+
+    attempt(look, address)
+    return sum(found)
 
 
 def check(path: Path, remote: Remote) -> None:

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import random
+import resource
 import threading
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import yaml
 from data_prep import fetch, sources
 from data_prep.download import Download, download_all, main
 from data_prep.fetch import Remote, checksum
+from data_prep.phantom.writers import WRITERS
 from data_prep.unpack import unpack
 from src.errors import UserError
 
@@ -28,6 +32,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.zenodo: dict[int, dict[str, bytes]] = {}
+        self.moved: set[str] = set()  # files of Zenodo that are answered from another place, with an ETag
         self.wrong: set[str] = set()  # files whose promised checksum is not theirs
         self.cut: Counter = Counter()
         self.status: dict[str, int] = {}  # by a piece of the path
@@ -80,7 +85,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.content(path, content, {"ETag": f'"{sha256(content)}"'}, head=head)
         if path.startswith("/zenodo/"):
             _, _, number, name = path.split("/", 3)
+            if name in self.server.moved:
+                return self.send(b"", 302, {"Location": f"http://localhost:{self.server.server_port}/elsewhere/{number}/{name}"}, head=head)
             return self.content(name, self.server.zenodo[int(number)][name], {}, head=head)
+        if path.startswith("/elsewhere/"):
+            _, _, number, name = path.split("/", 3)
+            content = self.server.zenodo[int(number)][name]
+            return self.content(name, content, {"ETag": f'"{sha256(content)}"'}, head=head)
         return self.send(b"", 404, head=head)
 
     def info(self, repo: str) -> dict:
@@ -103,6 +114,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def content(self, name: str, content: bytes, headers: dict, *, head: bool):
         start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0] or 0)
+        if self.headers.get("If-Range", headers.get("ETag", "")) != headers.get("ETag", ""):
+            start = 0
+        if start >= len(content) > 0:
+            self.send(b"", 416, {"Content-Range": f"bytes */{len(content)}"}, head=head)
+            return
         if start:
             headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         body, cut = content[start:], not head and self.server.cut[name] > 0
@@ -184,7 +200,7 @@ def test_a_file_with_another_checksum_is_removed(server, tmp_path):
     with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet arrived with the checksum sha256:.* and was removed"):
         download(server, tmp_path, "pathvqa")
     assert not (tmp_path / "pathvqa" / LARGE).exists()
-    assert not (tmp_path / "sources.lock.yaml").exists()
+    assert LARGE not in yaml.safe_load((tmp_path / "sources.lock.yaml").read_text())["pathvqa"]["files"]
     server.wrong.clear()
     download(server, tmp_path, "pathvqa")
     assert (tmp_path / "pathvqa" / LARGE).exists()
@@ -297,7 +313,8 @@ def test_a_restricting_licence_has_to_be_accepted_by_name(server, tmp_path):
         download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
     (tmp_path / "quilt_1m" / "quilt_1m").mkdir(parents=True)
     (tmp_path / "quilt_1m" / "quilt_1M_lookup.csv").write_text("caption,image_path\n")
-    download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+    with pytest.raises(UserError, match=r"not there: quilt_1m$"):  # no picture in it
+        download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
 
 
 def test_mistakes_at_the_door(tmp_path, capsys):
@@ -313,10 +330,123 @@ def test_checksums_are_those_of_sha256_and_git(tmp_path):
     assert checksum(tmp_path / "a") == "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
 
 
-def test_a_server_without_ranges_begins_anew(server, tmp_path):
+def test_what_cannot_be_continued_begins_anew(server, tmp_path):
     server.zenodo[1] = {"a.bin": b"x" * 5000}
-    (tmp_path / "a.bin.part").write_bytes(b"y" * 9000)  # longer than the file, of another version
-    with pytest.raises(UserError, match="instead of 5,000"):
-        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", 5000), tmp_path)
-    fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", 5000), tmp_path)
-    assert (tmp_path / "a.bin").read_bytes() == b"x" * 5000
+    for size in (5000, 0):  # known, unknown
+        (tmp_path / "a.bin.part").write_bytes(b"y" * 9000)  # longer than the file, of another version
+        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", size), tmp_path)
+        assert (tmp_path / "a.bin").read_bytes() == b"x" * 5000
+
+
+def test_a_redirect_is_followed_and_a_file_that_changed_in_between_begins_anew(server, tmp_path, monkeypatch):
+    server.zenodo[1] = {"a.bin": b"old" * 4000}
+    server.moved.add("a.bin")
+    server.cut["a.bin"] = 1
+    remote = Remote("a.bin", f"{server.address}/zenodo/1/a.bin")
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "ATTEMPTS", 1)
+        with pytest.raises(UserError, match=r"a\.bin cannot be read after 1 attempts"):
+            fetch.fetch(remote, tmp_path)
+    assert 0 < (tmp_path / "a.bin.part").stat().st_size < 12_000
+    server.zenodo[1]["a.bin"] = b"new" * 4000
+    fetch.fetch(remote, tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"new" * 4000
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_progress_counts_what_was_there_before(server, tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(fetch.tqdm):
+        def __init__(self, **settings):
+            shown.append((settings["initial"], settings["total"]))
+            super().__init__(**settings)
+
+    monkeypatch.setattr(fetch, "tqdm", Bar)
+    server.zenodo[1] = {"a.bin": b"x" * 5000}
+    server.cut["a.bin"] = 1
+    fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
+    assert shown == [(0, 5000), (2500, 5000)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_outside_the_hub(server, tmp_path, status):
+    server.status["/zenodo/"] = status
+    sentence = rf"refuses access \({status}\)" if status != 404 else "answers with status 404; look up whether it has moved"
+    with pytest.raises(UserError, match=sentence):
+        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
+    assert len(server.asked) == 1
+
+
+def test_an_interrupted_download_stays_at_its_revision(server, tmp_path):
+    server.wrong.add(LARGE)
+    with pytest.raises(UserError, match="was removed"):
+        download(server, tmp_path, "pathvqa")
+    server.wrong.clear()
+    server.asked.clear()
+    download(server, tmp_path, "pathvqa")
+    assert {path for _, path, _ in server.asked if path.startswith("/api/")} == {
+        f"/api/datasets/flaviagiammarino/path-vqa/revision/{COMMIT}"
+    }
+
+
+def with_urls(server: Server, monkeypatch, files: dict[str, bytes]) -> None:
+    """`breastmnist` at addresses of the server."""
+    server.zenodo[2] = files
+    entry = replace(sources.load()["breastmnist"], urls={name: f"{server.address}/zenodo/2/{name}" for name in files})
+    monkeypatch.setattr(sources, "load", lambda: {"breastmnist": entry})
+
+
+def test_a_file_at_a_plain_address_is_held_by_the_checksum_that_was_found(server, tmp_path, monkeypatch):
+    with_urls(server, monkeypatch, {"breastmnist_224.npz": b"first" * 100})
+    download(server, tmp_path, "breastmnist")
+    (tmp_path / "breastmnist" / "breastmnist_224.npz").unlink()
+    server.zenodo[2]["breastmnist_224.npz"] = b"other" * 100
+    with pytest.raises(UserError, match=r"arrived with the checksum sha256:.* and was removed"):
+        download(server, tmp_path, "breastmnist")
+
+
+def test_room_is_asked_for_at_plain_addresses_too(server, tmp_path, monkeypatch):
+    with_urls(server, monkeypatch, {"breastmnist_224.npz": b"x" * 1001})
+    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match=r"the download needs 0\.0 GB"):
+        download(server, tmp_path, "breastmnist")
+    assert [method for method, _, _ in server.asked] == ["HEAD"]
+
+
+@pytest.mark.parametrize("source", ["pathvqa", "vqa_med_2019"])
+def test_a_full_disk_is_one_sentence_and_the_same_command_continues(server, tmp_path, source):
+    server.zenodo[10499039] = {"VQA-Med.zip": zipped({vqa_med("train"): random.Random(0).randbytes(100_000)})}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(UserError, match=rf"no space is left for .*/{source}; free some and run the same command again"):
+            download(server, tmp_path, source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    download(server, tmp_path, source)
+
+
+def test_several_restrictions_and_several_steps_are_told_at_once(server, tmp_path):
+    with pytest.raises(UserError, match=r"'quilt_1m' is .*; source 'medicat' is .*give accept=medicat,quilt_1m \(ACCEPT="):
+        download(server, tmp_path, "quilt_1m", "medicat", "iu_xray")
+    with pytest.raises(UserError, match=r"'quilt_1m' has to be fetched by hand .*; source 'iu_xray' has to be fetched by hand"):
+        download(server, tmp_path, "quilt_1m", "iu_xray", accept=["quilt_1m"])
+    with pytest.raises(UserError, match=r"source 'quilt1m' is not in sources\.yaml; did you mean 'quilt_1m'"):
+        download(server, tmp_path, "quilt_1m", accept=["quilt1m"])
+
+
+def test_what_was_put_there_by_hand_is_counted_and_held(server, tmp_path, capsys):
+    WRITERS["quilt_1m"].write(folder(tmp_path / "quilt_1m"), seed=0, num={"train": 6})
+    download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+    assert "quilt_1m: quilt_1M_lookup.csv has about 9 lines; rows expected in train: 768826" in capsys.readouterr().out
+    download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+    with (tmp_path / "quilt_1m" / "quilt_1M_lookup.csv").open("a") as file:
+        file.write("one more,x.jpg\n")
+    with pytest.raises(UserError, match=r"quilt_1M_lookup\.csv is sha256:.* now, and .*sources\.lock\.yaml holds sha256:"):
+        download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
+
+
+def folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
