@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data_prep import arguments
 from data_prep.atomic import atomic
 from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
-from data_prep.merge import write_index
+from data_prep.index import write_index
 from data_prep.near import near
 from data_prep.thumbnail import SAME, correlation, hashes, open_grey, variants
 from data_prep.write import column

@@ -6,14 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from data_prep.atomic import atomic
+from data_prep.index import join_parts
 from data_prep.sources import Source
-from data_prep.write import PART, VARIABLE, Part, column, read_part
+from data_prep.write import Part, read_part
 from src.data.record import SPLITS
-from src.data.shards import SCHEMA, view
 from src.errors import UserError
 
 COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
@@ -34,7 +31,7 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
     _write_quarantine(folder, parts)
     _check_quarantine(folder, entry.name, counts, parts, quarantine_limit)
     tars = [part for part in parts if part.tar]
-    _write_index(folder, tars)
+    join_parts(folder, tars)
     manifest = {
         "source": entry.name,
         "licence": entry.licence.name,
@@ -46,33 +43,6 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
     with atomic(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest
-
-
-def _write_index(folder: Path, parts: list[Part]) -> None:
-    """One uncompressed record batch, so that every column is a numpy view of the file."""
-    total = sum(part.tar["records"] for part in parts)
-    columns = {field.name: np.empty(total, str(field.type)) for field in SCHEMA if field.type not in VARIABLE}
-    pieces = {field.name: [column([], field.type)] for field in PART if field.type in VARIABLE}
-    at = 0
-    for shard, part in enumerate(parts):
-        rows = part.rows()
-        here = slice(at, at + rows.num_rows)
-        for name in PART.names:
-            if name in pieces:
-                pieces[name].append(rows.column(name))
-            else:
-                columns[name][here] = view(rows.column(name))
-        columns["shard"][here], columns["split"][here] = shard, SPLITS.index(part.split)
-        at = here.stop
-    arrays = {name: column(values, SCHEMA.field(name).type) for name, values in columns.items()}
-    arrays.update({name: pa.concat_arrays(found) for name, found in pieces.items()})
-    write_index(folder, arrays | {"leaks_into": column([""] * total, pa.string())})
-
-
-def write_index(folder: Path, columns: dict[str, pa.Array]) -> None:
-    batch = pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
-    with atomic(folder / "index.arrow") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        writer.write_batch(batch)
 
 
 def _write_quarantine(folder: Path, parts: list[Part]) -> None:

@@ -7,7 +7,7 @@ class Seen:
     """Open addressing with linear probing; 0 marks a free place. Two of 3.35M texts share a hash with probability 3e-7."""
 
     def __init__(self) -> None:
-        self._table = array("Q", bytes(8 << 10))
+        self._table = array("Q", [0]) * (1 << 10)
         self._count = 0
 
     def add(self, value: int) -> bool:
@@ -28,7 +28,7 @@ class Seen:
         return False
 
     def _grow(self) -> None:
-        held, self._table, self._count = self._table, array("Q", bytes(len(self._table) * 16)), 0
+        held, self._table, self._count = self._table, array("Q", [0]) * (2 * len(self._table)), 0
         for value in held:
             if value:
                 self._insert(value)

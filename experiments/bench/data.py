@@ -105,7 +105,9 @@ def two_processes(folder: Path) -> Measured:
             file.write(json.dumps({"image": f"{n}.jpg", "question": f"what is {n}?", "answer": "yes", "id": f"r{n}"}) + "\n")
     with workers(2) as mapped:
         quietly(few, folder / "started", mapped=mapped)
-        both, one = (partial(quietly, raw, folder / "out", mapped=pool) for pool in (mapped, lambda work, chunks: ((c, work(c)) for c in chunks)))
+        both, one = (
+            partial(quietly, raw, folder / "out", mapped=pool) for pool in (mapped, lambda work, chunks: ((c, work(c)) for c in chunks))
+        )
         two, alone_ = in_turn(both, one, clock=time.perf_counter)
     unit = "images/s of 1024x768, two processes against one, wall clock"
     return ratio("shards_two_processes", [TWO_PROCESSES / s for s in two], [TWO_PROCESSES / s for s in alone_], unit, target=">= 1.8")
@@ -115,7 +117,11 @@ def writing(folder: Path) -> Iterator[Measured]:
     """No JPEG work: packing, index rows, checksums and tars of pictures of 8 KiB against ShardWriter."""
     jpeg = np.random.default_rng(0).bytes(8 << 10)
     few, many = 4_000, 64_000
-    works = [partial(write, folder / "write", jpeg, few), partial(shard_writer, folder / "theirs", jpeg, few), partial(write, folder / "write", jpeg, many)]
+    works = [
+        partial(write, folder / "write", jpeg, few),
+        partial(shard_writer, folder / "theirs", jpeg, few),
+        partial(write, folder / "write", jpeg, many),
+    ]
     ours, peer, large = in_turn(*works)
     tars = [str(path) for path in sorted((folder / "write").glob("*.tar"))]
     assert sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False)) == many

@@ -11,7 +11,7 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from data_prep.merge import write_index
+from data_prep.index import write_index
 from data_prep.write import column
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA

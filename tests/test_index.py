@@ -1,0 +1,16 @@
+"""data_prep/index.py: an index that is filled in place is the one that is written at once."""
+
+from data_prep.index import join_parts, write_index
+from data_prep.write import read_part
+from src.data.shards import SCHEMA, Shards
+
+
+def test_parts_joined_in_place_are_the_index_written_at_once(shards, tmp_path):
+    for source in ("alpha", "beta", "gamma"):  # one image, several, none
+        opened = Shards(shards / source)
+        parts = [read_part(shards / source, tar["name"].removesuffix(".tar")) for tar in opened.manifest["shards"]]
+        assert len(parts) == 3
+        join_parts(tmp_path / "joined", parts)
+        write_index(tmp_path / "written", {field.name: opened.arrow(field.name) for field in SCHEMA})
+        files = [folder / "index.arrow" for folder in (tmp_path / "joined", tmp_path / "written")]
+        assert files[0].read_bytes() == files[1].read_bytes()
