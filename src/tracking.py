@@ -37,7 +37,8 @@ def training(folder: Path, config: Train) -> Iterator[Any]:
         yield None
         return
     path = folder / "wandb.json"
-    known = json.loads(path.read_text()) if path.exists() else {"id": secrets.token_hex(4)}
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None  # by the agent of a wandb sweep
+    known = json.loads(path.read_text()) if path.exists() else {"id": given or secrets.token_hex(4)}
     told = {"project": config.logger.project, "group": _group(config.name), "name": config.name[-LONGEST:], "tags": _tags()}
     write_atomically(path, json.dumps(known | told | {"mode": config.logger.wandb}, indent=1))
     with _opened(folder, config=flat(mask(plain(config)))) as run:

@@ -1,0 +1,84 @@
+"""`python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]`: saves a wandb workspace that compares mixes.
+
+Needs `wandb login` and the network; everything else about it is the object that `workspace` returns.
+"""
+
+import sys
+
+import wandb_workspaces.reports.v2 as panels
+from wandb_workspaces import workspaces
+
+from src import tracking
+from src.cli import CONF, compose
+from src.config import Logger
+from src.errors import UserError, command, nearest
+
+SCORES = {"BLEU-1": "all/bleu1", "exact match": "all/exact", "closed accuracy": "closed/accuracy"}
+CONDITIONS = ("real", "shuffled", "blank")
+SPEED = {"Samples per second": "samples/s", "Tokens per second": "tokens/s", "Share of time spent waiting for data": "data_wait"}
+
+
+def workspace(*, entity: str, project: str, mix: str) -> workspaces.Workspace:
+    """Runs that differ in their mix, grouped by sweep: what they learned of each source, how they score, and at what speed."""
+    sources = list(compose("train", ["+experiment=mini", f"mix={mix}"]).mix.shares)
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"mixes: {mix}",
+        sections=[
+            workspaces.Section("Scores", panels=scores(), is_open=True),
+            workspaces.Section(
+                "Loss per source", panels=[*curves("Loss", "loss", sources), *curves("Validation loss", "val", sources)], is_open=True
+            ),
+            workspaces.Section("Answers per source", panels=curves("Token F1", "f1", sources)),
+            workspaces.Section("Optimisation", panels=[curve("Loss", "loss"), curve("Mean validation loss", "val"), norm(), rates()]),
+            workspaces.Section("Throughput", panels=[curve(title, key) for title, key in SPEED.items()]),
+            workspaces.Section("Predictions", panels=[panels.WeavePanelSummaryTable(table_name="predictions")]),
+        ],
+        runset_settings=workspaces.RunsetSettings(groupby=[workspaces.Metric("Group")]),
+    )
+
+
+def scores() -> list:
+    """Bars with the image beside those with another image or none; without the gap a score says nothing about seeing."""
+    found = [
+        panels.BarPlot(title=f"{name}: real, shuffled, blank", metrics=[f"vqa/pooled/{condition}/{key}" for condition in CONDITIONS])
+        for name, key in SCORES.items()
+    ]
+    gaps = [f"vqa/pooled/real_minus_{other}/all/bleu1" for other in CONDITIONS[1:]]
+    return [*found, panels.BarPlot(title="BLEU-1 that the image is worth", metrics=gaps)]
+
+
+def curves(title: str, kind: str, sources: list[str]) -> list:
+    return [curve(f"{title}: {source}", f"{kind}/{source}") for source in sources]
+
+
+def curve(title: str, *keys: str) -> panels.LinePlot:
+    return panels.LinePlot(title=title, x="step", y=list(keys))
+
+
+def norm() -> panels.LinePlot:
+    return panels.LinePlot(title="Gradient norm before clipping", x="step", y=["grad_norm"], log_y=True)
+
+
+def rates() -> panels.LinePlot:
+    return curve("Learning rate", *(f"lr/{part}" for part in ("vision", "projector", "language")))
+
+
+@command
+def main(words: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    entities = [word for word in words if "=" not in word]
+    for key in given.keys() - {"project", "mix"}:
+        raise UserError(f"unknown key '{key}'{nearest(key, ('project', 'mix'))}")
+    if len(entities) != 1:
+        raise UserError("name the wandb user or team: python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]")
+    mix = given.get("mix", "mini")
+    if not (CONF / "mix" / f"{mix}.yaml").exists():
+        raise UserError(f"mix={mix}{nearest(mix, [path.stem for path in (CONF / 'mix').glob('*.yaml')])}")
+    tracking.check(Logger(wandb="online", project=given.get("project", "openmedq")))
+    print(workspace(entity=entities[0], project=given.get("project", "openmedq"), mix=mix).save().url)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

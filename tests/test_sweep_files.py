@@ -1,0 +1,82 @@
+"""The sweep files of wandb, each by what its agent would run first, and the dashboard, by the object that it builds."""
+
+import json
+from contextlib import nullcontext
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from experiments.sweeps import dashboard
+from src import cli, tracking
+from src.config import Train, typed
+from src.reporting.compare import COLUMNS
+from tests.stored import write_run
+
+FILES = {path.stem: path for path in sorted((cli.CONF.parent / "experiments" / "sweeps").glob("*.yaml"))}
+LOGGED = {"step", "loss", "val", "grad_norm", "data_wait", "samples/s", "tokens/s"}
+
+
+def first(parameter: dict) -> object:
+    return parameter["values"][0] if "values" in parameter else parameter["min"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_first_trial_composes_as_its_agent_would_start_it(name):
+    file = yaml.safe_load(FILES[name].read_text())
+    values = {key: {"value": first(parameter)} for key, parameter in file["parameters"].items()}
+    args = create_sweep_command_args({"args": values})["args_no_hyphens"]
+    words = [one for word in create_sweep_command(file["command"]) for one in (args if word == "${args_no_hyphens}" else [word])]
+    assert words[:4] == ["python", "-m", "src.train", "-m"]
+    overrides = words[4:]
+    (trial,) = cli.sweep.points(cli.spelt_out("train", overrides))  # one process, one trial, in a folder of its own
+    assert set(args) <= set(trial)
+    config = typed(Train, cli.compose("train", trial))
+    assert (config.logger.wandb, config.logger.project) == ("online", file["project"])
+    assert cli.sweep.slug(trial).count("=") >= len(args)
+    assert file["metric"]["name"] in LOGGED
+
+
+@pytest.mark.parametrize(("sweep", "taken"), [("s1", True), ("", False)])
+def test_the_agent_names_the_run_of_its_sweep(tmp_path, monkeypatch, sweep, taken):
+    monkeypatch.setattr(tracking, "_opened", lambda folder, config: nullcontext(MagicMock()))
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+    folder = write_run(tmp_path, "one")
+    with tracking.training(folder, typed(Train, cli.compose("train", ["+experiment=mini", "logger=wandb"]))):
+        pass
+    assert (json.loads((folder / "wandb.json").read_text())["id"] == "fromagent") == taken
+
+
+def test_the_dashboard_compares_mixes_by_keys_that_runs_have(tmp_path):
+    made = dashboard.workspace(entity="e", project="p", mix="mini")
+    sections = {section.name: section.panels for section in made.sections}
+    sources = list(cli.compose("train", ["+experiment=mini"]).mix.shares)
+    loss = [metric for panel in sections["Loss per source"] for metric in panel.y]
+    assert loss == [f"{kind}/{source}" for kind in ("loss", "val") for source in sources]
+    assert {metric for panel in sections["Throughput"] for metric in panel.y} <= LOGGED
+    assert all(panel.x == "step" for name in ("Loss per source", "Throughput", "Optimisation") for panel in sections[name])
+    bars = [metric for panel in sections["Scores"] for metric in panel.metrics]
+    folder = write_run(tmp_path, "one")
+    measured = {key.replace("/alpha/", "/pooled/") for key in json.loads((folder / "result.json").read_text())["metrics"]}
+    assert set(bars) <= measured
+    assert {f"vqa/pooled/{COLUMNS['BLEU-1'].replace('real', condition)}" for condition in ("real", "shuffled", "blank")} <= set(bars)
+    assert made._to_model().spec.section.panel_bank_config.sections[0].panels  # what would be sent
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name the wandb user or team"),
+        (["me", "mix=mni"], "mix=mni; did you mean 'mini'?"),
+        (["me", "projct=x"], "unknown key 'projct'; did you mean 'project'?"),
+        (["me"], "logger.wandb=online, but nobody is logged in"),
+    ],
+)
+def test_mistakes(words, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(SystemExit):
+        dashboard.main(words)
+    assert said in capsys.readouterr().err
