@@ -13,8 +13,9 @@ from src.cli import verb
 from src.config import Ask
 from src.data.read_image import read_image
 from src.errors import UserError, nearest
-from src.model.answer import Answerer, Query, Sampling, load_answerer, spoken
+from src.model.answer import Answerer, load_answerer
 from src.model.generate import Answer
+from src.model.query import Query, Sampling, spoken
 from src.overrides import quote_texts
 from src.run import write_atomically
 
@@ -46,7 +47,7 @@ def ask_all(config: Ask) -> Path:
     out = Path(config.out) if config.out else table.with_suffix(".answers.jsonl")
     answerer = _load(config)
     lines = []
-    for at in tqdm(range(0, len(rows), config.batch_size), unit="batch", dynamic_ncols=True):
+    for at in tqdm(range(0, len(rows), config.batch_size), unit="batch", dynamic_ncols=True, disable=None):
         some = rows[at : at + config.batch_size]
         answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], _sampling(config))
         lines += [_line(row, answer) for row, answer in zip(some, answers, strict=True)]

@@ -9,17 +9,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.cli import verb
 from src.config import Demo, Train
 from src.data.read_image import png, read_image
 from src.data.shards import Shards
 from src.errors import UserError
-from src.model.answer import Answerer, finished, load_answerer
+from src.model.query import Source, source
 from src.overrides import quote_texts
 from src.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from src.serving.desk import Desk
 
 EXAMPLES = 6  # of a run's test images
 
@@ -32,30 +37,45 @@ class Running:
     folder: Path
 
 
-def serve(answerer: Answerer, limits: Limits, *, host: str = "127.0.0.1", port: int = 7860, **more) -> None:
-    """Serves until Ctrl-C."""
-    with running(answerer, limits, host=host, port=port, **more) as demo:
+def serve(found: Source, limits: Limits, **more) -> None:
+    """Serves until Ctrl-C. The page opens before the model is loaded; whoever asks meanwhile is told so and waits."""
+    desk: Future[Desk] = Future()
+    with contextlib.suppress(KeyboardInterrupt), running(desk, limits, name=found.name, **more) as demo:
         print(f"{demo.url}   Ctrl-C stops it", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        try:
+            desk.set_result(_desk(found, limits))
+        finally:
+            desk.cancel()  # does nothing where it has its result
+        print(f"{found.name} is loaded", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+def _desk(found: Source, limits: Limits) -> "Desk":
+    """Imports torch and what stands on it only now: that takes longer than opening the page."""
+    from src.model.answer import answerer
+    from src.serving.desk import Desk
+
+    return Desk(answerer(found), limits)
 
 
 @contextlib.contextmanager
 def running(
-    answerer: Answerer,
+    desk: "Future[Desk]",
     limits: Limits,
     *,
+    name: str,
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
     examples: list[tuple[Path, str]] | None = None,
 ) -> Iterator[Running]:
-    """The demo, until the block ends; then every picture is deleted. `port` None takes a free one."""
+    """The demo, until the block ends; then every picture is deleted. `desk` may get its result later; `port` None takes a free one."""
     if not is_loopback(host) and auth is None:
         raise UserError(f"host={host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
     with tempfile.TemporaryDirectory(prefix="openmedq-demo-") as temporary:
         folder = Path(temporary).resolve()
+        before = os.environ.get("GRADIO_TEMP_DIR", "")
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_NUM_PORTS": "1"}
         import gradio as gr  # reads its environment when it is imported
         from starlette.middleware import Middleware
@@ -64,7 +84,7 @@ def running(
         from src.serving.page import MONO, SANS, STYLE, build
 
         recent: dict = {}
-        page = build(answerer, limits, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
+        page = build(desk, limits, name=name, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
             _, url, _ = page.launch(
@@ -97,6 +117,7 @@ def running(
         finally:
             sweeper.stop()
             page.close(verbose=False)
+            os.environ["GRADIO_TEMP_DIR"] = before  # of a demo around this one: gradio looks it up at every request
 
 
 def free_port(host: str) -> int:
@@ -166,11 +187,11 @@ def main(config: Demo) -> None:
         raise UserError(f"host={config.host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
     examples = read_examples(Path(config.examples)) if config.examples else []
     limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
-    answerer = load_answerer(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    found = source(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
     with tempfile.TemporaryDirectory() as spare:
-        if not config.examples and config.model.startswith("run:"):
-            examples = images_of_a_run(finished(config.outputs, config.model.removeprefix("run:"))[1], Path(spare))
-        serve(answerer, limits, host=config.host, port=config.port, auth=auth, examples=examples)
+        if not config.examples and found.config:
+            examples = images_of_a_run(found.config, Path(spare))
+        serve(found, limits, host=config.host, port=config.port, auth=auth, examples=examples)
 
 
 if __name__ == "__main__":

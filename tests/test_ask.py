@@ -12,7 +12,8 @@ from src.ask import ask, ask_all
 from src.cli import compose
 from src.config import Ask, typed
 from src.errors import UserError
-from src.model.answer import Query, Sampling, load_answerer
+from src.model.answer import load_answerer
+from src.model.query import Query, Sampling
 from src.overrides import quote_texts
 from tests.conftest import overrides
 from tests.runs import finish

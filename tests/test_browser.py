@@ -8,10 +8,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from src.data.read_image import read_image
 from src.demo import running
-from src.model.answer import Query, Sampling, load_answerer
+from src.model.answer import load_answerer
+from src.model.query import Query, Sampling
 from src.serving.limits import Limits
 from tests.conftest import overrides
 from tests.runs import finish
+from tests.test_demo import seated
 from tests.test_read_image import RAMP, dicom, picture
 
 pytestmark = pytest.mark.browser
@@ -34,7 +36,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(answerer, file):
-    with running(answerer, Limits(), examples=[(file, "an example's question?")]) as demo:
+    with running(seated(answerer, Limits()), Limits(), name="run:tiny", examples=[(file, "an example's question?")]) as demo:
         yield demo.url
 
 

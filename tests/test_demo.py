@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,11 +20,12 @@ from src.config import Demo, typed
 from src.data.read_image import read_image
 from src.demo import credentials, images_of_a_run, is_loopback, read_examples, running
 from src.errors import UserError
-from src.model.answer import Query, Sampling, load_answerer
+from src.model.answer import load_answerer
 from src.model.occlusion import likelihood, occlude
+from src.model.query import Query, Sampling
+from src.serving.desk import Desk
 from src.serving.guard import Sweeper
 from src.serving.limits import Limits
-from src.serving.page import Desk
 from tests.conftest import overrides
 from tests.runs import finish
 from tests.test_read_image import RAMP, dicom, hostile, picture
@@ -39,6 +40,13 @@ def answerer(shards, language, tmp_path_factory):
     return load_answerer(str(folder), accelerator="cpu")
 
 
+def seated(answerer, limits: Limits) -> Future:
+    """A desk whose model is there from the start."""
+    desk: Future = Future()
+    desk.set_result(Desk(answerer, limits))
+    return desk
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "a.png"
@@ -48,7 +56,7 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(answerer, file):
-    with running(answerer, LIMITS, examples=[(file, "which organ is shown?")]) as started:
+    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ is shown?")]) as started:
         yield started
 
 
@@ -113,6 +121,18 @@ def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
     blank = Image.fromarray(answerer.blank().numpy().transpose(1, 2, 0))
     without = likelihood(answerer, query, "lung", blank=True)[0]
     assert without == pytest.approx(likelihood(answerer, Query("which organ?", [blank]), "lung")[0], abs=1e-4)
+
+
+def test_who_asks_before_the_model_is_loaded_is_told_and_waits(answerer, file):
+    desk: Future = Future()
+    with running(desk, LIMITS, name="run:tiny") as demo:
+        job = Client(demo.url, verbose=False).submit(handle_file(file), "which organ?", [], *SETTINGS.values(), api_name="/ask")
+        until = time.monotonic() + 60
+        while not job.outputs() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert job.outputs()[0][2] == "the model is still being loaded ..."
+        desk.set_result(Desk(answerer, LIMITS))
+        assert text_of(job.result(60)[0][-1]) == answerer.answers([Query("which organ?", [read_image(file)])], Sampling(8))[0].text
 
 
 def test_mistakes_are_told_to_the_visitor(client, file):
@@ -287,7 +307,7 @@ def test_responses_forbid_sniffing(demo):
 
 
 def test_a_full_queue_says_that_it_is_busy(answerer, file):
-    with running(answerer, Limits(queue=2)) as demo:
+    with running(seated(answerer, Limits(queue=2)), Limits(queue=2), name="run:tiny") as demo:
         clients = [Client(demo.url, verbose=False) for _ in range(6)]
 
         def one(client: Client) -> str:
@@ -317,7 +337,7 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
 
 
 def test_nothing_is_kept_after_the_end(answerer):
-    with running(answerer, LIMITS) as demo:
+    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny") as demo:
         assert post(demo, picture("PNG")).status_code == 200
         folder = demo.folder
         assert list(folder.rglob("picture.png"))
@@ -327,8 +347,8 @@ def test_nothing_is_kept_after_the_end(answerer):
 
 def test_other_machines_need_a_password(answerer, file):
     with pytest.raises(UserError, match=r"host=0\.0\.0\.0 can be reached from other machines; give auth=user:password"):
-        running(answerer, LIMITS, host="0.0.0.0").__enter__()
-    with running(answerer, LIMITS, auth=("lab", "a long password")) as demo:
+        running(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0").__enter__()
+    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", auth=("lab", "a long password")) as demo:
         assert httpx.get(f"{demo.url}config").status_code == 401
         assert post(demo, picture("PNG")).status_code == 401
         assert httpx.get(f"{demo.url}gradio_api/file={file}").status_code in (401, 403)

@@ -36,7 +36,8 @@ from src.data.read_image import png
 from src.demo import free_port
 from src.errors import UserError
 from src.export import export
-from src.model.answer import Answerer, Query, Sampling, load_answerer
+from src.model.answer import Answerer, load_answerer
+from src.model.query import Query, Sampling
 from tests.conftest import ORGANS, overrides
 from tests.runs import finish
 from tests.test_towers import OTHER_MEAN, hf_folder, scatter, tiny_clip

@@ -3,17 +3,12 @@
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
-from src import run
-from src.config import Train, one_of, typed
 from src.data.benchmark import blank
 from src.data.images import squash
 from src.data.prompt import pieces
@@ -21,27 +16,9 @@ from src.data.record import Record
 from src.errors import UserError
 from src.model.exported import load_exported
 from src.model.generate import Answer, Asked, Generator, ask
+from src.model.query import Query, Sampling, Source, source, spoken
 from src.model.vlm import VLM, build
 from src.training.checkpoint import choose, load
-
-
-@dataclass
-class Sampling:
-    """`temperature` 0 is greedy and does not depend on `top_p` and `seed`."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass
-class Query:
-    """A question, the pictures it is about (8-bit RGB) and what was said before: [(question, answer)]."""
-
-    question: str
-    images: list[Image.Image] = field(default_factory=list)
-    history: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Answerer:
@@ -112,63 +89,33 @@ class Answerer:
             raise UserError(f"the question has characters that the model's vocabulary lacks: {' '.join(lost[:5])}")
 
 
-def spoken(question: str) -> str:
-    """A question without blanks around it; an empty one, or text that is no text, is a `UserError`."""
-    question = question.strip()
-    if not question:
-        raise UserError("the question is empty; ask something, such as 'Which organ is shown?'")
-    if not question.isprintable() and any((ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000 for c in question):
-        raise UserError("the question holds control characters or broken UTF-8; write it as plain text")
-    return question
-
-
 def _record(history: list[tuple[str, str]], question: str) -> Record:
     return Record(key="asked", source="asked", split="test", turns=[*history, (question, "")])
 
 
 def load_answerer(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> Answerer:
-    """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
+    """The model that `source` finds."""
+    return answerer(source(where, outputs=outputs, checkpoint=checkpoint, accelerator=accelerator))
+
+
+def answerer(found: Source) -> Answerer:
+    """Loads it, to the first GPU where there is one and `accelerator` does not forbid it."""
+    if found.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu, but torch finds no GPU here; leave it at auto, or say cpu")
     quiet()
-    one_of("checkpoint", checkpoint, ("best", "last"))
-    one_of("accelerator", accelerator, ("cpu", "gpu", "auto"))
-    folder = Path(where)
-    if where.startswith("run:"):
-        found = _from_run(outputs, where.removeprefix("run:"), checkpoint)
-    elif (folder / "config.yaml").exists():
-        found = _from_run(str(folder.parent), folder.name, checkpoint)
-    elif (folder / "config.json").exists() or (folder / "hf" / "config.json").exists():
-        found = _from_export(folder if (folder / "config.json").exists() else folder / "hf")
-    elif (Path(outputs) / where / "config.yaml").exists():
-        raise UserError(f"model={where} is a run of {outputs}; write model=run:{where}")
+    if found.config is None:
+        model = load_exported(found.folder)
+        row_tokens, takes_images = model.language.body.config.max_position_embeddings, True
     else:
-        raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
-    found.model.to("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
-    return found
+        path = choose(found.folder, found.checkpoint)
+        model = build(found.config)
+        load(model, path)
+        row_tokens, takes_images = found.config.data.row_tokens, found.config.data.images
+    model.to("cuda" if torch.cuda.is_available() and found.accelerator != "cpu" else "cpu")
+    return Answerer(model.eval(), name=found.name, row_tokens=row_tokens, takes_images=takes_images)
 
 
 def quiet() -> None:
     """Loading speaks only when something is wrong."""
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
-
-
-def _from_run(outputs: str, name: str, checkpoint: str) -> Answerer:
-    folder, config = finished(outputs, name)
-    path = choose(folder, checkpoint)
-    model = build(config)
-    load(model, path)
-    return Answerer(model.eval(), name=f"run:{name}", row_tokens=config.data.row_tokens, takes_images=config.data.images)
-
-
-def finished(outputs: str, name: str) -> tuple[Path, Train]:
-    """Folder and configuration of a run that has been trained to its end."""
-    folder, stored = run.read_run(outputs, name)
-    if not (folder / "train.json").exists():
-        raise UserError(f"run '{name}' has not finished training; continue it with the command that started it: python -m src.train ...")
-    return folder, typed(Train, OmegaConf.create(stored))
-
-
-def _from_export(folder: Path) -> Answerer:
-    model = load_exported(folder)
-    longest = model.language.body.config.max_position_embeddings
-    return Answerer(model, name=str(folder), row_tokens=longest, takes_images=True)

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from src.model.answer import Answerer, Query, Sampling
+from src.model.answer import Answerer
 from src.model.generate import Asked
+from src.model.query import Query, Sampling
 
 TILES = 7  # per side at most; each tile costs one pass of the model
 

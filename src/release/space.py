@@ -23,14 +23,14 @@ import os
 from huggingface_hub import snapshot_download
 
 from src.demo import serve
-from src.model.answer import load_answerer
+from src.model.query import source
 from src.serving.limits import Limits
 
 MODEL = os.environ.get("MODEL", "HERE")  # a folder or a hub id
 
 if __name__ == "__main__":
     folder = MODEL if os.path.isdir(MODEL) else snapshot_download(MODEL, token=os.environ.get("HF_TOKEN"))
-    serve(load_answerer(folder), Limits(), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), port=int(os.environ.get("PORT", "7860")))
+    serve(source(folder), Limits(), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), port=int(os.environ.get("PORT", "7860")))
 '''
 
 

@@ -1,0 +1,77 @@
+"""What a model is asked, and which model: known without loading anything."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from PIL import Image
+
+from src import run
+from src.config import Train, one_of, typed
+from src.errors import UserError
+
+
+@dataclass
+class Sampling:
+    """`temperature` 0 is greedy and does not depend on `top_p` and `seed`."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class Query:
+    """A question, the pictures it is about (8-bit RGB) and what was said before: [(question, answer)]."""
+
+    question: str
+    images: list[Image.Image] = field(default_factory=list)
+    history: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Source:
+    """A finished run with its configuration, or (`config` None) a folder that `python -m src.export` wrote."""
+
+    name: str
+    folder: Path
+    config: Train | None
+    checkpoint: str = "best"
+    accelerator: str = "auto"
+
+
+def spoken(question: str) -> str:
+    """A question without blanks around it; an empty one, or text that is no text, is a `UserError`."""
+    question = question.strip()
+    if not question:
+        raise UserError("the question is empty; ask something, such as 'Which organ is shown?'")
+    if not question.isprintable() and any((ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000 for c in question):
+        raise UserError("the question holds control characters or broken UTF-8; write it as plain text")
+    return question
+
+
+def source(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> Source:
+    """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
+    one_of("checkpoint", checkpoint, ("best", "last"))
+    one_of("accelerator", accelerator, ("cpu", "gpu", "auto"))
+    folder = Path(where)
+    if where.startswith("run:"):
+        name = where.removeprefix("run:")
+        return Source(where, *finished(outputs, name), checkpoint, accelerator)
+    if (folder / "config.yaml").exists():
+        return Source(f"run:{folder.name}", *finished(str(folder.parent), folder.name), checkpoint, accelerator)
+    for exported in (folder, folder / "hf"):
+        if (exported / "config.json").exists():
+            return Source(str(exported), exported, None, accelerator=accelerator)
+    if (Path(outputs) / where / "config.yaml").exists():
+        raise UserError(f"model={where} is a run of {outputs}; write model=run:{where}")
+    raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
+
+
+def finished(outputs: str, name: str) -> tuple[Path, Train]:
+    """Folder and configuration of a run that has been trained to its end."""
+    folder, stored = run.read_run(outputs, name)
+    if not (folder / "train.json").exists():
+        raise UserError(f"run '{name}' has not finished training; continue it with the command that started it: python -m src.train ...")
+    return folder, typed(Train, OmegaConf.create(stored))
