@@ -67,10 +67,13 @@ def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | Bad]:
         return [row for n in range(len(batch)) for row in _rows(batch.slice(n, 1), path)]
 
 
-def _csv(path: Path, need: list[str], want: list[str]) -> Iterator[dict]:
+def _csv(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
     csv.field_size_limit(LONGEST)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from csv.DictReader(file)
+        for number, row in enumerate(table := csv.DictReader(file, strict=True)):  # a quote left open would swallow the rest of the file
+            whole = None not in row and None not in row.values()
+            reason = f"not as many fields as columns: line {table.line_num} of {path.name}"
+            yield row if whole else Bad(f"{path.stem}-{number}", reason)
 
 
 def _json(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:

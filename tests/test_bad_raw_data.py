@@ -154,8 +154,15 @@ QUARANTINED = {
     "latin-1 in text": ("vqa_med_2019", in_line(QUESTIONS, latin_1), "not UTF-8"),
     "latin-1 in parquet": ("roco", latin_1_in_parquet, "not UTF-8"),
     "duplicated key": ("roco", in_row(lambda row: row | {"image_id": "ROCO_00001"}), "duplicate key"),
-    "path that leads out": ("quilt_1m", in_line(LOOKUP, lambda line: b"a,../../b.jpg\n"), "image path is not inside the raw folder"),
-    "name too long": ("quilt_1m", in_line(LOOKUP, lambda line: b"a," + b"b" * 300 + b"\n"), "image missing"),
+    "no picture": ("roco", in_row(lambda row: row | {"image": None}), "image missing"),
+    "cut csv line": ("quilt_1m", in_line(LOOKUP, lambda line: line[:20] + b"\n"), "not as many fields as columns"),
+    "comma without quotes": ("quilt_1m", in_line(LOOKUP, lambda line: b"a, " + line), "not as many fields as columns"),
+    "path that leads out": (
+        "quilt_1m",
+        in_line(LOOKUP, lambda line: b"a,../../b.jpg" + b"," * 9 + b"\n"),
+        "image path is not inside the raw folder",
+    ),
+    "name too long": ("quilt_1m", in_line(LOOKUP, lambda line: b"a," + b"b" * 300 + b"," * 9 + b"\n"), "image missing"),
 }
 
 
@@ -194,6 +201,11 @@ REFUSED = {
         r"test-00000-of-00001\.parquet .* as parquet .*; fetch it again",
     ),
     "arrow": ("ubench", cut_short("perception/*/*-00001-*"), r"\.arrow of ubench cannot be read as arrow .*; fetch it again"),
+    "quote left open": (
+        "quilt_1m",
+        in_line(LOOKUP, lambda line: b'"' + line),
+        r"lookup\.csv of quilt_1m cannot be read as csv .*; fetch it again",
+    ),
     "json array": ("pubmedvision", cut_short("*.json"), r"VQA\.json is not complete, valid JSON: it ends in the middle; fetch it again"),
     "json object": ("pubmedqa", cut_short("data/ori_pqal.json"), r"ori_pqal\.json is not complete, valid JSON: .*; fetch it again"),
 }

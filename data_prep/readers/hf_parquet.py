@@ -31,6 +31,8 @@ def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_k
     images = whole(_bytes(raw, image, key) for image in _list(row.get("image")))
     if isinstance(images, Bad):
         return images
+    if "image" in row and not images:
+        return Bad(key, "image missing: there is none in the row")
     question, answer, caption = (clean(row.get(name)) for name in ("question", "answer", "caption"))
     derived = "caption" if "caption" in row else question_type(question, answer) if "image" in row else "text"
     return Record(

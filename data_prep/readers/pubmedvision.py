@@ -33,6 +33,8 @@ def _record(split: str, entry: Source, fields: dict, default_key: str, archives:
         return Bad(default_key, "not a JSON object")
     key = clean(fields.get("id")) or default_key
     names = [Path(name).name for name in fields.get("image") or []]
+    if not names:
+        return Bad(key, "image missing: the row names none")
     images = whole(_picture(name, key, archives) for name in names)
     if isinstance(images, Bad):
         return images
@@ -44,8 +46,8 @@ def _record(split: str, entry: Source, fields: dict, default_key: str, archives:
         split=split,
         images=images,
         turns=turns,
-        type=question_type(*turns[0]) if turns and images else "text",
-        group=names[0].rpartition("_")[0] if names else key,  # pmc_<figure>_<part>.jpg
+        type=question_type(*turns[0]) if turns else "other",
+        group=names[0].rpartition("_")[0],  # pmc_<figure>_<part>.jpg
         meta={name: fields[name] for name in ("modality", "body_part") if fields.get(name)},
     )
 
