@@ -1,8 +1,9 @@
-"""The table of scorers: what it reads, what it says, and that the README shows the stored results."""
+"""The table of scorers: what it reads, and what it says."""
 
 import pytest
 
-from experiments.vqa.scorers import FOLDER, facts, markdown, put, read, rows_of, table
+from experiments.tables import rows_of
+from experiments.vqa.scorers import FOLDER, facts, read, table
 from src.errors import UserError
 
 LINES = "s1|modality|was contrast given?|no\ns2|organ|what?|lung#heart, great vessels\ns3|plane|which?|axial (oblique)\n"
@@ -27,14 +28,6 @@ def test_another_file_is_refused(tmp_path):
     path.write_text("s1|was contrast given?\n")
     with pytest.raises(UserError, match=r"has 0 lines of image\|category\|question\|answer among 1"):
         read(path)
-
-
-def test_the_readme_shows_the_stored_tables():
-    readme = (FOLDER / "README.md").read_text()
-    for part in ("scorers", "published"):
-        stored = markdown(rows_of(FOLDER / f"{part}.csv"))
-        assert f"<!-- {part} -->\n{stored}\n<!-- /{part} -->\n" in readme
-    assert put("a <!-- x -->\nold\n<!-- /x --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- /x --> b"
 
 
 def test_every_published_number_says_where_it_was_read():

@@ -9,6 +9,7 @@ import csv
 import sys
 from pathlib import Path
 
+from experiments.tables import markdown, put, rows_of
 from src.errors import UserError, command
 from src.run import git
 from src.scoring.published import imageclef_words
@@ -49,24 +50,6 @@ def facts(references: list[list[str]]) -> str:
         f"evaluator {sum(not imageclef_words(one) for one in first)} are empty and {sum(len(imageclef_words(one)) >= 4 for one in first)} "
         "have four words or more."
     )
-
-
-def markdown(rows: list[dict]) -> str:
-    names = [name for name in rows[0] if name != "git"]
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def put(readme: str, part: str, text: str) -> str:
-    """The README with `text` between the two marks of `part`."""
-    begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
-    before, rest = readme.split(begin)
-    return before + begin + text + "\n" + end + rest.split(end)[1]
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @command

@@ -1,0 +1,92 @@
+"""`make experiments`: every table of experiments/*/README.md, rendered from the CSV file beside it.
+
+A table stands between `<!-- name -->` and `<!-- /name -->`; `TABLES` says which file it is made of, and how.
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from src.errors import UserError, command
+
+FOLDER = Path(__file__).parent
+Rows = list[dict[str, str]]
+
+
+def rows_of(path: Path) -> Rows:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(rows: list[dict]) -> str:
+    """All columns but the commit."""
+    names = [name for name in rows[0] if name != "git"]
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def leaks(rows: Rows) -> str:
+    return markdown([{"kind": row["kind"], **{name: f"{int(row[name]):,}" for name in ("planted", "found")}} for row in rows])
+
+
+def transfer(rows: Rows) -> str:
+    """Macro-F1 of the linear probe: benchmarks down, encoders across."""
+    kept = [row for row in rows if row["score"] == "macro_f1" and row["protocol"] == "probe" and row["benchmark"] != "mean"]
+    cells = {(row["benchmark"], row["encoder"]): interval(row) for row in kept}
+    counts = {row["benchmark"]: f"{int(row['n']):,}" for row in kept}
+    encoders = list(dict.fromkeys(row["encoder"] for row in kept))
+    return markdown([{"benchmark": one, "n": counts[one]} | {name: cells.get((one, name), "") for name in encoders} for one in counts])
+
+
+def ablation(rows: Rows) -> str:
+    """One line per trial: the setting that differs, and BLEU-1 on all image questions with each kind of image."""
+    (setting,) = set(rows[0]) - {"run", "seed", "git", "data", "metric", "value", "low", "high", "n"}
+    shown = {"real": "real", "shuffled": "shuffled", "blank": "blank", "real - shuffled": "real_minus_shuffled"}
+    lines = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        metrics = {row["metric"]: row for row in rows if row["run"] == run}
+        line = {setting: metrics["train/fill"][setting] or "nothing"}
+        line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in shown.items()}
+        lines.append(line | {"samples/s": f"{float(metrics['train/samples_per_second']['value']):.0f}"})
+    return markdown(lines)
+
+
+def interval(row: dict[str, str]) -> str:
+    return f"{float(row['value']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {  # folder/name of the table: the CSV file of that folder, what renders it
+    "leaks/leaks": ("leaks.csv", leaks),
+    "transfer/cells": ("cells.csv", transfer),
+    "vqa/published": ("published.csv", markdown),
+    "vqa/scorers": ("scorers.csv", markdown),
+}
+
+
+def put(readme: str, name: str, text: str) -> str:
+    """The README with `text` between the two marks of `name`; raises `UserError` where it does not have them."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise UserError(f"the README must have {begin.strip()} and {end} once each")
+    before, rest = readme.split(begin)
+    return before + begin + text + "\n" + end + rest.split(end)[1]
+
+
+def rendered(name: str, folder: Path = FOLDER) -> tuple[Path, str]:
+    """The README that table `name` stands in, and what it reads with that table rendered anew."""
+    file, render = TABLES[name]
+    path = folder / name.partition("/")[0] / "README.md"
+    return path, put(path.read_text(), name.partition("/")[2], render(rows_of(path.parent / file)))
+
+
+@command
+def main() -> None:
+    for name in TABLES:
+        path, text = rendered(name)
+        if text != path.read_text():
+            path.write_text(text)
+            print(f"{path.relative_to(FOLDER.parent)}: {name}")
+
+
+if __name__ == "__main__":
+    main()
