@@ -130,8 +130,12 @@ def test_sicap_takes_the_given_folds_and_the_highest_column(tmp_path):
     ]
 
 
-def test_sicap_names_a_missing_spreadsheet(tmp_path):
+def test_sicap_names_a_missing_or_cut_spreadsheet(tmp_path):
     sicap_folder(tmp_path / "SICAPv2")
-    (tmp_path / "SICAPv2/partition/Test/Test.xlsx").unlink()
+    path = tmp_path / "SICAPv2/partition/Test/Test.xlsx"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"Test\.xlsx cannot be read as xlsx .*; fetch it again"):
+        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    path.unlink()
     with pytest.raises(UserError, match=r"Test\.xlsx does not exist"):
         list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))

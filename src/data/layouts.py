@@ -140,7 +140,10 @@ def sheet(path: Path, columns: tuple[str, ...]) -> list[dict]:
     from openpyxl import load_workbook
 
     _there(path)
-    book = load_workbook(path, read_only=True, data_only=True)
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as xlsx ({error}); fetch it again") from None
     rows = book.worksheets[0].iter_rows(values_only=True)
     names = [str(name) for name in next(rows, ())]
     for column in columns:
