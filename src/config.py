@@ -42,6 +42,8 @@ class Data:
     images: bool
     validate: int
     answers: int
+    cache: str = "data/cache"  # runs of before have neither
+    cache_gb: float = 200
 
 
 @dataclass
@@ -335,6 +337,7 @@ AT_LEAST = {
     "data.workers": 0,
     "data.validate": 0,
     "data.answers": 0,
+    "data.cache_gb": 0,
     "language.lora.rank": 1,
     "optim.steps": 1,
     "optim.warmup": 0,
@@ -352,8 +355,8 @@ AT_LEAST = {
 def missing_files(config: Train) -> list[str]:
     """What a run needs and the disk does not have, one clause each: shards of the mix, local weights."""
     missing = []
-    root = Path(config.data.root)
-    absent = [source for source in config.mix.drawn if not (root / source / "manifest.json").exists()]
+    root, remote = Path(config.data.root), "://" in config.data.root  # what stands at an address is asked for when it is opened
+    absent = [source for source in config.mix.drawn if not remote and not (root / source / "manifest.json").exists()]
     if absent:
         built = sorted(path.parent.name for path in root.glob("*/manifest.json"))
         meant = nearest(absent[0], built) if len(absent) == 1 and built else f"; it holds {', '.join(built) or 'no source'}"

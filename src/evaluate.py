@@ -16,6 +16,7 @@ from src.config import Evaluate, Train, one_of, typed
 from src.data import answers, benchmark, contamination, controls
 from src.data.answers import Answers
 from src.data.benchmark import Questions
+from src.data.remote import Cache
 from src.errors import UserError
 from src.model.generate import Generator, ask
 from src.model.vlm import build
@@ -33,7 +34,8 @@ def evaluate(config: Evaluate) -> Path:
     folder, stored = run.read_run(config.outputs, config.run or "")
     trained = typed(Train, OmegaConf.create(stored))
     root = config.data_root or trained.data.root
-    tests = [benchmark.read(name, root=root, limit=config.limit) for name in several(config.benchmarks) or BENCHMARKS]
+    cache = Cache(trained.data.cache, trained.data.cache_gb)
+    tests = [benchmark.read(name, root=root, limit=config.limit, cache=cache) for name in several(config.benchmarks) or BENCHMARKS]
     asked = {test.name: benchmark.conditions(test, config.images) for test in tests}
     path = choose(folder, config.checkpoint)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.config import one_of, typed
 from src.data.images import decode
+from src.data.remote import Cache, is_remote, open_shards
 from src.data.shards import Shards
 from src.errors import UserError, nearest
 
@@ -49,7 +50,7 @@ class Questions:
         return [item["id"] for item in self.items]
 
 
-def read(name: str, *, root: str | Path, limit: int = 0) -> Questions:
+def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = None) -> Questions:
     """`conf/benchmark/<name>.yaml` with its shards. Any other source under `root` is free-text questions on its test split.
 
     `limit` takes that many questions, spread over the split; 0 takes all.
@@ -58,10 +59,10 @@ def read(name: str, *, root: str | Path, limit: int = 0) -> Questions:
     own = Benchmark(name, "test", pooled=True, choices=False, disjoint=False)
     known = typed(Benchmark, DictConfig(OmegaConf.load(path))) if path.exists() else own
     folder = Path(root) / known.source
-    if not (folder / "manifest.json").exists():
+    if not is_remote(root) and not (folder / "manifest.json").exists():
         built = [path.parent.name for path in Path(root).glob("*/manifest.json")]
         raise UserError(f"benchmark '{name}' needs the shards {folder}, which do not exist{nearest(known.source, built)}")
-    shards = Shards(folder)
+    shards = open_shards(root, known.source, cache=cache or Cache())
     rows = shards.rows(known.split)
     if known.disjoint:
         groups = shards.column("group")

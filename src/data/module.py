@@ -27,12 +27,13 @@ from src.data.images import decode
 from src.data.mixture import Mixture
 from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import Encoded, Prompter
+from src.data.remote import Cache, is_remote, open_shards
 from src.data.shards import Shards
 from src.errors import UserError
 
 
-def open_sources(root: str | Path, mix: Mix) -> dict[str, Shards]:
-    return {source: Shards(Path(root) / source) for source in mix.drawn}
+def open_sources(root: str | Path, mix: Mix, *, cache: Cache | None = None) -> dict[str, Shards]:
+    return {source: open_shards(root, source, cache=cache or Cache()) for source in mix.drawn}
 
 
 def training_rows(shards: dict[str, Shards], mix: Mix) -> dict[str, np.ndarray]:
@@ -105,15 +106,26 @@ class Stream(IterableDataset):
         return self._held[1]
 
     def _pack_window(self, number: int) -> list[list[tuple[Encoded, int, int]]]:
-        start = number * self.data.window
-        sources, index_rows = self.mixture.take(start, start + self.data.window)
+        sources, index_rows = self._drawn(number)
         samples: list[tuple[Encoded, int, int]] = []
+        self._expect(number)
         for source in np.unique(sources).tolist():
             mine = index_rows[sources == source].tolist()
             samples += [(sample, source, row) for sample, row in zip(self.encoded(source, mine), mine, strict=True)]
+        self._expect(number + 1)
         packed = pack([len(sample.ids) for sample, _, _ in samples], self.data.row_tokens)
         order = np.random.Generator(np.random.Philox(key=[self.seed + 1, number])).permutation(len(packed))
         return [[samples[item] for item in packed[n]] for n in order]
+
+    def _drawn(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        start = number * self.data.window
+        return self.mixture.take(start, start + self.data.window)
+
+    def _expect(self, number: int) -> None:
+        """Shards of a window that are not on this disk begin to come, in its order."""
+        if is_remote(self.data.root):
+            for source, row in zip(*self._drawn(number), strict=True):
+                self.shards[source].expect(row)
 
     def encoded(self, source: int, rows: list[int]) -> list[Encoded]:
         """Records as tokens; their images are only counted."""
@@ -144,7 +156,7 @@ class DataModule(lightning.LightningDataModule):
     def __init__(self, mix: Mix, data: Data, *, prompter: Prompter, size: int, seed: int, slots: int):
         super().__init__()
         self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
-        self.shards = open_sources(data.root, mix)
+        self.shards = open_sources(data.root, mix, cache=Cache(data.cache, data.cache_gb))
         self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data)
         self.mixture = Mixture(mix.drawn, training_rows(self.shards, mix), seed=seed)
         self.consumed = 0  # optimizer steps

@@ -44,6 +44,8 @@ OPEN_FILES = 64
 class Shards:
     """`shards[row]` is a Record. Pickles as its path; each process opens its own files."""
 
+    open_files = OPEN_FILES
+
     def __init__(self, folder: str | Path):
         """Opens in constant time; raises `UserError` where the folder holds no finished build."""
         self.folder = Path(folder)
@@ -133,19 +135,23 @@ class Shards:
             raise self._changed(number)
         return data
 
+    def expect(self, row: int) -> None:
+        """Says that this row will be read; shards that are not on this disk begin to come."""
+
     def _open(self, number: int) -> int:
         if number not in self._files:
-            try:
-                descriptor = os.open(self._path(number), os.O_RDONLY)
-            except FileNotFoundError:
-                raise UserError(
-                    f"{self._path(number)} is named in the manifest but is not there; build it again with `make shards`"
-                ) from None
-            if len(self._files) >= OPEN_FILES:
+            descriptor = self._descriptor(number)
+            if len(self._files) >= self.open_files:
                 os.close(self._files.popitem(last=False)[1])
             self._files[number] = descriptor
         self._files.move_to_end(number)
         return self._files[number]
+
+    def _descriptor(self, number: int) -> int:
+        try:
+            return os.open(self._path(number), os.O_RDONLY)
+        except FileNotFoundError:
+            raise UserError(f"{self._path(number)} is named in the manifest but is not there; build it again with `make shards`") from None
 
     def _path(self, number: int) -> Path:
         return self.folder / self.manifest["shards"][number]["name"]

@@ -1,0 +1,189 @@
+"""src/data/remote.py: the same stream from an address as from a folder, whatever the server does to it."""
+
+import json
+import shutil
+import threading
+import time
+from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from src.config import missing_files, validate
+from src.data import benchmark, remote
+from src.data.remote import Cache, RemoteShards
+from src.errors import UserError
+from tests.conftest import parts
+
+TAR = "/alpha/train-000000.tar"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `folder`; `faults[path]` is what goes wrong with each request of it in turn, after that all is well."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path):
+        self.folder, self.faults, self.asked = folder, {}, Counter()
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked[self.path] += 1
+        path = self.server.folder / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        waiting = self.server.faults.get(self.path, [])
+        fault = waiting.pop(0) if waiting else ""
+        if fault == "busy":
+            self.send_error(503)
+            return
+        content = path.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self.connection.close()
+            return
+        if fault == "corrupt":
+            content = content[:700] + b"?" + content[701:]
+        for at in range(0, len(content), 1 << 14):
+            time.sleep(0.02 if fault == "slow" else 0)
+            self.wfile.write(content[at : at + (1 << 14)])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(shards, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    served = Server(shards)
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture
+def data(configure, server, tmp_path):
+    def module(*overrides: str):
+        return parts(configure(f"data.root={server.url}", f"data.cache={tmp_path / 'cache'}", *overrides))[1]
+
+    return module
+
+
+def tars(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").glob("*/*.tar"))
+
+
+def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server, tmp_path):
+    here, there = parts(configure())[1], data()
+    assert there.fingerprint == here.fingerprint
+    for step in range(4):
+        one, other = here.stream().batch(step, slot=0), there.stream().batch(step, slot=0)
+        assert one.keys == other.keys
+        assert torch.equal(one.images_NCHW, other.images_NCHW)
+    for tar in tars(tmp_path):
+        name = tar.parent.name.partition("-")[0]
+        assert tar.read_bytes() == (server.folder / name / tar.name).read_bytes()
+    assert not list(tmp_path.glob("cache/*/*.part"))
+    before = server.asked.copy()
+    again = data()
+    again.stream().batch(0, slot=0)
+    assert {path.rpartition("/")[2] for path in server.asked - before} == {"manifest.json", "audit.json"}  # all else was kept
+
+
+def test_workers_share_the_cache(data, server):
+    stream = data().stream()
+    loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
+    keys = [next(loader).keys for _ in range(4)]
+    assert keys == [data().stream().batch(step, slot=0).keys for step in range(4)]
+    assert max(count for path, count in server.asked.items() if path.endswith(".tar")) == 1
+
+
+@pytest.mark.parametrize("faults", [["slow"], ["cut", "cut"], ["busy", "cut"], ["corrupt"]])
+def test_what_fails_is_fetched_again(server, tmp_path, faults):
+    server.faults[TAR] = list(faults)
+    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    assert shards[0].key == "train0"
+    assert server.asked[TAR] == len(faults) + (faults != ["slow"])
+
+
+def test_a_cut_index_is_fetched_again(server, tmp_path):
+    server.faults |= {"/alpha/index.arrow": ["cut"], "/alpha/manifest.json": ["cut"]}
+    assert len(RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))) == 77
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (["corrupt"] * 2, f"{TAR} came twice with another checksum than its manifest's"),
+        (["cut"] * remote.ATTEMPTS, f"{TAR} could not be fetched in {remote.ATTEMPTS} attempts"),
+    ],
+)
+def test_what_keeps_failing_is_one_sentence(server, tmp_path, faults, said):
+    server.faults[TAR] = list(faults)
+    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    with pytest.raises(UserError, match=said):
+        shards[0]
+    assert not tars(tmp_path)
+
+
+def test_a_small_cache_keeps_what_was_used_last(server, tmp_path):
+    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache"), 0))
+    for row in (0, 60, 70, 0):  # one of each split
+        assert shards[row].images
+    assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]  # the open files of the others are still there
+    fresh = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache"), 0))
+    assert fresh[0].key == "train0"
+    assert [path.name for path in tars(tmp_path)] == ["train-000000.tar"]
+    assert server.asked[TAR] == 2
+
+
+def test_expected_shards_come_before_they_are_read(server, tmp_path):
+    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    shards.expect(0)
+    until = time.monotonic() + 20
+    while not tars(tmp_path) and time.monotonic() < until:
+        time.sleep(0.01)
+    shards.expect(1)
+    assert shards[0].key == "train0"
+    assert server.asked[TAR] == 1
+
+
+def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards, tmp_path):
+    server.folder = tmp_path / "served"
+    shutil.copytree(shards / "alpha", server.folder / "alpha")
+    cache = Cache(str(tmp_path / "cache"))
+    assert RemoteShards(f"{server.url}/alpha", cache)[0].images
+    shutil.rmtree(server.folder / "alpha")
+    shutil.copytree(shards / "gamma", server.folder / "alpha")
+    other = RemoteShards(f"{server.url}/alpha", cache)
+    assert not tars(tmp_path)
+    assert (other[0].source, other[0].images) == ("gamma", [])
+
+
+def test_an_address_is_not_looked_for_on_the_disk(configure, data, server):
+    assert missing_files(configure("data.root=https://example.org/shards")) == []
+    validate(configure(f"data.root={server.url}"))
+    with pytest.raises(UserError, match=r"has no shards of 'delta': .*delta/manifest.json does not exist"):
+        data("+mix.shares.delta=1")
+    with pytest.raises(UserError, match="'ssss' is no scheme that can be read"):
+        RemoteShards("ssss://bucket/alpha", Cache())
+
+
+def test_benchmarks_are_read_from_an_address(server, tmp_path):
+    found = benchmark.read("alpha", root=server.url, cache=Cache(str(tmp_path / "cache")))
+    assert len(found.items) == 8
+    assert json.loads((server.folder / "alpha" / "manifest.json").read_text()) == found.shards.manifest
