@@ -10,6 +10,7 @@ import yaml
 
 from experiments.breadth.analysis import estimate, plot, read, sentence, tables
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
+from experiments.tables import rows_of
 from src.cli import CONF, compose
 from src.config import Train, typed
 from src.data import classification
@@ -79,11 +80,11 @@ def test_an_estimate_is_students():
     ],
 )
 def test_the_sentence_follows_the_numbers(tmp_path, truth, said):
-    assert said in sentence(read(results(tmp_path / "r.csv", **truth)))
+    assert said in sentence(read(rows_of(results(tmp_path / "r.csv", **truth))))
 
 
 def test_the_table_and_the_plot_are_made_of_the_results(tmp_path):
-    found = read(results(tmp_path / "r.csv", slope=0.01, noise=0.0005, text=0.05))
+    found = read(rows_of(results(tmp_path / "r.csv", slope=0.01, noise=0.0005, text=0.05)))
     assert found.slope.value == pytest.approx(0.01, abs=1e-3)
     assert found.text_minus_none.value == pytest.approx(0.05, abs=1e-3)
     assert found.start == 0.5

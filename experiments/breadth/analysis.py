@@ -1,6 +1,5 @@
 """results.csv -> slope per doubling of sources, best single source, what text adds, a plot, and one sentence whichever way it comes out."""
 
-import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,6 @@ import numpy as np
 from scipy.stats import t
 
 from experiments.breadth.trials import SIZES
-
-FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -68,32 +65,24 @@ class Breadth:
         return estimate([self.text[seed] - self.by_size[SIZES[-1]][seed] for seed in self.text])
 
 
-def read(path: Path = FOLDER / "results.csv", *, column: str = "mean") -> Breadth:
+def read(rows: list[dict[str, str]]) -> Breadth:
+    """`rows` of results.csv, whose column `mean` is the mean macro-F1 over the benchmarks."""
     by_size: dict[int, dict[int, float]] = {size: {} for size in SIZES}
     text: dict[int, float] = {}
     alone: dict[str, list[float]] = defaultdict(list)
     start = float("nan")
-    nested = first_of_each_seed(path)
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            score, size = float(row[column]), int(row["sources"])
-            if size == 0:
-                start = score
-                continue
-            seed = int(row["seed"])
-            if row["text"] == "yes":
-                text[seed] = score
-            elif size > 1 or row["names"] == nested[seed]:
-                by_size[size][seed] = score
-            if size == 1:
-                alone[row["names"]].append(score)
+    first = {row["seed"]: row["names"].split()[0] for row in rows if row["sources"] == str(SIZES[-1])}  # with which each seed begins
+    for row in rows:
+        score, size = float(row["mean"]), int(row["sources"])
+        if size == 0:
+            start = score
+        elif row["text"] == "yes":
+            text[int(row["seed"])] = score
+        elif size > 1 or row["names"] == first[row["seed"]]:
+            by_size[size][int(row["seed"])] = score
+        if size == 1:
+            alone[row["names"]].append(score)
     return Breadth(by_size, text, {source: float(np.mean(scores)) for source, scores in alone.items()}, start)
-
-
-def first_of_each_seed(path: Path) -> dict[int, str]:
-    """The source with which each seed begins: its smallest nested set."""
-    with path.open(newline="") as file:
-        return {int(row["seed"]): row["names"].split()[0] for row in csv.DictReader(file) if row["sources"] == str(SIZES[-1])}
 
 
 def sentence(found: Breadth) -> str:
