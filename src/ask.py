@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,13 +14,16 @@ from src.cli import verb
 from src.config import Ask
 from src.data.read_image import read_image
 from src.errors import UserError, nearest
-from src.model.answer import Answerer, load_answerer
-from src.model.generate import Answer
-from src.model.query import Query, Sampling, spoken
+from src.model.query import Query, Sampling, source, spoken
 from src.overrides import quote_texts
 from src.run import write_atomically
 
+if TYPE_CHECKING:
+    from src.model.answer import Answerer
+    from src.model.generate import Answer
+
 COLUMNS = ("id", "question", "image", "frame")
+NO_IMAGE = "no image was given; the answer rests on the question alone"
 
 
 @dataclass
@@ -101,16 +105,20 @@ def _files(image) -> list[Path]:
     return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
 
 
-def _load(config: Ask) -> Answerer:
-    return load_answerer(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+def _load(config: Ask) -> "Answerer":
+    found = source(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    from src.model.answer import answerer  # imports torch: every mistake so far was told without it
+
+    return answerer(found)
 
 
 def _sampling(config: Ask) -> Sampling:
     return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
 
 
-def _line(row: Row, answer: Answer) -> dict:
-    return {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
+def _line(row: Row, answer: "Answer") -> dict:
+    line = {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
+    return line if row.images else line | {"note": NO_IMAGE}
 
 
 @verb("ask", Ask)
@@ -122,6 +130,8 @@ def main(config: Ask) -> None:
         return
     for line in ask(config):
         print(json.dumps(line, ensure_ascii=False) if config.json else line["prediction"])
+        if "note" in line and not config.json:
+            print(f"note: {line['note']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ def main(config: Demo) -> None:
     examples = read_examples(Path(config.examples)) if config.examples else []
     limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
     found = source(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    if found.config and not found.config.data.images:
+        raise UserError(f"model={config.model} was trained without images (data.images=false); ask it with python -m src.ask")
     with tempfile.TemporaryDirectory() as spare:
         if not config.examples and found.config:
             examples = images_of_a_run(found.config, Path(spare))

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from data_prep.phantom.weights.language import train_tokenizer
 from src.cli import compose
 from src.config import Train, plain, typed
 from src.model.vlm import VLM, build
@@ -41,3 +43,8 @@ def scattered(model: VLM) -> VLM:
             if value.requires_grad:
                 value.add_(torch.randn(value.shape, generator=generator) * (0.1 if "lora_B" in name else 0.02))
     return model.eval()
+
+
+def without_bytes() -> PreTrainedTokenizerBase:
+    """A tokenizer with nothing to fall back on for what it has never seen, as the phantom one; LLaMA's own has bytes."""
+    return train_tokenizer(["which organ is shown? question answer caption"] * 3)

@@ -16,7 +16,7 @@ from src.model.answer import load_answerer
 from src.model.query import Query, Sampling
 from src.overrides import quote_texts
 from tests.conftest import overrides
-from tests.runs import finish
+from tests.runs import finish, without_bytes
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,31 @@ def test_the_command_prints_one_answer_or_one_json_line(run, monkeypatch, capsys
         command.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == 'error: give either question="..." or batch=FILE\n'
+
+
+def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, capsys):
+    folder, pictures = run
+    note = "no image was given; the answer rests on the question alone"
+    assert ask(configured(folder, "question=which organ?"))[0]["note"] == note
+    assert "note" not in ask(configured(folder, "question=which organ?", f"image={pictures}/a.png"))[0]
+    monkeypatch.setattr(
+        sys, "argv", ["ask", f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=4", "question=which organ?"]
+    )
+    command.main()
+    assert capsys.readouterr().err == f"note: {note}\n"
+
+
+@pytest.mark.parametrize(
+    "question", ["\u8fd9\u662f\u4ec0\u4e48\u5668\u5b98?", "\u041a\u0430\u043a\u043e\u0439 \u043e\u0440\u0433\u0430\u043d?"]
+)
+def test_a_script_that_the_vocabulary_lacks_is_one_sentence(run, question):
+    """The phantom tokenizer has no bytes to fall back on, as LLaMA's has; unknown tokens would silently ask something else."""
+    answerer = load_answerer(str(run[0]))
+    tokenizer = without_bytes()
+    answerer.model.language.tokenizer = answerer.prompter.tokenizer = tokenizer
+    with pytest.raises(UserError) as caught:
+        answerer.prepare(Query(question), Sampling(8))
+    assert str(caught.value).startswith("the question has characters that the model's vocabulary lacks: ")
+    assert set(str(caught.value).rpartition(": ")[2].split()) <= set(question)
+    assert "\n" not in str(caught.value)
+    answerer.prepare(Query("which organ is shown?"), Sampling(8))

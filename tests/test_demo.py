@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import gradio
 import httpx
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from src import demo as command
 from src.cli import compose
 from src.config import Demo, typed
 from src.data.read_image import read_image
@@ -27,7 +30,7 @@ from src.serving.desk import Desk
 from src.serving.guard import Sweeper
 from src.serving.limits import Limits
 from tests.conftest import overrides
-from tests.runs import finish
+from tests.runs import finish, without_bytes
 from tests.test_read_image import RAMP, dicom, hostile, picture
 
 SETTINGS = {"tokens": 8, "temperature": 0, "top_p": 1, "seed": 0}
@@ -143,6 +146,27 @@ def test_mistakes_are_told_to_the_visitor(client, file):
         client.predict(None, "which organ?", [], *SETTINGS.values(), api_name="/ask")
     with pytest.raises(AppError, match="ask a question first"):
         client.predict(handle_file(file), [], api_name="/look")
+
+
+@pytest.mark.parametrize("question", ["\u8fd9\u662f\u4ec0\u4e48?", "\u041a\u0430\u043a\u043e\u0439 \u043e\u0440\u0433\u0430\u043d?"])
+def test_a_script_that_the_vocabulary_lacks_is_told(answerer, file, question):
+    old = answerer.model.language.tokenizer
+    desk = Desk(answerer, LIMITS)
+    answerer.model.language.tokenizer = without_bytes()
+    try:
+        with pytest.raises(gradio.Error, match="the question has characters that the model's vocabulary lacks: "):
+            list(desk.ask(str(file), question, [], *SETTINGS.values()))
+    finally:
+        answerer.model.language.tokenizer = old
+
+
+def test_a_model_without_eyes_has_no_demo(shards, language, tmp_path, monkeypatch, capsys):
+    folder, _ = finish(overrides(shards, language, tmp_path), "data.images=false")
+    monkeypatch.setattr(sys, "argv", ["demo", f"model=run:{folder.name}", f"outputs={folder.parent}"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "was trained without images" in capsys.readouterr().err
 
 
 def test_settings_beyond_the_limits_are_refused(client, file, answerer):
