@@ -78,7 +78,7 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
     shown, vision = benchmark.shown(condition, test, seed=seed), generator.model.vision
     missing = [n for n in range(len(test.items)) if test.items[n]["id"] not in file.lines]
     missing.sort(key=lambda n: test.items[n]["image"])  # the questions of one image in one block: its pixels are embedded once
-    missing = mine(missing, [test.items[n]["image"] for n in missing], file.team)
+    missing = mine(missing, [test.items[n]["image"] or test.items[n]["id"] for n in missing], file.team)
     block = 8 * generator.batch  # bounds the decoded images in memory
     hidden = None if missing else True  # None: shown on a terminal only
     with tqdm(total=len(missing), desc=f"{test.name} {condition}", unit="question", dynamic_ncols=True, disable=hidden) as bar:

@@ -107,3 +107,8 @@ def test_every_file_names_a_source_and_says_what_it_is(name):
     said = typed(Benchmark, OmegaConf.load(benchmark.FOLDER / f"{name}.yaml"))
     assert said.split in ("test", "val")
     assert not (said.pooled and said.choices)  # headlines are about free text on images
+
+
+def test_text_only_questions_name_no_image(root, shards):
+    assert {item["image"] for item in read("gamma", root=shards).items} == {""}
+    assert all(item["image"] for item in read("own", root=root).items)

@@ -78,6 +78,10 @@ def test_numbers_are_answers(tmp_path):
         ({"references": []}, "line 2: references are empty"),
         ({"references": " "}, "line 2: references are empty"),
         ({"reference": "lung"}, "line 2: has both reference and references"),
+        ({"prediction": float("inf")}, "line 2: prediction is NaN"),
+        ({"choices": "ct, mri"}, 'line 2: choices is "ct, mri"; allowed is a list'),
+        ({"choices": 5}, "line 2: choices is 5; allowed is a list"),
+        ({"id": " "}, "line 2: id is empty"),
         ({"id": "q1"}, "1 ids occur more than once, the first is 'q1'"),
     ],
 )
@@ -105,6 +109,7 @@ def test_a_missing_name_is_said_with_those_that_are_there(tmp_path):
         ("a.csv", b"id,question,references,prediction\n1,q,lung\n", "line 2: the header has 4 columns and this line another number"),
         ("a.csv", b"id,question,references,prediction\n1,q,lung,a,b\n", "line 2: the header has 4 columns and this line another number"),
         ("a.csv", b'id,question,references,prediction\n1,"q,lung,a\n', "not CSV"),
+        ("a.csv", b"id,question,references,prediction,prediction\n1,q,lung,a,b\n", "the column 'prediction' stands there more than once"),
         ("a.json", b"{}", "has the ending '.json'; did you mean '.jsonl'"),
     ],
 )

@@ -58,7 +58,7 @@ def test_keys_have_five_parts_and_the_terminal_says_what_was_drawn(found):
     assert {key.count("/") for key in whole["metrics"]} == {4}
     lines = summary.text(whole)
     assert "pathvqa          95% intervals by bootstrap over 20 images" in lines
-    assert "medqa            95% intervals by bootstrap over 20 questions, since none names its image" in lines
+    assert "medqa            95% intervals by bootstrap over 20 questions, none of which names an image" in lines
     assert set(whole["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
 
 

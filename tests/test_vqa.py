@@ -89,6 +89,15 @@ def test_slices_have_a_question_and_cover_all():
     assert "closed" not in slices([{**items[0], "references": ["lung"]}])
 
 
+def test_a_type_that_says_open_or_closed_is_believed():
+    base = {"prediction": "left", "references": ["left"]}
+    items = [{**base, "id": "1", "type": "CLOSED"}, {**base, "id": "2", "type": "open", "references": ["yes"]}, {**base, "id": "3"}]
+    assert slices(items)["closed"].tolist() == [True, False, False]
+    found = score(items, resamples=10, seed=0)
+    assert found["closed/accuracy"] == {"value": 1, "low": 0, "high": 1, "n": 1}
+    assert "open/accuracy" not in found
+
+
 def test_score_is_the_mean_over_the_slice():
     items = some(200)
     found = score(items, resamples=200, seed=0)

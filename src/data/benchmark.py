@@ -76,19 +76,19 @@ def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = N
 
 
 def items(shards: Shards, rows: list[int]) -> list[dict]:
-    """Records as the predictions file describes them; `image` is what answers are clustered by."""
-    records = (shards.text(row) for row in rows)
+    """Records as the predictions file describes them; `image` is what answers are clustered by, empty without any."""
+    records, counts = (shards.text(row) for row in rows), shards.column("num_images")[rows]
     return [
         {
             "id": record.key,
             "source": record.source,
-            "image": record.group or record.key,
+            "image": (record.group or record.key) if images else "",
             "type": record.type,
             "question": record.question,
             "references": record.references or [record.answer],
             **({"choices": record.choices} if record.choices else {}),
         }
-        for record in records
+        for record, images in zip(records, counts, strict=True)
     ]
 
 

@@ -58,6 +58,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise UserError(f"{path}, line 1: the column '{twice[0]}' stands there more than once; keep one of them")
         for row in reader:
             number = reader.line_num
             if None in row or None in row.values():
@@ -90,6 +93,8 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
         if name not in row:
             raise UserError(f"{place}: has no '{name}', found {', '.join(map(str, row)) or 'nothing'}")
     item: dict = {name: _string(row[name], name, place) for name in ("id", "question", "prediction")}
+    if not item["id"].strip():
+        raise UserError(f"{place}: id is empty; each question needs one of its own")
     given = row["references"] if isinstance(row["references"], list) else [row["references"]]
     references = [_string(reference, "references", place) for reference in given]
     if benchmark == "vqa_med_2019":
@@ -98,6 +103,8 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
     if not item["references"]:
         raise UserError(f"{place}: references are empty; a question without an answer cannot be scored")
     if row.get("choices"):
+        if not isinstance(row["choices"], list):
+            raise UserError(f"{place}: choices is {json.dumps(row['choices'])[:60]}; allowed is a list of the options")
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
     if isinstance(row.get("seen"), bool):
         item["seen"] = row["seen"]
@@ -106,8 +113,8 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
 
 def _string(value: object, name: str, place: str) -> str:
     """Text, or a number as text. NaN is what a table library writes for a missing answer: never one itself."""
-    if (isinstance(value, str) and value.strip().lower() == "nan") or (isinstance(value, float) and math.isnan(value)):
-        raise UserError(f'{place}: {name} is NaN, which is no answer; write the text, or "" for an empty prediction')
+    if (isinstance(value, str) and value.strip().lower() == "nan") or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f'{place}: {name} is NaN or infinite, which is no answer; write the text, or "" for an empty prediction')
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{place}: {name} is {json.dumps(value)[:60]}; allowed is text or a number")
     return str(value)

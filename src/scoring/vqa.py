@@ -59,15 +59,17 @@ def _any(item: dict) -> bool:
 
 
 def _closed(item: dict) -> bool:
-    return is_closed(item["references"])
+    """As its `type` says, where that is open or closed (VQA-RAD and SLAKE also close 'left or right?'), else by its references."""
+    said = str(item.get("type") or "").lower()
+    return said == "closed" if said in ("open", "closed") else is_closed(item["references"])
 
 
 def _open(item: dict) -> bool:
-    return not is_closed(item["references"])
+    return not _closed(item)
 
 
 def _decided(item: dict) -> bool:
-    return bool(item.get("choices")) or is_closed(item["references"])
+    return bool(item.get("choices")) or _closed(item)
 
 
 HEADLINE: dict[str, Scorer] = {"bleu1": bleu1, "exact": exact, "f1": f1, "accuracy": accuracy}
@@ -160,7 +162,7 @@ def clusters(items: list[dict]) -> str:
     images = len({item.get("image") for item in items} - {None, ""})
     alone = sum(not item.get("image") for item in items)
     if not images:
-        return f"{alone:,} questions, since none names its image: the intervals are too narrow if several share one"
+        return f"{alone:,} questions, none of which names an image: if several share one, the intervals are too narrow"
     return f"{images:,} images" + (f" and {alone:,} questions that name none" if alone else "")
 
 
