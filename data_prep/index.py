@@ -53,7 +53,7 @@ def _offsets(rows: pa.RecordBatch, name: str) -> np.ndarray:
 
 def _put(file: IO[bytes], place: int, at: int, values: np.ndarray) -> None:
     file.seek(place + at * values.itemsize)
-    file.write(memoryview(values))
+    file.write(values.tobytes())
 
 
 def _lay_out(file: IO[bytes], total: int, sizes: Counter[str]) -> dict[str, list[int]]:

@@ -26,7 +26,7 @@ from data_prep.encode import Encoded
 from data_prep.pool import Map, workers
 from data_prep.shards import build_all
 from data_prep.write import write_shard
-from experiments.bench.made import FULL, alone, memory, write_full_index, write_raw
+from experiments.bench.made import FULL, alone, memory, tiled, write_raw
 from experiments.bench.measured import ROUNDS, Measured, in_turn, ratio, single
 from src.data.record import Record
 from src.data.shards import Shards
@@ -58,15 +58,16 @@ def one_core(folder: Path) -> Iterator[Measured]:
         yield ratio(name, [count / s for s in ours], [count / s for s in peer], unit, target=target)
 
 
-def quietly(raw: Path, out: Path, *, mapped: Map | None = None) -> None:
+def quietly(raw: Path, out: Path, *, mapped: Map | None = None, max_side: int = 384) -> Shards:
     """`make shards` of one source into an empty folder, without its table."""
     shutil.rmtree(out, ignore_errors=True)
-    config = Build(sources=[raw.name], raw=raw.parent, out=out, workers=1, quality=QUALITY)
+    config = Build(sources=[raw.name], raw=raw.parent, out=out, workers=1, max_side=max_side, quality=QUALITY)
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.dict(os.environ, TQDM_DISABLE="1"):
         if mapped:
             build(sources.find(raw.name, raw.parent), config, mapped)
         else:
             build_all(config)
+    return Shards(out / raw.name)
 
 
 def usual_way(raw: Path, out: Path) -> None:
@@ -105,10 +106,9 @@ def two_processes(folder: Path) -> Measured:
             file.write(json.dumps({"image": f"{n}.jpg", "question": f"what is {n}?", "answer": "yes", "id": f"r{n}"}) + "\n")
     with workers(2) as mapped:
         quietly(few, folder / "started", mapped=mapped)
-        both, one = (
-            partial(quietly, raw, folder / "out", mapped=pool) for pool in (mapped, lambda work, chunks: ((c, work(c)) for c in chunks))
-        )
-        two, alone_ = in_turn(both, one, clock=time.perf_counter)
+        with workers(1) as single_process:
+            works = [partial(quietly, raw, folder / "out", mapped=one) for one in (mapped, single_process)]
+            two, one = in_turn(*works, clock=time.perf_counter)
     unit = "images/s of 1024x768, two processes against one, wall clock"
     return ratio("shards_two_processes", [TWO_PROCESSES / s for s in two], [TWO_PROCESSES / s for s in one], unit, target=">= 1.8")
 
@@ -117,11 +117,8 @@ def writing(folder: Path) -> Iterator[Measured]:
     """No JPEG work: packing, index rows, checksums and tars of pictures of 8 KiB against ShardWriter."""
     jpeg = np.random.default_rng(0).bytes(8 << 10)
     few, many = 4_000, 64_000
-    works = [
-        partial(write, folder / "write", jpeg, few),
-        partial(shard_writer, folder / "theirs", jpeg, few),
-        partial(write, folder / "write", jpeg, many),
-    ]
+    here, there = folder / "write", folder / "theirs"
+    works = [partial(write, here, jpeg, few), partial(shard_writer, there, jpeg, few), partial(write, here, jpeg, many)]
     ours, peer, large = in_turn(*works)
     tars = [str(path) for path in sorted(here.glob("*.tar"))]
     assert sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False)) == many
@@ -170,7 +167,7 @@ def growth(folder: Path, name: str, few: int, size: tuple[int, int] | None) -> M
 
 
 def index(folder: Path) -> Iterator[Measured]:
-    full = write_full_index(folder / "full")
+    full = tiled(folder / "full", quietly(write_raw(folder / "hundred", 100), folder / "ours"))
     found = sorted(alone(opened, full) for _ in range(ROUNDS))
     milliseconds, grown = found[ROUNDS // 2][0], max(mb for _, mb in found)
     yield single("index_open_ms", milliseconds, f"ms to open an index of {FULL:,} rows", target="<= 100")

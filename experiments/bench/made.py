@@ -1,6 +1,7 @@
 """What the data benchmarks read: pictures of a stated size, raw folders of them, and an index as large as the full mix."""
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,8 +14,7 @@ from PIL import Image
 
 from data_prep.index import write_index
 from data_prep.write import column
-from src.data.record import SPLITS
-from src.data.shards import SCHEMA
+from src.data.shards import SCHEMA, Shards
 
 FULL = 3_350_000  # records of the full mix
 ANSWERS = ("yes", "no", "left lung", "no abnormality is seen in the upper lobe")
@@ -42,21 +42,18 @@ def write_raw(folder: Path, count: int, *, size: tuple[int, int] | None = None, 
     return folder
 
 
-def write_full_index(folder: Path, *, rows: int = FULL, shards: int = 818) -> Path:
-    """Index and manifest of `rows` training records, without the shards that they speak of."""
+def tiled(folder: Path, one: Shards, *, rows: int = FULL, shards: int = 818) -> Path:
+    """As if `one` (a single tar) had been written again and again: `rows` records in `shards` tars, which are links to its tar."""
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    numbers = {field.name: np.zeros(rows, str(field.type)) for field in SCHEMA if pa.types.is_integer(field.type)}
-    numbers |= {name: rng.integers(1, 1 << 62, rows).astype(str(SCHEMA.field(name).type)) for name in ("group", "image_hash", "text_hash")}
-    numbers["shard"] = (np.arange(rows) * shards // rows).astype(np.int32)
-    numbers["num_images"][:] = 1
-    numbers["split"][:] = SPLITS.index("train")
-    columns = {name: column(values, SCHEMA.field(name).type) for name, values in numbers.items()}
-    columns |= {"key": column([f"r{n:07d}" for n in range(rows)], pa.string())}
-    columns |= {name: column([""] * rows, SCHEMA.field(name).type) for name in ("more_hashes", "leaks_into")}
+    times = -(-rows // len(one))
+    columns = {field.name: pa.concat_arrays([one.arrow(field.name)] * times)[:rows] for field in SCHEMA}
+    columns["shard"] = column(np.arange(rows) * shards // rows, pa.int32())
     write_index(folder, columns)
-    tars = [{"name": f"train-{n:06d}.tar", "sha256": "", "bytes": 0, "records": 0} for n in range(shards)]
-    (folder / "manifest.json").write_text(json.dumps({"source": folder.name, "shards": tars, "fingerprint": "made"}))
+    tar = one.manifest["shards"][0]
+    tars = [tar | {"name": f"train-{n:06d}.tar"} for n in range(shards)]
+    for link in tars:
+        os.link(one.folder / tar["name"], folder / link["name"])
+    (folder / "manifest.json").write_text(json.dumps(one.manifest | {"shards": tars}))
     return folder
 
 

@@ -1,0 +1,176 @@
+"""Reading the data: the training stream against webdataset and LLaVA's loader, and what it costs at 3.35 million samples."""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+
+from experiments.bench.data import quietly
+from experiments.bench.made import FULL, alone, memory, tiled, write_raw
+from experiments.bench.measured import ROUNDS, Measured, in_turn, ratio, single
+from src.config import Data, Mix
+from src.data.images import decode
+from src.data.module import DataModule
+from src.data.prompt import IMAGE, Prompter
+from src.data.shards import Shards
+
+SIZE, BATCH, WINDOW = 224, 32, 1024
+TEXTS = 16_384
+WORDS = (  # of the questions and answers that are made here
+    "what is shown in picture of pictures texts ? : question answer caption yes no left lung abnormality seen the upper lobe"
+)
+
+
+def measure() -> Iterator[Measured]:
+    with TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        yield from images(folder)
+        yield texts(folder)
+        yield from full_size(folder)
+
+
+def images(folder: Path) -> Iterator[Measured]:
+    """To uint8 batches of 32 from the same tars, ours with its packing and a word tokenizer; the peers read no text."""
+    raw = write_raw(folder / "pictures", WINDOW, size=(384, 512), grain=2.7)
+    shards = quietly(raw, folder / "shards", max_side=512)
+    kilobytes = statistics.mean(path.stat().st_size for path in raw.glob("*.jpg")) / 1024
+    held = [shards[row].images[0] for row in range(len(shards))]
+    works = [partial(ours, folder / "shards"), partial(default, shards), partial(llava, raw), partial(bare, held)]
+    seconds = in_turn(*works)
+    rates = [[WINDOW / s for s in spent] for spent in seconds]
+    away = statistics.mean(
+        float(np.abs(decode(data, size=SIZE).astype(int) - decode(data, size=SIZE, exact=True)).mean()) for data in held[:200]
+    )
+    unit = f"images/s of 512x384, {kilobytes:.0f} KiB, to {SIZE}x{SIZE}"
+    yield ratio("stream_image", rates[0], rates[1], f"{unit}, against webdataset's shuffle and decode", target=">= 2.1")
+    yield ratio("stream_image_llava", rates[0], rates[2], f"{unit}, against a folder and CLIPImageProcessor", target=">= 3.3")
+    yield ratio("stream_of_bare_decode", rates[0], rates[3], f"{unit}, against decoding what is in memory", target=">= 0.85")
+    yield single("stream_pixels", away, "grey levels of 255 from exact PIL, mean", target="<= 1.5")
+
+
+def ours(root: Path) -> None:
+    stream = module(root, "pictures").stream()
+    seen = sum(len(stream.batch(step, slot=0).images_NCHW) for step in range(WINDOW // BATCH))
+    assert seen == WINDOW
+
+
+def default(shards: Shards) -> None:
+    """The pipeline of webdataset's documentation, squashed to the same square."""
+    tars = [str(shards.folder / tar["name"]) for tar in shards.manifest["shards"]]
+    samples = webdataset.WebDataset(tars, shardshuffle=False).shuffle(1000).decode("pil")
+    pixels = (np.asarray(sample["jpg"].resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for sample in samples)
+    assert sum(len(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)) for batch in batched(pixels)) == WINDOW
+
+
+def llava(raw: Path) -> None:
+    """As LLaVA's LazySupervisedDataset reads: a list in memory, image files, transformers' processor."""
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE)
+    paths = [raw / json.loads(line)["image"] for line in (raw / "train.jsonl").read_text().splitlines()]
+    order = np.random.default_rng(0).permutation(len(paths))
+    read = (processor(Image.open(paths[n]).convert("RGB"), return_tensors="pt")["pixel_values"][0] for n in order)
+    assert sum(len(torch.stack(batch)) for batch in batched(read)) == WINDOW
+
+
+def bare(held: list[bytes]) -> None:
+    for batch in batched(held):
+        torch.from_numpy(np.stack([decode(data, size=SIZE) for data in batch]))
+
+
+def batched(items: Iterable) -> Iterator[list]:
+    """`itertools.batched` of Python 3.12."""
+    remaining = iter(items)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield batch
+
+
+def texts(folder: Path) -> Measured:
+    """Records without images, parsed, in shuffled order; neither side tokenises."""
+    shards = quietly(write_raw(folder / "texts", TEXTS), folder / "shards")
+    tars = [str(shards.folder / tar["name"]) for tar in shards.manifest["shards"]]
+    mixture = module(folder / "shards", "texts").mixture
+
+    def read() -> None:
+        _, rows = mixture.take(0, TEXTS)
+        assert sum(len(shards.text(row).turns) for row in rows.tolist()) == TEXTS
+
+    def default() -> None:
+        samples = webdataset.WebDataset(tars, shardshuffle=False).shuffle(1000).decode()
+        assert sum(len(sample["json"]["turns"]) for sample in samples) == TEXTS
+
+    spent, peer = in_turn(read, default)
+    return ratio("stream_text", [TEXTS / s for s in spent], [TEXTS / s for s in peer], "text records/s, against webdataset", target=">= 10")
+
+
+def full_size(folder: Path) -> Iterator[Measured]:
+    one = quietly(write_raw(folder / "hundred", 100, size=(64, 64)), folder / "shards")
+    tiled(folder / "many" / "full", one, shards=3350)
+    tiled(folder / "few" / "full", one, shards=10)
+    firsts = [alone(first, folder / "many") for _ in range(ROUNDS)]
+    yield single("stream_first_batch_seconds", statistics.median(s for s, _ in firsts), f"s from {FULL:,} rows on disk", target="<= 1")
+    yield single("stream_bytes_per_sample", max(b for _, b in firsts), "bytes of private memory per sample", target="<= 32")
+    places = [statistics.median(spent) for spent in alone(seeks, folder / "many")]
+    yield single("stream_seek_seconds", max(places), "s to the first batch at 1%, 50% or 99%, the slowest", target="<= 0.5")
+    yield single("stream_seek_ratio", max(places) / min(places), "the slowest of these over the fastest", target="<= 1.2")
+    few, many = (alone(worker, folder / name) for name in ("few", "many"))
+    unit = "MB of a worker with 3,350 shards (ours) and with 10 (peer)"
+    yield Measured("worker_memory_growth", many / few, many / few, many / few, 1, many, few, unit, "<= 1.05")
+
+
+def first(root: Path) -> tuple[float, float]:
+    """Seconds from building the DataModule to its first batch, and bytes per sample by which private memory grew."""
+    words = prompter()
+    before, begun = memory("RssAnon"), time.perf_counter()
+    built = module(root, "full", words)
+    built.stream().batch(0, slot=0)
+    spent = time.perf_counter() - begun
+    return spent, (memory("RssAnon") - before) * 2**20 / FULL
+
+
+def seeks(root: Path) -> list[list[float]]:
+    """CPU seconds at each place in each round; every time the module is new."""
+
+    def at(share: float) -> None:
+        fresh.pop().stream().batch(int(share * FULL / BATCH), slot=0)
+
+    fresh: list[DataModule] = []
+    rounds = []
+    for _ in range(ROUNDS):
+        spent = []
+        for share in (0.01, 0.5, 0.99):
+            fresh.append(module(root, "full"))
+            spent.append(in_turn(partial(at, share), rounds=1)[0][0])
+        rounds.append(spent)
+    return [list(place) for place in zip(*rounds, strict=True)]
+
+
+def worker(root: Path) -> float:
+    stream = module(root, "full").stream()
+    for step in range(2 * WINDOW // BATCH):
+        stream.batch(step, slot=0)
+    return memory("VmRSS")
+
+
+def module(root: Path, source: str, words: Prompter | None = None) -> DataModule:
+    settings = {"window": WINDOW, "global_batch": BATCH, "row_tokens": 2048, "workers": 0, "exact_decode": False, "images": True}
+    data = Data(root=str(root), **settings, validate=0, answers=0)
+    mix = Mix(shares={source: 1.0}, decontaminate=True)
+    return DataModule(mix, data, prompter=words or prompter(), size=SIZE, seed=0, slots=1)
+
+
+def prompter() -> Prompter:
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", IMAGE, *WORDS.split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return Prompter(wrapped, patches=196, budget=2048)
