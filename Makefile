@@ -46,6 +46,9 @@ bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ON
 experiments: $(READY)  ## every table of experiments/*/README.md anew from the CSV file beside it
 	@$(RUN) -m experiments.tables
 
+ablation: $(READY)  ## six data mixes on phantoms, from nothing to their comparison: minutes on two cores
+	@$(RUN) -m experiments.ablations.run $(ARGS)
+
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.breadth $(ARGS)
 
@@ -77,4 +80,4 @@ demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
 	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
-.PHONY: help setup mini test test-fast test-browser bench experiments breadth soak check phantoms download shards audit card demo lock
+.PHONY: help setup mini test test-fast test-browser bench experiments ablation breadth soak check phantoms download shards audit card demo lock

@@ -12,6 +12,8 @@ FILES = {path.stem: path for path in sorted((CONF / "experiment").glob("*.yaml")
 ABLATIONS = [name for name in FILES if "- mini\n" in FILES[name].read_text()]
 # What the tiny sources of these tests stand for, so that the values of a sweep can be tried on them.
 STANDS_FOR = {"pathvqa": "alpha", "vqa_med_2019": "beta", "pmc_oa": "beta", "pubmedqa": "gamma"}
+STANDS_FOR |= dict.fromkeys(("pmc_vqa", "ubench"), "alpha") | dict.fromkeys(("medmcqa", "medqa"), "gamma")
+STANDS_FOR |= dict.fromkeys(("quilt_1m", "medicat", "roco", "iu_xray", "slake", "vqa_rad"), "beta")
 
 
 def trials(name: str) -> list[list[str]]:
@@ -60,7 +62,7 @@ def test_every_trial_differs_in_one_setting(name):
 def test_every_trial_trains_three_steps(name, words, tmp_path):
     own = yaml.safe_load(FILES[name].read_text())
     keys = [f"{part}.{key}={value}".replace(" ", "") for part in ("mix", "data") for key, value in own.get(part, {}).items()]
-    keys += [f"optim.lr.vision={own['optim']['lr']['vision']}"] if "optim" in own else []
+    keys += [f"optim.lr.vision={own['optim']['lr']['vision']}"] if "lr" in own.get("optim", {}) else []
     for number, point in enumerate(trials(name)):
         swept = tiny([*keys, *(word for word in point if not word.startswith("+experiment"))])
         config = typed(Train, compose("train", [*words, *swept, f"name={name}{number}", "optim.steps=3"]))
