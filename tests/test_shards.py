@@ -23,7 +23,6 @@ from data_prep import cut, slurm, sources, write
 from data_prep.arguments import parse
 from data_prep.seen import Seen
 from data_prep.shards import Build, build_all, main
-from src.data import shards as reading
 from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError
@@ -379,7 +378,7 @@ def test_shards_are_opened_by_name_only_and_pickle_as_their_path(raw, tmp_path):
 
 def test_few_files_are_open_at_a_time(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(cut, "SHARD_ROWS", 5)
-    monkeypatch.setattr(reading, "OPEN_FILES", 3)
+    monkeypatch.setattr(Shards, "open_files", 3)
     built = build(raw, tmp_path / "out")
     assert len(built.manifest["shards"]) == 30
     before = len(os.listdir("/proc/self/fd"))
