@@ -153,7 +153,9 @@ def llava(model: VLM) -> PeftModel:
         for name, p in peft.named_parameters():
             if "lora_" in name:
                 p.copy_(adapters[name.rpartition("language_model.")[2]])
-            p.requires_grad_("lora_" in name or "multi_modal_projector" in name or ("vision_tower" in name and "post_layernorm" not in name))
+            p.requires_grad_(
+                "lora_" in name or "multi_modal_projector" in name or ("vision_tower" in name and "post_layernorm" not in name)
+            )
     return peft
 
 
@@ -203,4 +205,3 @@ class Losses(lightning.Callback):
         _, sums, counts = module.totals()
         self.found.append(sum(sums) / sum(counts))
         module.reset_sums()
-

@@ -17,10 +17,10 @@ from experiments.bench.measured import Measured, ratio, single
 from experiments.bench.peers import Cost
 from experiments.bench.workload import WORKLOADS, Workload
 from src.data.packing import Batch, pack
-from src.training.saving import Checkpoints
+from src.train import trainer_for
 from src.training.log import Log
 from src.training.module import Training
-from src.train import trainer_for
+from src.training.saving import Checkpoints
 
 SIDES = ("ours", "plain", "grouped")
 ROUNDS = 2

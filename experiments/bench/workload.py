@@ -19,6 +19,7 @@ from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import IGNORE, Encoded
 from src.model.language import Language
 from src.model.projector import Projector
+from src.model.recompute import recompute
 from src.model.towers import Tower
 from src.model.vision import HfVit
 from src.model.vlm import VLM
@@ -28,6 +29,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 BOS, EOS, IMAGE_ID, FIRST_WORD = 1, 2, 3, 4
 ROW_TOKENS = 1024
 RATE = 1e-4
+RECOMPUTE = "cheap"  # of ours; for speed and memory alike
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Workload:
 
     @property
     def setting(self) -> str:
-        return f"h{self.hidden} x{self.layers}, vocabulary {self.vocabulary:,}, {self.patches} visual tokens, batch {self.batch}, fp32"
+        sizes = f"h{self.hidden} x{self.layers}, vocabulary {self.vocabulary:,}, {self.patches} visual tokens"
+        return f"{sizes}, batch {self.batch}, fp32, recompute={RECOMPUTE}"
 
 
 WORKLOADS = {
@@ -132,6 +135,7 @@ def model(workload: Workload) -> VLM:
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
     lora = Lora(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
     language = Language(LlamaForCausalLM(text), tokenizer, lora)  # type: ignore[arg-type]
+    recompute(language.base, RECOMPUTE)
     return VLM(seen, Projector(config(workload).projector, width=128, hidden=workload.hidden), language)
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.config import Lora
 from src.errors import UserError
 from src.model import attention
+from src.model.lora import fuse
 
 
 class Language(nn.Module):
@@ -26,6 +27,7 @@ class Language(nn.Module):
             base,
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"),
         )
+        fuse(self.model)
 
     @property
     def base(self) -> nn.Module:
