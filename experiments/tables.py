@@ -7,6 +7,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.breadth import analysis as breadths
 from src.errors import UserError, command
 
 FOLDER = Path(__file__).parent
@@ -55,7 +56,19 @@ def interval(row: dict[str, str]) -> str:
     return f"{float(row['value']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
 
 
+def breadth(rows: Rows) -> str:
+    return breadths.tables(breadths.read(rows))
+
+
+def bench(rows: Rows) -> str:
+    shown = {"ours": "ours", "peer": "peer", "unit": "unit"}
+    lines = [{"": row["name"], "value": row["value"], "target": row["target"], **{k: row[c] for k, c in shown.items()}} for row in rows]
+    return markdown(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {  # folder/name of the table: the CSV file of that folder, what renders it
+    "bench/bench": ("results.csv", bench),
+    "breadth/breadth": ("results.csv", breadth),
     "leaks/leaks": ("leaks.csv", leaks),
     "transfer/cells": ("cells.csv", transfer),
     "vqa/published": ("published.csv", markdown),
@@ -86,6 +99,7 @@ def main() -> None:
         if text != path.read_text():
             path.write_text(text)
             print(f"{path.relative_to(FOLDER.parent)}: {name}")
+    breadths.plot(breadths.read(rows_of(FOLDER / "breadth/results.csv")), FOLDER / "breadth/breadth.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A table in a README and the CSV beside it say the same, and neither can be edited alone."""
 
+import re
 import shutil
 
 import pytest
@@ -28,14 +29,19 @@ def test_an_edit_of_one_alone_is_noticed(name, tmp_path):
     assert rendered(name, tmp_path)[1] != edited
 
     shutil.copy(source / "README.md", readme)
-    lines = table.read_text().splitlines(keepends=True)
-    table.write_text("".join(lines[:2]))  # results left out
+    header, *lines = table.read_text().splitlines(keepends=True)
+    digits = str.maketrans("123456789", "234567891")
+    table.write_text(header + "".join(edit(line, digits) for line in lines))
     assert rendered(name, tmp_path)[1] != readme.read_text()
 
 
+def edit(line: str, digits: dict) -> str:
+    """Other decimals and large counts: numbers that nobody measured."""
+    return re.sub(r"\.\d+|\d{3,}", lambda found: found[0].translate(digits), line)
+
+
 def test_every_stored_result_is_shown():
-    """`bench/results.csv` is the one table that its own command prints."""
-    assert CSVS - {"bench/results.csv"} == {f"{name.partition('/')[0]}/{file}" for name, (file, _) in TABLES.items()}
+    assert {f"{name.partition('/')[0]}/{file}" for name, (file, _) in TABLES.items()} == CSVS
 
 
 def test_a_table_is_put_between_its_marks():
