@@ -129,4 +129,5 @@ def test_a_model_that_never_stops_is_cut(model, asked):
     steps = [tokens for tokens, _ in generator(model)._steps(asked[:4])]
     assert len(steps) == LONGEST
     assert [len(tokens) for tokens in steps[-1]] == [LONGEST] * 4
-    assert all(answer.text for _, answer in generator(model).answers(asked))
+    answers = [answer for _, answer in generator(model).answers(asked)]
+    assert all(answer.text and answer.cut and answer.line()["cut"] for answer in answers)

@@ -14,6 +14,8 @@ from src.config import Report, typed
 from src.data.shards import Shards
 from src.errors import UserError
 from src.report import report
+from src.reporting import examples
+from src.reporting.stored import find
 from tests.stored import write_run, write_verb
 
 
@@ -150,6 +152,19 @@ def test_several_runs_are_one_page_one_csv_and_one_markdown(tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "sweep" / "report.csv").read_text())))
     assert {(row["seed"], row["optim.steps"]) for row in rows} == {("0", "20"), ("1", "20"), ("0", "40"), ("1", "40")}
     assert "| optim.steps=40 - optim.steps=20 | BLEU-1 |" in (tmp_path / "sweep" / "report.md").read_text()
+
+
+def test_a_question_of_two_benchmarks_counts_once(tmp_path):
+    """VQA-RAD's image-disjoint part answers questions of VQA-RAD again, and multiple choice is no free text."""
+    for name, right in (("one", 4), ("two", 8)):
+        folder = write_run(tmp_path, name, right=right, optim__steps=right)
+        for condition in ("real", "shuffled"):
+            source = folder / "predictions" / f"alpha.{condition}.jsonl"
+            source.with_name(f"alpha_disjoint.{condition}.jsonl").write_text(source.read_text())
+    assert "on the questions of alpha, paired" in made(tmp_path, "runs=[one,two]")
+    drawn = examples._questions(find("one", tmp_path)[0])
+    assert len(drawn) == 16
+    assert {name for name, _ in drawn} == {"alpha"}
 
 
 def test_a_failed_trial_is_shown(tmp_path):

@@ -62,6 +62,13 @@ def test_keys_have_five_parts_and_the_terminal_says_what_was_drawn(found):
     assert set(whole["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
 
 
+def test_answers_that_did_not_end_are_counted_and_said(found):
+    found["pathvqa"]["real"] = [{**item, "cut": True} if n < 3 else item for n, item in enumerate(found["pathvqa"]["real"])]
+    whole = summarise(found, [])
+    assert whole["cut"] == {"medqa": {}, "pathvqa": {"real": 3}, "vqa_rad": {}}
+    assert "pathvqa          real                   3 answers reached max_new_tokens and were cut" in summary.text(whole)
+
+
 def test_anybodys_file_becomes_a_result(tmp_path):
     file = tmp_path / "theirs.jsonl"
     file.write_text("".join(json.dumps({**item, "question": "what?"}) + "\n" for item in some(40)))

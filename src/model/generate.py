@@ -31,11 +31,13 @@ class Answer:
     text: str
     confidence: float  # mean log-probability of its tokens
     unnormalised: str = ""  # of given options the likeliest as a whole; long options lose by this rule
+    cut: bool = False  # it did not end within max_new_tokens
 
     def line(self) -> dict:
         """What a predictions file says of an answer."""
         line = {"prediction": self.text, "confidence": round(self.confidence, 6)}
-        return line | {"prediction_unnormalised": self.unnormalised} if self.unnormalised else line
+        line |= {"prediction_unnormalised": self.unnormalised} if self.unnormalised else {}
+        return line | {"cut": True} if self.cut else line
 
 
 def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> Asked:
@@ -189,4 +191,5 @@ class Generator:
     def _answer(self, tokens: list[int], scores: list[float]) -> Answer:
         ended = tokens and tokens[-1] == self.prompter.eos
         text = self.model.language.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
-        return Answer(text.strip(), sum(scores) / max(len(scores), 1))
+        cut = not ended and len(tokens) == self.max_new_tokens
+        return Answer(text.strip(), sum(scores) / max(len(scores), 1), cut=cut)

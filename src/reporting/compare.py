@@ -87,7 +87,7 @@ def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
 
 def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: int) -> list:
     """Paired differences to the baseline on all free-text image questions, corrected by Holm over this table."""
-    names = sorted({path.name.removesuffix(".real.jsonl") for run in base.runs for path in run.folder.glob("predictions/*.real.jsonl")})
+    names = sorted({name for run in base.runs for name in run.verbs.get("evaluate", {}).get("pooled") or run.seen})
     others = [one for one in found if one is not base]
     if not names or not others:
         return []

@@ -18,7 +18,7 @@ SEED = 0
 
 
 def section(run: Stored, *, count: int) -> Section:
-    total = sum(len(run.predictions(name, "real")) for name in _benchmarks(run))
+    total = len(_questions(run))
     if not total:
         return Section("Examples", [Text("No answers to questions on images are stored.", "gap")])
     try:
@@ -34,23 +34,28 @@ def section(run: Stored, *, count: int) -> Section:
 
 def draw(run: Stored, *, count: int) -> list[Example]:
     """At most `count` test questions, at most one per image; raises `UserError` where the test shards are not at hand."""
-    items = [(name, item) for name in _benchmarks(run) for item in run.predictions(name, "real")]
+    items = _questions(run)
     root = Path(run.verbs.get("evaluate", {}).get("data_root") or run.config.get("data", {}).get("root", ""))
     drawn, seen = [], set()
     for number in np.random.default_rng(SEED).permutation(len(items)):
         name, item = items[number]
-        if (name, item.get("image")) not in seen:
-            seen.add((name, item.get("image")))
+        if (item["source"], item.get("image")) not in seen:
+            seen.add((item["source"], item.get("image")))
             drawn.append((name, item))
         if len(drawn) == count:
             break
-    conditions = {name: {c: _by_id(run, name, c) for c in ("real", "shuffled", "blank")} for name in _benchmarks(run)}
+    conditions = {name: {c: _by_id(run, name, c) for c in ("real", "shuffled", "blank")} for name in run.seen}
     opened = {source: Shards(root / source) for source in {item["source"] for _, item in drawn}}
     return [_example(opened[item["source"]], name, item, conditions[name]) for name, item in drawn]
 
 
-def _benchmarks(run: Stored) -> list[str]:
-    return sorted(path.name.removesuffix(".real.jsonl") for path in (run.folder / "predictions").glob("*.real.jsonl"))
+def _questions(run: Stored) -> list[tuple[str, dict]]:
+    """(benchmark, question) of every test question, once where one benchmark is a part of another."""
+    found: dict[tuple[str, str], tuple[str, dict]] = {}
+    for name in run.seen:
+        for item in run.predictions(name, "real"):
+            found.setdefault((item["source"], item["id"]), (name, item))
+    return list(found.values())
 
 
 def _by_id(run: Stored, benchmark: str, condition: str) -> dict[str, dict]:

@@ -62,6 +62,11 @@ class Stored:
         return answers.read(self.folder / "predictions" / f"{benchmark}.{condition}.jsonl")
 
     @property
+    def seen(self) -> list[str]:
+        """The benchmarks that were answered with their own images."""
+        return sorted(path.name.removesuffix(".real.jsonl") for path in (self.folder / "predictions").glob("*.real.jsonl"))
+
+    @property
     def seconds(self) -> float:
         return sum(said["seconds"] for said in self.verbs.values())
 

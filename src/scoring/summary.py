@@ -7,7 +7,8 @@ SUBTRACTED = ("shuffled", "blank", "none", "majority", "colour")
 
 
 def summarise(found: dict[str, dict[str, list[dict]]], *, pooled: list[str], resamples: int, seed: int) -> dict:
-    """`found[benchmark][condition]` are the items of one prediction file. Gives `metrics`, `scorers` and `clusters`.
+    """`found[benchmark][condition]` are the items of one prediction file. Gives `metrics`, `scorers`, `clusters`, `pooled` and
+    `cut`: per benchmark and condition how many answers did not end by themselves.
 
     A paired difference has `p` and `p_holm`, adjusted for the family of all that are subtracted from `real` under the same key.
     `vqa/pooled` joins the benchmarks named in `pooled`, condition by condition where all have it; it stands beside them from one on.
@@ -23,7 +24,12 @@ def summarise(found: dict[str, dict[str, list[dict]]], *, pooled: list[str], res
         metrics |= _differences(name, files, resamples=resamples, seed=seed)
     main = {name: files.get("real") or files.get("none") for name, files in found.items()}
     scorers = {name: {scorer: function(items) for scorer, function in SCORERS.items()} for name, items in main.items() if items}
-    return {"metrics": metrics, "scorers": scorers, "clusters": {name: clusters(items) for name, items in main.items() if items}}
+    drawn = {name: clusters(items) for name, items in main.items() if items}
+    cut = {
+        name: {condition: count for condition, items in files.items() if (count := sum(bool(item.get("cut")) for item in items))}
+        for name, files in found.items()
+    }
+    return {"metrics": metrics, "scorers": scorers, "clusters": drawn, "pooled": pooled, "cut": cut}
 
 
 def _differences(name: str, files: dict[str, list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
@@ -45,6 +51,8 @@ def _unique(benchmark: str, item: dict) -> dict:
 def text(summary: dict) -> str:
     """The lines that a terminal shows: per benchmark and condition the score of all items, with its 95% interval."""
     lines = [f"{name:16} 95% intervals by bootstrap over {words}" for name, words in summary["clusters"].items()]
+    for name, counts in summary["cut"].items():
+        lines += [f"{name:16} {condition:22} {count:,} answers reached max_new_tokens and were cut" for condition, count in counts.items()]
     for key, found in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
         if part == "all" and scorer in ("bleu1", "exact"):
