@@ -52,8 +52,8 @@ ablation: $(READY)  ## six data mixes on phantoms, from nothing to their compari
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.breadth $(ARGS)
 
-soak: $(READY)  ## long trials: the mini run interrupted at random against one left alone (make soak ARGS="small kills=4")
-	@$(RUN) -m experiments.soak.interrupt $(ARGS)
+soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme] [MODEL=run:mini]; after make mini
+	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY))
 
 check: $(READY)  ## lint, format and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -190,6 +190,9 @@ def hostile(folder: Path) -> dict[str, tuple[bytes, str]]:
         "deflated.dcm": (deflated, "deflated DICOM"),
         "foreign.dcm": ((folder / "foreign.dcm").read_bytes(), "transfer syntax 1.2.840.10008.1.2.4.80"),
         "bare.dcm": (bytes(128) + b"DICM", ""),
+        "DICOMDIR": (dicomdir(folder / "DICOMDIR").read_bytes(), "is a DICOMDIR without an image in it"),
+        "report.png": (b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n", "is no image that can be read"),
+        "flat.tif": (picture("TIFF")[:60], ""),
         "noise.dcm": (bytes(128) + b"DICM" + np.random.default_rng(0).bytes(500), ""),
     }
 
@@ -212,7 +215,8 @@ def refusal(path: Path) -> str:
     return "read"
 
 
-def test_a_dicomdir_has_no_picture(tmp_path):
+def dicomdir(path: Path) -> Path:
+    """A directory of a medium, whose only record leads elsewhere."""
     data = pydicom.Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -221,9 +225,14 @@ def test_a_dicomdir_has_no_picture(tmp_path):
     record = Dataset()
     record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", ["ETC", "PASSWD"]
     data.DirectoryRecordSequence = [record]
-    data.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
-    with pytest.raises(UserError, match="DICOMDIR is a DICOMDIR without an image in it"):
-        read_image(tmp_path / "DICOMDIR")
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_long_name_is_told_short(tmp_path):
+    path = tmp_path / ("x" * 200 + ".png")
+    path.write_bytes(b"nothing")
+    assert refusal(path) == f"{'x' * 40}...{'x' * 16}.png is no image that can be read; allowed: PNG, JPEG, TIFF, WEBP and DICOM files"
 
 
 def test_limits_hold_before_decoding(tmp_path):

@@ -1,7 +1,6 @@
-"""`python -m experiments.soak.interrupt [small] [kills=6] [seed=0]`: the mini run, interrupted at random, against one that was left alone.
+"""The mini run, interrupted at random, against one that was left alone.
 
 Each runs in its own copy of the tree. Every other interruption is SIGKILL, which nothing can catch; the rest are Ctrl-C.
-Exit code 1 where predictions or scores differ by a byte.
 """
 
 import json
@@ -15,13 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.soak.trial import Row
+
 TREE = ("src", "data_prep", "conf", "experiments")
 
 
-def main(words: list[str]) -> int:
-    options = dict(word.split("=") for word in words if "=" in word)
-    extra = ["small"] if "small" in words else []
-    rng, kills = random.Random(int(options.get("seed", 0))), int(options.get("kills", 6))
+def trial(model: str, *, kills: int = 6, seed: int = 0, small: bool = False) -> list[Row]:
+    """`model` is not asked: each side makes its own."""
+    extra = ["small"] if small else []
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         alone, disturbed = (copy(Path(scratch) / name) for name in ("alone", "disturbed"))
         begun = time.perf_counter()
@@ -34,8 +35,11 @@ def main(words: list[str]) -> int:
             print(f"{how.name} after {lives:4.0f} s in: {last}" if code else "ended before it was interrupted", flush=True)
         code, last = run(disturbed, extra, None, None)
         differing = differences(alone / "outputs/mini", disturbed / "outputs/mini")
-    print(f"after {kills} interruptions: exit code {code}; differing: {', '.join(differing) or 'nothing'}")
-    return 1 if code or differing else 0
+    print(f"differing: {', '.join(differing) or 'nothing'}")
+    return [
+        Row(f"mini run interrupted {kills} times: exit code", str(code), "0", code == 0),
+        Row("predictions and scores that differ from one left alone", str(len(differing)), "0", not differing),
+    ]
 
 
 def copy(folder: Path) -> Path:
@@ -72,7 +76,3 @@ def differences(left: Path, right: Path) -> list[str]:
 
 def content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

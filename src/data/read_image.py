@@ -33,7 +33,7 @@ def read_image(path: Path, *, frame: int | None = None, max_pixels: int = MAX_PI
     rescaled, windowed as the file says (else by its own range) and MONOCHROME1 inverted (PS3.3 C.7.6.3, C.11.1, C.11.2).
     Whatever cannot be shown is a `UserError` that names the file.
     """
-    name = Path(path).name
+    name = path.name if len(path.name) <= 80 else f"{path.name[:40]}...{path.name[-20:]}"
     try:
         size = path.stat().st_size
     except OSError:

@@ -1,0 +1,78 @@
+"""The long trials: what they would run and send, without running it."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.soak import __main__ as soak
+from experiments.soak import readme, uploads
+from experiments.soak.trial import Row
+from src.data.read_image import read_image
+
+TEXT = """# Title
+
+## Ask
+
+    python -m src.ask model=run:mini question="Which organ?"
+    {"no": "command"}
+    make demo MODEL=run:mini        # in the browser
+
+## Elsewhere
+
+    make everything
+
+## Demo
+
+    make demo MODEL=run:mini
+"""
+
+
+def test_the_commands_of_the_readme_are_found_in_its_sections():
+    first = 'python -m src.ask model=run:mini question="Which organ?"'
+    assert readme.commands(TEXT) == [first, "make demo MODEL=run:mini", "make demo MODEL=run:mini"]
+
+
+def test_the_real_readme_has_commands_in_every_section_that_is_tried():
+    text = Path("README.md").read_text()
+    for section in readme.SECTIONS:
+        assert readme.commands(f"## {section}\n" + text.partition(f"## {section}\n")[2].partition("\n## ")[0]), section
+    assert [line for line in readme.commands(text) if readme.ELSEWHERE.search(line)] == [
+        "python -m src.export run=mini out=exports/mini push=user/name"
+    ]
+
+
+def test_200_uploads_hold_every_kind_whole_and_damaged():
+    made = uploads.files()
+    assert len(made) == uploads.COUNT == 200
+    assert made == uploads.files()
+    assert {name for name, _ in made} == set(uploads.NAMES)
+    assert len({data for _, data in made}) > 150
+    assert any(data == b"" for _, data in made)
+
+
+def test_what_the_trial_calls_readable_is(tmp_path):
+    for number, data in enumerate(uploads.readable()):
+        path = tmp_path / str(number)
+        path.write_bytes(data)
+        assert read_image(path).mode == "RGB"
+
+
+def test_a_row_says_what_was_found_and_whether_it_holds():
+    assert Row("errors", "0", "0", True).line().split() == ["errors", "0", "0", "ok"]
+    assert Row("errors", "3", "0", False).line().endswith("BROKEN")
+    assert Row("answers", "12").line().split() == ["answers", "12"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["only=uplods"], "error: only=uplods; did you mean 'uploads'?"),
+        (["onli=load"], "error: soak has no 'onli'; did you mean 'only'?"),
+        (["only=load", "model=run:nothing"], "error: no run 'nothing' in outputs/"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_runs(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        soak.main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(said)
