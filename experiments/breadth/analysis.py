@@ -141,7 +141,8 @@ def plot(found: Breadth, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=120)
     for seed in sorted(found.by_size[SIZES[0]]):
-        axes.plot(SIZES, [found.by_size[size][seed] for size in SIZES], color="#56B4E9", linewidth=1, marker="o", markersize=3)
+        said = {"label": "each seed"} if seed == 0 else {}
+        axes.plot(SIZES, [found.by_size[size][seed] for size in SIZES], color="#56B4E9", linewidth=1, marker="o", markersize=3, **said)
     means = [np.mean(list(found.by_size[size].values())) for size in SIZES]
     axes.plot(SIZES, means, color="#0072B2", linewidth=2.5, label="mean of the seeds")
     axes.scatter([1] * len(found.alone), list(found.alone.values()), marker="x", color="#D55E00", zorder=3, label="each source alone")
