@@ -25,8 +25,14 @@ def push(out: Path, repository: str, *, parts: list[str]) -> None:
             sdk = "gradio" if kind == "space" else None
             api.create_repo(f"{repository}{suffix}", repo_type=kind, exist_ok=True, private=True, space_sdk=sdk)
             api.upload_folder(folder_path=out / part, repo_id=f"{repository}{suffix}", repo_type=kind, commit_message=f"Export of {part}")
-        except (HfHubHTTPError, HTTPError, OSError) as error:
-            raise UserError(f"push={repository}: the hub refused {part} ({str(error).strip().splitlines()[0]})") from None
+        except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+            raise UserError(f"push={repository}: the hub refused {part} ({_first_line(error)})") from None
+        except RuntimeError as error:  # of one large file, with its reason behind it
+            raise UserError(f"push={repository}: {_first_line(error)} {_first_line(error.__cause__ or error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_push(repository: str) -> None:
