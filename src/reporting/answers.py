@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from src.reporting.blocks import Folded, Graph, Interval, Section, Table, Text, Tiles
+from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.stored import Stored, interval
+from src.scoring.statistics import holm
 from src.scoring.vqa import paired
 
 CONDITIONS = {
@@ -40,6 +41,8 @@ def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000
     first = next(iter(found))
     blocks: list = [Text(words, "finding") for words in verdicts(found[first])]
     blocks += benchmark_blocks(found[first], several=len(found) > 2 and first == "pooled")
+    if len(found) > 2:
+        blocks.append(benchmark_table({name: scores for name, scores in found.items() if name != "pooled"}))
     for name, scores in list(found.items())[1:]:
         blocks.append(Folded(f"{name} alone", [*(Text(words, "finding") for words in verdicts(scores)), *benchmark_blocks(scores)]))
     scorers = run.verbs.get("evaluate", {}).get("scorers", {})
@@ -49,7 +52,10 @@ def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000
 
 
 def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resamples: int, seed: int) -> Scores:
-    """Adds the answers of a run that never saw an image, and on a single benchmark the paired difference to them."""
+    """Adds the answers of a run that never saw an image, and on a single benchmark the paired difference to them.
+
+    Holm's family of p-values grows by that difference.
+    """
     theirs = grouped(blind.metrics).get(name, {})
     asked = next((condition for condition in ("none", "real", "blank") if condition in theirs), None)
     if asked is None or "real" not in scores:
@@ -61,6 +67,9 @@ def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resampl
         for key, metric in paired(ours, others, resamples=resamples, seed=seed).items():
             part, scorer = key.split("/")
             added["real_minus_blind"].setdefault(part, {})[scorer] = metric
+            family = [rows[part][scorer] for of, rows in added.items() if "_minus_" in of and scorer in rows.get(part, {})]
+            for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
+                row["p_holm"] = adjusted
     return added
 
 
@@ -70,16 +79,39 @@ def verdicts(scores: Scores) -> list[str]:
     for other, words in (("shuffled", "another test image"), ("blank", "a blank image")):
         metric = scores.get(f"real_minus_{other}", {}).get("all", {}).get("bleu1")
         if metric:
-            lines.append(f"{_compared(interval(metric, signed=True), words)} (BLEU-1, {metric['n']:,} questions).")
+            lines.append(f"{_compared(metric, words)} (BLEU-1, {metric['n']:,} questions).")
     return lines
 
 
-def _compared(difference: Any, words: str) -> str:
-    if not difference.clear:
-        return f"No difference shown between the question's own image and {words}: {difference}"
+def _compared(metric: dict, words: str) -> str:
+    difference = interval(metric, signed=True)
+    if not _shown(metric):
+        p = f", p {metric['p_holm']:.2g} after Holm's correction" if "p_holm" in metric else ""
+        return f"No difference shown between the question's own image and {words}: {difference}{p}"
     way = "more" if difference.value > 0 else "LESS"
     low, high = sorted((abs(difference.low), abs(difference.high)))
     return f"With its own image the model scores {abs(difference.value):.3f} {way} than with {words}, 95% interval {low:.3f} to {high:.3f}"
+
+
+def _shown(metric: dict) -> bool:
+    """A difference is shown where its interval leaves zero out and its p-value, corrected by Holm, is below 0.05."""
+    return interval(metric, signed=True).clear and metric.get("p_holm", 0.0) < 0.05
+
+
+def benchmark_table(found: dict[str, Scores]) -> Table:
+    """One row per benchmark, so that none has to be unfolded to be known."""
+    rows = []
+    for name, scores in found.items():
+        main = "real" if "real" in scores else "none"
+        bleu, exact = (scores[main]["all"].get(score) for score in ("bleu1", "exact"))
+        less = [scores.get(f"real_minus_{other}", {}).get("all", {}).get("exact") for other in ("shuffled", "blank")]
+        majority = scores.get("majority", {}).get("all", {}).get("exact")
+        differences = [interval(metric, signed=True) if metric else None for metric in less]
+        count = next(iter(scores[main]["all"].values()))["n"]
+        rows.append([name, main, count, interval(bleu), interval(exact), *differences, interval(majority)])
+    columns = ["benchmark", "image", "questions", "BLEU-1", "exact match", "... above shuffled", "... above blank", "majority answer"]
+    caption = "Benchmark by benchmark; the last three are exact match too. With options the answer is the likeliest one per token."
+    return Table(columns, rows, caption=caption)
 
 
 def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
@@ -100,16 +132,19 @@ def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
 
 
 def condition_table(scores: Scores, *, pooled: bool) -> Table:
+    options = any("accuracy_unnormalised" in scores[condition].get("all", {}) for condition in CONDITIONS if condition in scores)
     rows = []
     for condition, (words, colour) in CONDITIONS.items():
         if condition in scores:
             found = [interval(scores[condition].get("all", {}).get(score)) for score in ("bleu1", "exact", "f1")]
             closed = interval(scores[condition].get("closed", {}).get("accuracy"))
+            whole = interval(scores[condition].get("all", {}).get("accuracy_unnormalised"))
             count = next(iter(scores[condition]["all"].values()))["n"]
-            rows.append([words, count, *found, closed, Graph([(found[0], colour)]) if found[0] else None])
+            rows.append([words, count, *found, whole if options else closed, Graph([(found[0], colour)]) if found[0] else None])
     about = "All free-text image benchmarks together. " if pooled else ""
     caption = f"{about}Brackets: 95% bootstrap intervals, clustered by image; the drawing shows BLEU-1 from 0 to 1."
-    return Table(["who answers", "questions", "BLEU-1", "exact match", "token F1", "closed accuracy", ""], rows, caption=caption)
+    last = "exact, not length-normalised" if options else "closed accuracy"
+    return Table(["who answers", "questions", "BLEU-1", "exact match", "token F1", last, ""], rows, caption=caption)
 
 
 def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
@@ -131,20 +166,31 @@ def difference_table(scores: Scores, others: tuple[str, ...]) -> Table:
         parts = scores.get(f"real_minus_{other}", {})
         if parts:
             rules.append(len(rows))
-        for part in [*SLICES, "type=finding", "type=count", "type=side"]:
-            bleu, exact = (interval(parts.get(part, {}).get(score), signed=True) for score in ("bleu1", "exact"))
-            if bleu or exact:
-                count = next(iter(parts[part].values()))["n"]
-                rows.append([f"real - {other}", _part(part), count, bleu, exact, *_graph(exact or bleu)])
-    caption = "Paired differences on the same questions; where the interval holds 0, none is shown. Drawn: exact match from -1 to 1."
-    return Table(["difference", "questions on", "n", "BLEU-1", "exact match", "", "verdict"], rows, caption=caption, rules=rules[1:])
+        for part in [*SLICES, *_types(parts)]:
+            bleu, exact = (parts.get(part, {}).get(score) for score in ("bleu1", "exact"))
+            if metric := exact or bleu:
+                both = (interval(found, signed=True) for found in (bleu, exact))
+                rows.append([f"real - {other}", _part(part), metric["n"], *both, *_verdict(metric)])
+    caption = (
+        "Paired differences on the same questions. None is shown where the interval holds 0, or where p is 0.05 or more: it flips the "
+        "sign of whole images and is corrected by Holm over all that is subtracted from real. Drawn: exact match from -1 to 1."
+    )
+    columns = ["difference", "questions on", "n", "BLEU-1", "exact match", "", "p (Holm)", "verdict"]
+    return Table(columns, rows, caption=caption, rules=rules[1:])
 
 
-def _graph(difference: Interval | None) -> list:
-    if difference is None:
-        return [None, None]
-    verdict = ("real is better" if difference.value > 0 else "real is WORSE") if difference.clear else "no difference shown"
-    return [Graph([(difference, "blue" if difference.clear else "grey")], start=-1.0), verdict]
+def _types(parts: dict[str, dict[str, dict]]) -> list[str]:
+    """The question types that need the image most, where a benchmark has them, else its three most frequent ones."""
+    found = [part for part in parts if part.startswith("type=")]
+    found.sort(key=lambda part: -max(metric["n"] for metric in parts[part].values()))
+    return [part for part in ("type=finding", "type=count", "type=side") if part in found] or found[:3]
+
+
+def _verdict(metric: dict) -> list:
+    difference, shown = interval(metric, signed=True), _shown(metric)
+    verdict = ("real is better" if difference.value > 0 else "real is WORSE") if shown else "no difference shown"
+    p = f"{metric['p_holm']:.2g}" if "p_holm" in metric else None
+    return [Graph([(difference, "blue" if shown else "grey")], start=-1.0), p, verdict]
 
 
 def slice_table(scores: Scores, score: str) -> Table:
@@ -169,9 +215,13 @@ def _part(name: str) -> str:
 def scorer_table(scorers: dict[str, dict[str, Any]]) -> Table:
     benchmarks = list(scorers)
     names = list(dict.fromkeys(name for found in scorers.values() for name in found))
-    rows = [[name, *(scorers[benchmark].get(name) for benchmark in benchmarks)] for name in names]
+    rows = [[name, *(_rounded(scorers[benchmark].get(name)) for benchmark in benchmarks)] for name in names]
     caption = "One predictions file per column, the definitions below: in this field the scorer moves the number more than the model does."
     return Table(["scorer", *benchmarks], rows, caption=caption)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def tiles(run: Stored) -> Tiles:

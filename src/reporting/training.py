@@ -5,7 +5,7 @@ from itertools import pairwise
 from src.reporting.blocks import Figure, Folded, Section, Table, Text
 from src.reporting.plots import Curve, curves
 from src.reporting.stored import Stored
-from src.reporting.svg import colour
+from src.reporting.svg import COLOURS, colour
 
 
 def section(run: Stored) -> Section:
@@ -36,14 +36,23 @@ def losses(run: Stored) -> Figure:
     """Three drawings: all sources together, training per source, validation per source."""
     sources = [name.removeprefix("loss/") for name in (run.log[0] | run.log[-1]) if name.startswith("loss/")]
     paint = {source: colour(number) for number, source in enumerate(sources)}
+
+    def again(source: str) -> bool:  # there are more sources than colours
+        return sources.index(source) >= len(COLOURS)
+
     together = [Curve("training", run.column("loss"), "grey"), Curve("validation", run.column("val"), "blue")]
     drawings = [curves(together, title="Loss: training grey, validation blue", x="step")]
     for kind, title in (("loss", "Training loss per source"), ("val", "Validation loss per source")):
-        found = [Curve(source, run.column(f"{kind}/{source}"), paint[source]) for source in sources if run.column(f"{kind}/{source}")]
+        found = [
+            Curve(source, run.column(f"{kind}/{source}"), paint[source], kind="curve dashed" if again(source) else "curve")
+            for source in sources
+            if run.column(f"{kind}/{source}")
+        ]
         if found:
             drawings.append(curves(found, title=title, x="step"))
     caption = "Cross-entropy per supervised (answer) token, in nats. Validation is the mean over sources of a fixed list of records."
-    return Figure(drawings, caption=caption, legend=list(paint.items()))
+    legend = [(f"{source} (dashed)" if again(source) else source, shade) for source, shade in paint.items()]
+    return Figure(drawings, caption=caption, legend=legend)
 
 
 def pace(run: Stored) -> Figure:
