@@ -88,13 +88,20 @@ class LearningRates:
 
 @dataclass
 class Optim:
-    steps: int
+    steps: int | None
     lr: LearningRates
     warmup: int
     schedule: str
     weight_decay: float
     betas: list[float]
     clip: float
+    epochs: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps; epochs have been turned into steps by then (src/training/epochs.py)."""
+        assert self.steps is not None
+        return self.steps
 
 
 @dataclass
@@ -108,6 +115,8 @@ class Trainer:
     log_every: int
     check_every: int
     keep: int
+    nonfinite: str = "stop"
+    strategy: str = "ddp"
 
 
 @dataclass
@@ -298,7 +307,7 @@ def validate(config: Train) -> None:
         raise UserError("mix.only and mix.leave_out leave no source with a positive share to draw from")
     for key, least in AT_LEAST.items():
         value = OmegaConf.select(OmegaConf.structured(config), key)
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{key} must be at least {least}, found {value}")
     if data.window % data.global_batch:
         raise UserError(f"data.window={data.window} must be a multiple of data.global_batch={data.global_batch}")
@@ -308,14 +317,21 @@ def validate(config: Train) -> None:
             f"data.global_batch={data.global_batch} must be divisible by trainer.devices x trainer.nodes x trainer.accumulate "
             f"= {ranks} x {trainer.accumulate}"
         )
+    refuse(config)
     one_of("trainer.recompute", trainer.recompute, RECOMPUTE)
+    one_of("trainer.nonfinite", trainer.nonfinite, ("stop", "skip"))
+    one_of("trainer.strategy", trainer.strategy, ("ddp",))
     one_of("trainer.accelerator", trainer.accelerator, ("cpu", "gpu", "auto"))
     one_of("trainer.precision", trainer.precision, ("32-true", "64-true", "bf16-mixed"))
     one_of("optim.schedule", config.optim.schedule, ("cosine", "constant"))
     one_of("projector.kind", config.projector.kind, ("mlp", "linear"))
     one_of("language.dtype", config.language.dtype, ("float32", "bfloat16"))
     one_of("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
-    if config.optim.warmup >= config.optim.steps:
+    if (config.optim.steps is None) == (config.optim.epochs is None):
+        raise UserError(f"give one of optim.steps={config.optim.steps} and optim.epochs={config.optim.epochs}, and set the other to null")
+    if config.optim.epochs is not None and config.optim.epochs <= 0:
+        raise UserError(f"optim.epochs must be above 0, found {config.optim.epochs:g}")
+    if config.optim.steps is not None and config.optim.warmup >= config.optim.steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than optim.steps={config.optim.steps}")
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas must be two numbers from 0 to below 1, found {config.optim.betas}")
@@ -327,6 +343,20 @@ def validate(config: Train) -> None:
     missing = missing_files(config)
     if missing:
         raise UserError("; ".join(missing))
+
+
+def refuse(config: Train) -> None:
+    """What others offer and this project does not, with the reason."""
+    if any(word in config.language.dtype.lower() for word in ("4bit", "int4", "nf4", "fp4")):
+        raise UserError(
+            f"language.dtype={config.language.dtype}: 4-bit bases are refused, because adapters trained on rounded weights do not fit the "
+            "weights that are exported; use bfloat16, and python -m src.plan says with which trainer.recompute it fits your device"
+        )
+    if "fsdp" in config.trainer.strategy.lower():
+        raise UserError(
+            f"trainer.strategy={config.trainer.strategy}: FSDP is refused, because a frozen 7B fits one device and only what trains needs "
+            "to be exchanged; set trainer.strategy=ddp"
+        )
 
 
 AT_LEAST = {

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from src.cli import verb
+from src.cli import compose, verb
 from src.config import RECOMPUTE, Plan, Train
 from src.data import budget
 from src.data.packing import Batch
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
 from src.model.vlm import VLM
+from src.training.epochs import in_steps
 
 GB = 1e9
 ADAM = 4 + 8  # bytes per trainable parameter: gradient, two moments
@@ -62,6 +64,7 @@ def memory(config: Train, model: VLM, cost: Cost, *, working: float, reserve: fl
 
 
 def plan(config: Plan) -> None:
+    config = in_steps(config)
     wanted, ask = config.trainer.recompute, config.plan
     sample = Sample(ask.images, ask.text, ask.supervised)
     console = Console(width=120)
@@ -70,10 +73,10 @@ def plan(config: Plan) -> None:
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
-    console.print(budget.table(budget.parts(config.mix, config.data, steps=config.optim.steps), patches=model.vision.num_patches))
+    console.print(budget.table(budget.parts(config.mix, config.data, steps=config.optim.length), patches=model.vision.num_patches))
     console.print(parameters(model))
     cost, need = found[wanted]
-    ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.steps * config.data.global_batch
+    ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
     tokens = config.data.global_batch * cost.tokens // cost.samples // (ranks * config.trainer.accumulate)
     seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
     console.print(by_part(need, tokens))
@@ -82,6 +85,35 @@ def plan(config: Plan) -> None:
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
     )
     console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory))
+
+
+def advice(config: Train, gigabytes: float | None = None) -> str:
+    """What makes a run fit that ran out of memory, by the plan of its own device; the update is the same with any of it."""
+    ask = compose("plan", []).plan
+    gigabytes = gigabytes or device_memory()
+    for how in RECOMPUTE[RECOMPUTE.index(config.trainer.recompute) :]:
+        cost = measure(config, Sample(ask.images, ask.text, ask.supervised), how=how)
+        model = blueprint(config)
+        working = cost.saved / len(model.language.base.model.layers)
+        fits = memory(config, model, cost, working=working, reserve=ask.reserve).tokens(gigabytes)
+        samples = max(1, fits * cost.samples // cost.tokens)
+        per_rank = config.data.global_batch // (config.trainer.devices * config.trainer.nodes)
+        slots = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0 and per_rank // n <= samples]
+        if fits >= config.data.row_tokens and slots:
+            return (
+                f"set trainer.accumulate={slots[0]} and trainer.recompute={how}, with which python -m src.plan expects it to fit into "
+                f"{gigabytes:.0f} GB, and run the same command: it resumes with the same updates"
+            )
+    return (
+        f"python -m src.plan expects it to fit into {gigabytes:.0f} GB with no trainer.accumulate and trainer.recompute; take a larger "
+        f"device, or a smaller data.row_tokens={config.data.row_tokens} in a new run"
+    )
+
+
+def device_memory() -> float:
+    """Of the first GPU, else of the machine, in GB."""
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else psutil.virtual_memory().total
+    return total / GB
 
 
 def parameters(model: nn.Module) -> Table:

@@ -25,6 +25,7 @@ from src.errors import UserError
 # Keys that may differ when a run is continued: they change neither the order of the data nor the update.
 MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate")
 MAY_CHANGE += ("trainer.accelerator", "trainer.log_every", "trainer.check_every", "trainer.keep", "trainer.recompute", "logger")
+MAY_CHANGE += ("trainer.nonfinite", "trainer.strategy")
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 
 

@@ -13,8 +13,10 @@ from src.config import Train, plain, validate
 from src.data.module import DataModule, short
 from src.errors import UserError
 from src.model.vlm import build, census, table
+from src.plan import advice
 from src.quiet import quiet
 from src.training.checkpoint import choose, load, newest
+from src.training.epochs import in_steps
 from src.training.log import Log
 from src.training.module import Training
 from src.training.saving import Checkpoints
@@ -24,6 +26,7 @@ from src.training.validation import Validation
 def train(config: Train) -> Path:
     """Starts or resumes the run and returns its folder."""
     check(config)
+    config = in_steps(config)
     folder = Path(config.outputs) / config.name
     run.open_run(folder, plain(config))
     if (folder / "train.json").exists():
@@ -67,11 +70,8 @@ def train(config: Train) -> Path:
         try:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of memory with data.row_tokens={config.data.row_tokens} and trainer.accumulate={config.trainer.accumulate}; double "
-                "trainer.accumulate (the update stays the same) or set trainer.recompute=full, then run the same command: it resumes"
-            ) from None
-        if trainer.global_step < config.optim.steps:
+            raise UserError(f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}") from None
+        if trainer.global_step < trainer.max_steps:
             number = saver.stopped or signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
             raise SystemExit(128 + number)
@@ -86,9 +86,9 @@ def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
+        strategy=settings.strategy if settings.devices * settings.nodes > 1 else "auto",
         precision=settings.precision,
-        max_steps=config.optim.steps,
+        max_steps=config.optim.length,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=config.optim.clip or None,
         callbacks=callbacks,

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from src.config import Train
 from src.errors import UserError
 from src.model.cost import Sample, count, packed
-from src.model.vlm import build
+from src.model.vlm import VLM, build
 from src.train import train
 from src.training.checkpoint import load
-from src.training.module import keep_inputs
+from src.training.epochs import in_steps
+from src.training.module import Training, keep_inputs
 from tests import processes
 
 
@@ -219,17 +220,65 @@ def test_the_world_may_change_at_every_stop(configure, tmp_path):
     assert distances(one, folder) < 1e-6
 
 
-def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
-    from src.model.vlm import VLM
+def break_losses(monkeypatch, times: int) -> None:
+    """The losses of the first `times` training batches become nan."""
+    usual, left = VLM.forward, [times]
 
-    usual = VLM.forward
-    monkeypatch.setattr(VLM, "forward", lambda self, batch: (usual(self, batch)[0] * float("nan"), usual(self, batch)[1]))
-    config = configure()
-    with pytest.raises(UserError, match="the loss became nan at step 0; the samples of that batch are listed in"):
+    def forward(self, batch):
+        losses, sources = usual(self, batch)
+        left[0] -= torch.is_grad_enabled()
+        return (losses * float("nan") if left[0] >= 0 and torch.is_grad_enabled() else losses), sources
+
+    monkeypatch.setattr(VLM, "forward", forward)
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
+    break_losses(monkeypatch, 1)
+    config = configure("trainer.accumulate=2")
+    with pytest.raises(UserError, match="the loss became nan or infinite at step 0; the samples of that batch are listed in"):
         train(config)
-    listed = json.loads((Path(config.outputs) / "tiny" / "nonfinite.json").read_text())
-    assert listed["step"] == 0
-    assert len(listed["samples"]) > 4
+    (listed,) = (Path(config.outputs) / "tiny" / "nonfinite.jsonl").read_text().splitlines()
+    assert json.loads(listed)["step"] == 0
+    assert 4 < len(json.loads(listed)["samples"]) < 16  # one of two slots
+
+
+def test_a_step_that_is_not_finite_can_be_left_out(configure, monkeypatch):
+    """It moves no parameter, and is counted; the run goes on as if its gradient had been nothing."""
+    config = configure("trainer.nonfinite=skip", "optim.steps=1", "optim.warmup=0", "trainer.log_every=1")
+    initial = {name: p.detach().clone() for name, p in build(config).named_parameters() if p.requires_grad}
+    break_losses(monkeypatch, 1)
+    folder = train(config)
+    assert same(trained(folder, "step=1.ckpt"), initial)
+    assert [row["skipped"] for row in steps(folder)] == ["1"]
+    assert len((folder / "nonfinite.jsonl").read_text().splitlines()) == 1
+    break_losses(monkeypatch, 1)
+    longer = train(configure("name=longer", "trainer.nonfinite=skip", "trainer.log_every=1"))
+    assert [row["skipped"] for row in steps(longer)][:2] == ["1", "0"]
+    assert all(torch.isfinite(value).all() for value in trained(longer).values())
+    assert not same(trained(longer), initial)
+
+
+def test_epochs_are_steps_of_the_records_of_the_mix(configure):
+    """180 training records in batches of 16."""
+    assert in_steps(configure("optim.steps=null", "optim.epochs=2")).optim.steps == round(2 * 180 / 16)
+    folder = train(configure("optim.steps=null", "optim.epochs=0.2", "optim.warmup=1"))
+    assert (folder / "checkpoints" / "step=2.ckpt").exists()
+    with pytest.raises(UserError, match=r"optim.warmup=40 must be smaller than the 11 steps that optim.epochs=1 come to"):
+        in_steps(configure("optim.steps=null", "optim.epochs=1", "optim.warmup=40"))
+
+
+def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
+    def training_step(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
+    said = "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.recompute=none, with which python -m src.plan"
+    with pytest.raises(UserError, match=said):
+        train(configure())
+    monkeypatch.setattr("src.plan.device_memory", lambda: 2.0)
+    with pytest.raises(UserError, match=r"expects it to fit into 2 GB with no trainer.accumulate and trainer.recompute"):
+        train(configure())
 
 
 def test_a_stage_starts_from_what_another_run_trained(configure, capsys):

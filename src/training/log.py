@@ -17,7 +17,7 @@ class Log(lightning.Callback):
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
         self.path, self.log_every, self.board = path, log_every, board
         per_source = [f"{kind}/{source}" for kind in ("loss", "val", "f1") for source in sources]
-        self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "data_wait"]
+        self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "skipped", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + per_source
         self.totals = {"seconds": 0.0, "samples": 0, "tokens": 0, "places": 0}
 
@@ -68,6 +68,7 @@ class Log(lightning.Callback):
             "fill": tokens / max(places, 1),
             "loss": sum(sums) / max(sum(counts), 1),
             "grad_norm": float(module.grad_norm),
+            "skipped": module.skipped,
             "data_wait": self._wait / max(seconds, 1e-9),
         }
         row |= {f"lr/{group['part']}": group["lr"] for group in trainer.optimizers[0].param_groups}

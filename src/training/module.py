@@ -1,6 +1,7 @@
 """The LightningModule: one token-normalised update per optimizer step."""
 
 import json
+import math
 from pathlib import Path
 
 import lightning
@@ -30,14 +31,16 @@ class Training(lightning.LightningModule):
         if config.trainer.precision == "bf16-mixed":
             keep_inputs(model)
         self.step_tokens = 0
+        self.step_losses: list[tuple[Tensor, list[str]]] = []  # of each slot: the sum on the device, the keys of its samples
         self.grad_norm = 0.0
+        self.skipped = 0  # optimizer steps since the last log line
         self.reset_sums()
 
     def reset_sums(self) -> None:
         """Sums since the last log line, kept on the device: loss and supervised tokens per source; samples, tokens, places."""
         self.loss_sums = torch.zeros(len(self.sources))
         self.token_sums = torch.zeros(len(self.sources))
-        self.samples = self.tokens = self.places = 0
+        self.samples = self.tokens = self.places = self.skipped = 0
 
     def totals(self) -> tuple[list[int], list[float], list[float]]:
         """([samples, tokens, places], loss sums, supervised tokens) since the last log line, over all ranks."""
@@ -55,22 +58,26 @@ class Training(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses_S, sources_S = self.model(batch)
         total = losses_S.sum()
-        if not torch.isfinite(total):
-            self._stop_on(batch, total)
         self.step_tokens += len(losses_S)
+        self.step_losses.append((total.detach(), batch.keys))
         self._count(batch, losses_S.detach(), sources_S)
         # Lightning divides by the accumulation steps and DDP by the ranks; what remains to divide by is done once, below.
         return total * self.config.trainer.accumulate
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        tokens = torch.tensor(float(self.step_tokens), device=self.device)
+        losses = torch.stack([loss for loss, _ in self.step_losses])
+        bad = (~torch.isfinite(losses)).sum()
+        sums = torch.stack([torch.tensor(float(self.step_tokens), device=self.device), bad.float()])
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(tokens)
-        scale = self.trainer.world_size / tokens.clamp(min=1)
+            dist.all_reduce(sums)
+        scale = self.trainer.world_size / sums[0].clamp(min=1)
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(grads, scale)
         self.grad_norm = torch.nn.utils.get_total_norm(grads)
-        self.step_tokens = 0
+        # Gradients are the same on every rank by now, so that all ranks decide alike.
+        if not torch.isfinite(self.grad_norm):
+            self._refuse_step(optimizer, losses.tolist(), everywhere=int(sums[1]))
+        self.step_tokens, self.step_losses = 0, []
 
     def configure_optimizers(self):
         opt = optimizer(self.model, self.config.optim)
@@ -106,17 +113,27 @@ class Training(lightning.LightningModule):
 
     def _count(self, batch: Batch, losses_S: Tensor, sources_S: Tensor) -> None:
         self.loss_sums, self.token_sums = self.loss_sums.to(self.device), self.token_sums.to(self.device)
-        self.loss_sums.index_add_(0, sources_S.long(), losses_S.float())
-        self.token_sums.index_add_(0, sources_S.long(), torch.ones_like(losses_S, dtype=torch.float32))
+        self.loss_sums.index_add_(0, sources_S.long(), losses_S.float().nan_to_num(0.0, 0.0, 0.0))
+        self.token_sums.index_add_(0, sources_S.long(), torch.isfinite(losses_S).float())
         self.samples += batch.num_samples
         self.tokens += (batch.sources_BT >= 0).sum()
         self.places += batch.ids_BT.shape[0] * self.config.data.row_tokens
 
-    def _stop_on(self, batch: Batch, total: Tensor) -> None:
-        path = self.folder / "nonfinite.json"
-        path.write_text(json.dumps({"step": self.trainer.global_step, "samples": batch.keys}))
-        step = self.trainer.global_step
-        raise UserError(f"the loss became {total.item()} at step {step}; the samples of that batch are listed in {path}")
+    def _refuse_step(self, optimizer: torch.optim.Optimizer, losses: list[float], *, everywhere: int) -> None:
+        """Lists the samples of losses that are not finite, or, where only the gradient is not, all of the step; then stops, or updates
+        nothing. `everywhere` counts such losses over all ranks."""
+        step, path = self.trainer.global_step, self.folder / "nonfinite.jsonl"
+        with path.open("a") as file:
+            for loss, (_, keys) in zip(losses, self.step_losses, strict=True):
+                if not math.isfinite(loss) or not everywhere:
+                    file.write(json.dumps({"step": step, "rank": self.trainer.global_rank, "loss": str(loss), "samples": keys}) + "\n")
+        if self.config.trainer.nonfinite == "stop":
+            raise UserError(
+                f"the {'loss' if everywhere else 'gradient'} became nan or infinite at step {step}; the samples of that batch are listed "
+                f"in {path}; trainer.nonfinite=skip leaves such steps out"
+            )
+        optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        self.skipped += 1
 
 
 def keep_inputs(model: VLM) -> None:

@@ -28,7 +28,7 @@ def factor(step: int, config: Optim) -> float:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    progress = min(1.0, (step - config.warmup) / max(1, config.length - config.warmup))
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 

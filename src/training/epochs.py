@@ -1,0 +1,25 @@
+"""The length of a run in epochs instead of steps."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from src.config import Train
+from src.data.module import open_sources, training_rows
+from src.errors import UserError
+
+Config = TypeVar("Config", bound=Train)  # or a plan, which has all of its keys
+
+
+def in_steps(config: Config) -> Config:
+    """The same configuration with `optim.epochs` as steps: that many times the records that may be drawn, in global batches.
+
+    An epoch is one of the whole mix; with shares that are not the records' own, a source is shown more or less often than that.
+    """
+    epochs = config.optim.epochs
+    if epochs is None:
+        return config
+    rows = training_rows(open_sources(config.data.root, config.mix), config.mix)
+    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch))
+    if config.optim.warmup >= steps:
+        raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
+    return replace(config, optim=replace(config.optim, steps=steps))
