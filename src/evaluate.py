@@ -30,7 +30,7 @@ BENCHMARKS = ["pathvqa", "vqa_med_2019"]
 
 
 def evaluate(config: Evaluate) -> Path:
-    """Every question under every image condition and by every control, then the scores of all prediction files of the run."""
+    """Every question under every image condition and by every control, then the scores of these benchmarks, and of no earlier ones."""
     folder, stored = run.read_run(config.outputs, config.run or "")
     trained = typed(Train, OmegaConf.create(stored))
     root = config.data_root or trained.data.root
