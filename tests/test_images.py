@@ -30,6 +30,13 @@ def test_the_fast_path_is_within_a_grey_level_and_a_half_of_pil():
         assert np.abs(decode(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
 
 
+def test_a_picture_that_is_decoded_whole_is_pil_but_for_rounding():
+    data = simplejpeg.encode_jpeg(smooth(288, 384), quality=92)
+    away = np.abs(decode(data, size=224).astype(int) - pil(data, 224))
+    assert away.max() <= 2
+    assert away.mean() < 0.02
+
+
 def test_grey_and_other_formats_come_out_as_rgb():
     grey = simplejpeg.encode_jpeg(smooth(64, 64)[..., :1].copy(), colorspace="GRAY")
     made = decode(grey, size=32)

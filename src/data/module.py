@@ -45,13 +45,14 @@ def training_rows(shards: dict[str, Shards], mix: Mix) -> dict[str, np.ndarray]:
     return rows
 
 
-def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -> dict:
-    """What the order of the stream depends on. A run resumes only if all of it is unchanged."""
+def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, rows: dict[str, np.ndarray] | None = None) -> dict:
+    """What the order of the stream depends on. A run resumes only if all of it is unchanged. `rows`: of `training_rows`, where known."""
+    drawn = sorted((rows or training_rows(shards, mix)).items())
     return {
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.drawn.items())),
         "decontaminate": mix.decontaminate,
-        "records": {source: _rows_digest(rows) for source, rows in sorted(training_rows(shards, mix).items())},  # an audit changes them
+        "records": {source: _rows_digest(rows) for source, rows in drawn},  # an audit changes them
         "seed": seed,
         "window": data.window,
         "global_batch": data.global_batch,
@@ -61,7 +62,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data) -
 
 
 def _rows_digest(rows: np.ndarray) -> str:
-    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.tobytes())[:8]})"
+    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows)[:8]})"
 
 
 def short(print_of: dict) -> str:
@@ -131,7 +132,7 @@ class Stream(IterableDataset):
         """Records as tokens; their images are only counted."""
         opened = self.shards[source]
         counts = opened.column("num_images")[rows] if self.data.images else np.zeros(len(rows), int)
-        return self.prompter.encode([opened.text(row) for row in rows], num_images=counts.tolist())
+        return self.prompter.encode(opened.texts(rows), num_images=counts.tolist())
 
     def to_batch(self, rows: list[list[tuple[Encoded, int, int]]]) -> Batch:
         images, keys = [], []
@@ -157,8 +158,9 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
         self.shards = open_sources(data.root, mix, cache=Cache(data.cache, data.cache_gb))
-        self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data)
-        self.mixture = Mixture(mix.drawn, training_rows(self.shards, mix), seed=seed)
+        rows = training_rows(self.shards, mix)
+        self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data, rows=rows)
+        self.mixture = Mixture(mix.drawn, rows, seed=seed)
         self.consumed = 0  # optimizer steps
 
     def stream(self, *, rank: int = 0, world: int = 1) -> Stream:

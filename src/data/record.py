@@ -89,10 +89,17 @@ def to_json(record: Record) -> bytes:
 
 def from_members(members: dict[str, bytes]) -> Record:
     """`{"json": ..., "jpg": ..., "1.jpg": ...}` back to a Record; the inverse of what `tar_bytes` wrote."""
-    fields = json.loads(members["json"])
-    fields["turns"] = [tuple(turn) for turn in fields.get("turns", [])]
+    record = from_fields(json.loads(members["json"]))
     names = sorted((name for name in members if name.endswith("jpg")), key=lambda name: int(name.partition(".")[0]) if "." in name else 0)
-    return Record(**fields, images=[members[name] for name in names])
+    record.images = [members[name] for name in names]
+    return record
+
+
+def from_fields(fields: dict) -> Record:
+    """The parsed `key.json` as a Record without its images."""
+    if "turns" in fields:
+        fields["turns"] = [tuple(turn) for turn in fields["turns"]]
+    return Record(**fields)
 
 
 def tar_bytes(record: Record) -> bytes:
