@@ -59,6 +59,23 @@ def test_a_failed_trial_is_recorded_and_only_what_is_missing_runs_again(run, wor
     assert (folders[1] / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_a_full_disk_in_trial_seven_of_twelve_costs_one_trial(run, words, monkeypatch):
+    ran = []
+
+    def full(config):
+        ran.append(config.seed)
+        if config.seed == 6:
+            raise OSError(28, "No space left on device")
+        return Path("nowhere")
+
+    monkeypatch.setattr(train, "train", full)
+    monkeypatch.setattr(train.run, "first_rank", lambda: False)
+    code, out, _ = run("-m", "seed=range(12)")
+    assert (code, ran) == (1, list(range(12)))
+    assert out.count("No space left on device") == 2  # where it happened, and at the end
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
