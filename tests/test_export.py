@@ -23,6 +23,8 @@ from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
     ViTConfig,
@@ -30,6 +32,7 @@ from transformers import (
     pipeline,
 )
 
+from data_prep.phantom.weights.language import SHAPE, VOCABULARY
 from src.cli import compose
 from src.config import Export, typed
 from src.data.read_image import png
@@ -172,6 +175,42 @@ def test_merging_is_done_in_float32(exported, tmp_path):
     said = json.loads((folder / "export.json").read_text())["logits"]
     assert said["dtype"] == "bfloat16"
     assert 0 < said["max_difference"] < 0.2  # logits of several units, 8 bits of mantissa
+
+
+@pytest.fixture(scope="module")
+def mini_sized(shards, language, tmp_path_factory):
+    """(run folder, the trained model) with the encoder and the language model of `make mini` in size, with random weights."""
+    base = tmp_path_factory.mktemp("mini")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(language)
+    tokenizer.save_pretrained(base)
+    torch.manual_seed(0)
+    llama = LlamaConfig(**SHAPE, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, initializer_range=0.1)
+    LlamaForCausalLM(llama).save_pretrained(base)
+    kwargs = ["vision.architecture_kwargs={embed_dim: 128, depth: 2, num_heads: 2}", "+vision.architecture_kwargs.patch_size=8"]
+    words = [word for word in overrides(shards, base, tmp_path_factory.mktemp("runs")) if "row_tokens" not in word]
+    folder, _ = finish(words, *kwargs, "vision.architecture=vit_base_patch16_224", "vision.image_size=64", "data.row_tokens=384")
+    return folder, answerer(folder)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 2**-4)])
+def test_at_the_size_of_the_mini_run(mini_sized, tmp_path, dtype, most):
+    """`most` difference of a logit, relative to the largest one; in float32 24 answers are the same strings to the last token."""
+    folder, trained = mini_sized
+    out = run_export(folder, tmp_path / "out", "parts=[hf]", f"dtype={dtype}")
+    images = [picture(number) for number in range(8)]
+    queries = [Query(question, [image]) for question in QUESTIONS for image in images]
+    largest = max(logits(trained, trained.prepare(query, SHORT)).abs().max().item() for query in queries[:3])
+    assert json.loads((folder / "export.json").read_text())["logits"]["max_difference"] <= most * largest
+    if dtype == "float32":
+        long = Sampling(max_new_tokens=24)
+        mine = [answer.text for answer in trained.answers(queries, long)]
+        assert [answer.text for answer in load_answerer(str(out), accelerator="cpu").answers(queries, long)] == mine
+        assert len(set(mine)) > 12
+        llava = LlavaForConditionalGeneration.from_pretrained(out / "hf").eval()
+        for at in (0, 9, 18):
+            processor, inputs = inputs_of(out / "hf", queries[at].images[0], queries[at].question)
+            made = llava.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            assert processor.decode(made, skip_special_tokens=True).strip() == mine[at]
 
 
 def test_a_second_export_is_byte_identical(exported, tmp_path):
