@@ -4,7 +4,6 @@ Legend: B samples, T tokens, N images.
 """
 
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import lightning
 import numpy as np
-import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from experiments.bench import workload
+from experiments.bench.made import memory
 from experiments.bench.workload import EOS, LINEAR, RATE, STEPS, WARM_UP, WORKLOADS, Workload
 from src.data.packing import Batch
 from src.data.prompt import IGNORE, Encoded
@@ -42,23 +41,15 @@ class Cost:
 
 def trained(name: str, side: str) -> Cost:
     """Eight steps of a side after one to warm up: `ours`, `plain` (random batches) or `grouped` (LLaVA's)."""
-    alone()
+    pinned()
     size = WORKLOADS[name]
     return ours(size) if side == "ours" else peer(size, batches(size, side))
 
 
-def alone() -> None:
+def pinned() -> None:
     """One core and one thread, whatever the machine has."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-def resident() -> float:
-    return psutil.Process().memory_info().rss / 2**20
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def batches(size: Workload, side: str) -> list[list[Encoded]]:
@@ -89,9 +80,9 @@ def ours(size: Workload) -> Cost:
     first, rest = made[: size.batch], made[size.batch :]
     steps = [*workload.packed(first, size, steps=WARM_UP), *workload.packed(rest, size, steps=STEPS)]
     model, clock = workload.model(size), Clock()
-    before = resident()
+    before = memory("VmRSS")
     fit(model, steps, size, callbacks=[clock])
-    return Cost(sum(len(sample.ids) for sample in rest), clock.seconds, peak() - before)
+    return Cost(sum(len(sample.ids) for sample in rest), clock.seconds, memory("VmHWM") - before)
 
 
 class Clock(lightning.Callback):
@@ -118,14 +109,14 @@ def fit(model: VLM, steps: list[Batch], size: Workload, *, callbacks: list | Non
 def peer(size: Workload, batches: list[list[Encoded]]) -> Cost:
     padded = [pad(batch, size) for batch in batches]
     step = stepper(llava(workload.model(size)))
-    before = resident()
+    before = memory("VmRSS")
     for inputs in padded[:WARM_UP]:
         step(inputs)
     since = time.process_time()
     for inputs in padded[WARM_UP:]:
         step(inputs)
     seconds = time.process_time() - since
-    return Cost(sum(len(sample.ids) for batch in batches[WARM_UP:] for sample in batch), seconds, peak() - before)
+    return Cost(sum(len(sample.ids) for batch in batches[WARM_UP:] for sample in batch), seconds, memory("VmHWM") - before)
 
 
 def stepper(model: PeftModel) -> Callable[[dict[str, Tensor]], float]:
@@ -144,18 +135,20 @@ def stepper(model: PeftModel) -> Callable[[dict[str, Tensor]], float]:
     return step
 
 
-def llava(model: VLM) -> PeftModel:
+def llava(model: VLM, *, dtype: torch.dtype = torch.float32) -> PeftModel:
     """The same weights as `LlavaForConditionalGeneration` with peft's LoRA on every linear layer of its language model."""
     adapters = {name.replace("language.model.base_model.model.model.", ""): p for name, p in model.named_parameters() if "lora_" in name}
     settings = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=rf".*language_model.*\.({'|'.join(LINEAR)})")
-    peft = get_peft_model(to_llava(model, dtype=torch.float32).train(), settings)
+    peft = get_peft_model(to_llava(model, dtype=dtype).train(), settings)
     with torch.no_grad():
         for name, p in peft.named_parameters():
             if "lora_" in name:
                 p.copy_(adapters[name.rpartition("language_model.")[2]])
-            p.requires_grad_(
-                "lora_" in name or "multi_modal_projector" in name or ("vision_tower" in name and "post_layernorm" not in name)
-            )
+            seen = any(part in name for part in ("multi_modal_projector", "vision_tower")) and "post_layernorm" not in name
+            if "lora_" in name or seen:
+                p.requires_grad_(True).data = p.float()
+            else:
+                p.requires_grad_(False)
     return peft
 
 
@@ -183,7 +176,7 @@ def padding(batches: list[list[Encoded]]) -> tuple[float, float, float]:
 
 def agree(name: str) -> float:
     """The largest relative difference of the two sides' losses over two updates on the same samples."""
-    alone()
+    pinned()
     size = WORKLOADS[name]
     model, made = workload.model(size), workload.samples(size, 2)
     first, second = made[: size.batch], made[size.batch :]

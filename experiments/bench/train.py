@@ -4,7 +4,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from experiments.bench import peers, workload
 from experiments.bench.full_size import full_size
+from experiments.bench.made import alone
 from experiments.bench.measured import Measured, ratio, single
 from experiments.bench.peers import Cost
 from experiments.bench.workload import WORKLOADS, Workload
@@ -57,12 +57,6 @@ def against_peers(size: Workload) -> Iterator[Measured]:
         yield Measured(f"train_{size.name}_{name}", total, rounds.low, rounds.high, ROUNDS, speeds["ours"], speeds[side], unit, target)
     growths = ([cost.growth for cost in found[side]] for side in ("ours", "plain"))
     yield ratio(f"train_{size.name}_memory", *growths, f"MB of growth ({size.setting})", target=TARGETS[size.name][2], cost=True)
-
-
-def alone(work, *asked):
-    """The result of `work` in a process that does nothing else."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, asked)
 
 
 def show_padding(size: Workload) -> None:

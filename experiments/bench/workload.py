@@ -64,11 +64,11 @@ WORKLOADS = {
 def samples(workload: Workload, batches: int) -> list[Encoded]:
     """Samples in random order; all that is compared trains on these."""
     rng = np.random.default_rng(0)
-    lengths = [_lengths(rng) for _ in range(batches * workload.batch)]
-    return [_sample(rng, images, prompt, answer, workload) for images, prompt, answer in lengths]
+    drawn = [lengths(rng) for _ in range(batches * workload.batch)]
+    return [_sample(rng, images, prompt, answer, workload) for images, prompt, answer in drawn]
 
 
-def _lengths(rng: np.random.Generator) -> tuple[int, int, int]:
+def lengths(rng: np.random.Generator) -> tuple[int, int, int]:
     """(images, prompt tokens, answer tokens)."""
     if rng.random() < 0.25:
         if rng.random() < 0.6:

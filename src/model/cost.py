@@ -51,15 +51,16 @@ class Cost:
     saved: int  # bytes that are kept for the backward pass
 
 
-def blueprint(config: Train) -> VLM:
-    """The model of a configuration on the meta device. Stored weights are read only for their shapes, where they are on this disk."""
-    with torch.device("meta"):
+def blueprint(config: Train, *, device: str = "meta", shape: dict[str, int] | None = None) -> VLM:
+    """The model of a configuration on the meta device, or with random weights on another. Stored weights are read only for their
+    shapes, where they are on this disk; `shape` stands for those of the language model."""
+    with torch.device(device):
         vision = _vision(config)
-        base = LlamaForCausalLM(_language(config))
+        base = LlamaForCausalLM(LlamaConfig(**shape) if shape else _language(config))
         tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
         language = Language(base.to(getattr(torch, config.language.dtype)), tokenizer, config.language.lora)  # type: ignore[arg-type]
         projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
-    model = VLM(vision.to("meta"), projector, language)
+    model = VLM(vision.to(device), projector, language)
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)
