@@ -52,6 +52,9 @@ ablation: $(READY)  ## six data mixes on phantoms, from nothing to their compari
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.breadth $(ARGS)
 
+bench-gpu: $(READY)  ## the 7B on one GPU, random weights: our trainer against transformers, a table with the GPU's name
+	@$(RUN) -m experiments.bench.gpu $(ARGS)
+
 soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme] [MODEL=run:mini]; after make mini
 	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY))
 
@@ -80,4 +83,4 @@ demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
 	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
-.PHONY: help setup mini test test-fast test-browser bench experiments ablation breadth soak check phantoms download shards audit card demo lock
+.PHONY: help setup mini test test-fast test-browser bench bench-gpu experiments ablation breadth soak check phantoms download shards audit card demo lock

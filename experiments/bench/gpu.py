@@ -1,0 +1,303 @@
+"""`python -m experiments.bench.gpu`: training at full size on one GPU, with random weights and synthetic shards, into a table.
+
+Whole optimizer steps of our trainer and stream, with and without packing and recomputation, against transformers' Llava with peft as
+LLaVA's scripts run it (right-padded batches, with and without gradient checkpointing). MFU counts 4 FLOPs per frozen parameter and
+real token and 6 per trained one, no recomputation, against the best matrix product of the same run.
+"""
+
+import csv
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.shards import Build, build_all
+from experiments.bench import peers, workload
+from experiments.bench.made import picture
+from experiments.bench.workload import IMAGE_ID
+from src.cli import compose
+from src.config import Train, typed
+from src.data.module import DataModule
+from src.data.packing import collate
+from src.data.prompt import IMAGE, Encoded, Prompter
+from src.errors import UserError, command
+from src.model import cost
+from src.model.vlm import VLM
+from src.train import trainer_for
+from src.training.module import Training
+
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"steps": 8, "batch": 128, "peer": 32, "accumulate": 4, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
+    "small": {"steps": 2, "batch": 4, "peer": 2, "accumulate": 1, "row": 600, "records": 64, "product": 64, "vocabulary": 500},
+}
+SMALL_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
+SMALL_VISION = ["vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=32"]
+SMALL_VISION += ["+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_heads: 2}"]
+LENGTHS = ("even", "mix")  # 196 visual and 61 text tokens, 30 of them supervised; or as in experiments/bench/workload.py
+
+
+@dataclass
+class Row:
+    gpu: str
+    lengths: str
+    variant: str
+    samples_per_second: float
+    tokens_per_second: float
+    tflops: float
+    ceiling_tflops: float
+    mfu: float
+    peak_gb: float
+    data_wait: float | None  # share of the time; None where batches were made beforehand
+
+
+@command
+def main(words: list[str]) -> None:
+    asked = {"device": "cuda", "size": "full", "out": "experiments/bench/gpu.csv"}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in asked:
+            raise UserError(f"bench-gpu takes {', '.join(f'{name}=...' for name in asked)}, found {word}")
+        asked[key] = value
+    if asked["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("bench-gpu needs a GPU and torch finds none; device=cpu size=small tries the script, its figures mean nothing")
+    write(list(measure(asked["device"], asked["size"])), Path(asked["out"]))
+
+
+def measure(device: str, size: str) -> Iterator[Row]:
+    scale = SIZES[size]
+    top = ceiling(device, scale["product"])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = words_tokenizer(scale["vocabulary"])
+        for lengths in LENGTHS:
+            make_shards(Path(folder), lengths, scale)
+            for variant, run in variants(device, size, Path(folder), lengths, tokenizer).items():
+                seconds, samples, tokens, supervised, wait, model = run()
+                flops = tokens * flops_per_token(model, supervised / tokens)
+                peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+                rate = flops / seconds / 1e12
+                yield Row(name_of(device), lengths, variant, samples / seconds, tokens / seconds, rate, top, rate / top, peak, wait)
+                del model
+                gc.collect()
+                if device == "cuda":
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+
+
+Run = Callable[[], tuple[float, int, int, int, float | None, Any]]
+
+
+def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Run]:
+    """Each trains the same samples: seconds, samples, real tokens, supervised tokens, waiting share, model."""
+    scale = SIZES[size]
+
+    def settings(*more: str) -> Train:
+        return config(size, folder, lengths, device, more)
+
+    def ours(how: str) -> Run:
+        return lambda: with_stream(settings(f"trainer.recompute={how}"), device, tokenizer)
+
+    def peer(checkpointing: bool) -> Run:
+        return lambda: padded_by_transformers(settings(), device, tokenizer, scale["peer"], checkpointing)
+
+    found = {f"ours, packed, recompute={how}": ours(how) for how in ("none", "cheap", "full")}
+    found["ours, one sample per row"] = lambda: one_per_row(settings(), device, tokenizer, scale["peer"])
+    return found | {"transformers, padded": peer(False), "transformers, padded, checkpointing": peer(True)}
+
+
+def config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> Train:
+    scale = SIZES[size]
+    words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.row_tokens={scale['row']}", "optim.warmup=0"]
+    words += [f"data.global_batch={scale['batch']}", f"data.window={scale['batch'] * 8}", f"trainer.accumulate={scale['accumulate']}"]
+    words += [f"optim.steps={scale['steps'] + 1}", "name=bench", f"outputs={folder}", "optim.lr.vision=1e-5"]
+    words += ["trainer=cpu", "data.workers=0", "language=phantom", *SMALL_VISION] if size == "small" else ["trainer=gpu", "data.workers=8"]
+    words += [] if device == "cuda" else ["trainer.accelerator=cpu"]
+    return typed(Train, compose("train", [*words, *more]))
+
+
+def built(settings: Train, device: str) -> VLM:
+    """Random weights on the device; only shapes and precisions are those of the real ones."""
+    torch.manual_seed(0)
+    small = settings.language.path.startswith("data/phantom")
+    model = cost.blueprint(settings, device=device, shape=SMALL_LLAMA if small else cost.LLAMA_7B)
+    model.image_id = IMAGE_ID
+    return model
+
+
+def with_stream(settings: Train, device: str, tokenizer) -> tuple:
+    """Our trainer on our stream: read, decoded, packed by data workers while it trains."""
+    model = built(settings, device)
+    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
+    slots = settings.trainer.accumulate
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=slots)
+    return fit(model, settings, data)
+
+
+def one_per_row(settings: Train, device: str, tokenizer, batch: int) -> tuple:
+    """Our model and trainer without packing: a sample in each row, padded to the longest."""
+    model = built(settings, device)
+    chosen = sample_batches(settings, model, tokenizer, settings.data.global_batch // settings.trainer.accumulate)
+    size, batches = model.vision.size, []
+    for samples in chosen:
+        images = list(pixels(samples, model))
+        rows = [[sample] for sample in samples]
+        sources = [[0]] * len(samples)
+        batches.append(collate(rows, sources=sources, images=images, size=size, pad=workload.EOS, image_id=IMAGE_ID, keys=[]))
+    return fit(model, settings, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+
+
+def fit(model: VLM, settings: Train, data) -> tuple:
+    module, clock = Training(model, settings, sources=["bench"], folder=Path(settings.outputs)), Clock(settings.trainer.accumulate)
+    trainer_for(settings, callbacks=[clock]).fit(module.train(), data)
+    return clock.seconds, clock.samples, int(clock.tokens), clock.supervised, clock.wait / clock.seconds, model
+
+
+class Clock(lightning.Callback):
+    """Seconds after the first optimizer step, and what was trained and waited for in them."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.samples, self.tokens, self.supervised, self.wait = slots, 0, 0, 0, 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if batch_idx > self.slots:
+            self.wait += time.perf_counter() - self._ended
+        self._timed = batch_idx >= self.slots
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self._timed:
+            self.samples += batch.num_samples
+            self.tokens += (batch.sources_BT >= 0).sum()
+            self.supervised += len(batch.predicts_S)
+        elif batch_idx == self.slots - 1:
+            self._since = now()
+        self._ended = time.perf_counter()
+
+    def on_train_end(self, trainer, module) -> None:
+        self.seconds = now() - self._since
+
+
+def now() -> float:
+    """With the work of the GPU done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, checkpointing: bool) -> tuple:
+    """As LLaVA's scripts train: bfloat16, right-padded batches, loss over all positions; a step per batch."""
+    model = built(settings, device)
+    batches = sample_batches(settings, model, tokenizer, batch)
+    size: Any = SimpleNamespace(image_size=model.vision.size)
+    dtype = getattr(torch, settings.language.dtype)
+    peer = peers.llava(model, dtype=dtype).to(device)
+    if checkpointing:
+        peer.enable_input_require_grads()
+        peer.gradient_checkpointing_enable({"use_reentrant": False})
+    step = peers.stepper(peer)
+    mixed = torch.autocast(device, torch.bfloat16, enabled=settings.trainer.precision == "bf16-mixed")
+    inputs = [{name: value.to(device) for name, value in peers.pad(samples, size).items()} for samples in batches]
+    del model
+    with mixed:
+        step(inputs[0])
+        since = now()
+        for padded in inputs[1:]:
+            step(padded)
+        seconds = now() - since
+    timed = [sample for samples in batches[1:] for sample in samples]
+    supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
+    return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, peer
+
+
+def sample_batches(settings: Train, model: VLM, tokenizer, batch: int) -> list[list[Encoded]]:
+    """Random batches of the stream's samples, as many as the run of ours trains on."""
+    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
+    stream, rng = data.stream(), np.random.default_rng(0)
+    samples = [sample for number in range(2) for row in stream.window(number) for sample, _, _ in row]
+    order = rng.permutation(len(samples))[: settings.data.global_batch * settings.optim.length]
+    return [[samples[n] for n in order[at : at + batch]] for at in range(0, len(order) - batch + 1, batch)]
+
+
+def pixels(samples: list[Encoded], model: VLM) -> np.ndarray:
+    side = model.vision.size
+    return np.random.default_rng(1).integers(0, 256, (sum(sample.num_images for sample in samples), 3, side, side), np.uint8)
+
+
+def flops_per_token(model: Any, supervised: float) -> float:
+    """4 per frozen parameter that a token meets (the head's only where it is supervised), 6 per adapter; the encoder is left out."""
+    language = model.language if isinstance(model, VLM) else model
+    head = max((p for p in language.parameters() if not p.requires_grad), key=torch.Tensor.numel).numel()
+    adapters = sum(p.numel() for name, p in language.named_parameters() if "lora_" in name)
+    inner = sum(p.numel() for name, p in language.named_parameters() if "layers" in name and "lora_" not in name and "vision" not in name)
+    return 4 * inner + 4 * head * supervised + 6 * adapters
+
+
+def ceiling(device: str, size: int) -> float:
+    """TFLOP/s of the best of twenty products of square bfloat16 matrices."""
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(20):
+        since = now()
+        a @ b
+        best = min(best, now() - since)
+    return 2 * size**3 / best / 1e12
+
+
+def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
+    """Records of words that are one token each, a picture for all that need one."""
+    raw = folder / "raw" / lengths
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        (raw / f"{n}.jpg").write_bytes(picture(rng, height=384, width=512))
+    with (raw / "train.jsonl").open("w") as file:
+        for n in range(scale["records"]):
+            images, prompt, answer = (1, 30, 29) if lengths == "even" else workload.lengths(rng)
+            asked, said = (
+                " ".join(f"w{word}" for word in rng.integers(0, scale["vocabulary"] // 2, count)) for count in (prompt - 2, answer)
+            )
+            line = {"question": asked, "answer": said, "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
+            file.write(json.dumps(line) + "\n")
+    build_all(Build(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
+
+
+def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    names = ["<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:"]
+    words = {name: n for n, name in enumerate([*names, *(f"w{n}" for n in range(vocabulary - len(names)))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+
+
+def write(rows: list[Row], out: Path) -> None:
+    table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            cells = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
+            writer.writerow(cells)
+            table.add_row(*("" if value is None else str(value) for value in cells.values()))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

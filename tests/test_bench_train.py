@@ -1,0 +1,67 @@
+"""experiments/bench/{workload,peers,train,gpu}: the lengths are those for which the targets were set, both sides train alike."""
+
+import csv
+
+import pytest
+import torch
+
+from experiments.bench import gpu, peers, workload
+from experiments.bench.workload import STEPS, WARM_UP, WORKLOADS, Workload
+
+TINY = Workload("tiny", 4, 64, 1, 100, 16, padding=0, supervised=0)
+
+
+@pytest.mark.parametrize(("name", "padding", "supervised"), [("a", 50.9, 25.4), ("b", 29.1, 17.1)])
+def test_random_batches_are_padded_as_they_were_when_the_targets_were_set(name, padding, supervised):
+    """Four batches after one to warm up, to the digit; the eight that are timed, within two points."""
+    batches = peers.batches(WORKLOADS[name], "plain")
+    assert len(batches) == WARM_UP + STEPS
+    empty, share, _ = peers.padding(batches[1:5])
+    assert (round(empty, 1), round(share, 1)) == (padding, supervised)
+    empty, share, _ = peers.padding(batches[WARM_UP:])
+    assert abs(empty - padding) < 2
+    assert abs(share - supervised) < 2
+
+
+def test_grouped_batches_hold_one_modality_and_little_padding():
+    batches = peers.batches(WORKLOADS["a"], "grouped")[WARM_UP:]
+    assert [len({sample.num_images for sample in batch}) for batch in batches] == [1] * STEPS
+    assert peers.padding(batches)[0] < 5
+
+
+def test_ours_trains_on_every_sample_of_the_plain_batches():
+    samples = workload.samples(TINY, STEPS)
+    packed = workload.packed(samples, TINY, steps=STEPS)
+    assert sum(batch.num_samples for batch in packed) == len(samples)
+    assert sum(int((batch.sources_BT >= 0).sum()) for batch in packed) == sum(len(sample.ids) for sample in samples)
+
+
+def test_both_sides_have_the_same_losses_over_updates(monkeypatch):
+    monkeypatch.setitem(WORKLOADS, "tiny", TINY)
+    monkeypatch.setattr(peers, "pinned", lambda: None)
+    assert peers.agree("tiny") < 1e-4
+    trainable = {name for name, p in peers.llava(workload.model(TINY)).named_parameters() if p.requires_grad}
+    assert sum("lora_" in name for name in trainable) == 2 * 7
+    assert any("vision_tower" in name for name in trainable)
+
+
+def test_without_a_gpu_the_gpu_benchmark_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "bench-gpu needs a GPU and torch finds none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["devise=cpu"])
+    assert "bench-gpu takes device=..., size=..., out=..., found devise=cpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_at_a_small_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LENGTHS", ("mix",))
+    gpu.main(["device=cpu", "size=small", f"out={tmp_path}/gpu.csv"])
+    with (tmp_path / "gpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(float(row["tokens_per_second"]) > float(row["samples_per_second"]) > 0 for row in rows)
+    assert all(float(row["mfu"]) > 0 for row in rows)
+    assert [bool(row["data_wait"]) for row in rows] == [True] * 4 + [False] * 2
