@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,49 +124,39 @@ def full_size(folder: Path) -> Iterator[Measured]:
     one = quietly(write_raw(folder / "hundred", 100, size=(64, 64)), folder / "shards")
     tiled(folder / "many" / "full", one, shards=3350)
     tiled(folder / "few" / "full", one, shards=10)
-    firsts = [alone(first, folder / "many") for _ in range(ROUNDS)]
-    yield single("stream_first_batch_seconds", statistics.median(s for s, _ in firsts), f"CPU s from {FULL:,} rows on disk", target="<= 1")
-    yield single("stream_bytes_per_sample", max(b for _, b in firsts), "bytes of private memory per sample", target="<= 32")
-    places = [statistics.median(spent) for spent in alone(seeks, folder / "many")]
+    large = alone(costs, folder / "many")
+    first = large["first"]
+    unit = f"CPU s from building the DataModule on {FULL:,} rows, the first time"
+    yield Measured("stream_first_batch_seconds", first[0], min(first), max(first), len(first), first[0], None, unit, "<= 1")
+    yield single("stream_bytes_per_sample", large["bytes"], "bytes of private memory per sample", target="<= 32")
+    places = [statistics.median(spent) for spent in large["seeks"]]
     yield single("stream_seek_seconds", max(places), "CPU s to the first batch at 1%, 50% or 99%, the slowest", target="<= 0.5")
     yield single("stream_seek_ratio", max(places) / min(places), "the slowest of these over the fastest", target="<= 1.2")
-    few, many = (alone(worker, folder / name) for name in ("few", "many"))
-    unit = "MB of a worker with 3,350 shards (ours) and with 10 (peer)"
+    few, many = alone(costs, folder / "few")["worker"], large["worker"]
+    unit = "MB of a process that streams from 3,350 shards (ours) and from 10 (peer)"
     yield Measured("worker_memory_growth", many / few, many / few, many / few, 1, many, few, unit, "<= 1.05")
 
 
-def first(root: Path) -> tuple[float, float]:
-    """Seconds from building the DataModule to its first batch, and bytes per sample by which private memory grew."""
+def costs(root: Path) -> dict:
+    """What a process of its own spends: seconds to a first batch and at three places of an epoch, private bytes per sample by which
+    it grew at the first of them, and MB at the end of two windows."""
     words = prompter()
-    before, begun = memory("RssAnon"), time.process_time()
-    built = module(root, "full", words)
-    built.stream().batch(0, slot=0)
-    spent = time.process_time() - begun
-    return spent, (memory("RssAnon") - before) * 2**20 / FULL
-
-
-def seeks(root: Path) -> list[list[float]]:
-    """CPU seconds at each place in each round; every time the module is new."""
-
-    def at(share: float) -> None:
-        fresh.pop().stream().batch(int(share * FULL / BATCH), slot=0)
-
-    fresh: list[DataModule] = []
-    rounds = []
+    found: dict[str, Any] = {"first": [], "seeks": [[], [], []]}
+    before = memory("RssAnon")
     for _ in range(ROUNDS):
-        spent = []
-        for share in (0.01, 0.5, 0.99):
-            fresh.append(module(root, "full"))
-            spent.append(in_turn(partial(at, share), rounds=1)[0][0])
-        rounds.append(spent)
-    return [list(place) for place in zip(*rounds, strict=True)]
-
-
-def worker(root: Path) -> float:
-    stream = module(root, "full").stream()
+        begun = time.process_time()
+        built = module(root, "full", words)
+        built.stream().batch(0, slot=0)
+        found["first"].append(time.process_time() - begun)
+        found.setdefault("bytes", (memory("RssAnon") - before) * 2**20 / FULL)
+        for share, spent in zip((0.01, 0.5, 0.99), found["seeks"], strict=True):
+            stream = module(root, "full", words).stream()
+            begun = time.process_time()
+            stream.batch(int(share * FULL / BATCH), slot=0)
+            spent.append(time.process_time() - begun)
     for step in range(2 * WINDOW // BATCH):
         stream.batch(step, slot=0)
-    return memory("VmRSS")
+    return found | {"worker": memory("VmRSS")}
 
 
 def module(root: Path, source: str, words: Prompter | None = None) -> DataModule:
