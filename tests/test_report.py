@@ -168,6 +168,16 @@ def test_a_question_of_two_benchmarks_counts_once(tmp_path):
     assert {name for name, _ in drawn} == {"alpha"}
 
 
+def test_mixes_of_equal_size_are_no_curve(tmp_path):
+    """Four mixes, two of which have as many sources: nothing to draw a line through."""
+    for name, sources in (("all", "abc"), ("two", "ab"), ("other_two", "bc"), ("one", "a")):
+        write_run(tmp_path, name, right=5, mix__shares=dict.fromkeys(sources, 1.0))
+    text = made(tmp_path, "runs=[all,two,other_two,one]")
+    assert "against number of sources" not in text
+    assert "other_two" in text
+    assert "against number of sources" in made(tmp_path, "runs=[all,two,one]")
+
+
 def test_a_failed_trial_is_shown(tmp_path):
     write_run(tmp_path, "sweep/a", right=4)
     failed = write_run(tmp_path, "sweep/b", right=4, optim__steps=40)

@@ -130,12 +130,12 @@ def condition_blocks(found: list[Group]) -> list:
 
 
 def trend_blocks(found: list[Group]) -> list:
-    """A score against every setting that takes three or more numeric values, and against the number of sources."""
+    """A score against every setting that takes another number in each of three or more groups, and against the number of sources."""
     runs = [run for one in found for run in one.runs]
     axes: dict[str, dict[str, float]] = {}
     for key in [*groups.differing(runs), "number of sources"]:
         at = {one.label: value for one in found if (value := _number(one.runs[0], key)) is not None}
-        if len(at) == len(found) and len(set(at.values())) >= 3:
+        if len(set(at.values())) == len(found) >= 3:
             axes[key] = at
     drawings = []
     for key, at in axes.items():
