@@ -48,7 +48,7 @@ def ablation(rows: Rows) -> str:
         metrics = {row["metric"]: row for row in rows if row["run"] == run}
         line = {setting: metrics["train/fill"][setting] or "nothing"}
         line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in shown.items()}
-        lines.append(line | {"samples/s": f"{float(metrics['train/samples_per_second']['value']):.0f}"})
+        lines.append(line)
     return markdown(lines)
 
 
@@ -67,6 +67,7 @@ def bench(rows: Rows) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {  # folder/name of the table: the CSV file of that folder, what renders it
+    "ablations/leave_kind_out": ("leave_kind_out.csv", ablation),
     "bench/bench": ("results.csv", bench),
     "breadth/breadth": ("results.csv", breadth),
     "leaks/leaks": ("leaks.csv", leaks),
