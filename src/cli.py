@@ -66,8 +66,8 @@ def check(name: str, schema: type, overrides: list[str], *, many: bool = False, 
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        trial = any(word.partition("=")[0] in RUNS and "=" in word.partition("=")[2] for word in overrides)
-        hint = """; in a list, names that hold '=' are quoted: 'runs=["a/seed=0","a/seed=1"]'""" if trial else ""
+        of_trials = any(word.partition("=")[0] in RUNS and "=" in word.partition("=")[2] for word in overrides)
+        hint = """; in a list, names that hold '=' are quoted: 'runs=["a/seed=0","a/seed=1"]'""" if of_trials else ""
         raise UserError(f"cannot read the override: {str(error).splitlines()[0]}{hint}") from None
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
     if swept and not many:
