@@ -10,10 +10,10 @@ from src import run
 from src.cli import verb
 from src.config import Export, Train, one_of
 from src.errors import UserError, nearest
-from src.model.answer import quiet
 from src.model.query import finished
 from src.model.vlm import VLM, build
 from src.overrides import quote_texts
+from src.quiet import quiet
 from src.release import card, usage
 from src.release.check import difference
 from src.release.folder import published

@@ -23,9 +23,9 @@ from src.environment import environment
 from src.errors import UserError
 
 # Keys that may differ when a run is continued: they change neither the order of the data nor the update.
-MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate")
-MAY_CHANGE += ("trainer.accelerator", "trainer.log_every", "trainer.check_every", "trainer.keep", "trainer.recompute", "logger")
-MAY_CHANGE += ("trainer.nonfinite", "trainer.strategy")
+MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes")
+MAY_CHANGE += ("trainer.accumulate", "trainer.accelerator", "trainer.log_every", "trainer.check_every", "trainer.keep")
+MAY_CHANGE += ("trainer.recompute", "trainer.nonfinite", "trainer.strategy", "logger")
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 
 

@@ -62,7 +62,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, r
 
 
 def _rows_digest(rows: np.ndarray) -> str:
-    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows)[:8]})"
+    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.data)[:8]})"
 
 
 def short(print_of: dict) -> str:

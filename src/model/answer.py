@@ -1,13 +1,11 @@
 """A trained model that answers questions about pictures: `run:<name>` or an exported folder. `ask` and the demo stand on it."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging as hf_logging
 
 from src.data.benchmark import blank
 from src.data.images import squash
@@ -18,6 +16,7 @@ from src.model.exported import load_exported
 from src.model.generate import Answer, Asked, Generator, ask
 from src.model.query import Query, Sampling, Source, source, spoken
 from src.model.vlm import VLM, build
+from src.quiet import quiet
 from src.training.checkpoint import choose, load
 
 
@@ -113,9 +112,3 @@ def answerer(found: Source) -> Answerer:
         row_tokens, takes_images = found.config.data.row_tokens, found.config.data.images
     model.to("cuda" if torch.cuda.is_available() and found.accelerator != "cpu" else "cpu")
     return Answerer(model.eval(), name=found.name, row_tokens=row_tokens, takes_images=takes_images)
-
-
-def quiet() -> None:
-    """Loading speaks only when something is wrong."""
-    hf_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
