@@ -71,6 +71,10 @@ def train(config: Train) -> Path:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}") from None
+        except RuntimeError as error:
+            if not lost(error):
+                raise
+            raise UserError("another process of this run has ended or cannot be reached; run the same command again: it resumes") from None
         if trainer.global_step < trainer.max_steps:
             number = saver.stopped or signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
@@ -78,6 +82,12 @@ def train(config: Train) -> Path:
         said["data"], said["shards"] = short(data.fingerprint), data.fingerprint["shards"]
         said["metrics"] = throughput(log.totals)
     return folder
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether a rank stopped answering: what NCCL raises, and Gloo, which has only words for it."""
+    gloo = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
+    return isinstance(error, torch.distributed.DistBackendError) or any(words in str(error) for words in gloo)
 
 
 def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:

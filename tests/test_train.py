@@ -281,6 +281,21 @@ def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
         train(configure())
 
 
+def test_a_rank_that_dies_ends_the_others_with_a_sentence(configure, monkeypatch):
+    """Gloo's words, as the rank beside a killed one heard them; any other error stays what it is."""
+
+    def training_step(*args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    said = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:2279: Connection reset by peer. This is typically caused by"
+    with pytest.raises(UserError, match="another process of this run has ended or cannot be reached; run the same command"):
+        train(configure())
+    said = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match=said):
+        train(configure())
+
+
 def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
     """Projector alone, then the rest with the projector frozen: the second checkpoint holds both, so it needs no first run."""
     first = train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))

@@ -7,7 +7,6 @@ real token and 6 per trained one, no recomputation, against the best matrix prod
 
 import csv
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -18,23 +17,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
-from data_prep.shards import Build, build_all
 from experiments.bench import peers, workload
-from experiments.bench.made import picture
+from experiments.bench.flops import ceiling, flops_per_token, now
+from experiments.bench.gpu_data import make_shards, pixels, sample_batches, words_tokenizer
 from experiments.bench.workload import IMAGE_ID
 from src.cli import compose
 from src.config import Train, typed
 from src.data.module import DataModule
 from src.data.packing import collate
-from src.data.prompt import IMAGE, Encoded, Prompter
+from src.data.prompt import Prompter
 from src.errors import UserError, command
 from src.model import cost
 from src.model.vlm import VLM
@@ -190,13 +186,6 @@ class Clock(lightning.Callback):
         self.seconds = now() - self._since
 
 
-def now() -> float:
-    """With the work of the GPU done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, checkpointing: bool) -> tuple:
     """As LLaVA's scripts train: bfloat16, right-padded batches, loss over all positions; a step per batch."""
     model = built(settings, device)
@@ -220,67 +209,6 @@ def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, 
     timed = [sample for samples in batches[1:] for sample in samples]
     supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
     return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, peer
-
-
-def sample_batches(settings: Train, model: VLM, tokenizer, batch: int) -> list[list[Encoded]]:
-    """Random batches of the stream's samples, as many as the run of ours trains on."""
-    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
-    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
-    stream, rng = data.stream(), np.random.default_rng(0)
-    samples = [sample for number in range(2) for row in stream.window(number) for sample, _, _ in row]
-    order = rng.permutation(len(samples))[: settings.data.global_batch * settings.optim.length]
-    return [[samples[n] for n in order[at : at + batch]] for at in range(0, len(order) - batch + 1, batch)]
-
-
-def pixels(samples: list[Encoded], model: VLM) -> np.ndarray:
-    side = model.vision.size
-    return np.random.default_rng(1).integers(0, 256, (sum(sample.num_images for sample in samples), 3, side, side), np.uint8)
-
-
-def flops_per_token(model: Any, supervised: float) -> float:
-    """4 per frozen parameter that a token meets (the head's only where it is supervised), 6 per adapter; the encoder is left out."""
-    language = model.language if isinstance(model, VLM) else model
-    head = max((p for p in language.parameters() if not p.requires_grad), key=torch.Tensor.numel).numel()
-    adapters = sum(p.numel() for name, p in language.named_parameters() if "lora_" in name)
-    inner = sum(p.numel() for name, p in language.named_parameters() if "layers" in name and "lora_" not in name and "vision" not in name)
-    return 4 * inner + 4 * head * supervised + 6 * adapters
-
-
-def ceiling(device: str, size: int) -> float:
-    """TFLOP/s of the best of twenty products of square bfloat16 matrices."""
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(20):
-        since = now()
-        a @ b
-        best = min(best, now() - since)
-    return 2 * size**3 / best / 1e12
-
-
-def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
-    """Records of words that are one token each, a picture for all that need one."""
-    raw = folder / "raw" / lengths
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for n in range(8):
-        (raw / f"{n}.jpg").write_bytes(picture(rng, height=384, width=512))
-    with (raw / "train.jsonl").open("w") as file:
-        for n in range(scale["records"]):
-            images, prompt, answer = (1, 30, 29) if lengths == "even" else workload.lengths(rng)
-            asked, said = (
-                " ".join(f"w{word}" for word in rng.integers(0, scale["vocabulary"] // 2, count)) for count in (prompt - 2, answer)
-            )
-            line = {"question": asked, "answer": said, "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
-            file.write(json.dumps(line) + "\n")
-    build_all(Build(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
-
-
-def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    names = ["<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:"]
-    words = {name: n for n, name in enumerate([*names, *(f"w{n}" for n in range(vocabulary - len(names)))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def name_of(device: str) -> str:

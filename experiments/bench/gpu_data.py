@@ -1,0 +1,58 @@
+"""What the benchmark on a GPU trains on: synthetic shards through the real build, and the same samples in random batches for the peer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.shards import Build, build_all
+from experiments.bench import workload
+from experiments.bench.made import picture
+from src.config import Train
+from src.data.module import DataModule
+from src.data.prompt import IMAGE, Encoded, Prompter
+from src.model.vlm import VLM
+
+
+def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
+    """Records of words that are one token each, a picture for all that need one."""
+    raw = folder / "raw" / lengths
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        (raw / f"{n}.jpg").write_bytes(picture(rng, height=384, width=512))
+    with (raw / "train.jsonl").open("w") as file:
+        for n in range(scale["records"]):
+            images, prompt, answer = (1, 30, 29) if lengths == "even" else workload.lengths(rng)
+            asked, said = (
+                " ".join(f"w{word}" for word in rng.integers(0, scale["vocabulary"] // 2, count)) for count in (prompt - 2, answer)
+            )
+            line = {"question": asked, "answer": said, "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
+            file.write(json.dumps(line) + "\n")
+    build_all(Build(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
+
+
+def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    names = ["<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:"]
+    words = {name: n for n, name in enumerate([*names, *(f"w{n}" for n in range(vocabulary - len(names)))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def sample_batches(settings: Train, model: VLM, tokenizer, batch: int) -> list[list[Encoded]]:
+    """Random batches of the stream's samples, as many as the run of ours trains on."""
+    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
+    stream, rng = data.stream(), np.random.default_rng(0)
+    samples = [sample for number in range(2) for row in stream.window(number) for sample, _, _ in row]
+    order = rng.permutation(len(samples))[: settings.data.global_batch * settings.optim.length]
+    return [[samples[n] for n in order[at : at + batch]] for at in range(0, len(order) - batch + 1, batch)]
+
+
+def pixels(samples: list[Encoded], model: VLM) -> np.ndarray:
+    side = model.vision.size
+    return np.random.default_rng(1).integers(0, 256, (sum(sample.num_images for sample in samples), 3, side, side), np.uint8)
