@@ -4,7 +4,6 @@ A shard is a stretch of input rows; a chunk is what a worker encodes at once. Bo
 number of workers nor an interruption changes a byte.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ import xxhash
 
 from data_prep.rows import Bad, Filtered, Row
 from data_prep.seen import Seen
-from src.data.record import Record
+from src.data.record import Record, encode_json
 
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
 CHUNK_ROWS, CHUNK_BYTES = 64, 4 << 20
@@ -91,9 +90,11 @@ def fault(record: Record) -> str:
         return "empty answer"
     try:
         "".join((record.key, record.group, record.licence, text(record), *record.references, *record.choices)).encode()
-        json.dumps(record.meta, ensure_ascii=False).encode()
+        encode_json(record.meta)
     except UnicodeEncodeError:
         return "text is not valid Unicode"
+    except TypeError as error:
+        return f"meta cannot be written as JSON: {error}"
     return ""
 
 
@@ -105,13 +106,13 @@ def hash64(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def text_hash(record: Record) -> int:
-    """Of all the text of a record, in small letters and with single blanks."""
-    return hash64(" ".join(text(record).lower().split()))
+def text_hash(said: str) -> int:
+    """Of the text of a record in small letters and with single blanks."""
+    return hash64(" ".join(said.lower().split()))
 
 
 def content_hash(record: Record) -> int:
-    state = xxhash.xxh3_64(text_hash(record).to_bytes(8))
+    state = xxhash.xxh3_64(text_hash(text(record)).to_bytes(8))
     for image in record.images:
         state.update(xxhash.xxh3_64_digest(image))
     return state.intdigest()

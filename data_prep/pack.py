@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.cut import Chunk, hash64, text, text_hash
 from data_prep.encode import BadImage, Encoded, encode
-from src.data.record import QUESTION_TYPES, Record, tar_bytes
+from src.data.record import QUESTION_TYPES, Record, tar_parts
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Packed:
 
 
 def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
-    spans, rows, refused, offset = [], [], [], 0
+    data: list[bytes] = []
+    rows, refused, offset = [], [], 0
     encoded = cache(partial(encode, max_side=max_side, quality=quality))  # neighbours often ask about one image
     for record in chunk.records:
         try:
@@ -26,27 +27,29 @@ def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
             refused.append((record.key, str(error)))
             continue
         record.images = [image.jpeg for image in images]
-        span = tar_bytes(record)
-        rows.append(_row(record, images, offset=offset, span=span))
-        spans.append(span)
-        offset += len(span)
-    return Packed(b"".join(spans), rows, refused)
+        parts = tar_parts(record)
+        length = sum(map(len, parts))
+        rows.append(_row(record, images, offset=offset, length=length, json_length=len(parts[1])))
+        data += parts
+        offset += length
+    return Packed(b"".join(data), rows, refused)
 
 
-def _row(record: Record, images: list[Encoded], *, offset: int, span: bytes) -> dict[str, Any]:
+def _row(record: Record, images: list[Encoded], *, offset: int, length: int, json_length: int) -> dict[str, Any]:
+    said = text(record)
     first = images[0] if images else Encoded(b"", 0, 0, 0)
     return {
         "key": record.key,
         "offset": offset,
-        "length": len(span),
-        "json_length": int(span[124:135], 8),  # the size in the first header
+        "length": length,
+        "json_length": json_length,
         "num_images": len(images),
         "type": QUESTION_TYPES.index(record.type),
         "group": hash64(record.group or record.key) >> 1,
-        "text_length": len(text(record)),
+        "text_length": len(said),
         "width": first.width,
         "height": first.height,
         "image_hash": first.hash,
-        "more_hashes": b"".join(image.hash.to_bytes(8, "little") for image in images[1:]),
-        "text_hash": text_hash(record),
+        "more_hashes": b"".join([image.hash.to_bytes(8, "little") for image in images[1:]]),
+        "text_hash": text_hash(said),
     }

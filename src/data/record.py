@@ -1,8 +1,9 @@
 """The contract between data preparation and training: what one sample is, and how it stands in a tar."""
 
-import json
 import re
 from dataclasses import dataclass, field
+
+import msgspec
 
 SPLITS = ("train", "val", "test")
 
@@ -83,50 +84,54 @@ _WORDING = [
 
 def to_json(record: Record) -> bytes:
     """The `key.json` member: every field but the images; empty fields are left out, keys are sorted."""
-    kept = {name: value for name, value in vars(record).items() if name != "images" and value not in ("", [], {})}
-    return json.dumps(kept, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return encode_json({name: value for name, value in vars(record).items() if value and name != "images"})
 
 
 def from_members(members: dict[str, bytes]) -> Record:
     """`{"json": ..., "jpg": ..., "1.jpg": ...}` back to a Record; the inverse of what `tar_bytes` wrote."""
-    record = from_fields(json.loads(members["json"]))
+    record = from_json(members["json"])
     names = sorted((name for name in members if name.endswith("jpg")), key=lambda name: int(name.partition(".")[0]) if "." in name else 0)
     record.images = [members[name] for name in names]
     return record
 
 
-def from_fields(fields: dict) -> Record:
-    """The parsed `key.json` as a Record without its images."""
-    if "turns" in fields:
-        fields["turns"] = [tuple(turn) for turn in fields["turns"]]
-    return Record(**fields)
+encode_json = msgspec.json.Encoder(order="sorted").encode
+from_json = msgspec.json.Decoder(Record).decode  # without images; a third of the time of json.loads and Record(**fields)
 
 
 def tar_bytes(record: Record) -> bytes:
-    """The record as consecutive tar members, json first, so that text can be read without the images.
+    """The record as consecutive tar members: `tar_parts` in one piece."""
+    return b"".join(tar_parts(record))
+
+
+def tar_parts(record: Record) -> list[bytes]:
+    """Header, content and padding of each tar member in turn, json first, so that text can be read without the images.
 
     Deterministic: USTAR, mtime 0, uid 0, mode 0644. `record.images` must be JPEG already and `record.key` free of
     dots and slashes (webdataset groups members by the name up to the first dot).
     """
-    members = [("json", to_json(record))]
-    members += [("jpg" if n == 0 else f"{n}.jpg", data) for n, data in enumerate(record.images)]
-    parts: list[bytes] = []
-    for extension, data in members:
-        parts += (_header(f"{record.key}.{extension}", len(data)), data, bytes(-len(data) % 512))
-    return b"".join(parts)
+    parts = _member(f"{record.key}.json", to_json(record))
+    for n, image in enumerate(record.images):
+        parts += _member(f"{record.key}.{n}.jpg" if n else f"{record.key}.jpg", image)
+    return parts
+
+
+def _member(name: str, data: bytes) -> list[bytes]:
+    return [_header(name, len(data)), data, bytes(-len(data) % 512)]
 
 
 def _header(name: str, size: int) -> bytes:
     """What `tarfile.TarInfo.tobuf(USTAR_FORMAT)` gives, a test holds it to that, at a tenth of its time."""
     encoded = name.encode("ascii")
     assert len(encoded) <= 100, name
-    start = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
-    checksum = sum(start) + _REST_SUM
-    return start + b"%06o\0 " % checksum + _REST
+    octal = b"%011o" % size
+    checksum = sum(encoded) + sum(octal) + _FIXED_SUM
+    return b"%b%b%b%b%06o\0 %b" % (encoded.ljust(100, b"\0"), _OWNER, octal, _TIME, checksum, _REST)
 
 
+_OWNER, _TIME = b"0000644\0" + b"0000000\0" * 2, b"\x0000000000000\0"
 _REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")  # a regular file of nobody
-_REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum counts its own field as blanks
+_FIXED_SUM = sum(_OWNER + _TIME + _REST) + 8 * ord(" ")  # the checksum counts its own field as blanks
 
 
 def tar_members(data: memoryview | bytes) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from src.data.record import SPLITS, Record, from_fields, from_members, tar_members
+from src.data.record import SPLITS, Record, from_json, from_members, tar_members
 from src.errors import UserError
 
 SCHEMA = pa.schema(
@@ -109,12 +109,16 @@ class Shards:
         return self._checked(row, number, lambda: {"json": self._read(number, offset + 512, json_length)})
 
     def texts(self, rows: list[int]) -> list[Record]:
-        """`text` of many rows, in half the time that it takes one by one."""
-        numbers, offsets, _, lengths = (column[rows].tolist() for column in self._places)
-        spans = [self._read(n, offset + 512, length) for n, offset, length in zip(numbers, offsets, lengths, strict=True)]
+        """`text` of many rows, in a third of the time that it takes one by one, shard by shard."""
+        numbers, offsets, _, lengths = (column[rows] for column in self._places)
+        spans = np.empty(len(rows), object)
+        for number in np.unique(numbers).tolist():
+            (at,) = np.nonzero(numbers == number)
+            file, places = self._open(number), zip(lengths[at].tolist(), (offsets[at] + 512).tolist(), strict=True)
+            spans[at] = [os.pread(file, length, offset) for length, offset in places]
         index = pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.asarray(rows, np.int64))])
         try:
-            records = [from_fields(json.loads(str(span, "utf-8"))) for span in spans]
+            records = [from_json(span) for span in spans]
             if [record.key for record in records] == self._keys.take(index).to_pylist():
                 return records
         except (ValueError, TypeError, KeyError, AttributeError):
