@@ -1,11 +1,12 @@
-"""`make experiments`: every table of experiments/*/README.md, rendered from the CSV file beside it.
+"""`make experiments`: every table of experiments/*/README.md, rendered from the CSV file beside it, and those that README.md repeats.
 
-A table stands between `<!-- name -->` and `<!-- /name -->`; `TABLES` says which file it is made of, and how.
+A table stands between `<!-- name -->` and `<!-- /name -->`; `TABLES` says where, which file it is made of, and how.
 """
 
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.breadth import analysis as breadths
 from src.errors import UserError, command
@@ -66,15 +67,31 @@ def bench(rows: Rows) -> str:
     return markdown(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {  # folder/name of the table: the CSV file of that folder, what renders it
-    "ablations/leave_kind_out": ("leave_kind_out.csv", ablation),
-    "bench/bench": ("results.csv", bench),
-    "breadth/breadth": ("results.csv", breadth),
-    "leaks/leaks": ("leaks.csv", leaks),
-    "transfer/cells": ("cells.csv", transfer),
-    "vqa/published": ("published.csv", markdown),
-    "vqa/scorers": ("scorers.csv", markdown),
-}
+def speed(rows: Rows) -> str:
+    """The bench in few columns, what has a target alone."""
+    return markdown([{"": row["name"], **{name: row[name] for name in ("value", "target", "unit")}} for row in rows if row["target"]])
+
+
+class Table(NamedTuple):
+    """Table `name` of `readme` is made of `file` by `render`; both paths stand below experiments/."""
+
+    readme: str
+    name: str
+    file: str
+    render: Callable[[Rows], str]
+
+
+TABLES = [
+    Table("ablations/README.md", "leave_kind_out", "ablations/leave_kind_out.csv", ablation),
+    Table("bench/README.md", "bench", "bench/results.csv", bench),
+    Table("breadth/README.md", "breadth", "breadth/results.csv", breadth),
+    Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),
+    Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
+    Table("vqa/README.md", "published", "vqa/published.csv", markdown),
+    Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
+    Table("../README.md", "leaks", "leaks/leaks.csv", leaks),
+    Table("../README.md", "speed", "bench/results.csv", speed),
+]
 
 
 def put(readme: str, name: str, text: str) -> str:
@@ -86,20 +103,19 @@ def put(readme: str, name: str, text: str) -> str:
     return before + begin + text + "\n" + end + rest.split(end)[1]
 
 
-def rendered(name: str, folder: Path = FOLDER) -> tuple[Path, str]:
-    """The README that table `name` stands in, and what it reads with that table rendered anew."""
-    file, render = TABLES[name]
-    path = folder / name.partition("/")[0] / "README.md"
-    return path, put(path.read_text(), name.partition("/")[2], render(rows_of(path.parent / file)))
+def rendered(table: Table, folder: Path = FOLDER) -> tuple[Path, str]:
+    """The README that a table stands in, and what it reads with that table rendered anew."""
+    path = folder / table.readme
+    return path, put(path.read_text(), table.name, table.render(rows_of(folder / table.file)))
 
 
 @command
 def main() -> None:
-    for name in TABLES:
-        path, text = rendered(name)
+    for table in TABLES:
+        path, text = rendered(table)
         if text != path.read_text():
             path.write_text(text)
-            print(f"{path.relative_to(FOLDER.parent)}: {name}")
+            print(f"{table.readme}: {table.name}")
     breadths.plot(breadths.read(rows_of(FOLDER / "breadth/results.csv")), FOLDER / "breadth/breadth.png")
 
 

@@ -11,28 +11,33 @@ from src.errors import UserError
 CSVS = {str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.csv")}
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_readme_shows_the_stored_table(name):
-    path, text = rendered(name)
+each_table = pytest.mark.parametrize("table", TABLES, ids=[f"{table.readme} {table.name}" for table in TABLES])
+
+
+@each_table
+def test_the_readme_shows_the_stored_table(table):
+    path, text = rendered(table)
     assert path.read_text() == text, "make experiments renders it anew"
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_an_edit_of_one_alone_is_noticed(name, tmp_path):
-    source, file = FOLDER / name.partition("/")[0], TABLES[name][0]
-    copy = tmp_path / source.name
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    readme, table = copy / "README.md", copy / file
-    mark = f"<!-- {name.partition('/')[2]} -->\n"
-    edited = readme.read_text().replace(mark, f"{mark}| a number that nobody measured |\n")
+@each_table
+def test_an_edit_of_one_alone_is_noticed(table, tmp_path):
+    folder = tmp_path / "experiments"
+    readme, file = folder / table.readme, folder / table.file
+    for path in (readme, file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    original = (FOLDER / table.readme).read_text()
+    shutil.copy(FOLDER / table.file, file)
+    mark = f"<!-- {table.name} -->\n"
+    edited = original.replace(mark, f"{mark}| a number that nobody measured |\n")
     readme.write_text(edited)
-    assert rendered(name, tmp_path)[1] != edited
+    assert rendered(table, folder)[1] != edited
 
-    shutil.copy(source / "README.md", readme)
-    header, *lines = table.read_text().splitlines(keepends=True)
+    readme.write_text(original)
+    header, *lines = file.read_text().splitlines(keepends=True)
     digits = str.maketrans("123456789", "234567891")
-    table.write_text(header + "".join(edit(line, digits) for line in lines))
-    assert rendered(name, tmp_path)[1] != readme.read_text()
+    file.write_text(header + "".join(edit(line, digits) for line in lines))
+    assert rendered(table, folder)[1] != original
 
 
 def edit(line: str, digits: dict) -> str:
@@ -41,7 +46,7 @@ def edit(line: str, digits: dict) -> str:
 
 
 def test_every_stored_result_is_shown():
-    assert {f"{name.partition('/')[0]}/{file}" for name, (file, _) in TABLES.items()} == CSVS
+    assert {table.file for table in TABLES} == CSVS
 
 
 def test_a_table_is_put_between_its_marks():

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import tarfile
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from data_prep import cut, slurm, sources, write
 from data_prep.arguments import parse
 from data_prep.seen import Seen
 from data_prep.shards import Build, build_all, main
-from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes
+from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError
 from tests.conftest import jpeg
@@ -115,6 +117,19 @@ def test_other_readers_find_the_same_samples(raw, tmp_path, reader, small_shards
         assert images == expected[key].images
 
 
+def test_the_lines_of_the_readme_stream_the_same_shards(raw, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "data" / "phantom" / "shards"
+    build(raw, root)
+    shards = Shards((root / "own").rename(root / "pathvqa"))
+    block = re.search(r"(?:    .*\n)*    import glob, webdataset.*\n(?:    .*\n)+", Path("README.md").read_text()).group()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(textwrap.dedent(block), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(shards)
+    assert lines[0] == f"{shards[0].key} {json.loads(to_json(shards[0]))}"
+
+
 def by_datasets(tars: list[str], folder: Path) -> dict:
     """The features have to be given: `datasets` reads them off the first samples and wants all to be alike."""
     members = {
@@ -125,6 +140,13 @@ def by_datasets(tars: list[str], folder: Path) -> dict:
     }
     rows = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True, features=datasets.Features(members))
     return {row["__key__"]: [row["json"], *(row[name]["bytes"] for name in ("jpg", "1.jpg") if row.get(name))] for row in rows}
+
+
+def test_meta_that_json_cannot_hold_is_refused():
+    record = Record("q", "own", "train", turns=[("What is shown?", "a cell")], meta={"depth": 2**70, "of": [1.5, None, "ü"]})
+    assert cut.fault(record) == ""
+    record.meta = {1: "a key that is not text"}
+    assert cut.fault(record).startswith("meta cannot be written as JSON: ")
 
 
 def test_tars_are_what_tarfile_would_write(raw, tmp_path):

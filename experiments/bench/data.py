@@ -117,10 +117,9 @@ def writing(folder: Path) -> Iterator[Measured]:
     """No JPEG work: packing, index rows, checksums and tars of pictures of 8 KiB against ShardWriter."""
     jpeg = np.random.default_rng(0).bytes(8 << 10)
     few, many = 4_000, 64_000
-    here, there = folder / "write", folder / "theirs"
-    works = [partial(write, here, jpeg, few), partial(shard_writer, there, jpeg, few), partial(write, here, jpeg, many)]
-    ours, peer, large = in_turn(*works)
-    tars = [str(path) for path in sorted(here.glob("*.tar"))]
+    works = [partial(write, folder / "few", jpeg, few), partial(shard_writer, folder / "theirs", jpeg, few)]
+    ours, peer, large = in_turn(*works, partial(write, folder / "many", jpeg, many))  # each removes what it wrote the last time
+    tars = [str(path) for path in sorted((folder / "many").glob("*.tar"))]
     assert sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False)) == many
     us = [[s / n * 1e6 for s in seconds] for n, seconds in ((few, ours), (few, peer), (many, large))]
     yield ratio("shards_write", us[0], us[1], "us per sample of 8 KiB and its text; webdataset reads both", target=">= 5", cost=True)
