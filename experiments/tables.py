@@ -62,14 +62,20 @@ def breadth(rows: Rows) -> str:
 
 
 def bench(rows: Rows) -> str:
-    shown = {"ours": "ours", "peer": "peer", "unit": "unit"}
-    lines = [{"": row["name"], "value": row["value"], "target": row["target"], **{k: row[c] for k, c in shown.items()}} for row in rows]
-    return markdown(lines)
+    return columns(rows, "target", "ours", "peer", "unit")
 
 
 def speed(rows: Rows) -> str:
     """The bench in few columns, what has a target alone."""
-    return markdown([{"": row["name"], **{name: row[name] for name in ("value", "target", "unit")}} for row in rows if row["target"]])
+    return columns([row for row in rows if row["target"]], "target", "unit")
+
+
+def columns(rows: Rows, *names: str) -> str:
+    return markdown([{"": row["name"], "value": judged(row)} | {name: row[name] for name in names} for row in rows])
+
+
+def judged(row: dict[str, str]) -> str:
+    return row["value"] if row["met"] == "yes" else f"**{row['value']}, missed**"
 
 
 class Table(NamedTuple):
