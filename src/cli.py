@@ -31,20 +31,26 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def task(composed):
-            return command(main)(typed(schema, composed))  # at once: Hydra would print a traceback and exit with 1
+            config = typed(schema, composed)
+            if not sweep.multirun():
+                return command(main)(config)  # at once: Hydra would print a traceback and exit with 1
+            with sweep.trial():
+                return main(config)
 
         @command
         def run() -> None:
+            jobs: list[Path] = []
             # -m first: argparse, which Hydra uses, refuses overrides on both sides of it.
             sys.argv[1:] = sorted((spoken(word, schema) for word in sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
             if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
                 words = [word for word in sys.argv[1:] if not word.startswith("-")]
                 many = bool({"-m", "--multirun"} & set(sys.argv))
-                check(name, schema, words, many=many, validate=validate)
+                trials = check(name, schema, words, many=many, validate=validate)
                 if many:
+                    jobs = sweep_folders(name, trials) if "submitit" in " ".join(words) else []
                     sys.argv[1:] = [*(word for word in sys.argv[1:] if word.startswith("-")), *spelt_out(name, words)]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-            sweep.finish()
+            sweep.finish(jobs)
 
         return run
 
@@ -61,8 +67,9 @@ def spoken(word: str, schema: type) -> str:
     return f"{key}s={value}" if equals and key not in known and f"{key}s" in known and (CONF / key).is_dir() else word
 
 
-def check(name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None) -> None:
-    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence; of a sweep, every trial."""
+def check(name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None) -> list[list[str]]:
+    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence; of a sweep, every trial. Gives the
+    overrides of each."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -79,7 +86,13 @@ def check(name: str, schema: type, overrides: list[str], *, many: bool = False, 
         if validate:
             validate(config)
         if many:
-            sweep.refuse_ranks(config, trial)
+            sweep.refuse_ranks(config, trial, words=overrides)
+    return trials
+
+
+def sweep_folders(name: str, trials: list[list[str]]) -> list[Path]:
+    """Where `sweep.trial` records the failure of each trial."""
+    return [Path(compose(name, trial, return_hydra_config=True).hydra.sweep.dir) / sweep.slug(trial) for trial in trials]
 
 
 def spelt_out(name: str, overrides: list[str]) -> list[str]:
@@ -96,19 +109,14 @@ def spelt_out(name: str, overrides: list[str]) -> list[str]:
 
 def _own_sweep(name: str, overrides: list[str]) -> dict[str, str]:
     """What an experiment itself sweeps over: its `hydra.sweeper.params`."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            composed = hydra.compose(name, overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(name, overrides, error)) from None
-    return dict(composed.hydra.sweeper.params or {})
+    return dict(compose(name, overrides, return_hydra_config=True).hydra.sweeper.params or {})
 
 
-def compose(name: str, overrides: list[str]):
+def compose(name: str, overrides: list[str], **more: bool):
     """The composed configuration of a verb, without starting it."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return hydra.compose(name, overrides)
+            return hydra.compose(name, overrides, **more)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(name, overrides, error)) from None
 

@@ -72,6 +72,20 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+FAILED = "failed.json"  # in the folder of a trial of a sweep
+
+
+def failure(folder: Path) -> str | None:
+    """Why a trial of a sweep failed, if it did."""
+    path = folder / FAILED
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())["error"]
+    except ValueError:
+        return f"{path} cannot be read"
+
+
 class Meter:
     """Wall time and the peak of the summed resident memory of this process and its children, sampled twice a second.
 

@@ -6,8 +6,9 @@ A trial's name is `<name>/<its overrides>`, so the same command again finds what
 import contextlib
 import hashlib
 import json
+import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from src.errors import UserError
+from src.run import FAILED, failure, write_atomically
 
 LONGEST = 120  # characters of a trial's folder name
 UNNAMED = ("name", "outputs", "experiment")  # overrides that the parent folder stands for
@@ -51,14 +53,19 @@ def check(trials: list[list[str]]) -> None:
         seen[name] = trial
 
 
-def refuse_ranks(config: Any, overrides: list[str]) -> None:
-    """Several devices per trial need a launcher that starts trials as jobs of their own; raises `UserError`."""
+def refuse_ranks(config: Any, overrides: list[str], *, words: list[str]) -> None:
+    """Several devices per trial need a launcher that starts their processes; raises `UserError`. `words` are those of the command line."""
     trainer = getattr(config, "trainer", None)
-    if trainer and trainer.devices * trainer.nodes > 1 and not any(word.startswith("hydra/launcher=submitit") for word in overrides):
-        raise UserError(
-            f"-m runs trials one after another on one device, but trainer.devices x trainer.nodes = {trainer.devices} x {trainer.nodes}; "
-            "add hydra/launcher=submitit_local (or submitit_slurm), or set trainer.devices=1"
-        )
+    if not trainer or trainer.devices * trainer.nodes == 1 or "hydra/launcher=submitit_slurm" in overrides:
+        return
+    nodes, devices = trainer.nodes, trainer.devices
+    kept = [word for word in words if not word.startswith("hydra/launcher=")]
+    kept += ["hydra/launcher=submitit_slurm", f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={devices}"]
+    kept += [f"hydra.launcher.gpus_per_node={devices}"] if trainer.accelerator != "cpu" else []
+    raise UserError(
+        f"-m runs a trial on one device, but trainer.devices x trainer.nodes = {devices} x {nodes}; under Slurm, where each trial is a job, "
+        f"write: python -m src.train -m {shlex.join(kept)}; elsewhere set both to 1, or start one trial after another without -m"
+    )
 
 
 def trial_name(name: str) -> str:
@@ -66,6 +73,11 @@ def trial_name(name: str) -> str:
     if not multirun():
         return name
     return "/".join(filter(None, (name, slug(list(HydraConfig.get().overrides.task)))))
+
+
+def trial_folder() -> Path:
+    """Of the trial that runs now; of a training it is the run's folder."""
+    return Path(HydraConfig.get().sweep.dir) / slug(list(HydraConfig.get().overrides.task))
 
 
 def multirun() -> bool:
@@ -78,28 +90,30 @@ def in_process() -> bool:
 
 
 @contextlib.contextmanager
-def trial(folder: Path) -> Iterator[None]:
-    """In a sweep, an error is written to `failed.json` in the trial's folder instead of ending the sweep; a success removes it."""
-    record = folder / "failed.json"
+def trial() -> Iterator[None]:
+    """In a sweep, an error is written to `failed.json` in the trial's folder instead of ending the sweep; a success removes it.
+
+    A trial that is a job of its own (submitit) ends in peace too, since its launcher would show the first error alone.
+    """
+    folder = trial_folder()
     try:
         yield
     except Exception as error:
-        if not multirun():
-            raise
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # a full disk must not end the sweep either
             folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"error": said, "traceback": traceback.format_exc()}, indent=1))
-        if not in_process():
+            write_atomically(folder / FAILED, json.dumps({"error": said, "traceback": traceback.format_exc()}, indent=1))
+        if not in_process() and not (folder / FAILED).exists():
             raise
         failures[str(folder)] = said
-        print(f"trial {folder} failed: {said}")
+        print(f"trial {folder} failed: {said}", flush=True)
     else:
-        record.unlink(missing_ok=True)
+        (folder / FAILED).unlink(missing_ok=True)
 
 
-def finish() -> None:
-    """Ends the process with code 1 if a trial failed."""
+def finish(jobs: Iterable[Path] = ()) -> None:
+    """Ends the process with code 1 if a trial failed; `jobs` are the folders of trials that ran elsewhere."""
+    failures.update({str(folder): said for folder in jobs if (said := failure(folder))})
     if failures:
         print(f"{len(failures)} trial{'s' * (len(failures) > 1)} failed; the same command runs only what is missing:")
         for folder, said in failures.items():

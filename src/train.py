@@ -79,7 +79,7 @@ def train(config: Train) -> Path:
             number = saver.stopped or signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
             raise SystemExit(128 + number)
-        said["data"], said["shards"] = short(data.fingerprint), data.fingerprint["shards"]
+        said |= {"data": short(data.fingerprint), "shards": data.fingerprint["shards"], "records": data.fingerprint["records"]}
         said["metrics"] = throughput(log.totals)
     return folder
 
@@ -130,12 +130,11 @@ def check(config: Train) -> None:
 @verb("train", Train, validate=check)
 def main(config: Train) -> None:
     config.name = sweep.trial_name(config.name)
-    with sweep.trial(Path(config.outputs) / config.name):
-        folder = train(config)
-        if not run.first_rank():
-            return
-        result = json.loads((folder / "result.json").read_text())
-        print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
+    folder = train(config)
+    if not run.first_rank():
+        return
+    result = json.loads((folder / "result.json").read_text())
+    print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from lightning.fabric.plugins.io import torch_io
 
-from src import sweep, train
+from src import evaluate, sweep, train
 from src.cli import check, compose, spelt_out, spoken
 from src.config import Evaluate, Report, Train
 from src.errors import UserError
+from src.run import failure, read_run
+from tests.stored import write_run
 
 
 @pytest.fixture
@@ -32,25 +36,27 @@ def outputs(words) -> Path:
 
 
 @pytest.mark.slow
-def test_a_failed_trial_is_recorded_and_only_what_is_missing_runs_again(run, words, monkeypatch):
-    real, broken = train.build, True
+def test_a_full_disk_costs_one_trial_and_only_what_is_missing_runs_again(run, words, monkeypatch):
+    """The disk is full when the second of three trials writes its first checkpoint."""
+    write, full = torch_io._atomic_save, True
 
-    def build(config):
-        if broken and config.seed == 1:
+    def save(checkpoint, path):
+        if full and checkpoint["config"]["seed"] == 1:
+            Path(path).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        return real(config)
+        write(checkpoint, path)
 
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(torch_io, "_atomic_save", save)
     code, out, err = run("-m", "seed=0,1,2")
     assert code == 1, err[-600:]
     folders = [outputs(words) / "tiny" / sweep.slug([*words, f"seed={seed}"]) for seed in range(3)]
-    assert code == 1
     assert "1 trial failed; the same command runs only what is missing" in out
     assert [(folder / "result.json").exists() for folder in folders] == [True, False, True]
+    assert [list(folder.glob("checkpoints/*.ckpt")) == [] for folder in folders] == [False, True, False]
     assert "No space left" in json.loads((folders[1] / "failed.json").read_text())["error"]
     assert json.loads((folders[0] / "result.json").read_text())["name"] == f"tiny/{folders[0].name}"
 
-    broken, before = False, (folders[0] / "train.json").read_bytes()
+    full, before = False, (folders[0] / "train.json").read_bytes()
     code, out, _ = run("-m", "seed=0,1,2")
     assert code == 0
     assert out.count("is trained already") == 2
@@ -59,21 +65,44 @@ def test_a_failed_trial_is_recorded_and_only_what_is_missing_runs_again(run, wor
     assert (folders[1] / "result.json").exists()
 
 
-@pytest.mark.slow
-def test_a_full_disk_in_trial_seven_of_twelve_costs_one_trial(run, words, monkeypatch):
-    ran = []
+def test_where_not_even_the_failure_can_be_written_the_sweep_goes_on(tmp_path, monkeypatch, capsys):
+    """What is there afterwards can be read."""
+    monkeypatch.setattr(sweep, "failures", {})
+    monkeypatch.setattr(sweep, "trial_folder", lambda: tmp_path / "trial")
+    monkeypatch.setattr(sweep, "in_process", lambda: True)
+    write = Path.write_text
 
-    def full(config):
-        ran.append(config.seed)
-        if config.seed == 6:
-            raise OSError(28, "No space left on device")
-        return Path("nowhere")
+    def full(path: Path, text: str) -> None:
+        write(path, "")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "train", full)
-    monkeypatch.setattr(train.run, "first_rank", lambda: False)
-    code, out, _ = run("-m", "seed=range(12)")
-    assert (code, ran) == (1, list(range(12)))
-    assert out.count("No space left on device") == 2  # where it happened, and at the end
+    monkeypatch.setattr(Path, "write_text", full)
+    with sweep.trial():
+        raise UserError("a mistake")
+    assert failure(tmp_path / "trial") is None
+    with pytest.raises(SystemExit, match="1"):
+        sweep.finish()
+    assert f"{tmp_path}/trial: a mistake" in capsys.readouterr().out
+    write(tmp_path / "failed.json", "")
+    assert failure(tmp_path) == f"{tmp_path}/failed.json cannot be read"
+
+
+def test_every_verb_goes_on_after_a_failed_trial(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, "good")
+    answered = []
+
+    def answer(config) -> Path:
+        answered.append(config.run)
+        return read_run(config.outputs, config.run)[0]
+
+    monkeypatch.setattr(evaluate, "evaluate", answer)
+    monkeypatch.setattr(sweep, "failures", {})
+    monkeypatch.setattr("sys.argv", ["src/evaluate.py", "-m", "run=gone,good", f"outputs={tmp_path}"])
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main()
+    assert answered == ["gone", "good"]
+    assert f"  {tmp_path}/evaluate/run=gone: no run 'gone' in {tmp_path}/; found good\n" in capsys.readouterr().out
+    assert failure(tmp_path / "evaluate" / "run=gone") == f"no run 'gone' in {tmp_path}/; found good"
 
 
 @pytest.mark.parametrize(
@@ -82,11 +111,6 @@ def test_a_full_disk_in_trial_seven_of_twelve_costs_one_trial(run, words, monkey
         (["seed=0,0"], "error: two trials of this sweep would share the folder '{folder}'; leave one of them out"),
         (["sed=0,1"], "error: unknown config key 'sed'; did you mean 'seed'?"),
         (["seed=0,one"], "error: config key 'seed': Value 'one' of type 'str' could not be converted to Integer"),
-        (
-            ["seed=0,1", "trainer.devices=2"],
-            "error: -m runs trials one after another on one device, but trainer.devices x trainer.nodes = 2 x 1; "
-            "add hydra/launcher=submitit_local (or submitit_slurm), or set trainer.devices=1",
-        ),
     ],
 )
 def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, overrides, said):
@@ -95,12 +119,46 @@ def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, over
     assert not outputs(words).exists()
 
 
-def test_a_source_that_is_not_built_ends_the_sweep_before_the_first(run, words):
-    code, _, err = run("-m", "mix.shares.delta=0,1")
+def test_several_devices_per_trial_are_refused_with_the_command_that_works(run, words):
+    code, _, err = run("-m", "seed=0,1", "trainer.devices=2", "trainer.accelerator=gpu", "hydra/launcher=submitit_local")
     assert code == 2
-    assert "mix.shares" in err
-    assert "delta" in err
+    assert err.startswith("error: -m runs a trial on one device, but trainer.devices x trainer.nodes = 2 x 1; under Slurm, where each ")
+    said = shlex.split(err.partition("write: python -m src.train ")[2].partition("; elsewhere")[0])
+    assert said[-4:] == [
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.nodes=1",
+        "hydra.launcher.tasks_per_node=2",
+        "hydra.launcher.gpus_per_node=2",
+    ]
+    assert len(check("train", Train, said[1:], many=True)) == 2
+
+
+def test_a_source_that_is_not_built_ends_the_sweep_before_the_first(run, words, shards):
+    code, _, err = run("-m", "+mix.shares.delta=0,1")
+    assert (code, err) == (
+        2,
+        f"error: mix.shares names delta, but data.root={shards} has no such shards; did you mean 'beta'?; build them with "
+        f"`make shards SOURCES=delta RAW=<raw folder> OUT={shards}` or set their share to 0\n",
+    )
     assert not outputs(words).exists()
+
+
+@pytest.mark.slow
+def test_of_trials_that_are_jobs_of_their_own_every_failure_is_told(words, tmp_path, monkeypatch, capsys):
+    """submitit starts a process for each; the second finds no language model in its folder."""
+    (tmp_path / "nothing").mkdir()
+    (path,) = (word for word in words if word.startswith("language.path="))
+    own = [f"{path},{tmp_path}/nothing", "optim.steps=3", "hydra/launcher=submitit_local"]
+    monkeypatch.setattr(sweep, "failures", {})
+    monkeypatch.setattr("sys.argv", ["src/train.py", "-m", *(word for word in words if word != path), *own])
+    with pytest.raises(SystemExit, match="1"):
+        train.main()
+    out = capsys.readouterr().out
+    assert "1 trial failed; the same command runs only what is missing" in out
+    folders = [path.parent for path in outputs(words).glob("tiny/*/config.yaml")]
+    good, bad = sorted(folders, key=lambda folder: not (folder / "train.json").exists())
+    assert (good / "train.json").exists()
+    assert f"  {bad}: {failure(bad)}\n" in out
 
 
 def test_several_values_without_a_sweep_are_refused(words):
