@@ -1,6 +1,7 @@
 """What the comparison says of runs that should not be compared, or are not there yet."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from src.cli import compose
 from src.config import Report, typed
 from src.errors import UserError
 from src.report import report
-from tests.stored import write_run
+from tests.stored import write_run, write_verb
 
 
 def made(outputs: Path, *overrides: str) -> str:
@@ -20,7 +21,7 @@ def test_runs_on_different_data_are_shown_and_marked_and_not_averaged(tmp_path):
     for name, seed, print_ in (("a", 0, "x"), ("b", 1, "y")):
         write_run(tmp_path, f"sweep/{name}", seed=seed, shards={"alpha": print_})
     page = made(tmp_path, "runs=sweep/*")
-    assert "These runs were trained on different shards of alpha: they are shown side by side, and never averaged." in page
+    assert "These runs were trained on different data of alpha: they are shown side by side, and never averaged." in page
     assert "[data print-0]" in page
     assert "[data print-1]" in page
     with (tmp_path / "sweep" / "report.csv").open() as file:
@@ -38,3 +39,64 @@ def test_an_unfinished_run_is_shown_with_its_step(tmp_path):
 def test_no_runs_at_all(tmp_path):
     with pytest.raises(UserError, match=r"^runs=sweep/\* finds no run in .*, which holds none yet$"):
         made(tmp_path, "runs=sweep/*")
+
+
+def test_other_records_of_the_same_shards_are_other_data(tmp_path):
+    """An audit between two trainings changes what is drawn and leaves the shards as they are."""
+    for seed, digest in enumerate(("60 (aa)", "58 (bb)")):
+        path = write_run(tmp_path, f"sweep/{seed}", seed=seed) / "train.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"records": {"alpha": digest}}))
+    assert "These runs were trained on different data of alpha" in made(tmp_path, "runs=sweep/*")
+
+
+def test_an_unfinished_run_that_is_averaged_is_marked(tmp_path):
+    write_run(tmp_path, "sweep/a")
+    (write_run(tmp_path, "sweep/b", seed=1) / "train.json").unlink()
+    page = made(tmp_path, "runs=sweep/*")
+    assert "sweep/b: evaluated before the training had ended, and averaged like what is finished." in page
+    assert "0, 1 (unfinished)" in page
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path):
+    for name, right in (("a", 3), ("again", 8)):
+        write_run(tmp_path, f"sweep/{name}", right=right)
+    write_run(tmp_path, "sweep/other", optim__steps=40)
+    page = made(tmp_path, "runs=sweep/*")
+    assert "sweep/again: another run has the same settings and seed; one run per seed is averaged." in page
+    line = next(line for line in (tmp_path / "sweep/report.md").read_text().splitlines() if line.startswith("| optim.steps=20 | 0 |"))
+    assert "0.375 [" in line
+
+
+def test_a_baseline_without_answers_is_told(tmp_path):
+    bare = write_run(tmp_path, "sweep/a", optim__steps=40)
+    (bare / "evaluate.json").unlink()
+    for path in bare.glob("predictions/*"):
+        path.unlink()
+    write_run(tmp_path, "sweep/b")
+    said = "sweep/a has not been evaluated, so that no difference to it can be given: python -m src.evaluate run=sweep/a"
+    assert said in made(tmp_path, "runs=sweep/*", "baseline=sweep/a")
+
+
+def test_a_failure_that_a_full_disk_cut_short_breaks_no_report(tmp_path):
+    write_run(tmp_path, "sweep/a")
+    (write_run(tmp_path, "sweep/b", seed=1) / "failed.json").write_text("")
+    assert "failed.json cannot be read" in made(tmp_path, "runs=sweep/*")
+
+
+def test_few_shot_curves_are_compared_and_more_groups_than_colours_are_dashed(tmp_path):
+    for number in range(9):
+        folder = write_run(tmp_path, f"sweep/{number}", optim__steps=20 + number)
+        for seed in (0, 1) if number == 8 else ():
+            folder = folder if seed == 0 else write_run(tmp_path, "sweep/8again", seed=1, optim__steps=28)
+            scores = [{"value": 0.1 * shots + 0.1 * seed, "low": 0.0, "high": 1.0, "n": 9} for shots in (1, 5)]
+            of = {"benchmark": "moles", "encoder": f"run:{folder.relative_to(tmp_path)}".replace("/", "_")}
+            points = [of | {"shots": shots} | score for shots, score in zip((1, 5), scores, strict=True)]
+            points.append(points[0] | {"encoder": "scratch"})
+            tables = {"cells": [], "means": [], "differences": [], "ranks": {}, "few_shot": points}
+            write_verb(folder, "transfer", {"metrics": {"transfer/moles/x/probe_1shot/macro_f1": scores[0]}, "transfer": tables})
+    page = made(tmp_path, "runs=sweep/*")
+    drawing = page.partition("<title>moles</title>")[2].partition("</svg>")[0]
+    assert drawing.count('class="curve dashed"') == 1
+    assert drawing.count("<circle") == 2
+    assert "optim.steps=28 (dashed)" in page
+    assert page.count('class="thin dashed"') >= 2

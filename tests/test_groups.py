@@ -69,3 +69,20 @@ def test_other_questions_give_no_difference(tmp_path):
     path = other.folder / "predictions" / "alpha.real.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
     assert groups.difference(Group("a", [one]), Group("b", [other]), benchmarks=["alpha"], scorer="exact", resamples=50, seed=0) is None
+
+
+def test_what_no_seed_changes_keeps_its_own_interval(tmp_path):
+    """The majority answer is the same in every run: its interval over images is what is known of it."""
+    runs = [stored(tmp_path, f"a{seed}", seed=seed, right=3 + seed) for seed in (0, 1)]
+    key = "vqa/pooled/majority/all/exact"
+    score, metric = groups.score(Group("a", runs), key), runs[0].metrics[key]
+    assert (score.value, score.low, score.high) == (metric["value"], metric["low"], metric["high"])
+    assert score.low < score.high
+
+
+def test_a_seed_counts_once(tmp_path):
+    runs = [stored(tmp_path, name, seed=seed, right=right) for name, seed, right in (("a", 0, 3), ("b", 0, 8), ("c", 1, 5))]
+    one = Group("a", runs)
+    assert groups.score(one, "vqa/pooled/real/all/exact").value == pytest.approx((3 + 5) / 16)
+    assert [run.name for run in one.measured] == ["a", "c"]
+    assert [run.name for run in one.spare] == ["b"]

@@ -2,18 +2,19 @@
 
 import csv
 import io
-import json
 from typing import Any
 
 from src.config import Mix
 from src.reporting import groups
 from src.reporting.answers import CONDITIONS, SCORES, grouped
 from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
+from src.reporting.compare_transfer import legend, transfer_blocks
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
 from src.reporting.stored import Stored
-from src.reporting.svg import colour
+from src.reporting.svg import colour, dashed
 from src.reporting.training import speed
+from src.run import failure
 from src.scoring import statistics
 
 COLUMNS = {
@@ -40,7 +41,7 @@ def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: 
         Section("Differences", difference_blocks(found, base, resamples=resamples, seed=seed)),
         Section("Real, shuffled and blank images", condition_blocks(found)),
         Section("Dependence on a setting", trend_blocks(found)),
-        Section("Transfer", transfer_blocks(found)),
+        Section("Transfer", transfer_blocks(found, paint)),
         Section("Curves", [curve_figure(found, paint)] if any(run.log for run in runs) else []),
         Section("Cost", [cost_table(runs)]),
     ]
@@ -53,23 +54,27 @@ def run_blocks(runs: list[Stored]) -> list:
     blocks: list = [Table(["run", "state", "seed", *keys, "data"], rows, caption="The settings in which these runs differ.")]
     changed = groups.changed_sources(runs)
     if changed:
-        words = f"These runs were trained on different shards of {', '.join(changed)}: they are shown side by side, and never averaged."
+        words = f"These runs were trained on different data of {', '.join(changed)}: they are shown side by side, and never averaged."
         blocks.insert(0, Text(words, "gap"))
     return blocks
 
 
 def state(run: Stored) -> str:
-    failed = run.folder / "failed.json"
-    if failed.exists():
-        return f"FAILED: {json.loads(failed.read_text())['error']}"
-    if "train" not in run.verbs and run.config.get("optim"):
+    failed = failure(run.folder)
+    if failed:
+        return f"FAILED: {failed}"
+    if unfinished(run):
         last = int(run.log[-1]["step"]) if run.log else 0
         return f"unfinished, step {last:,} of {run.config['optim']['steps']:,}"
     return ", ".join([*run.verbs, *(f"{verb} unfinished" for verb in run.unfinished)])
 
 
+def unfinished(run: Stored) -> bool:
+    return "train" not in run.verbs and bool(run.config.get("optim"))
+
+
 def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
-    blocks: list = []
+    blocks: list = [Text(words, "gap") for words in doubts(found)]
     for benchmark in _benchmarks(found):
         rows = []
         for one in found:
@@ -82,7 +87,17 @@ def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
         )
         if rows:
             blocks.append(Table(["group", "seeds", *COLUMNS, ""], rows, caption=caption))
-    return blocks or [Text("None of these runs has been evaluated yet: python -m src.evaluate run=NAME", "gap")]
+    if not any(isinstance(block, Table) for block in blocks):
+        blocks.append(Text("None of these runs has been evaluated yet: python -m src.evaluate run=NAME", "gap"))
+    return blocks
+
+
+def doubts(found: list[Group]) -> list[str]:
+    """What a reader of means over seeds must know."""
+    early = [run.name for one in found for run in one.measured if unfinished(run)]
+    lines = [f"{', '.join(early)}: evaluated before the training had ended, and averaged like what is finished."] if early else []
+    spare = [run.name for one in found for run in one.spare]
+    return lines + ([f"{', '.join(spare)}: another run has the same settings and seed; one run per seed is averaged."] if spare else [])
 
 
 def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: int) -> list:
@@ -90,7 +105,8 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
     names = sorted({name for run in base.runs for name in run.verbs.get("evaluate", {}).get("pooled") or run.seen})
     others = [one for one in found if one is not base]
     if not names or not others:
-        return []
+        how = f"{base.label} has not been evaluated, so that no difference to it can be given: python -m src.evaluate run={base.runs[0].name}"
+        return [Text(how, "gap")] if others and any(one.measured for one in others) else []
     table, blocks = [], []
     for one in others:
         for scorer in ("bleu1", "exact"):
@@ -148,35 +164,18 @@ def trend_blocks(found: list[Group]) -> list:
     return [Figure(drawings, caption="Bands: 95% intervals as in the table of scores.")] if drawings else []
 
 
-def transfer_blocks(found: list[Group]) -> list:
-    """Macro-F1 of each group's own encoder and, beside it, of the baselines."""
-    rows = []
-    for one in found:
-        cells: dict[tuple[str, str, str], list[dict]] = {}
-        for run in one.runs:
-            for cell in run.verbs.get("transfer", {}).get("transfer", {}).get("cells", []):
-                encoder = "its own" if cell["ours"] else cell["encoder"]
-                cells.setdefault((cell["benchmark"], encoder, cell["protocol"]), []).append(cell["macro_f1"])
-        for about, scores in cells.items():
-            score = groups.pooled(scores)
-            assert score is not None
-            rows.append([*about, one.label, score, Graph([(score, "blue" if about[1] == "its own" else "grey")])])
-    rows.sort(key=lambda row: row[:3])
-    columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
-    return [Table(columns, rows, caption="The drawing shows macro-F1 from 0 to 1.")] if rows else []
-
-
 def curve_figure(found: list[Group], paint: dict[str, str]) -> Figure:
     """Every run a thin line in the colour of its group."""
+    kinds = {label: "thin dashed" if dashed(number) else "thin" for number, label in enumerate(paint)}
     drawings = []
     for title, pick in (
         ("Training loss", lambda run: run.column("loss")),
         ("Validation loss", lambda run: run.column("val")),
         ("Tokens per second", lambda run: speed(run, "tokens")),
     ):
-        lines = [Curve(run.name, pick(run), paint[one.label], kind="thin") for one in found for run in one.runs]
+        lines = [Curve(run.name, pick(run), paint[one.label], kind=kinds[one.label]) for one in found for run in one.runs]
         drawings.append(curves([line for line in lines if line.points], title=title, x="step"))
-    return Figure(drawings, legend=list(paint.items()))
+    return Figure(drawings, legend=legend(paint))
 
 
 def cost_table(runs: list[Stored]) -> Table:
@@ -212,7 +211,8 @@ def _benchmarks(found: list[Group]) -> list[str]:
 
 
 def _seeds(one: Group) -> str:
-    return ", ".join(str(seed) for seed in sorted(one.seeds))
+    early = {run.config.get("seed", 0) for run in one.measured if unfinished(run)}
+    return ", ".join(f"{seed} (unfinished)" if seed in early else str(seed) for seed in sorted(set(one.seeds)))
 
 
 def _has(one: Group, key: str) -> bool:

@@ -27,7 +27,21 @@ class Group:
 
     @cached_property
     def measured(self) -> list[Stored]:
-        return [run for run in self.runs if run.metrics]
+        return self.having("vqa/")
+
+    def having(self, metric: str) -> list[Stored]:
+        """Of each seed the first run with a metric that begins so: two runs of one seed say nothing about the spread over seeds."""
+        found: dict[int, Stored] = {}
+        for run in self.runs:
+            if any(key.startswith(metric) for key in run.metrics):
+                found.setdefault(run.config.get("seed", 0), run)
+        return list(found.values())
+
+    @property
+    def spare(self) -> list[Stored]:
+        """Runs of a seed of which another run stands before them."""
+        seeds = self.seeds
+        return [run for number, run in enumerate(self.runs) if seeds[number] in seeds[:number]]
 
 
 def settings(run: Stored) -> dict[str, Any]:
@@ -41,14 +55,15 @@ def differing(runs: list[Stored]) -> list[str]:
     return [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
 
 
-def prints(run: Stored) -> dict[str, str]:
-    """Fingerprints of the shards that the run was trained on, per source."""
-    return run.verbs.get("train", {}).get("shards", {})
+def prints(run: Stored) -> dict[str, tuple[str, str]]:
+    """Of each source that the run was trained on the fingerprint of its shards and that of the rows used, which an audit changes."""
+    said = run.verbs.get("train", {})
+    return {source: (shards, said.get("records", {}).get(source, "")) for source, shards in said.get("shards", {}).items()}
 
 
 def changed_sources(runs: list[Stored]) -> list[str]:
-    """Sources of which two runs saw different shards."""
-    seen: dict[str, set[str]] = {}
+    """Sources of which two runs saw different shards, or different records of the same."""
+    seen: dict[str, set[tuple[str, str]]] = {}
     for run in runs:
         for source, fingerprint in prints(run).items():
             seen.setdefault(source, set()).add(fingerprint)
@@ -56,7 +71,7 @@ def changed_sources(runs: list[Stored]) -> list[str]:
 
 
 def group(runs: list[Stored]) -> list[Group]:
-    """In the order of their first run. Runs with the same settings on different shards are never one group."""
+    """In the order of their first run. Runs with the same settings on different data are never one group."""
     keys, changed = differing(runs), changed_sources(runs)
     found: dict[str, list[Stored]] = {}
     for run in runs:
@@ -89,14 +104,15 @@ def baseline(groups: list[Group], wanted: str | None) -> Group:
 
 def score(one: Group, key: str, *, signed: bool = False) -> Interval | None:
     """A metric of a group, pooled over its runs."""
-    return pooled([run.metrics[key] for run in one.runs if key in run.metrics], signed=signed)
+    return pooled([run.metrics[key] for run in one.having(key) if key in run.metrics], signed=signed)
 
 
 def pooled(found: list[dict], *, signed: bool = False) -> Interval | None:
-    """Of one run its own interval, of several the mean with Student's t interval over seeds."""
-    if len(found) < 2:
-        return interval(found[0], signed=signed) if found else None
+    """Of one run its own interval, of several the mean with Student's t interval over seeds; of a value that no seed changes (that of a
+    fixed encoder, of the majority answer) the interval of the first run."""
     values = np.array([metric["value"] for metric in found])
+    if len(set(values)) < 2:
+        return interval(found[0], signed=signed) if found else None
     mean, half = values.mean(), student(len(values)) * values.std(ddof=1) / len(values) ** 0.5
     return Interval(float(mean), float(mean - half), float(mean + half), signed)
 

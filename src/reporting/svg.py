@@ -13,6 +13,11 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def dashed(number: int) -> bool:
+    """There are more things than colours: the line of this one is dashed."""
+    return number // len(COLOURS) % 2 == 1
+
+
 @dataclass(frozen=True)
 class Scale:
     """Maps values start..stop to pixels from..to, linearly or by logarithm."""
