@@ -23,7 +23,7 @@ def table(path, text: str) -> object:
 
 
 def test_own_lines_come_back_whole(tmp_path):
-    own = {**LINE, "source": "pathvqa", "image": "i1", "type": "organ", "choices": ["lung", "liver"]}
+    own = {**LINE, "source": "pathvqa", "image": "i1", "type": "organ", "choices": ["lung", "liver"], "closed": False, "cut": True}
     assert read_predictions(jsonl(tmp_path, {**own, "confidence": 0.4}), benchmark=None) == [own]
 
 

@@ -94,6 +94,12 @@ def test_llava_med_left_wrong_answers_out():
 def test_multimedeval():
     assert published.f1_multimedeval("lung lung", ["left lung"]) == pytest.approx(2 / 3)
     assert published.f1_multimedeval("", ["left lung"]) == 0
+    assert published.recall_multimedeval("lung lung", ["left lung", "right upper lung"]) == 1 / 2
+    assert published.recall_multimedeval("lung", ["the"]) == 0  # of which nothing is left
+    assert published.open_multimedeval("an upper left lung", ["the left upper lung lobe"]) == 1  # 3 of 4
+    assert published.open_multimedeval("left lung lung", ["left upper lung"]) == 0  # 2 of 3
+    closed = [{"references": ["no"], "prediction": "no", "type": "open"}, {"references": ["left"], "prediction": "x", "closed": True}]
+    assert [SCORERS[f"{name}_multimedeval"](closed) for name in ("recall", "closed", "open")] == [1 / 2, 1, 0]  # by references alone
     assert published.closed_multimedeval("it is not", ["no"]) == 1
     assert published.closed_multimedeval("normal", ["no"]) == 0
     said, meant = "The left-sided lung", "left lung"

@@ -122,6 +122,32 @@ def test_options_are_scored_by_both_rules():
     assert not any("unnormalised" in key for key in score([*items, *some(1)], resamples=10, seed=0) if key.startswith("all/"))
 
 
+@pytest.mark.parametrize(
+    ("right", "said", "value"),
+    [
+        ("> 5 cm", "< 5 cm", 0.0),
+        ("> 5 cm", ">  5 CM", 1.0),
+        ("A", "A", 1.0),
+        ("+", "+", 1.0),
+        ("+", "-", 0.0),
+        ("No", "No, because it is small", 0.0),
+        ("No", "no", 1.0),
+        ("lung", "", 0.0),
+    ],
+)
+def test_options_are_compared_as_they_stand(right, said, value):
+    item = {"id": "1", "references": [right], "choices": [right, "other"], "prediction": said, "prediction_unnormalised": said or "other"}
+    found = score([item], resamples=5, seed=0)
+    assert found["all/accuracy"]["value"] == found["all/accuracy_unnormalised"]["value"] == SCORERS["accuracy"]([item]) == value
+
+
+def test_what_the_dataset_calls_closed_is_believed():
+    about = {"prediction": "left", "references": ["left"], "type": "side"}
+    items = [{**about, "id": "1", "closed": True}, {**about, "id": "2", "closed": False, "references": ["yes"]}, {**about, "id": "3"}]
+    assert slices(items)["closed"].tolist() == [True, False, False]
+    assert score(items, resamples=5, seed=0)["closed/accuracy"]["value"] == 1
+
+
 def test_scores_do_not_depend_on_the_order_of_items():
     items = some(120)
     moved = random.Random(1).sample(items, len(items))

@@ -12,11 +12,12 @@ from src.errors import UserError, nearest
 
 NEEDED = ("id", "question", "references", "prediction")
 OPTIONAL = ("source", "image", "type", "choices", "prediction_unnormalised")
+SAID = ("closed", "seen", "cut")  # true or false
 SUFFIXES = (".jsonl", ".csv")
 
 
 def read_predictions(path: Path, *, benchmark: str | None, ids: Collection[str] | None = None) -> list[dict]:
-    """Items with `id`, `question`, `references` (list), `prediction` and, where given, those of `OPTIONAL` and `seen`.
+    """Items with `id`, `question`, `references` (list), `prediction` and, where given, those of `OPTIONAL` and `SAID`.
 
     `references` may be one string, and be called `reference`; numbers become text. Alternatives within a string are separated by `#`
     when `benchmark` is vqa_med_2019 and in no other case. `ids`, if given, are the questions that must be answered, each once.
@@ -106,8 +107,7 @@ def _item(row: dict, place: str, *, benchmark: str | None) -> dict:
         if not isinstance(row["choices"], list):
             raise UserError(f"{place}: choices is {json.dumps(row['choices'])[:60]}; allowed is a list of the options")
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
-    if isinstance(row.get("seen"), bool):
-        item["seen"] = row["seen"]
+    item |= {name: row[name] for name in SAID if isinstance(row.get(name), bool)}
     return item | {name: _string(row[name], name, place) for name in OPTIONAL if name != "choices" and row.get(name) is not None}
 
 
@@ -118,6 +118,17 @@ def _string(value: object, name: str, place: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{place}: {name} is {json.dumps(value)[:60]}; allowed is text or a number")
     return str(value)
+
+
+def check_references(items: list[dict], wanted: dict[str, list[str]], path: Path) -> None:
+    """Raises UserError where a file brings other answers to a question than the benchmark has, by id; case and white space apart."""
+    for item in items:
+        given, right = ({" ".join(text.casefold().split()) for text in texts} for texts in (item["references"], wanted[item["id"]]))
+        if given != right:
+            raise UserError(
+                f"{path}: question '{item['id']}' has the references {item['references']}, the benchmark has {wanted[item['id']]}; "
+                "a predictions file cannot bring its own"
+            )
 
 
 def _check_ids(found: list[str], path: Path, wanted: Collection[str] | None) -> None:

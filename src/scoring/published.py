@@ -122,8 +122,20 @@ def _f1_multimedeval(said: set[str], meant: set[str]) -> float:
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
+def recall_multimedeval(prediction: str, references: list[str]) -> float:
+    """MultiMedEval: the share of the answer's *set* of tokens that the prediction has, mean over all items."""
+    said = set(normalise_llava_med(prediction).split())
+    meant = [set(normalise_llava_med(reference).split()) for reference in references]
+    return max(len(said & one) / len(one) if one else 0.0 for one in meant)
+
+
+def open_multimedeval(prediction: str, references: list[str]) -> float:
+    """MultiMedEval: the questions whose answer is not yes or no and that have at least three quarters of its tokens in the prediction."""
+    return float(recall_multimedeval(prediction, references) >= 0.75)
+
+
 def closed_multimedeval(prediction: str, references: list[str]) -> float:
-    """MultiMedEval: the closed questions with the answer among the words of the prediction; 'not' answers 'no' as well."""
+    """MultiMedEval: the yes-or-no questions with the answer among the words of the prediction; 'not' answers 'no' as well."""
     said = set(normalise_llava_med(prediction).split())
     right = {normalise_llava_med(reference) for reference in references}
     return float(bool(said & (right | {"not"} if "no" in right else right)))

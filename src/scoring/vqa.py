@@ -1,7 +1,7 @@
 """Scores of free-text answers: what the headlines use, by slice and with intervals. Pure functions on predictions.
 
-An item is a line of a predictions file: `id`, `references` (list), `prediction`, and optionally `type`, `choices` and `image`, the
-cluster that answers belong to. Scores lie in [0, 1]; with several references the best one counts.
+An item is a line of a predictions file: `id`, `references` (list), `prediction`, and optionally `type`, `closed`, `choices` and `image`,
+the cluster that answers belong to. Scores lie in [0, 1]; with several references the best one counts.
 """
 
 import functools
@@ -43,10 +43,22 @@ def _f1(said: Counter, meant: Counter) -> float:
 
 
 def accuracy(prediction: str, references: list[str]) -> float:
-    """Of questions with a closed set of answers: is the first word the right one of yes and no, or the text the right option?"""
+    """Of questions with a closed set of answers. Yes or no: is the first word the right one? With options: is the text the right option,
+    case and white space apart? Else ('left or right?'): `exact`."""
     if is_closed(references):
         return float(words(prediction)[:1] in [words(reference) for reference in references])
     return exact(prediction, references)
+
+
+def option(prediction: str, references: list[str]) -> float:
+    """1 if the prediction is the right option, case and white space apart: any normalisation would make '> 5 cm' equal '< 5 cm'."""
+    said = " ".join(prediction.casefold().split())
+    return float(bool(said) and any(said == " ".join(reference.casefold().split()) for reference in references))
+
+
+def scored(scorer: Scorer, item: dict) -> float:
+    """The score of an item; with options, `accuracy` compares those."""
+    return (option if scorer is accuracy and item.get("choices") else scorer)(item["prediction"], item["references"])
 
 
 def is_closed(references: list[str]) -> bool:
@@ -59,13 +71,23 @@ def _any(item: dict) -> bool:
 
 
 def _closed(item: dict) -> bool:
-    """As its `type` says, where that is open or closed (VQA-RAD and SLAKE also close 'left or right?'), else by its references."""
+    """As `closed` says where the dataset does (SLAKE closes 'left or right?' too), else a `type` of open or closed, else the references."""
+    if isinstance(item.get("closed"), bool):
+        return item["closed"]
     said = str(item.get("type") or "").lower()
     return said == "closed" if said in ("open", "closed") else is_closed(item["references"])
 
 
 def _open(item: dict) -> bool:
     return not _closed(item)
+
+
+def _yes_or_no(item: dict) -> bool:
+    return is_closed(item["references"])
+
+
+def _not_yes_or_no(item: dict) -> bool:
+    return not _yes_or_no(item)
 
 
 def _decided(item: dict) -> bool:
@@ -79,7 +101,7 @@ NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last: of options, by likelih
 def _mean(scorer: Scorer, over: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
     @functools.wraps(scorer)
     def value(items: list[dict]) -> float | None:
-        scores = [scorer(item["prediction"], item["references"]) for item in items if over(item)]
+        scores = [scored(scorer, item) for item in items if over(item)]
         defined = [score for score in scores if score == score]
         return float(np.mean(defined)) if defined else None
 
@@ -104,7 +126,9 @@ SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
     "recall_llava_med": _mean(published.recall_llava_med, _open),
     "closed_llava_med": _mean(published.closed_llava_med, _closed),
     "closed_llava_med_bug": _mean(published.closed_llava_med_bug, _closed),
-    "closed_multimedeval": _mean(published.closed_multimedeval, _closed),
+    "recall_multimedeval": _mean(published.recall_multimedeval, _any),
+    "closed_multimedeval": _mean(published.closed_multimedeval, _yes_or_no),
+    "open_multimedeval": _mean(published.open_multimedeval, _not_yes_or_no),
 }
 
 
@@ -177,8 +201,8 @@ def _scores(items: list[dict]) -> np.ndarray:
 
 def _row(item: dict) -> list[float]:
     said, right = item["prediction"], item["references"]
-    closed = accuracy(said, right) if _decided(item) else np.nan
-    whole = exact(item["prediction_unnormalised"], right) if item.get("prediction_unnormalised") else np.nan
+    closed = scored(accuracy, item) if _decided(item) else np.nan
+    whole = option(item["prediction_unnormalised"], right) if item.get("prediction_unnormalised") else np.nan
     return [bleu1(said, right), exact(said, right), f1(said, right), closed, whole]
 
 
