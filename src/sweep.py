@@ -33,10 +33,15 @@ def points(overrides: list[str]) -> list[list[str]]:
     return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
 
+def named(overrides: list[str]) -> list[str]:
+    """The overrides that set trials apart or hold for all of them, without those that the parent folder stands for."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    return [word for word, key in zip(overrides, keys, strict=True) if key not in UNNAMED and not key.startswith("hydra")]
+
+
 def slug(overrides: list[str]) -> str:
     """The folder of a trial: its overrides, sorted; with a hash in place of the rest where that is too long for a folder name."""
-    kept = [word for word in overrides if (key := word.lstrip("+~").partition("=")[0]) not in UNNAMED and not key.startswith("hydra")]
-    whole = ",".join(sorted(kept)).replace("/", "_").replace(" ", "")
+    whole = ",".join(sorted(named(overrides))).replace("/", "_").replace(" ", "")
     if len(whole) <= LONGEST:
         return whole
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
@@ -63,7 +68,7 @@ def refuse_ranks(config: Any, overrides: list[str], *, words: list[str]) -> None
     kept += ["hydra/launcher=submitit_slurm", f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={devices}"]
     kept += [f"hydra.launcher.gpus_per_node={devices}"] if trainer.accelerator != "cpu" else []
     raise UserError(
-        f"-m runs a trial on one device, but trainer.devices x trainer.nodes = {devices} x {nodes}; under Slurm, where each trial is a job, "
+        f"-m runs trials on one device, but trainer.devices x trainer.nodes = {devices} x {nodes}; under Slurm, with a job per trial, "
         f"write: python -m src.train -m {shlex.join(kept)}; elsewhere set both to 1, or start one trial after another without -m"
     )
 

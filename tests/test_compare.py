@@ -73,7 +73,7 @@ def test_a_baseline_without_answers_is_told(tmp_path):
     for path in bare.glob("predictions/*"):
         path.unlink()
     write_run(tmp_path, "sweep/b")
-    said = "sweep/a has not been evaluated, so that no difference to it can be given: python -m src.evaluate run=sweep/a"
+    said = "optim.steps=40 has not been evaluated, so that no difference to it can be given: python -m src.evaluate run=sweep/a"
     assert said in made(tmp_path, "runs=sweep/*", "baseline=sweep/a")
 
 
