@@ -1,13 +1,17 @@
 """The demo over HTTP: what a visitor gets, and what nobody gets."""
 
+import http.client
 import io
-import json
 import os
+import re
+import socket
 import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import gradio
 import httpx
@@ -318,6 +322,124 @@ def test_a_picture_must_come_through_the_upload(demo, value):
         assert "root:" not in said
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """(address of another machine's picture, what was fetched from it); gradio takes it for public, though it stands here."""
+    fetched: list[str] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(picture("PNG"))
+
+        do_HEAD = do_GET
+
+    async def public(host: str) -> str:
+        return "127.0.0.1"
+
+    async def get(address: str) -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get(address)
+
+    monkeypatch.setattr("safehttpx.async_validate_url", public)
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", get)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/a.png", fetched
+    server.shutdown()
+    server.server_close()
+
+
+def file_data(path: str) -> dict:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize("route", ["call/ask", "run/ask", "queue/join"])
+@pytest.mark.parametrize("place", ["picture", "conversation", "deep"])
+def test_an_address_in_a_request_is_not_fetched(demo, elsewhere, file, route, place):
+    address, fetched = elsewhere
+    (clean,) = post(demo, file.read_bytes()).json()
+    picture_, chat = file_data(address if place == "picture" else clean), []
+    if place == "conversation":
+        chat = [{"role": "user", "content": [{"type": "file", "file": file_data(address)}]}]
+    if place == "deep":
+        chat = [{"role": "user", "content": [], "metadata": {"title": [{"a": file_data(address)}]}}]
+    data = [picture_, "which organ?", chat, *SETTINGS.values()]
+    body = {"data": data, "session_hash": "s", "fn_index": asking(demo)}
+    answer = httpx.post(f"{demo.url}gradio_api/{route}", json=body)
+    if answer.status_code == 200:  # it waits; let it come to the fetching
+        httpx.get(f"{demo.url}gradio_api/call/ask/{answer.json()['event_id']}", timeout=60)
+    assert (answer.status_code, answer.text) == (400, "upload the picture as a file")
+    assert fetched == []
+
+
+def asking(demo) -> int:
+    return next(one["id"] for one in httpx.get(f"{demo.url}config").json()["dependencies"] if one["api_name"] == "ask")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "", "a\x00b", "HTTP://127.0.0.1:1/"])
+def test_a_path_in_a_request_leads_to_an_upload_or_nowhere(demo, path):
+    data = [file_data(path), "which organ?", [], *SETTINGS.values()]
+    assert httpx.post(f"{demo.url}gradio_api/call/ask", json={"data": data}).status_code == 400
+
+
+def test_a_body_that_only_nests_is_refused(demo):
+    answer = httpx.post(f"{demo.url}gradio_api/call/ask", content=b"[" * 200_000, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.text) == (400, "the request cannot be read")
+
+
+def test_components_in_a_conversation_are_not_built(client, file, monkeypatch):
+    def build(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("gradio.components.chatbot.import_component_and_data", build)
+    component = {"type": "component", "component": "html", "value": "", "constructor_args": {}, "props": {}}
+    chat = [{"role": "user", "content": [component, *said("which side?")]}, {"role": "assistant", "content": said("left")}]
+    assert [text_of(message) for message in ask(client, file, "which organ?", chat)[0]][:3] == ["which side?", "left", "which organ?"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("route", "spelt"),
+    [
+        ("file=", str),
+        ("file/", str),
+        ("proxy=", str),
+        ("file=", lambda address: address.replace("http", "HtTp")),
+        ("file=", lambda address: address.replace("http", "%68%74tp")),
+        ("file=", lambda address: quote(address, safe="")),
+        ("file%3D", lambda address: quote(address, safe="").lower()),
+    ],
+)
+def test_the_demo_is_no_proxy(demo, elsewhere, method, route, spelt):
+    address, fetched = elsewhere
+    host, port = demo.url.removeprefix("http://").strip("/").split(":")
+    connection = http.client.HTTPConnection(host, int(port))  # sends the path as it is written
+    connection.request(method, f"/gradio_api/{route}{spelt(address)}")
+    assert connection.getresponse().status == 403
+    connection.close()
+    assert fetched == []
+
+
+def test_only_what_the_page_needs_can_be_posted(demo):
+    named = {"api_name": "ask", "event_id": "e", "path": "p"}
+    open_ = {"/login", "/login/", "/gradio_api/upload"} | {f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset", "reset/")}
+    open_ |= {f"/gradio_api/{verb}/ask{end}" for verb in ("call", "run") for end in ("", "/")}
+    posted = {path for path, methods in gradio.routes.App.create_app(gradio.Blocks()).openapi()["paths"].items() if "post" in methods}
+    tried = set()
+    for route in posted:
+        path = re.sub(r"\{(\w+)(:path)?\}", lambda found: named.get(found[1], "x"), route)
+        answer = httpx.post(f"{demo.url.rstrip('/')}{path}", json={}, follow_redirects=False)
+        assert (answer.status_code == 405) == (path not in open_), (path, answer.status_code)
+        tried.add(path)
+    assert open_ <= tried
+    assert "/gradio_api/process_recording" in tried
+    for method in ("PUT", "PATCH", "DELETE"):
+        assert httpx.request(method, f"{demo.url}gradio_api/upload").status_code == 405
+
+
 def test_errors_do_not_tell_what_is_inside(demo):
     for path, body in (("call/ask", "{"), ("call/ask", '{"data": []}'), ("call/nothing", '{"data": []}'), ("run/predict", "{}")):
         response = httpx.post(f"{demo.url}gradio_api/{path}", content=body, headers={"content-type": "application/json"})
@@ -358,6 +480,19 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
     sweeper.stop()
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")) == ["examples/0.png", "new/picture.png"]
     assert not (tmp_path / "old").exists()
+
+
+def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
+    limits = Limits(megapixels=1, megabytes=1, keep_seconds=1)
+    with running(seated(answerer, limits), limits, name="run:tiny", examples=[(file, "which organ?")]) as demo:
+        (clean,) = post(demo, picture("PNG")).json()
+        assert httpx.get(f"{demo.url}gradio_api/file={clean}").status_code == 200
+        until = time.monotonic() + 20
+        while httpx.get(f"{demo.url}gradio_api/file={clean}").status_code == 200 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert httpx.get(f"{demo.url}gradio_api/file={clean}").status_code in (403, 404)
+        assert not Path(clean).parent.exists()
+        assert (demo.folder / "examples" / "0.png").exists()
 
 
 def test_nothing_is_kept_after_the_end(answerer):
@@ -411,13 +546,52 @@ def test_a_run_brings_test_images_of_its_sources(shards, language, tmp_path):
     assert images_of_a_run(config, tmp_path) == []
 
 
+@pytest.fixture
+def asked_for(monkeypatch) -> set[str]:
+    """Every other machine that this process looks up or connects to; none is reached."""
+    hosts: set[str] = set()
+    look_up, connect = socket.getaddrinfo, socket.socket.connect
+
+    def looking_up(host, *more, **options):
+        note(host)
+        return look_up(host, *more, **options)
+
+    def connecting(self, address):
+        note(address[0] if isinstance(address, tuple) else "127.0.0.1")
+        return connect(self, address)
+
+    def note(host) -> None:
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if not is_loopback(name):
+            hosts.add(name)
+            raise OSError("no other machine is asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", looking_up)
+    monkeypatch.setattr(socket.socket, "connect", connecting)
+    return hosts
+
+
+def test_the_demo_tells_nobody_anything(answerer, file, asked_for):
+    """Neither gradio's statistics nor its look for a newer version."""
+    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ?")]) as demo:
+        assert httpx.get(demo.url).status_code == 200
+        ask(Client(demo.url, verbose=False), file, "which organ?")
+        for thread in threading.enumerate():  # gradio sends in threads of its own
+            if thread.name.partition("(")[2].startswith(("version_check", "_do_normal")):
+                thread.join(10)
+        assert httpx.get(f"{demo.url}config").json()["analytics_enabled"] is False
+        assert gradio.analytics.analytics_enabled() is False
+    assert asked_for == set()
+
+
 def test_the_page_asks_no_other_machine(demo):
-    """Fonts, scripts and analytics: what the page loads comes from the demo itself."""
+    """Every address that the page loads by itself is the demo's own; links that a visitor may follow are none of these."""
     page = httpx.get(demo.url).text
-    config = httpx.get(f"{demo.url}config").json()
-    assert "googleapis" not in httpx.get(f"{demo.url}theme.css").text
-    assert config.get("analytics_enabled") is not True
-    assert json.dumps(config).count("http://") <= page.count("http://") + 50
+    loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//([^/\"'>]+)", page)
+    assert [host for host in loaded if host != demo.url.split("/")[2]] == []
+    styles = page + httpx.get(f"{demo.url}theme.css").text
+    assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", styles) == []
+    assert "googletagmanager" not in page
 
 
 def test_the_command_checks_before_it_loads():

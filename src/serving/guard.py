@@ -1,18 +1,21 @@
 """Stands before gradio: an upload becomes a clean PNG under a name that nobody can guess, or is refused with one sentence.
 
-Gradio keeps whatever is posted to it and serves it back by a path made of the content's hash; here no byte of an upload stays.
+Gradio keeps whatever is posted to it and serves it back by a path made of the content's hash; here no byte of an upload stays. It also
+fetches what a request calls a file and is an address; here no request makes this machine ask another.
 """
 
 import contextlib
 import json
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from anyio import CapacityLimiter, to_thread
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.data.read_image import png, read_image
@@ -20,6 +23,8 @@ from src.errors import UserError
 from src.serving.limits import Limits
 
 SIDE = 1536  # pixels; larger pictures are shown and kept at this
+LOGIN, UPLOAD = "/login", "/gradio_api/upload"
+TOLD = re.compile(r"/gradio_api/(queue/join|cancel|reset|(call|run)/[^/]+)/?")  # as the page and gradio_client do, in JSON
 
 
 class Guard:
@@ -33,10 +38,37 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            return
+        posts, path = scope["method"] == "POST", scope["path"]
+        send = _with_headers(send)
+        if "://" in path:
+            await _answer(send, 403, b"files of other machines are not fetched")
+        elif scope["method"] in ("GET", "HEAD", "OPTIONS") or (posts and path.rstrip("/") == LOGIN):
+            await self._limited(self.app, scope, receive, send, most=self.limits.body)
+        elif posts and path == UPLOAD:
             await self._upload(scope, receive, send)
+        elif posts and TOLD.fullmatch(path):
+            await self._limited(self._told, scope, receive, send, most=self.limits.body)
         else:
-            await self._limited(scope, receive, _with_headers(send), most=self.limits.body)
+            await _answer(send, 405, b"the demo takes no such request")
+
+    async def _told(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands JSON on, unless a file in it did not come through the upload."""
+        body = await Request(scope, receive).body()
+        try:
+            uploaded = _names_only(self.folder, json.loads(body))
+        except (ValueError, RecursionError):
+            await _answer(send, 400, b"the request cannot be read")
+            return
+        if not uploaded:
+            await _answer(send, 400, b"upload the picture as a file")
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, again, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets gradio receive the files, then replaces each before its path is told."""
@@ -49,7 +81,7 @@ class Guard:
             else:
                 body.extend(message.get("body", b""))
 
-        await self._limited(scope, receive, keep, most=int(self.limits.megabytes * 2**20) + 64 * 1024)
+        await self._limited(self.app, scope, receive, keep, most=int(self.limits.megabytes * 2**20) + 64 * 1024)
         if start["status"] != 200:
             await _answer(send, start["status"], bytes(body))
             return
@@ -97,8 +129,8 @@ class Guard:
         if path.resolve().is_relative_to(self.folder):
             path.unlink(missing_ok=True)  # its folder stays for the sweeper: an equal upload may be about to move into it
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
-        """Refuses a request that announces, or then sends, more than `most` bytes."""
+    async def _limited(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
+        """Hands a request to `app`, or refuses it where it announces, or then sends, more than `most` bytes."""
         room, begun = most, False
 
         async def counted() -> Message:
@@ -116,11 +148,26 @@ class Guard:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) <= most:
             with contextlib.suppress(ClientDisconnect):
-                await self.app(scope, counted, noted)
+                await app(scope, counted, noted)
         else:
             room = -1
         if room < 0 and not begun:
             await _answer(send, 413, f"the request is larger than {most / 2**20:.1f} MiB".encode())
+
+
+def _names_only(folder: Path, said: Any) -> bool:
+    """Whether every `path` in a request, however deep, lies in `folder`: whatever gradio may take for a file."""
+    waiting = [said]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            path = one.get("path")
+            if isinstance(path, str) and not (Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder)):
+                return False
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return True
 
 
 def _with_headers(send: Send) -> Send:
@@ -134,7 +181,7 @@ def _with_headers(send: Send) -> Send:
 
 async def _answer(send: Send, status: int, body: bytes, *, kind: bytes = b"text/plain; charset=utf-8") -> None:
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    await _with_headers(send)({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

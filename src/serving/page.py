@@ -110,6 +110,7 @@ def build(desk: "Future[Desk]", limits: Limits, *, name: str, examples: list[tup
 
         # Not by a subclass: gradio would write a stub file beside this one.
         picture.preprocess = uploaded  # type: ignore[method-assign]
+        chat.preprocess = texts  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
         asked = {"fn": ask, "inputs": [picture, question, chat, *settings], "outputs": [chat, question, status]}
         one = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -137,6 +138,13 @@ def uploaded(payload: Any) -> str | None:
     if payload.path is None or (payload.url or "").startswith("data:"):
         raise gr.Error("upload the picture as a file", print_exception=False)
     return str(payload.path)
+
+
+def texts(payload: Any) -> list[dict]:
+    """The words of a conversation; gradio would also open files in it, and build any component that it names."""
+    messages = payload.root if payload else []
+    words = [(message.role, [part for part in message.content if part.type == "text"]) for message in messages]
+    return [{"role": role, "content": [{"type": "text", "text": part.text} for part in parts]} for role, parts in words]
 
 
 def _cleared() -> tuple:
