@@ -35,14 +35,16 @@ class Audit:
 
     Test sets are all benchmarks of conf/benchmark that are on disk. Shards stay as they are; mixes leave such records out.
 
-    out      folder that holds the shards OUT/<source>
-    raw      folder that holds classification sets RAW/<benchmark>; without it they are named as not checked
-    sources  sources to check, separated by commas (default: all under out=)
+    out         folder that holds the shards OUT/<source>
+    raw         folder that holds classification sets RAW/<benchmark>; without it they are named as not checked
+    sources     sources to check, separated by commas (default: all under out=)
+    benchmarks  classification sets of your own besides: folders under raw=, separated by commas
     """
 
     out: Path
     raw: Path | None = None
     sources: list[str] = field(default_factory=list)
+    benchmarks: list[str] = field(default_factory=list)
 
 
 @command
@@ -58,7 +60,7 @@ def audit_all(config: Audit) -> dict[str, dict[str, Any]]:
     for name in config.sources:
         if name not in shards:
             raise UserError(f"source '{name}' has no shards in {config.out}{nearest(name, shards)}")
-    found, absent = evaluation_sets(shards, config.raw)
+    found, absent = evaluation_sets(shards, config.raw, own=config.benchmarks)
     known = Known(found)
     said = {name: audit(name, shards[name], known, absent) for name in config.sources or shards}
     _print_table(said, absent)

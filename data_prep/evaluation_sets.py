@@ -1,6 +1,6 @@
 """The test sets that a model will be judged on, as far as they are on disk: what training records must not contain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image
 from data_prep.encode import open_image
 from data_prep.thumbnail import open_grey
 from src.data.shards import Shards
+from src.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "benchmark"
 
@@ -26,12 +27,14 @@ class EvaluationSet:
     texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
-def evaluation_sets(shards: dict[str, Shards], raw: Path | None) -> tuple[list[EvaluationSet], list[str]]:
-    """(the sets that are on disk, the names of those that are not): every file of `conf/benchmark`.
+def evaluation_sets(shards: dict[str, Shards], raw: Path | None, *, own: Sequence[str] = ()) -> tuple[list[EvaluationSet], list[str]]:
+    """(the sets that are on disk, the names of those that are not): every file of `conf/benchmark`, and the classification sets `own`.
 
     Questions come from `shards`, classification sets from `raw/<name>`. Benchmarks on the same rows (such as the official and
-    the image-disjoint split of VQA-RAD) are one set under the first name.
+    the image-disjoint split of VQA-RAD) are one set under the first name. One of `own` that cannot be read raises `UserError`.
     """
+    if own and raw is None:
+        raise UserError(f"benchmarks={','.join(own)} stand below raw=, which is missing; give raw=...")
     found, absent, seen = [], [], set()
     for path in sorted(CONF.glob("*.yaml")):
         said = yaml.safe_load(path.read_text())
@@ -48,7 +51,8 @@ def evaluation_sets(shards: dict[str, Shards], raw: Path | None) -> tuple[list[E
             found.append(made)
         else:
             absent.append(path.stem)
-    return found, absent
+    known = {one.name for one in found}
+    return found + [_classification(name, raw) for name in own if raw and name not in known], absent
 
 
 def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> EvaluationSet | None:

@@ -15,7 +15,7 @@ from src import run, tracking
 from src.cli import verb
 from src.config import Transfer, one_of, plain
 from src.data import classification
-from src.data.cells import CellFile, read_cells
+from src.data.cells import CellFile, distinct, read_cells
 from src.data.classification import Classification
 from src.data.overlap import overlap
 from src.model import encoders
@@ -30,7 +30,7 @@ PROTOCOLS = ("probe", "knn", "few_shot", "finetune")
 
 
 def transfer(config: Transfer) -> Path:
-    """Computes every missing cell and returns the run folder; all names and data are checked before the first one."""
+    """Computes every missing cell and returns the run folder; names are checked and every image is decoded before the first fit."""
     for protocol in several(config.protocol):
         one_of("protocol", protocol, PROTOCOLS)
     one_of("checkpoint", config.checkpoint, ("best", "last"))
@@ -40,14 +40,18 @@ def transfer(config: Transfer) -> Path:
         config.name or next((e.name.partition(":")[2] for e in chosen if ":" in e.name and e.ours), "transfer")
     )
     folder.mkdir(parents=True, exist_ok=True)
+    distinct(chosen, folder)
     _keep_cost(folder)
     with run.verb(folder, "transfer") as said:
+        for data in sets:
+            features(folder, data, chosen[0], config, seed=config.seed)  # kept; a broken image shows now, not after hours of fits
         for data in sets:
             for encoder in chosen:
                 for protocol in several(config.protocol):
                     for name in [f"probe_{shots}shot" for shots in probe.SHOTS] if protocol == "few_shot" else [protocol]:
                         compute(CellFile(folder, data.name, encoder.label, name), data, encoder, config)
-        said |= table(read_cells(folder), resamples=config.resamples, seed=config.seed)
+        cells = read_cells(folder, data={data.name: data.fingerprint for data in sets})
+        said |= table(cells, resamples=config.resamples, seed=config.seed)
     tracking.update(folder)
     return folder
 
@@ -56,7 +60,9 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     """One cell: fits on train, chooses on val, and predicts the test split once per seed."""
     depends_on = {"encoder": encoder.identity, "architecture": plain(encoder.config), "data": data.fingerprint, "seeds": config.seeds}
     depends_on |= {"seed": config.seed} | ({"finetune": plain(config.finetune)} if file.protocol == "finetune" else {})
+    seen = overlap(encoder.run, encoder.checkpoint, data.name, outputs=config.outputs) if encoder.checkpoint else None
     if file.finished(depends_on):
+        file.note(overlap=seen)  # an audit may have looked since
         return
     start = time.perf_counter()
     # A convex fit on fixed features has nothing to draw: one seed is all there is.
@@ -66,7 +72,7 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     facts = {
         "ours": encoder.ours,
         "name": encoder.name,
-        "overlap": overlap(encoder.run, data.name) if encoder.ours else None,
+        "overlap": seen,
         "weights": encoder.identity,
         "input": {"size": vision.size, "mean": vision.mean.flatten().tolist(), "std": vision.std.flatten().tolist()},
         "parameters": sum(p.numel() for p in vision.parameters()),
@@ -84,17 +90,8 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
 
 
 def fit(file: CellFile, data: Classification, encoder: Encoder, config: Transfer, *, seed: int) -> Fit:
-    """One seed of one cell. Features are extracted for every protocol: they choose the pooling, and every image is decoded once
-    before anything is trained on."""
-    device = torch.device("cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu")
-    drawn = f".{seed}" if encoder.random else ""
-    path = file.folder / "transfer" / data.name / encoder.label / f"features{drawn}.safetensors"
-    origin = {"encoder": encoder.identity, "architecture": plain(encoder.config), "data": data.fingerprint, "seed": drawn}
-    found = cached(
-        path,
-        origin,
-        lambda: extract(encoder.build(seed=seed), data, device=device, batch=config.batch, threads=config.threads),
-    )
+    """One seed of one cell. Every protocol needs the features: they choose the pooling."""
+    found = features(file.folder, data, encoder, config, seed=seed)
     train, val, test = (
         Split({how: f[rows] for how, f in found.items()}, data.labels_N[rows]) for rows in map(data.rows, classification.SPLITS)
     )
@@ -112,11 +109,25 @@ def fit(file: CellFile, data: Classification, encoder: Encoder, config: Transfer
             seed=seed,
             config=config.finetune,
             threads=config.threads,
-            device=device,
+            device=device_of(config),
             folder=file.folder,
         )
     shots = int(file.protocol.removeprefix("probe_").removesuffix("shot"))
     return probe.few_shot(train, val, test, shots=shots, seed=seed, classes=classes)
+
+
+def features(folder: Path, data: Classification, encoder: Encoder, config: Transfer, *, seed: int) -> dict[str, np.ndarray]:
+    """f_NF of every pooling, of all images; extracted once. Another seed is another encoder only where weights are drawn."""
+    drawn = f".{seed}" if encoder.random else ""
+    return cached(
+        folder / "transfer" / data.name / encoder.label / f"features{drawn}.safetensors",
+        {"encoder": encoder.identity, "architecture": plain(encoder.config), "data": data.fingerprint, "seed": drawn},
+        lambda: extract(encoder.build(seed=seed), data, device=device_of(config), batch=config.batch, threads=config.threads),
+    )
+
+
+def device_of(config: Transfer) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu")
 
 
 def several(value: object) -> list[str]:

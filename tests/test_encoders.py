@@ -3,7 +3,6 @@ import timm
 import torch
 import yaml
 
-from src.data.overlap import overlap
 from src.errors import UserError
 from src.model import encoders
 from src.model.encoders import named
@@ -116,13 +115,3 @@ def test_a_checkpoint_of_another_encoder_is_refused(outputs):
     torch.save({"state_dict": {"vision.trunk.cls_token": torch.zeros(1, 1, 7)}}, outputs / "mini/checkpoints/best.ckpt")
     with pytest.raises(UserError, match=r"does not fit the encoder of its run: trunk\.cls_token"):
         load("run:mini", outputs).build(seed=0)
-
-
-def test_overlap_is_unknown_without_the_shards_of_the_run(outputs):
-    assert overlap(load("run:mini", outputs).run, "breastmnist") == {"found": {}, "trained_on": None}
-
-
-def test_overlap_is_unknown_until_an_audit_has_looked_for_the_benchmark(outputs, tmp_path):
-    (tmp_path / "shards/a").mkdir(parents=True)
-    (tmp_path / "shards/a/audit.json").write_text('{"checked": {"breastmnist": 156}}')
-    assert overlap(load("run:mini", outputs).run, "retinamnist") == {"found": {}, "trained_on": None}

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.config import plain
 from src.data.classification import Classification
+from src.model.encoders import Encoder, label_of
 from src.run import write_atomically
 from src.scoring.transfer import Cell
 
@@ -29,6 +31,10 @@ class CellFile:
     def finished(self, depends_on: dict) -> bool:
         return self.path.exists() and json.loads(self.path.read_text())["depends_on"] == depends_on
 
+    def note(self, **facts: object) -> None:
+        """Facts that change without the predictions, such as what an audit says."""
+        write_atomically(self.path, json.dumps(json.loads(self.path.read_text()) | facts, indent=1))
+
     def write(self, data: Classification, probabilities_SNK: np.ndarray, facts: dict) -> None:
         """The predictions of every seed, then the facts."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,9 +51,38 @@ class CellFile:
         write_atomically(self.path, json.dumps({**named, **facts}, indent=1))
 
 
-def read_cells(folder: Path) -> list[tuple[dict, Cell]]:
-    """(facts, predictions) of every finished cell of a run, sorted by benchmark, encoder and protocol."""
-    return [read_cell(path) for path in sorted(folder.glob("transfer/*/*/*.json"))]
+def read_cells(folder: Path, *, data: dict[str, str]) -> list[tuple[dict, Cell]]:
+    """(facts, predictions) of every finished cell of a run, sorted by benchmark, encoder and protocol.
+
+    `data` are the fingerprints of the benchmarks as they are now; of others the newest cell tells. Cells of other images cannot be
+    compared with these, let alone in pairs: they are left out, which is printed.
+    """
+    paths = sorted(folder.glob("transfer/*/*/*.json"))
+    now = {}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+        facts = json.loads(path.read_text())
+        now[facts["benchmark"]] = facts["depends_on"]["data"]
+    now |= data
+    found = []
+    for path in paths:
+        facts, cell = read_cell(path)
+        if facts["depends_on"]["data"] == now[facts["benchmark"]]:
+            found.append((facts, cell))
+        else:
+            print(f"left out, since {facts['benchmark']} has changed since: {path}; compute it again, or remove it")
+    return found
+
+
+def distinct(chosen: list[Encoder], folder: Path) -> None:
+    """An encoder whose label stands for another one in this run takes its whole name, as the second of scratch:a and scratch:b does."""
+    owners: dict[str, tuple[str, dict]] = {}
+    for path in folder.glob("transfer/*/*/*.json"):
+        facts = json.loads(path.read_text())
+        owners[facts["encoder"]] = facts["name"], facts["depends_on"]["architecture"]
+    for encoder in chosen:
+        name, architecture = owners.setdefault(encoder.label, (encoder.name, plain(encoder.config)))
+        if name != encoder.name and architecture != plain(encoder.config):
+            encoder.label = label_of(encoder.name)
 
 
 def read_cell(path: Path) -> tuple[dict, Cell]:

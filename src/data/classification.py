@@ -77,7 +77,7 @@ def assemble(name: str, found: list[Example], *, classes: list[str], origin: Pat
         if example.label not in classes:
             raise UserError(f"benchmark '{name}': {example.key} has the label '{example.label}'{nearest(example.label, classes)}")
     if len(labels) < 2:
-        raise UserError(f"benchmark '{name}' has one class only ('{classes[0]}'); at least two are needed")
+        raise UserError(f"benchmark '{name}' has one class only ('{found[0].label}'); at least two are needed")
     labels_N = np.array([classes.index(example.label) for example in found])
     made = not all(example.split for example in found)
     if made:

@@ -20,7 +20,8 @@ from src.errors import UserError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK = re.compile(r"_mask(_\d+)?$")  # a segmentation beside its image, as BUSI has them
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", "valid", "validation"), "val")
+SPLIT_FOLDERS |= dict.fromkeys(("test", "testing"), "test")
 
 
 @dataclass
@@ -85,12 +86,19 @@ def npz_array(path: Path, name: str) -> np.ndarray:
 
 
 def folder(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
-    """`<class>/*.png`, or `{train,val,test}/<class>/*.png`. `config.group` is a regular expression on the file name: its match,
-    or first bracket, is the group. Masks, hidden files and whatever is no image (Thumbs.db) are passed over."""
+    """`<class>/*.png`, or `{train,val,test}/<class>/*.png` (also training, valid, validation, testing, in any case).
+
+    `config.group` is a regular expression on the file name: its match, or first bracket, is the group. Masks, hidden files and whatever
+    is no image (Thumbs.db) are passed over; images in a folder beside those of splits raise `UserError`.
+    """
     root = folder / config.path
     _there(root)
     tops = sorted(path for path in root.iterdir() if path.is_dir())
     splits = {path: SPLIT_FOLDERS[path.name.lower()] for path in tops if path.name.lower() in SPLIT_FOLDERS}
+    for other in tops if splits else ():
+        if other not in splits and images_below(other):
+            known = ", ".join(sorted(path.name for path in splits))
+            raise UserError(f"{root} holds '{other.name}', which is no split, beside {known}; allowed are folders of classes, or of splits")
     for top in splits or {root: ""}:
         for kind in sorted(path for path in top.iterdir() if path.is_dir()):
             for path in images_below(kind):
@@ -163,16 +171,22 @@ LAYOUTS: dict[str, Callable[[Path, ClassificationConfig], Iterator[Example]]] = 
 
 
 def finder(root: Path) -> Callable[..., Path]:
-    """Looks image files up by their path below `root` or by their bare name, which may stand in any subfolder."""
-    known: dict[str, Path] = {}
+    """Looks image files up by their path below `root`, or by their bare name (also without suffix), which may stand in any one folder."""
+    exact: dict[str, Path] = {}
+    bare: dict[str, list[Path]] = {}
     for path in images_below(root):
-        for name in (path.relative_to(root).as_posix(), path.name, path.stem):
-            known.setdefault(name, path)
+        exact[path.relative_to(root).as_posix()] = path
+        for name in (path.name, path.stem):
+            bare.setdefault(name, []).append(path)
 
     def find(name: str, *, origin: Path) -> Path:
-        if name not in known:
-            raise UserError(f"{origin} names the image '{name}', which is not below {root}{nearest(name, list(known)[:200])}")
-        return known[name]
+        places = [exact[name]] if name in exact else bare.get(name, [])
+        if not places:
+            raise UserError(f"{origin} names the image '{name}', which is not below {root}{nearest(name, list(bare)[:200])}")
+        if len(places) > 1:
+            a, b = (path.relative_to(root) for path in places[:2])
+            raise UserError(f"{origin} names the image '{name}', which may be {a} or {b}; write its path below {root}")
+        return places[0]
 
     return find
 
