@@ -16,12 +16,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from src import sweep
 from src.config import Logger, Train, plain
 from src.errors import UserError
 from src.run import first_rank, flat, mask, write_atomically
 
 ROWS = 32  # of the table of predictions
 LONGEST = 128  # characters of a wandb run's name
+LONGEST_TAG = 64  # characters that wandb allows
 
 
 def check(logger: Logger) -> None:
@@ -126,6 +128,8 @@ def _group(name: str) -> str:
 
 
 def _tags() -> list[str]:
-    """The experiment and the mix, as they were chosen on the command line."""
+    """The experiment and the mix, as they were chosen on the command line; of a trial of a sweep its overrides too."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return [f"{key}: {choices[key]}" for key in ("experiment", "mix") if choices.get(key)]
+    trial = sweep.named(list(HydraConfig.get().overrides.task)) if sweep.multirun() else []
+    own = [word.lstrip("+") for word in trial if not word.lstrip("+").startswith(("mix=", "logger", "data.root"))]
+    return [f"{key}: {choices[key]}" for key in ("experiment", "mix") if choices.get(key)] + [tag for tag in own if len(tag) <= LONGEST_TAG]

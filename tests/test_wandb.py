@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.types import RunMode
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -142,7 +143,8 @@ def test_trials_are_runs_of_their_own_and_a_failed_one_is_finished_then_resumed(
     broken = False
     command()
     first, second = (told(path) for path in files(bad))
-    assert (first.run_id, first.run_group, list(first.tags)) == (second.run_id, "tiny", ["mix: own"])
+    assert (first.run_id, first.run_group) == (second.run_id, "tiny")
+    assert {"mix: own", "seed=1"} <= set(first.tags)
     assert history(files(bad)[1])[-1]["step"] == 6
     assert len(files(good)) == 1
     assert "weights_only" not in capsys.readouterr().err
@@ -190,9 +192,15 @@ def test_a_key_of_the_wrong_form_is_told(words, monkeypatch):
         check("train", Train, [*words, "logger.wandb=online"], validate=train.check)
 
 
-def test_experiment_and_mix_are_tags_and_a_sweep_is_a_group(monkeypatch):
+def test_experiment_mix_and_swept_values_are_tags_and_a_sweep_is_a_group(monkeypatch):
     choices = {"experiment": "breadth", "mix": "mini", "vision": "phantom"}
+    told = SimpleNamespace(runtime=SimpleNamespace(choices=choices), mode=RunMode.RUN, overrides=SimpleNamespace(task=[]))
     monkeypatch.setattr(tracking.HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(tracking.HydraConfig, "get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
+    monkeypatch.setattr(tracking.HydraConfig, "get", lambda: told)
     assert tracking._tags() == ["experiment: breadth", "mix: mini"]
+    told.mode, told.overrides.task = (
+        RunMode.MULTIRUN,
+        ["+experiment=breadth", "mix.only=[pathvqa]", "seed=1", "logger=wandb", "a=" + 64 * "1"],
+    )
+    assert tracking._tags()[2:] == ["mix.only=[pathvqa]", "seed=1"]
     assert [tracking._group(name) for name in ("mini", "breadth/mix.only=[a]")] == ["mini", "breadth"]
