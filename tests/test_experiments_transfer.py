@@ -40,12 +40,9 @@ def test_the_benchmarks_in_the_readme_are_those_of_conf():
 
 
 def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):
-    assert [unseen(one) for one in (None, {"trained_on": None}, {"trained_on": False}, {"trained_on": True})] == [
-        "unknown",
-        "unknown",
-        "yes",
-        "no",
-    ]
+    answers = {None: "unknown", False: "yes", True: "no"}
+    assert [unseen(None), *(unseen({"trained_on": one}) for one in answers)] == ["unknown", *answers.values()]
+    assert unseen({"trained_on": False, "start": "org/weights"}) == "yes, where it started unknown"
     cell = {"protocol": "probe", "score": "macro_f1", "value": 0.5, "low": 0.25, "high": 0.75}
     text = table([cell | {"benchmark": "a", "encoder": "x"}, cell | {"benchmark": "b", "encoder": "y"}])
     assert text.splitlines()[1].split() == ["a", "0.500", "[0.250,", "0.750]"]

@@ -36,7 +36,9 @@ def unseen(overlap: dict | None) -> str:
     """What may be said of an encoder and a benchmark: ours is asked through the audit of its shards, others cannot be."""
     if overlap is None or overlap["trained_on"] is None:
         return "unknown"
-    return "no" if overlap["trained_on"] else "yes"
+    if overlap["trained_on"]:
+        return "no"
+    return "yes, where it started unknown" if overlap.get("start") else "yes"
 
 
 def table(found: list[dict]) -> str:
