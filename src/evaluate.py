@@ -17,12 +17,12 @@ from src.data import answers, benchmark, contamination, controls
 from src.data.answers import Answers
 from src.data.benchmark import Questions
 from src.data.remote import Cache
-from src.errors import UserError
+from src.errors import UserError, nearest
 from src.model.generate import Generator, ask
 from src.model.vlm import build
 from src.quiet import quiet
 from src.scoring import summary
-from src.scoring.predictions import read_predictions
+from src.scoring.predictions import check_references, read_predictions
 from src.team import Team
 from src.training.checkpoint import choose, load
 
@@ -52,19 +52,26 @@ def evaluate(config: Evaluate) -> Path:
             if not trained.mix.decontaminate and not contamination.mark(test, trained.mix, trained.data.root):
                 print(f"{test.name}: whether training has seen its questions is not known, since its sources have no audit.json")
             for condition in asked[test.name]:
-                shards = test.shards.manifest["fingerprint"]
-                file = Answers(predictions(folder, test, condition), {**depends_on, "shards": shards}, team=ranks)
+                about = {**depends_on, "shards": test.shards.manifest["fingerprint"]}
+                about |= {"cycle": benchmark.cycle(test, seed=config.seed)} if condition == "shuffled" else {}
+                file = Answers(predictions(folder, test, condition), about, team=ranks)
                 answer(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
             for name, guesses in controls.answer(test).items() if ranks.first else ():
-                file = Answers(predictions(folder, test, name), {"shards": test.shards.manifest["fingerprint"], "limit": config.limit})
+                file = Answers(predictions(folder, test, name), {"shards": test.shards.manifest["fingerprint"]})
                 file.add({**item, "prediction": guess} for item, guess in zip(test.items, guesses, strict=True))
                 file.finish(test.items)
         if not ranks.first:
             return folder
-        found = {test.name: {c: answers.read(predictions(folder, test, c)) for c in [*asked[test.name], *controls.NAMES]} for test in tests}
+        said["asked"] = {test.name: len(test.rows) for test in tests}  # those stand first in their files
+        found = {test.name: found_by(test, folder, [*asked[test.name], *controls.NAMES]) for test in tests}
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)
     tracking.update(folder)
     return folder
+
+
+def found_by(test: Questions, folder: Path, conditions: list[str]) -> dict[str, list[dict]]:
+    """The answers to the questions of this command, by condition; the files may hold those to more."""
+    return {condition: answers.read(predictions(folder, test, condition))[: len(test.rows)] for condition in conditions}
 
 
 def device(accelerator: str) -> torch.device:
@@ -112,13 +119,21 @@ def score(config: Evaluate) -> Path:
         raise UserError(f"benchmark={names}: a predictions file answers one benchmark, {len(names)} were given")
     name = names[0] if names else "file"
     test = benchmark.read(name, root=config.data_root, limit=config.limit) if names and config.data_root else None
+    if names and not test and name not in benchmark.names():
+        raise UserError(f"benchmark={name} is not known without data_root={nearest(name, benchmark.names())}")
     items = read_predictions(path, benchmark=name, ids=test.ids if test else None)
+    items = [{"source": name, "type": "", "image": "", **item} for item in items]  # as our own files have them
+    if test:
+        check_references(items, {item["id"]: item["references"] for item in test.items}, path)
+    else:
+        print(f"{path}: ids not checked; give benchmark= and data_root= to hold them to the questions of a benchmark")
     folder = Path(config.outputs) / (config.name or path.stem)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is the folder of a trained run; give another name=")
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions").mkdir(parents=True, exist_ok=True)
     with run.verb(folder, "evaluate") as said:
         said["predictions"] = path.name
+        answers.write(folder / "predictions" / f"{name}.real.jsonl", items)
         said |= summary.summarise({name: {"real": items}}, pooled=[], resamples=config.resamples, seed=config.seed)
     return folder
 

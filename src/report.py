@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.cli import verb
 from src.config import Mix, Report
+from src.errors import UserError
 from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
 from src.reporting.blocks import Section
 from src.reporting.stored import Stored, find
@@ -14,6 +15,8 @@ from src.run import write_atomically
 def report(config: Report) -> Path:
     """Writes `report.html`, `report.md` and, of several runs, `report.csv`; returns the path of the page."""
     runs = find(config.runs, config.outputs)
+    if config.blind and len(runs) > 1:
+        raise UserError(f"blind={config.blind} stands beside one run, but runs= names {len(runs)}; name one, or add the blind run to runs=")
     if len(runs) == 1:
         title, lead, sections = runs[0].name, summary(runs[0]), one(runs[0], config)
     else:
@@ -35,16 +38,25 @@ def report(config: Report) -> Path:
 def one(run: Stored, config: Report) -> list[Section]:
     """The sections of a single run, in the order in which a reader doubts."""
     result = Section("Result", [answers.tiles(run)]) if run.metrics else None
-    blind = find(config.blind, config.outputs)[0] if config.blind else None
+    blind = _blind(config)
     found = [data.section(run), training.section(run)]
     found += [answers.section(run, blind=blind, resamples=config.resamples, seed=config.seed), examples.section(run, count=config.examples)]
     found += [transfer.section(run), definitions.section(), environment.section(run)]
     return [result, *found] if result else found
 
 
+def _blind(config: Report) -> Stored | None:
+    found = find(config.blind, config.outputs) if config.blind else []
+    if len(found) > 1:
+        raise UserError(f"blind={config.blind} stands for {len(found)} runs; allowed is one")
+    return found[0] if found else None
+
+
 def summary(run: Stored) -> str:
     """What was run, in one sentence."""
     config = run.config
+    if not config and "evaluate" not in run.verbs:
+        return f"Image encoders on classification sets, {run.folder.name}; no model was trained here."
     if not config:
         return f"Answers that were scored from a predictions file, {run.folder.name}."
     sources = list(Mix(**config["mix"]).drawn)

@@ -42,8 +42,8 @@ def test_options_have_both_rules_of_likelihood():
         {**item, "choices": ["yes", "no", "left", "right"], "prediction_unnormalised": item["references"][0]} for item in items("", 4)
     ]
     table = answers.condition_table(scored(real=options, majority=items("", 2)), pooled=False)
-    assert column(table, "exact, not length-normalised")[0].value == 1
-    assert column(table, "exact match")[0].value == 0.5
+    assert column(table, "accuracy, not length-normalised")[0].value == 1
+    assert column(table, "accuracy")[0].value == 0.5
 
 
 def test_question_types_of_other_data_are_the_most_frequent():

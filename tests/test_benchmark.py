@@ -1,6 +1,7 @@
 """Benchmarks: which questions, with which images under each condition."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 from data_prep.shards import Build, build_all
 from src.config import typed
 from src.data import benchmark
-from src.data.benchmark import Benchmark, conditions, images, read, shown
+from src.data.benchmark import Benchmark, _closed, conditions, images, read, shown
+from src.data.controls import _histograms
+from src.data.record import Record
 from src.errors import UserError
 from tests.conftest import jpeg
 
@@ -98,8 +101,47 @@ def test_conditions_are_checked(root, shards):
 
 
 def test_shuffling_one_image_is_refused(root):
+    test = read("own", root=root)
     with pytest.raises(UserError, match="at least two different images"):
-        shown("shuffled", read("own", root=root, limit=1), seed=0)
+        shown("shuffled", replace(test, whole=test.rows[:1]), seed=0)
+
+
+def test_a_limit_does_not_change_the_other_image(root):
+    whole, some = (read("own", root=root, limit=limit) for limit in (0, 5))
+    other = dict(zip(whole.rows, shown("shuffled", whole, seed=3), strict=True))
+    assert shown("shuffled", some, seed=3) == [other[row] for row in some.rows]
+
+
+def test_the_images_of_one_patient_are_different_images(tmp_path):
+    """Three images each of two patients, two questions on each: all six are shown to others, and have their own colours."""
+    (tmp_path / "raw" / "own").mkdir(parents=True)
+    rng, lines = np.random.default_rng(1), []
+    for n in range(6):
+        (tmp_path / "raw" / "own" / f"{n}.jpg").write_bytes(jpeg(rng))
+        about = {"image": f"{n}.jpg", "group": f"patient{n % 2}", "answer": "lung"}
+        lines += [{"id": f"{n}-{k}", "question": f"what {k}?", **about} for k in range(2)]
+    (tmp_path / "raw" / "own" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_all(Build(sources=["own"], raw=tmp_path / "raw", out=tmp_path / "out", workers=1))
+    test = read("own", root=tmp_path / "out")
+    picture = {row: test.shards[row].images[0] for row in test.rows}
+    moved = {(picture[row], picture[other]) for row, other in zip(test.rows, shown("shuffled", test, seed=0), strict=True)}
+    assert len(moved) == len({own for own, _ in moved}) == len({other for _, other in moved}) == 6
+    assert all(own != other for own, other in moved)
+    assert len(np.unique(_histograms(test.shards, test.rows), axis=0)) == 6
+
+
+def test_what_the_dataset_calls_closed_stands_with_the_question():
+    about = {"key": "k", "source": "slake", "split": "test", "turns": [("left or right?", "left")]}
+    said = ("CLOSED", "OPEN ", "other", None)
+    found = [_closed(Record(**about, meta={"answer_type": word} if word else {})) for word in said]
+    assert found == [{"closed": True}, {"closed": False}, {}, {}]
+
+
+def test_a_name_is_no_path(root):
+    with pytest.raises(UserError, match=r"benchmark '../own' has a '/'"):
+        read("../own", root=root)
+    assert {"pathvqa", "vqa_rad_disjoint"} < set(benchmark.names())
+    assert "malaria" not in benchmark.names()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,11 +33,12 @@ class Answers:
                 self.lines[line["id"]] = line
 
     def finish(self, items: list[dict]) -> None:
-        """The file in the order of `items`, with nothing else in it; what an item says of itself stands in its line."""
+        """The file in the order of `items`, whose lines get what an item says of itself; answers to other questions stand behind them."""
         self.team.wait()
         if self.team.first:
             lines = self.lines | self._parts()
-            self._write({**lines[item["id"]], **item} for item in items)
+            asked = [{**lines.pop(item["id"]), **item} for item in items]
+            write(self.path, [*asked, *lines.values()])
             self._drop_parts()
 
     def _open(self, stamp: Path, digest: str) -> None:
@@ -46,7 +47,7 @@ class Answers:
             self.path.unlink(missing_ok=True)
             self._drop_parts()
         lines = {line["id"]: line for line in read(self.path)} | self._parts()
-        self._write(lines.values())  # without the half line that a kill may have left
+        write(self.path, lines.values())  # without the half line that a kill may have left
         self._drop_parts()
         write_atomically(stamp, digest)
 
@@ -57,8 +58,9 @@ class Answers:
         for part in self.path.parent.glob(f"{self.path.stem}.*.part"):
             part.unlink()
 
-    def _write(self, lines: Iterable[dict]) -> None:
-        write_atomically(self.path, "".join(map(_text, lines)))
+
+def write(path: Path, lines: Iterable[dict]) -> None:
+    write_atomically(path, "".join(map(_text, lines)))
 
 
 def read(path: Path) -> list[dict]:

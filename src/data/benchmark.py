@@ -12,12 +12,14 @@ from torch import Tensor
 
 from src.config import one_of, typed
 from src.data.images import decode
+from src.data.record import Record
 from src.data.remote import Cache, is_remote, open_shards
 from src.data.shards import Shards
 from src.errors import UserError, nearest
 
 CONDITIONS = ("real", "shuffled", "blank", "none")
 FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
+NOTHING = (0, b"")  # the picture of a question without an image
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Questions:
     name: str
     shards: Shards
     rows: list[int]
+    whole: list[int]  # the rows without a limit
     pooled: bool
     choices: bool
 
@@ -55,6 +58,8 @@ def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = N
 
     `limit` takes that many questions, spread over the split; 0 takes all.
     """
+    if "/" in name:
+        raise UserError(f"benchmark '{name}' has a '/'; allowed is the name of a file of conf/benchmark or of a source under {root}")
     path = FOLDER / f"{name}.yaml"
     own = Benchmark(name, "test", pooled=True, choices=False, disjoint=False)
     known = typed(Benchmark, DictConfig(OmegaConf.load(path))) if path.exists() else own
@@ -69,10 +74,16 @@ def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = N
         rows = rows[~np.isin(groups[rows], groups[shards.rows("train")])]
     if len(rows) == 0:
         raise UserError(f"benchmark '{name}': source '{known.source}' has no record in its {known.split} split")
+    whole = rows
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
     pooled = known.pooled and bool(shards.column("num_images")[rows].any())
-    return Questions(name, shards, rows.tolist(), pooled, known.choices)
+    return Questions(name, shards, rows.tolist(), whole.tolist(), pooled, known.choices)
+
+
+def names() -> list[str]:
+    """The question sets of conf/benchmark; a file with a `layout` is a set of images to classify."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if "layout" not in OmegaConf.load(path))
 
 
 def items(shards: Shards, rows: list[int]) -> list[dict]:
@@ -87,9 +98,16 @@ def items(shards: Shards, rows: list[int]) -> list[dict]:
             "question": record.question,
             "references": record.references or [record.answer],
             **({"choices": record.choices} if record.choices else {}),
+            **_closed(record),
         }
         for record, images in zip(records, counts, strict=True)
     ]
+
+
+def _closed(record: Record) -> dict:
+    """Whether the dataset calls the question closed, where it says so."""
+    said = str(record.meta.get("answer_type", "")).strip().upper()
+    return {"closed": said == "CLOSED"} if said in ("OPEN", "CLOSED") else {}
 
 
 def conditions(test: Questions, wanted: list[str]) -> list[str]:
@@ -106,22 +124,34 @@ def conditions(test: Questions, wanted: list[str]) -> list[str]:
 def shown(condition: str, test: Questions, *, seed: int) -> list[int] | None:
     """For each question the row whose images are shown with it; None where no image of the benchmark is.
 
-    Shuffled: the images of the test set change places as a single random cycle, so no question keeps its own and all questions
-    on one image get the same other one.
+    Shuffled: the next image of `cycle`, so no question keeps its own and all questions on one image get the same other one.
     """
     if condition in ("blank", "none"):
         return None
     if condition == "real":
         return test.rows
-    first: dict[str, int] = {}
-    for item, row in zip(test.items, test.rows, strict=True):
-        first.setdefault(item["image"], row)
-    if len(first) < 2:
+    rows = cycle(test, seed=seed)
+    following = dict(zip(_pictures(test.shards, rows), rows[1:] + rows[:1], strict=True))
+    return [following.get(picture, row) for picture, row in zip(_pictures(test.shards, test.rows), test.rows, strict=True)]
+
+
+def cycle(test: Questions, *, seed: int) -> list[int]:
+    """One row for each different image of the whole split, in random order: the images change places as a single cycle.
+
+    It does not depend on `limit`, so that a question is shown the same other image with and without one.
+    """
+    first: dict[tuple, int] = {}
+    for picture, row in zip(_pictures(test.shards, test.whole), test.whole, strict=True):
+        first.setdefault(picture, row)
+    pictures = sorted(picture for picture in first if picture != NOTHING)
+    if len(pictures) < 2:
         raise UserError("images=[shuffled] needs at least two different images in the test split, found one; leave 'shuffled' out")
-    names = sorted(first)
-    cycle = [names[n] for n in np.random.default_rng(seed).permutation(len(names))]
-    successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-    return [first[successor[item["image"]]] for item in test.items]
+    return [first[pictures[n]] for n in np.random.default_rng(seed).permutation(len(pictures))]
+
+
+def _pictures(shards: Shards, rows: list[int]) -> list[tuple[int, bytes]]:
+    """What each row shows, by the perceptual hashes of its images: copies of an image are one picture, whatever their group."""
+    return list(zip(shards.column("image_hash")[rows].tolist(), shards.arrow("more_hashes").take(rows).to_pylist(), strict=True))
 
 
 def images(

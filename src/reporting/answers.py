@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from src.data.contamination import RADIUS
+from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.stored import Stored, interval
 from src.scoring.statistics import holm
+from src.scoring.summary import pool
 from src.scoring.vqa import paired
 
 CONDITIONS = {
@@ -47,12 +50,12 @@ def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000
         blocks.append(Folded(f"{name} alone", [*(Text(words, "finding") for words in verdicts(scores)), *benchmark_blocks(scores)]))
     scorers = run.verbs.get("evaluate", {}).get("scorers", {})
     if scorers:
-        blocks.append(Folded("The same answers under every published scorer", [scorer_table(scorers)]))
+        blocks.append(Folded("The same answers under every published scorer", [definitions.scorer_table(scorers)]))
     return Section("Answers", blocks)
 
 
 def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resamples: int, seed: int) -> Scores:
-    """Adds the answers of a run that never saw an image, and on a single benchmark the paired difference to them.
+    """Adds the answers of a run that never saw an image, and the paired difference to them where both answered the same questions.
 
     Holm's family of p-values grows by that difference.
     """
@@ -61,7 +64,8 @@ def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resampl
     if asked is None or "real" not in scores:
         return scores
     added = {**scores, "blind": theirs[asked]}
-    ours, others = run.predictions(name, "real"), blind.predictions(name, asked)
+    parts = run.verbs["evaluate"]["pooled"] if name == "pooled" else [name]
+    ours, others = (pool({part: of.predictions(part, condition) for part in parts}) for of, condition in ((run, "real"), (blind, asked)))
     if ours and {item["id"] for item in ours} == {item["id"] for item in others}:
         added["real_minus_blind"] = {}
         for key, metric in paired(ours, others, resamples=resamples, seed=seed).items():
@@ -103,22 +107,28 @@ def benchmark_table(found: dict[str, Scores]) -> Table:
     rows = []
     for name, scores in found.items():
         main = "real" if "real" in scores else "none"
-        bleu, exact = (scores[main]["all"].get(score) for score in ("bleu1", "exact"))
-        less = [scores.get(f"real_minus_{other}", {}).get("all", {}).get("exact") for other in ("shuffled", "blank")]
-        majority = scores.get("majority", {}).get("all", {}).get("exact")
+        equal = _equality(scores)
+        bleu, exact = (scores[main]["all"].get(score) for score in ("bleu1", equal))
+        less = [scores.get(f"real_minus_{other}", {}).get("all", {}).get(equal) for other in ("shuffled", "blank")]
+        majority = scores.get("majority", {}).get("all", {}).get(equal)
         differences = [interval(metric, signed=True) if metric else None for metric in less]
         count = next(iter(scores[main]["all"].values()))["n"]
         rows.append([name, main, count, interval(bleu), interval(exact), *differences, interval(majority)])
     columns = ["benchmark", "image", "questions", "BLEU-1", "exact match", "... above shuffled", "... above blank", "majority answer"]
-    caption = "Benchmark by benchmark; the last three are exact match too. With options the answer is the likeliest one per token."
+    caption = "Benchmark by benchmark; the last three are exact match too. With options it is accuracy, of the likeliest answer per token."
     return Table(columns, rows, caption=caption)
+
+
+def _equality(scores: Scores) -> str:
+    """What says whether an answer is the right one: of options, which a model chose by their likelihood, accuracy."""
+    return "accuracy" if any("accuracy_unnormalised" in parts.get("all", {}) for parts in scores.values()) else "exact"
 
 
 def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
     blocks: list = [condition_table(scores, pooled=several)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
         blocks.append(difference_table(scores, ("shuffled", "blank")))
-    if "real_minus_majority" in scores:
+    if "real_minus_majority" in scores or "real_minus_blind" in scores:
         blocks.append(
             Folded("Differences to answers without the image", [difference_table(scores, ("none", "blind", "colour", "majority"))])
         )
@@ -126,25 +136,25 @@ def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
     if "seen" in scores.get(main, {}) or "unseen" in scores.get(main, {}):
         blocks.append(contamination_table(scores[main]))
     if len(scores.get(main, {})) > 1:
-        blocks.append(slice_table(scores, "exact"))
+        blocks.append(slice_table(scores, _equality(scores)))
         blocks.append(Folded("The same by BLEU-1", [slice_table(scores, "bleu1")]))
     return blocks
 
 
 def condition_table(scores: Scores, *, pooled: bool) -> Table:
-    options = any("accuracy_unnormalised" in scores[condition].get("all", {}) for condition in CONDITIONS if condition in scores)
+    equal = _equality(scores)
     rows = []
     for condition, (words, colour) in CONDITIONS.items():
         if condition in scores:
-            found = [interval(scores[condition].get("all", {}).get(score)) for score in ("bleu1", "exact", "f1")]
+            found = [interval(scores[condition].get("all", {}).get(score)) for score in ("bleu1", equal, "f1")]
             closed = interval(scores[condition].get("closed", {}).get("accuracy"))
             whole = interval(scores[condition].get("all", {}).get("accuracy_unnormalised"))
             count = next(iter(scores[condition]["all"].values()))["n"]
-            rows.append([words, count, *found, whole if options else closed, Graph([(found[0], colour)]) if found[0] else None])
+            rows.append([words, count, *found, whole if equal == "accuracy" else closed, Graph([(found[0], colour)]) if found[0] else None])
     about = "All free-text image benchmarks together. " if pooled else ""
     caption = f"{about}Brackets: 95% bootstrap intervals, clustered by image; the drawing shows BLEU-1 from 0 to 1."
-    last = "exact, not length-normalised" if options else "closed accuracy"
-    return Table(["who answers", "questions", "BLEU-1", "exact match", "token F1", last, ""], rows, caption=caption)
+    last = "accuracy, not length-normalised" if equal == "accuracy" else "closed accuracy"
+    return Table(["who answers", "questions", "BLEU-1", SCORES[equal], "token F1", last, ""], rows, caption=caption)
 
 
 def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
@@ -155,27 +165,31 @@ def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
         if part in parts:
             count = next(iter(parts[part].values()))["n"]
             rows.append([words, count, *(interval(parts[part].get(score)) for score in ("bleu1", "exact", "f1"))])
-    caption = "Trained with mix.decontaminate=false: what of the score may be memory. The second row is the one to compare with others."
+    caption = (
+        "Trained with mix.decontaminate=false: what of the score may be memory. Compare the second row with others. A copy of a test image "
+        f"that is mirrored, or cut until its perceptual hash is more than {RADIUS} bits away, counts as not in the training data."
+    )
     return Table(["scored", "questions", "BLEU-1", "exact match", "token F1"], rows, caption=caption)
 
 
 def difference_table(scores: Scores, others: tuple[str, ...]) -> Table:
     rows: list[list] = []
     rules: list[int] = []
+    equal = _equality(scores)
     for other in others:
         parts = scores.get(f"real_minus_{other}", {})
         if parts:
             rules.append(len(rows))
         for part in [*SLICES, *_types(parts)]:
-            bleu, exact = (parts.get(part, {}).get(score) for score in ("bleu1", "exact"))
+            bleu, exact = (parts.get(part, {}).get(score) for score in ("bleu1", equal))
             if metric := exact or bleu:
                 both = (interval(found, signed=True) for found in (bleu, exact))
                 rows.append([f"real - {other}", _part(part), metric["n"], *both, *_verdict(metric)])
     caption = (
         "Paired differences on the same questions. None is shown where the interval holds 0, or where p is 0.05 or more: it flips the "
-        "sign of whole images and is corrected by Holm over all that is subtracted from real. Drawn: exact match from -1 to 1."
+        f"sign of whole images and is corrected by Holm over all that is subtracted from real. Drawn: {SCORES[equal]} from -1 to 1."
     )
-    columns = ["difference", "questions on", "n", "BLEU-1", "exact match", "", "p (Holm)", "verdict"]
+    columns = ["difference", "questions on", "n", "BLEU-1", SCORES[equal], "", "p (Holm)", "verdict"]
     return Table(columns, rows, caption=caption, rules=rules[1:])
 
 
@@ -210,18 +224,6 @@ def slice_table(scores: Scores, score: str) -> Table:
 
 def _part(name: str) -> str:
     return name.removeprefix("type=")
-
-
-def scorer_table(scorers: dict[str, dict[str, Any]]) -> Table:
-    benchmarks = list(scorers)
-    names = list(dict.fromkeys(name for found in scorers.values() for name in found))
-    rows = [[name, *(_rounded(scorers[benchmark].get(name)) for benchmark in benchmarks)] for name in names]
-    caption = "One predictions file per column, the definitions below: in this field the scorer moves the number more than the model does."
-    return Table(["scorer", *benchmarks], rows, caption=caption)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def tiles(run: Stored) -> Tiles:

@@ -28,7 +28,9 @@ COLUMNS = {
 def summary(runs: list[Stored]) -> str:
     keys = groups.differing(runs)
     names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
-    return f"{names}. They differ in {', '.join(keys) or 'nothing but their seed or name'}."
+    alien = sum(not run.config for run in runs)
+    words = f" No settings are known of {alien} of them, which were not trained here." if alien else ""
+    return f"{names}. They differ in {', '.join(keys) or 'nothing but their seed or name'}." + words
 
 
 def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
@@ -105,14 +107,18 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
     names = sorted({name for run in base.runs for name in run.verbs.get("evaluate", {}).get("pooled") or run.seen})
     others = [one for one in found if one is not base]
     if not names or not others:
-        how = f"{base.label} has not been evaluated, so that no difference to it can be given: python -m src.evaluate run={base.runs[0].name}"
+        how = (
+            f"{base.label} has not been evaluated, so that no difference to it can be given: python -m src.evaluate run={base.runs[0].name}"
+        )
         return [Text(how, "gap")] if others and any(one.measured for one in others) else []
     table, blocks = [], []
     for one in others:
         for scorer in ("bleu1", "exact"):
-            metric = groups.difference(one, base, benchmarks=names, scorer=scorer, resamples=resamples, seed=seed)
+            asked = [name for name in names if all(name in run.seen for run in one.measured)]
+            metric = groups.difference(one, base, benchmarks=asked, scorer=scorer, resamples=resamples, seed=seed)
             if metric:
-                table.append((one.label, scorer, metric))
+                where = "" if asked == names else f" on {', '.join(asked)}"
+                table.append((f"{one.label} - {base.label}{where}", scorer, metric))
             elif scorer == "bleu1":
                 blocks.append(Text(f"{one.label} did not answer the same questions as {base.label}; no difference is given.", "gap"))
     adjusted = statistics.holm([metric["p"] for _, _, metric in table]) if table else []
@@ -122,7 +128,7 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
         clear = p < 0.05 and shown.clear
         verdict = ("better" if shown.value > 0 else "WORSE") if clear else "no difference shown"
         graph = Graph([(shown, "blue" if clear else "grey")], start=-0.5, stop=0.5)
-        rows.append([f"{label} - {base.label}", SCORES[scorer], metric["n"], metric["seeds"], shown, graph, f"{p:.3g}", verdict])
+        rows.append([label, SCORES[scorer], metric["n"], metric["seeds"], shown, graph, f"{p:.3g}", verdict])
     caption = (
         f"Difference to {base.label} on the questions of {', '.join(names)}, paired by question and, where both have it, by seed. "
         "Intervals draw images and seeds; p flips the sign of whole images and is corrected by Holm over this table. "
@@ -211,6 +217,8 @@ def _benchmarks(found: list[Group]) -> list[str]:
 
 
 def _seeds(one: Group) -> str:
+    if not one.runs[0].config:
+        return "-"
     early = {run.config.get("seed", 0) for run in one.measured if unfinished(run)}
     return ", ".join(f"{seed} (unfinished)" if seed in early else str(seed) for seed in sorted(set(one.seeds)))
 

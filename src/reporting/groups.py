@@ -10,7 +10,7 @@ from src.errors import UserError, nearest
 from src.reporting.blocks import Interval
 from src.reporting.stored import Stored, interval
 from src.scoring import statistics
-from src.scoring.vqa import HEADLINE, _decided
+from src.scoring.vqa import HEADLINE, _decided, scored
 
 # Keys that say where and under which name a run is, not what it is.
 PLACE = ("name", "seed", "outputs", "logger", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.log_every")
@@ -50,7 +50,7 @@ def settings(run: Stored) -> dict[str, Any]:
 
 def differing(runs: list[Stored]) -> list[str]:
     """The keys in which at least two runs differ, a key that a run does not have counting as a value."""
-    found = [settings(run) for run in runs]
+    found = [settings(run) for run in runs if run.config]  # a scored file is not known to have any
     keys = dict.fromkeys(key for one in found for key in one)
     return [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
 
@@ -71,16 +71,18 @@ def changed_sources(runs: list[Stored]) -> list[str]:
 
 
 def group(runs: list[Stored]) -> list[Group]:
-    """In the order of their first run. Runs with the same settings on different data are never one group."""
+    """In the order of their first run. Runs with the same settings on different data are never one group, nor are two scored files."""
     keys, changed = differing(runs), changed_sources(runs)
     found: dict[str, list[Stored]] = {}
     for run in runs:
         own = {key: settings(run).get(key) for key in keys} | {source: prints(run).get(source) for source in changed}
+        own |= {} if run.config else {"name": run.name}
         found.setdefault(repr(own), []).append(run)
     groups = []
     for members in found.values():
         label = ", ".join(f"{key}={said(settings(members[0]).get(key))}" for key in keys)
-        label = members[0].name if len(members) == 1 and (not label or len(label) > 60) else label or _shared(members)
+        alone = len(members) == 1 and (not members[0].config or not label or len(label) > 60)
+        label = members[0].name if alone else label or _shared(members)
         if changed and any(source in prints(members[0]) for source in changed):
             label += f" [data {members[0].verbs['train'].get('data')}]"
         groups.append(Group(label, members))
@@ -162,7 +164,7 @@ def _scores(run: Stored, benchmarks: list[str], scorer: str) -> dict[str, tuple[
     for benchmark in benchmarks:
         for item in run.predictions(benchmark, "real"):
             if scorer != "accuracy" or _decided(item):
-                value = HEADLINE[scorer](item["prediction"], item["references"])
+                value = scored(HEADLINE[scorer], item)
                 found[f"{benchmark}:{item['id']}"] = (value, f"{benchmark}:{item.get('image') or item['id']}")
     return found
 

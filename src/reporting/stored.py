@@ -59,7 +59,9 @@ class Stored:
         return [(row[over], row[name]) for row in self.log if name in row and over in row]
 
     def predictions(self, benchmark: str, condition: str) -> list[dict]:
-        return answers.read(self.folder / "predictions" / f"{benchmark}.{condition}.jsonl")
+        """The answers to the questions that the last evaluation asked; the file may hold more behind them."""
+        asked = self.verbs.get("evaluate", {}).get("asked", {}).get(benchmark)
+        return answers.read(self.folder / "predictions" / f"{benchmark}.{condition}.jsonl")[:asked]
 
     @property
     def seen(self) -> list[str]:
