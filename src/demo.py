@@ -68,10 +68,14 @@ def running(
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
+    public: bool = False,
     examples: list[tuple[Path, str]] | None = None,
 ) -> Iterator[Running]:
-    """The demo, until the block ends; then every picture is deleted. `desk` may get its result later; `port` None takes a free one."""
-    if not is_loopback(host) and auth is None:
+    """The demo, until the block ends; then every picture is deleted. `desk` may get its result later; `port` None takes a free one.
+
+    `public` takes strangers without a password: for a machine whose platform decides who reaches it.
+    """
+    if not (is_loopback(host) or auth or public):
         raise UserError(f"host={host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
     with tempfile.TemporaryDirectory(prefix="openmedq-demo-") as temporary:
         folder = Path(temporary).resolve()
