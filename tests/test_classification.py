@@ -67,6 +67,7 @@ def test_every_file_of_conf_names_a_layout_and_at_least_two_classes():
     [
         ([], [], "holds no image"),
         ([example(n) for n in range(9)], [], r"has one class only \('a'\)"),
+        ([example(n, label="b") for n in range(9)], ["a", "b"], r"has one class only \('b'\)"),
         ([example(1), example(2, label="other")], ["a", "b"], "2 has the label 'other'; allowed: a, b"),
         (
             [example(n, split=s, label=k) for n, (s, k) in enumerate([("train", "a"), ("val", "a"), ("test", "b")])],

@@ -78,6 +78,31 @@ def test_folder_keeps_given_splits(tmp_path):
     assert found == {"train/a/1.png": ("train", "a"), "Validation/a/2.png": ("val", "a"), "test/b/3.png": ("test", "b")}
 
 
+def test_folders_of_splits_have_several_names(tmp_path):
+    for name in ("Training/a/1.png", "valid/a/2.png", "TESTING/b/3.png"):
+        picture(tmp_path / name)
+    assert [example.split for example in folder(tmp_path, ClassificationConfig("folder"))] == ["test", "train", "val"]
+
+
+def test_a_folder_of_images_beside_those_of_splits_is_refused(tmp_path):
+    picture(tmp_path / "train/a/1.png")
+    picture(tmp_path / "__MACOSX/._1.png")
+    assert len(list(folder(tmp_path, ClassificationConfig("folder")))) == 1
+    picture(tmp_path / "dev/a/2.png")
+    with pytest.raises(UserError, match=r"holds 'dev', which is no split, beside train; allowed are folders of classes, or of splits$"):
+        list(folder(tmp_path, ClassificationConfig("folder")))
+
+
+def test_table_refuses_a_name_that_stands_in_two_folders(tmp_path):
+    picture(tmp_path / "left/1.png")
+    picture(tmp_path / "right/1.png")
+    (tmp_path / "labels.csv").write_text("image,label\nright/1.png,x\n1.png,y\n")
+    examples = table(tmp_path, ClassificationConfig("csv"))
+    assert next(examples).image == tmp_path / "right/1.png"
+    with pytest.raises(UserError, match=r"names the image '1\.png', which may be left/1\.png or right/1\.png; write its path below"):
+        next(examples)
+
+
 def test_table_finds_images_by_name_in_any_folder(tmp_path):
     picture(tmp_path / "images/imgs_part_1/PAT_1_2_3.png")
     (tmp_path / "metadata.csv").write_text("patient_id,img_id,diagnostic\nPAT_1,PAT_1_2_3.png,NEV\n")

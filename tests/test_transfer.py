@@ -7,6 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
+from src import sweep
 from src import transfer as verb
 from src.cli import compose
 from src.config import Transfer, typed
@@ -16,6 +17,19 @@ from src.model.vision import load_vision
 from src.training import features
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+def paint(folder, *, broken=None):
+    """A set of 15 bright and 15 dark pictures; `broken` is one whose file is cut."""
+    rng = np.random.default_rng(0)
+    for k, kind in enumerate(("bright", "dark")):
+        (folder / kind).mkdir(parents=True)
+        for n in range(15):
+            pixels = (rng.integers(0, 90, (20, 20, 3)) + 100 * (1 - k)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{n}.png")
+    if broken:
+        whole = (folder / broken).read_bytes()
+        (folder / broken).write_bytes(whole[: len(whole) // 2])
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +45,8 @@ def place(tmp_path_factory):
     (root / "outputs/mini/config.yaml").write_text(yaml.safe_dump(stored))
     state = {f"vision.{name}": p.detach() for name, p in load_vision(vision).named_parameters() if p.requires_grad}
     torch.save({"state_dict": state}, root / "outputs/mini/checkpoints/best.ckpt")
-    rng = np.random.default_rng(0)
     for name in ("dots", "spots"):
-        for k, kind in enumerate(("bright", "dark")):
-            (root / "raw" / name / kind).mkdir(parents=True)
-            for n in range(15):
-                pixels = (rng.integers(0, 90, (20, 20, 3)) + 100 * (1 - k)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / "raw" / name / kind / f"{n}.png")
+        paint(root / "raw" / name)
     return root
 
 
@@ -121,3 +130,65 @@ def test_mistakes_are_one_sentence_before_anything_is_computed(place, override, 
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         run(place, "encoder=run:mini", "benchmark=dots", "name=four", override)
     assert not (place / "outputs/four").exists()
+
+
+def test_a_broken_picture_in_the_last_set_ends_it_before_the_first_fit(place, monkeypatch):
+    """Its header is whole, so that only decoding finds out."""
+    paint(place / "raw/cut", broken="dark/7.png")
+    fitted = []
+    monkeypatch.setattr(verb, "fit", lambda *args, **kwargs: fitted.append(args))
+    with pytest.raises(UserError, match=r"benchmark 'cut': cannot read dark/7\.png as images"):
+        run(place, "encoder=run:mini", "benchmark=[dots,cut]", "name=five")
+    assert fitted == []
+
+
+def test_cells_of_pictures_that_have_changed_are_left_out_of_the_table(place, capsys):
+    paint(place / "raw/moving")
+    folder = run(place, "encoder=[run:mini,scratch:mini]", "benchmark=[moving,dots]", "name=six")
+    (place / "raw/moving/dark/0.png").unlink()
+    run(place, "encoder=run:mini", "benchmark=moving", "name=six")
+    path = folder / "transfer/moving/scratch/probe.json"
+    assert f"left out, since moving has changed since: {path}; compute it again, or remove it" in capsys.readouterr().out
+    found = json.loads((folder / "transfer.json").read_text())
+    assert "transfer/moving/scratch/probe/macro_f1" not in found["metrics"]
+    assert [one["benchmark"] for one in found["transfer"]["differences"]] == ["dots"]
+    run(place, "encoder=run:mini", "benchmark=dots", "name=six")  # where the changed set is not named, its newest cell tells
+    assert "left out, since moving" in capsys.readouterr().out
+    run(place, "encoder=scratch:mini", "benchmark=moving", "name=six")
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_two_architectures_from_scratch_are_two_encoders(place):
+    smaller = yaml.safe_load((place / "outputs/mini/config.yaml").read_text())
+    smaller["vision"] |= {"format": "scratch", "path": "", "architecture": "vit_base_patch16_224"}
+    smaller["vision"]["architecture_kwargs"] = TINY | {"embed_dim": 12}
+    (place / "outputs/smaller").mkdir()
+    (place / "outputs/smaller/config.yaml").write_text(yaml.safe_dump(smaller))
+    folder = run(place, "encoder=[scratch:mini,scratch:smaller]", "benchmark=dots", "protocol=knn", "name=seven")
+    found = {cell["encoder"]: cell for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]}
+    assert {label: cell["name"] for label, cell in found.items()} == {"scratch": "scratch:mini", "scratch:smaller": "scratch:smaller"}
+    assert found["scratch"]["parameters"] > found["scratch:smaller"]["parameters"]
+    run(place, "encoder=scratch:smaller", "benchmark=dots", "protocol=knn", "name=seven")
+    cells = json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]
+    assert {cell["encoder"]: cell["parameters"] for cell in cells} == {label: cell["parameters"] for label, cell in found.items()}
+
+
+def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monkeypatch):
+    folder = run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
+    said = {"found": {"a": 3}, "trained_on": True, "start": None}
+    monkeypatch.setattr(verb, "overlap", lambda *args, **kwargs: said)
+    monkeypatch.setattr(verb, "fit", None)
+    run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
+    assert [cell["overlap"] for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]] == [said]
+
+
+def test_a_sweep_fills_one_table(place, monkeypatch):
+    words = ["-m", "encoder=run:mini,scratch:mini", "benchmark=dots,spots", "protocol=knn", "name=nine", "resamples=50", "seeds=1"]
+    monkeypatch.setattr(sweep, "failures", {})
+    monkeypatch.setattr("sys.argv", ["src/transfer.py", *words, f"outputs={place}/outputs", f"raw={place}/raw"])
+    verb.main()
+    found = json.loads((place / "outputs/nine/transfer.json").read_text())["transfer"]
+    assert [(cell["benchmark"], cell["encoder"]) for cell in found["cells"]] == [
+        (benchmark, encoder) for benchmark in ("dots", "spots") for encoder in ("run:mini", "scratch")
+    ]
+    assert {one["benchmark"] for one in found["differences"]} == {"dots", "spots", "mean"}
