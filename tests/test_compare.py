@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from src.cli import compose
-from src.config import Report, typed
+from src.config import Evaluate, Report, typed
 from src.errors import UserError
+from src.evaluate import score
 from src.report import report
-from tests.stored import write_run, write_verb
+from tests.stored import items, write_run, write_verb
 
 
 def made(outputs: Path, *overrides: str) -> str:
@@ -34,6 +35,28 @@ def test_an_unfinished_run_is_shown_with_its_step(tmp_path):
     for name in ("train.json", "evaluate.json", "result.json"):
         (half / name).unlink()
     assert "unfinished, step 20 of 40" in made(tmp_path, "runs=sweep/*")
+
+
+def test_scored_files_stand_beside_a_run_and_are_never_seeds_of_one_group(tmp_path):
+    write_run(tmp_path, "ours", right=8, root="x")
+    for name, right in (("theirs", 4), ("others", 2)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(item) + "\n" for item in items("x", right)))
+        words = [f"predictions={file}", f"outputs={tmp_path}", "benchmarks=pathvqa", "resamples=9"]
+        score(typed(Evaluate, compose("evaluate", words)))
+        for path in (tmp_path / "ours" / "predictions").glob("alpha.*.jsonl"):
+            path.with_name(path.name.replace("alpha", "pathvqa")).write_text(path.read_text())
+    said = json.loads((tmp_path / "ours" / "evaluate.json").read_text())
+    (tmp_path / "ours" / "evaluate.json").write_text(json.dumps({**said, "pooled": ["alpha", "pathvqa"]}))
+    page = made(tmp_path, "runs=[ours,theirs,others]")
+    assert "No settings are known of 2 of them" in page
+    assert "did not answer the same questions" not in page
+    text = (tmp_path / "report.md").read_text()
+    assert "| theirs - ours on pathvqa | exact match | 16 | 1 | -0.500" in text
+    assert "| others - ours on pathvqa | exact match | 16 | 1 | -0.750" in text
+    assert "| others - theirs | exact match | 16 | 1 | -0.250" in (
+        made(tmp_path, "runs=[theirs,others]") and (tmp_path / "report.md").read_text()
+    )
 
 
 def test_no_runs_at_all(tmp_path):

@@ -8,11 +8,14 @@ from PIL import Image
 
 from data_prep.audit import Audit, audit_all
 from data_prep.shards import Build, build_all
-from src.config import Mix
+from src.cli import compose
+from src.config import Evaluate, Mix, typed
 from src.data import benchmark
 from src.data.contamination import _near, mark
+from src.evaluate import evaluate
 from src.reporting.answers import benchmark_blocks, contamination_table
 from src.scoring.vqa import score, slices
+from tests.runs import finish
 from tests.test_audit import _build_as, _made, line, save, scene
 
 
@@ -51,6 +54,18 @@ def test_seen_questions_are_marked(out):
     assert not any(item["seen"] for item in other.items)
 
 
+def test_an_evaluation_says_what_training_held(out, words):
+    """From the run's configuration to the keys of `evaluate.json`."""
+    audit_all(Audit(out=out))
+    words = [word for word in words if not word.startswith("mix.shares")]
+    folder, trained = finish(words, f"data.root={out}", "mix.shares={mix: 1}", "mix.decontaminate=false")
+    asked = ["benchmarks=[vqa_rad]", "images=[real]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
+    evaluate(typed(Evaluate, compose("evaluate", [f"run={trained.name}", f"outputs={trained.outputs}", *asked])))
+    metrics = json.loads((folder / "evaluate.json").read_text())["metrics"]
+    counts = [metrics[f"vqa/vqa_rad/real/{part}/bleu1"]["n"] for part in ("all", "seen", "unseen")]
+    assert counts == [12, 4, 8]
+
+
 def test_scores_stand_side_by_side():
     items = [{"id": str(n), "references": ["lung"], "prediction": "lung" if n < 3 else "rib", "seen": n < 4} for n in range(9)]
     found = score(items, resamples=50, seed=0)
@@ -74,6 +89,7 @@ def test_the_report_says_what_may_be_memory():
     ]
     assert [row[3].value for row in table.rows] == [pytest.approx(3 / 9), 0.0, 0.75]
     assert table in benchmark_blocks({"real": parts})
+    assert "mirrored, or cut until its perceptual hash is more than 7 bits away, counts as not in the training data" in table.caption
 
 
 def test_near_hashes_are_found_in_blocks(monkeypatch):

@@ -9,6 +9,7 @@ from src.cli import compose
 from src.config import Evaluate, typed
 from src.errors import UserError
 from src.evaluate import evaluate, mine
+from src.reporting.stored import Stored
 from src.scoring.predictions import read_predictions
 from src.scoring.summary import summarise
 from src.team import Team
@@ -69,6 +70,26 @@ def test_an_interrupted_evaluation_ends_with_the_same_answers(run):
     for now, before in zip(lines(path)[1:], whole[1:], strict=True):
         assert now.pop("confidence") == pytest.approx(before.pop("confidence"), abs=1e-4)  # other neighbours in the batch
         assert now == before
+
+
+def test_a_limit_asks_less_and_loses_nothing(run):
+    evaluate(config(run))
+    folder = run / "predictions"
+    before = {path.name: {line["id"]: line["prediction"] for line in lines(path)} for path in folder.glob("alpha.*.jsonl")}
+    whole = json.loads((run / "evaluate.json").read_text())
+    path = folder / "alpha.shuffled.jsonl"
+    path.write_text(path.read_text().replace('"prediction": "', '"prediction": "kept '))
+    evaluate(config(run, "limit=3"))
+    said = json.loads((run / "evaluate.json").read_text())
+    assert said["metrics"]["vqa/alpha/real/all/bleu1"]["n"] == 3
+    assert {name for name, metric in said["metrics"].items() if metric["n"] > 3} == set()
+    after = {path.name: {line["id"]: line["prediction"] for line in lines(path)} for path in folder.glob("alpha.*.jsonl")}
+    assert all(text.startswith("kept ") for text in after.pop(path.name).values())  # asked ones are the same with a limit
+    assert after == {name: texts for name, texts in before.items() if name != path.name}
+    assert len(Stored("tiny", run).predictions("alpha", "real")) == 3
+    evaluate(config(run))
+    again = json.loads((run / "evaluate.json").read_text())["metrics"]
+    assert again["vqa/alpha/real/all/bleu1"] == whole["metrics"]["vqa/alpha/real/all/bleu1"]
 
 
 def test_answers_of_another_checkpoint_are_not_kept(run):

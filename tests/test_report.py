@@ -14,8 +14,10 @@ from src.config import Report, typed
 from src.data.shards import Shards
 from src.errors import UserError
 from src.report import report
-from src.reporting import examples
-from src.reporting.stored import find
+from src.report import summary as lead_of
+from src.reporting import answers, examples
+from src.reporting.stored import Stored, find
+from src.scoring import summary
 from tests.stored import write_run, write_verb
 
 
@@ -142,6 +144,32 @@ def test_a_blind_run_stands_beside_the_others(tmp_path):
     assert re.search(r"real - blind</td>.*?\+0\.500", text, re.DOTALL)
 
 
+def test_all_benchmarks_together_have_a_difference_to_the_blind_run(tmp_path):
+    """One line per benchmark would leave the headline without it."""
+    one, blind = (Stored(name, write_run(tmp_path, name, right=right)) for name, right in (("one", 8), ("blind", 4)))
+    for run in (one, blind):
+        files = {condition: run.predictions("alpha", condition) for condition in ("real", "shuffled")}
+        for condition, found in files.items():
+            (run.folder / "predictions" / f"delta.{condition}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in found))
+        write_verb(
+            run.folder, "evaluate", summary.summarise({"alpha": files, "delta": files}, pooled=["alpha", "delta"], resamples=9, seed=0)
+        )
+    one, blind = Stored("one", one.folder), Stored("blind", blind.folder)
+    scores = answers.with_blind("pooled", answers.grouped(one.metrics)["pooled"], one, blind, resamples=50, seed=0)
+    found = scores["real_minus_blind"]["all"]["exact"]
+    assert (found["value"], found["n"]) == (0.5, 32)
+    assert found["p_holm"] >= found["p"]
+
+
+def test_what_a_folder_without_a_model_holds_is_said(tmp_path):
+    for name, verb in (("encoders", "transfer"), ("file", "evaluate")):
+        (tmp_path / name).mkdir()
+        write_verb(tmp_path / name, verb, {"metrics": {}})
+    lead = {name: lead_of(find(name, tmp_path)[0]) for name in ("encoders", "file")}
+    assert lead["encoders"].startswith("Image encoders on classification sets, encoders")
+    assert lead["file"].startswith("Answers that were scored from a predictions file, file")
+
+
 def test_several_runs_are_one_page_one_csv_and_one_markdown(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, f"sweep/optim.steps=20,seed={seed}", seed=seed, right=4)
@@ -194,6 +222,8 @@ def test_a_failed_trial_is_shown(tmp_path):
         (["runs=[]"], "runs= names no run"),
         (["runs=[one,two]", "baseline=tow"], "baseline=tow is none of the compared runs"),
         (["runs=one", "blind=none_such"], "runs=none_such finds no run"),
+        (["runs=one", "blind=*"], "blind=* stands for 2 runs; allowed is one"),
+        (["runs=[one,two]", "blind=two"], "blind=two stands beside one run, but runs= names 2"),
     ],
 )
 def test_bad_input(tmp_path, overrides, said):

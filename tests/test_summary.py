@@ -6,6 +6,7 @@ import pytest
 
 from src.cli import compose, spoken
 from src.config import Evaluate, typed
+from src.data import answers, benchmark
 from src.errors import UserError
 from src.evaluate import score as evaluate_file
 from src.scoring import summary
@@ -77,6 +78,45 @@ def test_anybodys_file_becomes_a_result(tmp_path):
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert metrics["vqa/file/real/all/bleu1"]["n"] == 40
     assert json.loads((folder / "evaluate.json").read_text())["scorers"]["file"]["bleu1"] == metrics["vqa/file/real/all/bleu1"]["value"]
+    stored = answers.read(folder / "predictions" / "file.real.jsonl")
+    assert stored == [{"question": "what?", "source": "file", **item} for item in some(40)]
+
+
+def test_what_a_file_says_of_its_answers_is_kept_and_empty_ones_are_counted(tmp_path, capsys):
+    lines = [{"id": str(n), "question": "q", "references": ["left"], "prediction": "left"} for n in range(4)]
+    lines[0] |= {"prediction": " ", "closed": True}
+    lines[1] |= {"cut": True}
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = evaluate_file(config(predictions=file, outputs=tmp_path / "outputs", benchmarks="slake", resamples=9))
+    said = json.loads((folder / "evaluate.json").read_text())
+    assert said["empty"] == said["cut"] == {"slake": {"real": 1}}
+    assert said["metrics"]["vqa/slake/real/closed/accuracy"]["n"] == 1
+    assert "slake            real                   1 answers are empty" in summary.text(said)
+    assert "theirs.jsonl: ids not checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("vqa_med2019", "did you mean 'vqa_med_2019'"), ("../x", "is not known without data_root")])
+def test_the_benchmark_of_a_file_must_be_one(tmp_path, name, sentence):
+    with pytest.raises(UserError, match=sentence) as mistake:
+        evaluate_file(config(predictions=tmp_path / "theirs.jsonl", outputs=tmp_path, benchmarks=name))
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_file_cannot_bring_its_own_answers(tmp_path, shards):
+    items = benchmark.read("alpha", root=shards).items
+    file = tmp_path / "theirs.jsonl"
+
+    def scored(change: dict) -> dict:
+        lines = [{**item, "prediction": item["references"][0]} for item in items]
+        lines[3] |= change
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        keys = {"predictions": file, "outputs": tmp_path / "outputs", "benchmarks": "alpha", "data_root": shards, "resamples": 9}
+        return json.loads((evaluate_file(config(**keys)) / "evaluate.json").read_text())["metrics"]
+
+    assert scored({"references": [f" {items[3]['references'][0].upper()}"]})["vqa/alpha/real/all/exact"]["value"] == 1
+    with pytest.raises(UserError, match=r"question 'test3' has the references \['mine'\], the benchmark has .*cannot bring its own$"):
+        scored({"references": ["mine"], "prediction": "mine"})
 
 
 def test_ids_are_held_to_the_benchmark_where_its_shards_are_given(tmp_path, shards):
