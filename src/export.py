@@ -11,16 +11,15 @@ from src.cli import verb
 from src.config import Export, Train, one_of
 from src.errors import UserError, nearest
 from src.model.query import finished
-from src.model.vlm import VLM, build
+from src.model.vlm import build
 from src.overrides import quote_texts
 from src.quiet import quiet
-from src.release import card, usage
+from src.release import card, space, usage
 from src.release.check import difference
 from src.release.folder import published
 from src.release.llava import save_llava
 from src.release.parts import save_adapter, save_timm
-from src.release.push import check_push, push
-from src.release.space import save_space
+from src.release.push import check_push, push, target
 from src.training.checkpoint import choose, load
 
 PARTS = ("hf", "adapter", "timm", "space")
@@ -46,10 +45,11 @@ def export(config: Export) -> Path:
         if "timm" in config.parts:
             save_timm(model.vision, partial / "timm")
         if "space" in config.parts:
-            save_space(story, partial / "space", repository=config.push)
-        _write_cards(story, partial, model, config)
+            space.save_space(partial / "space")
+        for name, text in texts(story, config.parts).items():
+            (partial / name).write_text(text)
     if config.push:
-        push(out, config.push, parts=config.parts)
+        push(out, config.push, parts=config.parts, texts=texts(story, config.parts, repository=config.push))
     return out
 
 
@@ -69,11 +69,17 @@ def validate(config: Export, trained: Train) -> None:
         check_push(config.push)
 
 
-def _write_cards(story: card.Story, out: Path, model: VLM, config: Export) -> None:
-    for part, library, used in (("hf", "transformers", usage.HF), ("adapter", "peft", usage.ADAPTER), ("timm", "timm", usage.TIMM)):
-        if part in config.parts:
-            text = used.replace("HERE", config.push or part).replace("BASE", story.config.language.path)
-            (out / part / "README.md").write_text(card.card(story, library=library, usage=text))
+def texts(story: card.Story, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
+    """Cards and Space, by path in `out`: for a reader of the folder, or, with `repository`, of the hub."""
+    where = {part: target(repository, part) if repository else None for part in PARTS}
+    found = {}
+    for part, (library, *_) in usage.PARTS.items():
+        if part in parts:
+            lines = usage.lines(part, base=story.config.language.path, repository=where[part])
+            found[f"{part}/README.md"] = card.card(story, library=library, usage=lines)
+    if "space" in parts:
+        found |= {f"space/{name}": text for name, text in space.texts(story, repository=where["hf"]).items()}
+    return found
 
 
 @verb("export", Export)

@@ -1,5 +1,6 @@
 """What is handed on computes what was trained: the same logits, the same answers, the same features, in other people's libraries."""
 
+import ast
 import contextlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import httpx
@@ -40,7 +42,9 @@ from src.demo import free_port
 from src.errors import UserError
 from src.export import export
 from src.model.answer import Answerer, load_answerer
-from src.model.query import Query, Sampling
+from src.model.query import Query, Sampling, finished
+from src.release.card import Story, strictest
+from src.release.space import APP, NEEDED, needed
 from tests.conftest import ORGANS, overrides
 from tests.runs import finish
 from tests.test_towers import OTHER_MEAN, hf_folder, scatter, tiny_clip
@@ -347,13 +351,41 @@ def tiny_vit() -> ViTModel:
     return scatter(ViTModel(ViTConfig(**small), add_pooling_layer=False))
 
 
+def test_a_space_installs_whatever_its_modules_import():
+    """A hosted Space has gradio with what that requires, and the requirements that are shipped; the tests' machine has more."""
+    gradio = {re.split(r"[^\w.-]", line)[0] for line in requires("gradio") or [] if "extra ==" not in line}
+    there = {re.sub(r"[-_.]+", "-", name).lower() for name in {"gradio", *gradio, *NEEDED}}
+    owners = packages_distributions()
+    for module in {*needed("src.demo"), "app.py"}:
+        tree = ast.parse(APP if module == "app.py" else Path(module).read_text())
+        nodes = list(ast.walk(tree))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        for name in {name.partition(".")[0] for name in names} - {"src", *sys.stdlib_module_names}:
+            owned = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners.get(name, [])}
+            assert owned & there, f"{module} imports {name}"
+
+
+def test_every_restriction_of_a_source_is_named(exported):
+    told = [("a", "yes", "no"), ("b", "unverified", "yes"), ("c", "no", "unverified"), ("d", "no", "yes")]
+    sources = [{"name": name, "non_commercial": limited, "redistribute": passed} for name, limited, passed in told]
+    story = Story("tiny", finished(exported[0].parent, exported[0].name)[1], {}, sources)
+    assert strictest(story) == (
+        "non-commercial use only (from a); the data may not be passed on; whether weights may is unverified (from a); "
+        "research use only until its licence is verified (from b); whether the data may be passed on is unverified (from c)"
+    )
+    story.sources = sources[3:]
+    assert strictest(story) == "every source allows commercial use and redistribution"
+
+
 @pytest.mark.slow
 def test_the_space_runs_from_its_own_folder(exported, tmp_path):
-    """With nothing of this repository but what was written there, and the model beside it."""
+    """With nothing of this repository but what was written there, and the model beside it; at an address that others reach."""
     out = tmp_path / "out"
     shutil.copytree(exported[1], out)
     port = free_port("127.0.0.1")
     settings = {
+        "GRADIO_SERVER_NAME": "0.0.0.0",  # as the hub sets it
         "PORT": str(port),
         "PATH": os.environ["PATH"],
         "OMP_NUM_THREADS": "1",

@@ -9,10 +9,16 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import constants
 
+from src.cli import compose
+from src.config import Export, typed
 from src.errors import UserError
+from src.export import export
 from src.release.push import check_push, push
+from tests.conftest import overrides
+from tests.runs import finish
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -139,7 +145,7 @@ def out(tmp_path):
 
 
 def test_every_part_arrives_in_its_repository(hub, out):
-    push(out, "user/name", parts=["hf", "adapter", "timm", "space"])
+    push(out, "user/name", parts=["hf", "adapter", "timm", "space"], texts={})
     models = hub.store["model"]
     assert models["user/name"] == {"config.json": b"hf/config.json\n", "README.md": b"hf/README.md\n"}
     assert models["user/name-adapter"] == {"adapter_config.json": b"adapter/adapter_config.json\n"}
@@ -157,7 +163,7 @@ def large(out, monkeypatch) -> bytes:
 
 
 def test_large_files_arrive_in_parts(hub, out, large):
-    push(out, "user/name", parts=["hf"])
+    push(out, "user/name", parts=["hf"], texts={})
     (parts,) = hub.parts.values()
     assert [len(parts[number]) for number in sorted(parts)] == [4_000_000, 4_000_000, 2_000_001]
     assert hub.store["model"]["user/name"]["model.safetensors"] == large
@@ -167,7 +173,7 @@ def test_large_files_arrive_in_parts(hub, out, large):
 def test_a_storage_that_fails_is_one_sentence_and_nothing_is_committed(hub, out, large):
     hub.loses = True
     with pytest.raises(UserError, match=r"push=user/name: Error while uploading 'model\.safetensors' to the Hub\. .*403") as caught:
-        push(out, "user/name", parts=["hf"])
+        push(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert hub.store["model"]["user/name"] == {}
 
@@ -175,7 +181,7 @@ def test_a_storage_that_fails_is_one_sentence_and_nothing_is_committed(hub, out,
 def test_a_refusal_of_the_hub_is_one_sentence(hub, out):
     hub.refuses = True
     with pytest.raises(UserError, match="push=user/name: the hub refused hf") as caught:
-        push(out, "user/name", parts=["hf"])
+        push(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert "secret-token" not in str(caught.value)
 
@@ -184,7 +190,31 @@ def test_a_hub_that_is_not_there_is_one_sentence(out, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_TOKEN", "secret-token")
     with pytest.raises(UserError, match="push=user/name: the hub refused hf"):
-        push(out, "user/name", parts=["hf"])
+        push(out, "user/name", parts=["hf"], texts={})
+
+
+def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp_path):
+    """The two lines of the README: what `out` holds does not depend on `push`, what the hub gets names its own repositories."""
+    folder, _ = finish(overrides(shards, language, tmp_path), "vision.architecture_kwargs.depth=2")
+    out = tmp_path / "out"
+    words = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}"]
+    export(typed(Export, compose("export", words)))
+    before = (out / "SHA256SUMS").read_bytes()
+    export(typed(Export, compose("export", [*words, "push=user/name"])))
+    assert (out / "SHA256SUMS").read_bytes() == before
+    models, space = hub.store["model"], hub.store["space"]["user/name"]
+    assert sorted(models) == ["user/name", "user/name-adapter", "user/name-timm"]
+    cards = {name: files["README.md"].decode() for name, files in models.items()}
+    assert 'LlavaForConditionalGeneration.from_pretrained("user/name")' in cards["user/name"]
+    assert f'AutoModelForCausalLM.from_pretrained("{language}"), "user/name-adapter")' in cards["user/name-adapter"]
+    assert 'timm.create_model("hf-hub:user/name-timm", pretrained=True)' in cards["user/name-timm"]
+    assert 'timm.create_model("local-dir:timm", pretrained=True)' in (out / "timm" / "README.md").read_text()
+    assert 'os.environ.get("MODEL", "user/name")' in space["app.py"].decode()
+    assert yaml.safe_load(space["README.md"].decode().split("---")[1])["models"] == ["user/name"]
+    for files, part in ((models["user/name"], "hf"), (models["user/name-adapter"], "adapter"), (space, "space")):
+        same = {path.relative_to(out / part).as_posix() for path in (out / part).rglob("*") if path.is_file()}
+        assert files.keys() == same
+        assert all(files[name] == (out / part / name).read_bytes() for name in same - {"README.md", "app.py"})
 
 
 def test_names_and_tokens_are_checked_before_anything_is_exported(monkeypatch, tmp_path):

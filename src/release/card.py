@@ -73,7 +73,8 @@ def tell(folder: Path, config: Train) -> Story:
 
 
 def strictest(story: Story) -> str:
-    """What follows for the use of the weights from the strictest of the sources."""
+    """What follows for the use of the weights: every restriction, each with the sources that it comes from."""
+    found = []
     for key, value, said in (
         ("non_commercial", "yes", "non-commercial use only"),
         ("redistribute", "no", "the data may not be passed on; whether weights may is unverified"),
@@ -82,8 +83,8 @@ def strictest(story: Story) -> str:
     ):
         strict = [source["name"] for source in story.sources if source[key] == value]
         if strict:
-            return f"{said} (from {', '.join(strict)})"
-    return "every source allows commercial use and redistribution"
+            found.append(f"{said} (from {', '.join(strict)})")
+    return "; ".join(found) or "every source allows commercial use and redistribution"
 
 
 def card(story: Story, *, library: str, usage: str) -> str:

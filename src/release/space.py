@@ -12,7 +12,8 @@ from src.release.card import PHANTOM, Story
 SRC = Path(__file__).resolve().parent.parent
 # What the demo imports; a Space needs neither the logger nor the tests.
 NEEDED: tuple[str, ...] = ("torch", "torchvision", "lightning", "transformers", "peft", "timm", "safetensors", "numpy", "pillow")
-NEEDED += ("simplejpeg", "pydicom", "pyarrow", "xxhash", "omegaconf", "hydra-core", "psutil", "pyyaml", "tqdm")
+NEEDED += ("simplejpeg", "pydicom", "pyarrow", "xxhash", "msgspec", "fsspec", "aiohttp", "omegaconf", "hydra-core", "psutil")
+NEEDED += ("pyyaml", "tqdm")
 
 IMPORT = re.compile(r"^\s*from (src[\w.]*) import \(?([^)\n]*)", re.MULTILINE)
 
@@ -30,16 +31,26 @@ MODEL = os.environ.get("MODEL", "HERE")  # a folder or a hub id
 
 if __name__ == "__main__":
     folder = MODEL if os.path.isdir(MODEL) else snapshot_download(MODEL, token=os.environ.get("HF_TOKEN"))
-    serve(source(folder), Limits(), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), port=int(os.environ.get("PORT", "7860")))
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), int(os.environ.get("PORT", "7860"))
+    serve(source(folder), Limits(), host=host, port=port, public=True)  # who may come is the Space's own setting
 '''
 
 
-def save_space(story: Story, folder: Path, *, repository: str | None) -> None:
-    """`python app.py` there serves the demo of `../hf`, or of the hub repository that the export is pushed to."""
+def save_space(folder: Path) -> None:
+    """All but what `texts` gives: `python app.py` there serves the demo."""
     folder.mkdir()
-    (folder / "app.py").write_text(APP.replace("HERE", repository or "../hf"))
     lines = [f"{name}=={_release(name)}" for name in NEEDED]
     (folder / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
+    for module in sorted(needed("src.demo")):
+        path = SRC.parent / module
+        target = folder / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    shutil.copyfile(SRC / "serving" / "page.css", folder / "src" / "serving" / "page.css")
+
+
+def texts(story: Story, *, repository: str | None) -> dict[str, str]:
+    """name -> content of what depends on where the model lies: in `../hf`, or in a `repository` of the hub."""
     front = {
         "title": f"{story.name}: questions about medical images",
         "sdk": "gradio",
@@ -50,14 +61,8 @@ def save_space(story: Story, folder: Path, *, repository: str | None) -> None:
         "models": [repository] if repository else [],
     }
     warning = "Research only, not for clinical use; send no picture of a real patient.\n"
-    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n\n{warning}"
-    (folder / "README.md").write_text(text + (f"\n{PHANTOM}\n" if story.phantom else ""))
-    for module in sorted(needed("src.demo")):
-        path = SRC.parent / module
-        target = folder / module
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    shutil.copyfile(SRC / "serving" / "page.css", folder / "src" / "serving" / "page.css")
+    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n\n{warning}" + (f"\n{PHANTOM}\n" if story.phantom else "")
+    return {"app.py": APP.replace("HERE", repository or "../hf"), "README.md": text}
 
 
 def needed(start: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The lines that a card shows: how each part is loaded. HERE is the folder or hub id, BASE the language model."""
+"""The lines that a card shows: how each part is loaded. HERE is a folder or a repository of the hub, BASE the language model."""
 
 HF = """```python
 from PIL import Image
@@ -30,10 +30,19 @@ TIMM = """The image encoder alone, as it is after training.
 ```python
 import timm
 
-model = timm.create_model("local-dir:HERE", pretrained=True)  # from the hub: "hf-hub:..."
+model = timm.create_model("HERE", pretrained=True)
 data = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**data, is_training=False)
 ```
 
 The language model saw the patch features of the last block before the final norm:
 `model.forward_intermediates(x, indices=1, norm=False, intermediates_only=True, output_fmt="NLC")[0]`."""
+
+# part -> (library, its lines, what timm and others want before the name of a folder and of a repository)
+PARTS = {"hf": ("transformers", HF, "", ""), "adapter": ("peft", ADAPTER, "", ""), "timm": ("timm", TIMM, "local-dir:", "hf-hub:")}
+
+
+def lines(part: str, *, base: str, repository: str | None) -> str:
+    """For a reader beside the folder of the part, or of its `repository`."""
+    _, text, folder, hub = PARTS[part]
+    return text.replace("HERE", f"{hub}{repository}" if repository else f"{folder}{part}").replace("BASE", base)
