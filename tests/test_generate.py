@@ -10,10 +10,10 @@ from tests.conftest import ORGANS
 LONGEST = 12
 
 
-@pytest.fixture
-def model(configure) -> VLM:
+@pytest.fixture(params=["float32"])
+def model(configure, request) -> VLM:
     """Random weights whose answers differ from question to question and end after different numbers of tokens."""
-    made = build(configure()).eval()
+    made = build(configure(f"language.dtype={request.param}")).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         made.projector.linear_2.weight.normal_(0, 2.0)
@@ -131,3 +131,22 @@ def test_a_model_that_never_stops_is_cut(model, asked):
     assert [len(tokens) for tokens in steps[-1]] == [LONGEST] * 4
     answers = [answer for _, answer in generator(model).answers(asked)]
     assert all(answer.text and answer.cut and answer.line()["cut"] for answer in answers)
+
+
+@pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
+@pytest.mark.parametrize("batch", [64, 5, 1])
+@torch.inference_mode()
+def test_in_bfloat16_answers_part_only_where_two_tokens_are_level(model, asked, batch):
+    """A product over another number of rows rounds differently: 2^-4 of the largest logit at most, which decides between near equals."""
+    made, equal = generator(model, batch=batch), 0
+    assert model.language.base.dtype == torch.bfloat16
+    for numbers in made._batches(asked):
+        *_, (tokens, _) = made._steps([asked[n] for n in numbers])
+        for n, said in zip(numbers, tokens, strict=True):
+            expected = greedy(model, asked[n])
+            equal += said == expected
+            parted = next((at for at, pair in enumerate(zip(said, expected, strict=False)) if pair[0] != pair[1]), None)
+            if parted is not None:
+                scores = logits(model, asked[n], expected[:parted])[-1].float()
+                assert scores[expected[parted]] - scores[said[parted]] <= scores.abs().max() / 16
+    assert equal >= len(asked) - 2

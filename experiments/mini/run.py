@@ -1,6 +1,7 @@
 """`python -m experiments.mini.run`: the whole path on phantom data, one command per stage, each against its budget of seconds.
 
-Each stage keeps what is complete and continues what is not, so an interrupted run is continued by the same command.
+Each stage keeps what is complete and continues what is not, so an interrupted run is continued by the same command. It ends with
+exit code 1 where the model answers no better with the question's own image than with another or a blank one.
 `small` tries every stage in a minute, in a copy of the tree that is thrown away (`experiments.soak.interrupt`).
 """
 
@@ -57,8 +58,12 @@ def main(words: list[str]) -> int:
                 print(f"stopped in '{name}' (exit code {code}); the same command continues", file=sys.stderr)
                 return code if code > 0 else 128 - code  # as a shell says that a signal ended it
         seconds[name] = time.perf_counter() - begun
-    show(seconds, json.loads(RESULT.read_text()))
-    return 0
+    result = json.loads(RESULT.read_text())
+    show(seconds, result)
+    blind = None if words else needs_no_image(result["metrics"])
+    if blind:
+        print(f"error: {blind}", file=sys.stderr)
+    return int(bool(blind))
 
 
 def attempt(command: str) -> int:
@@ -69,6 +74,15 @@ def attempt(command: str) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue
+
+
+def needs_no_image(metrics: dict) -> str | None:
+    """What is wrong with a run whose answers are no better with the question's own image; None if they are, or if it was not asked."""
+    found = {other: metrics.get(f"vqa/pooled/real_minus_{other}/all/bleu1") for other in ("shuffled", "blank")}
+    for other, metric in found.items() if all(found.values()) else ():
+        if metric["low"] <= 0:
+            return f"own images are not shown to beat {other} ones: BLEU-1 of all questions, real - {other}, {shown(metric, bounds=True)}"
+    return None
 
 
 def show(seconds: dict[str, float], result: dict) -> None:
