@@ -1,13 +1,19 @@
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
+from src.data import layouts
+from src.data.classification import assemble
+from src.data.layouts import ClassificationConfig
 from src.errors import UserError
 from src.model import encoders
 from src.model.encoders import named
 from src.model.towers import VisionConfig, save_open_clip
 from src.model.vision import load_vision
+from src.training.features import extract
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -65,10 +71,27 @@ def test_a_file_of_conf_has_a_twin_from_scratch_too(tmp_path):
     assert load("scratch:scratch", tmp_path).config == load("scratch", tmp_path).config
 
 
-def test_encoders_with_the_same_normalisation_see_equal_tensors(outputs):
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    ours, scratch = (load(name, outputs).build(seed=0) for name in ("run:mini", "scratch:mini"))
-    assert torch.equal(ours.normalise(pixels), scratch.normalise(pixels))
+def test_encoders_with_the_same_normalisation_see_equal_tensors(outputs, tmp_path):
+    """From files of several sizes to what enters the trunk, by two encoders of other widths, other weights and another format."""
+    rng = np.random.default_rng(0)
+    for n in range(20):
+        folder = tmp_path / "raw/set" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30 + n, 50, 3), dtype=np.uint8)).save(folder / f"{n}.{('png', 'jpg')[n // 2 % 2]}")
+    data = assemble("set", list(layouts.folder(tmp_path / "raw/set", ClassificationConfig("folder"))), classes=[])
+    smaller = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    other = VisionConfig(architecture="vit_base_patch16_224", image_size=32, architecture_kwargs=smaller)
+    seen = [entering(vision, data) for vision in (load("run:mini", outputs).build(seed=0), load_vision(other))]
+    assert seen[0].shape == (20, 3, 32, 32)
+    assert torch.equal(*seen)
+
+
+def entering(vision, data) -> torch.Tensor:
+    """What reaches the trunk of an encoder whose features of a set are extracted."""
+    seen, encode = [], vision.encode
+    vision.encode = lambda x_N3HW: seen.append(x_N3HW.clone()) or encode(x_N3HW)
+    extract(vision, data, device=torch.device("cpu"), batch=3, threads=2)
+    return torch.cat(seen)
 
 
 def test_files_of_conf_are_names_and_slashes_leave_labels(tmp_path):

@@ -1,5 +1,6 @@
 """The lines of experiments/transfer/README.md that people will copy, and its table."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.bench.transfer import measure
-from experiments.transfer.table import rows, table, unseen
+from experiments.transfer.table import COLUMNS, SCORES, rows, table, unseen
 from src.data import classification
 from src.errors import UserError
 
@@ -48,6 +49,38 @@ def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):
     assert text.splitlines()[1].split() == ["a", "0.500", "[0.250,", "0.750]"]
     with pytest.raises(UserError, match=r"src\.transfer first"):
         rows(tmp_path)
+
+
+def test_the_csv_holds_every_score_and_what_each_encoder_is(tmp_path):
+    score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+    one = {"benchmark": "a", "encoder": "run:x", "protocol": "probe", "seeds": 1, "pooling": ["mean"], "overlap": None, "parameters": 9}
+    one |= {"input": {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}, "weights": {"id": "run:x", "sha256": "0123456789abcdef"}}
+    one |= dict.fromkeys(("macro_f1", "balanced_accuracy", "auroc"), score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
+    tables = {
+        "cells": [one],
+        "means": [{"encoder": "run:x", "protocol": "probe", **score}],
+        "ranks": {"probe": {"run:x": 1.5}},
+        "differences": [{"benchmark": "a", "protocol": "probe", "ours": "run:x", "other": "y", "p_holm": 0.03, **score}],
+        "few_shot": [{"benchmark": "a", "encoder": "run:x", "shots": 5, **score}],
+    }
+    (tmp_path / "transfer.json").write_text(json.dumps({"git": "abc", "transfer": tables}))
+    found = rows(tmp_path)
+    assert [(row["benchmark"], row["encoder"], row["protocol"], row["score"], row["value"]) for row in found] == [
+        *(("a", "run:x", "probe", score, 0.5) for score in SCORES),
+        ("a", "run:x", "probe", "f1/benign", 0.4),
+        ("mean", "run:x", "probe", "macro_f1", 0.5),
+        ("mean", "run:x", "probe", "average_rank", 1.5),
+        ("a", "run:x - y", "probe", "macro_f1_difference", 0.5),
+        ("a", "run:x", "probe_5shot", "macro_f1", 0.5),
+    ]
+    assert found[6]["p_holm"] == 0.03
+    assert {name: found[0][name] for name in COLUMNS[-6:-1]} == {
+        "weights": "run:x 0123456789ab",
+        "parameters": 9,
+        "side": 224,
+        "mean": "0.5000 0.5000 0.5000",
+        "std": "0.2500 0.2500 0.2500",
+    }
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
     python -m experiments.transfer.table outputs/transfer [more run folders] > experiments/transfer/cells.csv
 
-The CSV goes to standard output, the table to the terminal (standard error).
+The CSV goes to standard output, the table to the terminal (standard error). A line is a cell and a score: macro_f1,
+balanced_accuracy, auroc, f1/<class>; of few images macro_f1 alone. Besides: the means over benchmarks, `average_rank`, and
+`macro_f1_difference` of two encoders, with Holm's p.
 """
 
 import csv
@@ -12,24 +14,38 @@ from pathlib import Path
 
 from src.errors import UserError, command
 
-COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "pooling", "unseen", "git")
+COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "p_holm", "pooling", "unseen")
+COLUMNS += ("weights", "parameters", "side", "mean", "std", "git")
 SCORES = ("macro_f1", "balanced_accuracy", "auroc")
 
 
 def rows(folder: Path) -> list[dict]:
-    """One per cell and score, then the means."""
+    """One per cell and score, then means, ranks, differences and few-shot fits."""
     path = folder / "transfer.json"
     if not path.exists():
         raise UserError(f"{path} does not exist; run python -m src.transfer first")
     said = json.loads(path.read_text())
-    found = []
-    for cell in said["transfer"]["cells"]:
-        known = {name: cell[name] for name in ("benchmark", "encoder", "protocol", "seeds")}
-        known |= {"pooling": " ".join(sorted(set(cell["pooling"]))), "unseen": unseen(cell["overlap"]), "git": said["git"]}
-        found += [known | {"score": score} | cell[score] for score in SCORES]
-    for one in said["transfer"]["means"]:
-        found.append({"benchmark": "mean", "score": "macro_f1", "git": said["git"], **one})
-    return found
+    tables = said["transfer"]
+    found = [row for cell in tables["cells"] for row in cell_rows(cell)]
+    found += [{"benchmark": "mean", "score": "macro_f1", **one} for one in tables["means"]]
+    for protocol, ranks in tables["ranks"].items():
+        about = {"benchmark": "mean", "protocol": protocol, "score": "average_rank"}
+        found += [about | {"encoder": encoder, "value": rank} for encoder, rank in ranks.items()]
+    for one in tables["differences"]:
+        found.append({"encoder": f"{one['ours']} - {one['other']}", "score": "macro_f1_difference", **one})
+    for one in tables["few_shot"]:
+        found.append({"protocol": f"probe_{one['shots']}shot", "score": "macro_f1", **one})
+    return [row | {"git": said["git"]} for row in found]
+
+
+def cell_rows(cell: dict) -> list[dict]:
+    shown = cell["input"]
+    known = {name: cell[name] for name in ("benchmark", "encoder", "protocol", "seeds", "parameters")}
+    known |= {"pooling": " ".join(sorted(set(cell["pooling"]))), "unseen": unseen(cell["overlap"])}
+    known |= {"weights": f"{cell['weights']['id']} {cell['weights']['sha256'][:12]}".strip(), "side": shown["size"]}
+    known |= {key: " ".join(f"{value:.4f}" for value in shown[key]) for key in ("mean", "std")}
+    per_class = [known | {"score": f"f1/{one['class']}", "value": one["f1"], "n": one["n"]} for one in cell["per_class"]]
+    return [known | {"score": score} | cell[score] for score in SCORES] + per_class
 
 
 def unseen(overlap: dict | None) -> str:

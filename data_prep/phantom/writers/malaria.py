@@ -22,10 +22,10 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         (out / "cell_images" / name / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     for n in range(num["train"]):
         rng = item_rng(seed, "malaria", "train", n)
-        label, case = n % 2, n // CELLS
+        label, patient = n % 2, n // CELLS
         image = Image.fromarray(cell(rng, infected=label == 0))
         side = int(rng.integers(40, 161)) if n % 50 else 390
-        name = f"C{33 + case}P{1 + case}thinF_IMG_20150619_{114756 + case}a_cell_{n}.png"
+        name = f"C{33 + patient}P{1 + patient}thinF_IMG_20150619_{114756 + patient}a_cell_{n}.png"
         image.resize((side, max(40, int(side * rng.uniform(0.85, 1.15))))).save(out / "cell_images" / CLASSES[label] / name)
 
 
