@@ -32,6 +32,8 @@ def measure() -> Iterator[Measured]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     yield trainer_ms()
     yield from packing()
+    spent, whole = alone(per_source, "b")
+    yield single("per_source_share", spent / whole, "of a step of workload b, to add up and tell losses per source", target="<= 0.01")
     kept, cheap = full_size("none"), full_size("cheap")
     yield single("meta_7b_flops", kept.flops / kept.least, "of the analytic minimum per real token", target="<= 1.03")
     yield single("meta_7b_saved_mb", cheap.saved / 1e6, "MB kept for backward per token, recompute=cheap", target="<= 4.5")
@@ -78,6 +80,27 @@ def packing() -> Iterator[Measured]:
     assert all(sorted(item for row in rows for item in row) == list(range(WINDOW)) for rows in packed)
     yield single("packing_empty", 1 - sum(lengths) / (rows * BUDGET), f"of rows of {BUDGET:,}, windows of {WINDOW:,}", target="<= 0.02")
     yield single("packing_us", 1e6 * seconds / len(lengths), "us per sample", target="<= 5")
+
+
+def per_source(name: str) -> tuple[float, float]:
+    """CPU seconds of adding up losses per source and telling them at every step, and those of the steps, one thread."""
+    peers.pinned()
+    size, spent = WORKLOADS[name], []
+
+    def timed(method):
+        def measured(module: Training, *arguments):
+            since = time.process_time()
+            found = method(module, *arguments)
+            spent.append(time.process_time() - since)
+            return found
+
+        return measured
+
+    Training._count, Training.totals = timed(Training._count), timed(Training.totals)  # type: ignore[method-assign]
+    steps, clock = workload.WARM_UP + workload.STEPS, peers.Clock()
+    batches = workload.packed(workload.samples(size, steps), size, steps=steps)
+    peers.fit(workload.model(size), batches, size, callbacks=[clock, peers.Losses()])
+    return sum(spent[2 * workload.WARM_UP :]), clock.seconds
 
 
 class Nothing(nn.Module):
