@@ -17,6 +17,7 @@ from src.model.query import Query, Sampling
 from src.overrides import quote_texts
 from tests.conftest import overrides
 from tests.runs import finish, without_bytes
+from tests.test_read_image import RAMP, dicom
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,24 @@ def test_a_list_of_images_and_a_strange_file_name(run):
     strange.write_bytes((pictures / "a.png").read_bytes())
     assert ask(configured(folder, "question=q", f"image={strange}"))[0]["image"] == [str(strange)]
     assert len(ask(configured(folder, "question=q", f"image=[{pictures}/a.png,{pictures}/b.png]"))[0]["image"]) == 2
+
+
+def test_a_frame_of_a_dicom_file_is_asked_about(run, tmp_path):
+    """By `frame=`, and by the column of a table; the answer is that to the frame's picture."""
+    folder, _ = run
+    scan = dicom(tmp_path / "scan.dcm", np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]]))
+    (line,) = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=2"))
+    picture = Image.fromarray(np.rint(RAMP[:, ::-1] / 3820 * 255).astype(np.uint8)).convert("RGB")
+    query = Query("which organ is shown?", [picture])
+    found = load_answerer(str(folder)).answers([query], Sampling(8))[0]
+    assert (line["prediction"], line["confidence"]) == (found.text, pytest.approx(found.confidence, abs=1e-6))
+    other = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=0"))[0]
+    assert other["confidence"] != pytest.approx(line["confidence"], abs=1e-6)
+    (tmp_path / "t.csv").write_text("question,image,frame\nwhich organ is shown?,scan.dcm,2\n")
+    (again,) = ask_all(configured(folder, f"batch={tmp_path}/t.csv")).read_text().splitlines()
+    assert json.loads(again)["confidence"] == pytest.approx(line["confidence"], abs=1e-6)
+    with pytest.raises(UserError, match=r"scan\.dcm holds 3 frames; choose one with frame=0 to frame=2"):
+        ask(configured(folder, "question=which organ is shown?", f"image={scan}"))
 
 
 def test_a_table_is_answered_like_its_questions_one_by_one(run, tmp_path):

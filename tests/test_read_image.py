@@ -26,14 +26,14 @@ def shown(path: Path, **options) -> np.ndarray:
 
 
 def dicom(path: Path, pixels: np.ndarray, *, syntax: str = ExplicitVRLittleEndian, **tags) -> Path:
-    """A secondary capture; grey pixels are 16 bit (H, W) or (frames, H, W), colour (H, W, 3) uint8."""
+    """A secondary capture; grey pixels are 16 bit (H, W) or (frames, H, W), colour (H, W, 3) uint8 or uint16."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
     data.PatientName = "Secret^Name"
-    colour = pixels.dtype == np.uint8
+    colour = pixels.shape[-1] == 3
     data.Rows, data.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
     if not colour and pixels.ndim == 3:
         data.NumberOfFrames = len(pixels)
@@ -41,7 +41,7 @@ def dicom(path: Path, pixels: np.ndarray, *, syntax: str = ExplicitVRLittleEndia
     data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
     if colour:
         data.PlanarConfiguration = 0
-    data.BitsAllocated = data.BitsStored = 8 if colour else 16
+    data.BitsAllocated = data.BitsStored = 8 * pixels.itemsize
     data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype == np.int16)
     data.PixelData = pixels.tobytes()
     for name, value in tags.items():
@@ -121,6 +121,39 @@ def test_dicom_colour_and_run_lengths(tmp_path):
     packed.compress(RLELossless, generate_instance_uid=False)
     packed.save_as(path)
     assert np.array_equal(shown(path), colours)
+
+
+@pytest.mark.parametrize("stored", [12, 16])
+def test_dicom_colour_of_more_than_8_bits_keeps_its_upper_ones(tmp_path, stored):
+    colours = np.random.default_rng(0).integers(0, 2**stored, (10, 12, 3)).astype(np.uint16)
+    path = dicom(tmp_path / "a.dcm", colours, BitsStored=stored, HighBit=stored - 1)
+    assert np.array_equal(shown(path), colours >> (stored - 8))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_dicom_palettes_give_their_colours(tmp_path, bits):
+    """PS3.3 C.7.6.3.1.5: the descriptor is (entries, first value, bits per entry)."""
+    tables = np.random.default_rng(0).integers(0, 2**bits, (3, 256)).astype(f"uint{bits}")
+    tags: dict = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        tags[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+    indices = RAMP // 20
+    assert np.array_equal(shown(dicom(tmp_path / "a.dcm", indices, **tags)), (tables >> (bits - 8)).T[indices])
+
+
+def test_dicom_look_up_tables_of_the_display_are_applied(tmp_path):
+    """PS3.3 C.11.2.1.1; the table stands before a window that the file has too."""
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [192, 0, 16], np.arange(192, dtype=np.uint16)[::-1].tobytes()
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    found = shown(dicom(tmp_path / "a.dcm", RAMP // 20, VOILUTSequence=[table], WindowCenter=5, WindowWidth=5))
+    assert np.array_equal(found[..., 0], np.rint((191 - RAMP // 20) / 191 * 255))
+
+
+def test_dicom_inverted_grey_without_a_window_is_its_range_upside_down(tmp_path):
+    found = shown(dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1"))
+    assert np.array_equal(found[..., 0], 255 - np.rint(RAMP / 3820 * 255))
 
 
 def test_of_several_frames_one_is_chosen(tmp_path):

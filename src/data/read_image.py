@@ -115,10 +115,15 @@ def _dicom(path: Path, frame: int | None, max_pixels: int) -> Image.Image:
     except (RuntimeError, NotImplementedError):
         raise Refused(f"is compressed with DICOM transfer syntax {syntax}, which cannot be decoded here; convert it first") from None
     if data.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = (apply_color_lut(pixels, data) >> 8).astype(np.uint8)
+        colours = apply_color_lut(pixels, data)[..., :3]  # a fourth is opacity
+        return _colours(colours, bits=min(int(data.RedPaletteColorLookupTableDescriptor[2]), 8 * colours.itemsize))
     if pixels.ndim == 3:
-        return Image.fromarray(pixels.astype(np.uint8), "RGB")
+        return _colours(pixels, bits=int(data.BitsStored))
     return _windowed(pixels, data)
+
+
+def _colours(values_HW3: np.ndarray, *, bits: int) -> Image.Image:
+    return Image.fromarray(np.clip(values_HW3 >> max(bits - 8, 0), 0, 255).astype(np.uint8), "RGB")
 
 
 def _windowed(stored_HW: np.ndarray, data: FileDataset) -> Image.Image:
