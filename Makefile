@@ -37,8 +37,9 @@ test-fast: $(READY)  ## the core of the tests
 	@$(TEST) -m "not browser and not slow" -n 2 --dist worksteal $(ARGS)
 
 test-browser: $(READY)  ## the demo in a real Chromium
-	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then $(TEST) -m browser $(ARGS); \
-	else echo "no Chromium found; install Debian's package chromium and run make test-browser again"; fi
+	@CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser || command -v google-chrome)}; \
+	if [ -z "$$CHROMIUM" ]; then echo "no Chromium found; install Debian's package chromium and run make test-browser again" >&2; exit 1; fi; \
+	CHROMIUM="$$CHROMIUM" $(TEST) -m browser $(ARGS)
 
 bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ONLY=train,stream,data,evaluate,transfer,sweep]
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.bench $(if $(ONLY),only=$(ONLY)) $(ARGS)

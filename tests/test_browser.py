@@ -17,7 +17,8 @@ from tests.test_demo import seated
 from tests.test_read_image import RAMP, dicom, picture
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
+NAMES = ("chromium", "chromium-browser", "google-chrome")  # as in the Makefile
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), NAMES[0])
 QUESTION = "Which organ is shown?"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def test_help_lists_every_target_with_one_line():
     assert all(len(line.split()) > 2 for line in listed)
     phony = MAKEFILE.partition(".PHONY:")[2].split()
     assert set(phony) == targets
+
+
+def test_the_browser_tests_fail_where_there_is_no_browser(tmp_path):
+    make = shutil.which("make")
+    words = [make, "-s", "-o", ".venv/.ready", "test-browser"]
+    found = subprocess.run(words, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert found.returncode != 0
+    assert found.stderr.startswith("no Chromium found; install Debian's package chromium and run make test-browser again\n")
 
 
 def test_every_target_that_runs_python_sets_it_up_first():
