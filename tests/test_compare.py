@@ -11,6 +11,9 @@ from src.config import Evaluate, Report, typed
 from src.errors import UserError
 from src.evaluate import score
 from src.report import report
+from src.reporting import groups
+from src.reporting.compare_transfer import own_means
+from src.reporting.stored import find
 from tests.stored import items, write_run, write_verb
 
 
@@ -123,3 +126,24 @@ def test_few_shot_curves_are_compared_and_more_groups_than_colours_are_dashed(tm
     assert drawing.count("<circle") == 2
     assert "optim.steps=28 (dashed)" in page
     assert page.count('class="thin dashed"') >= 2
+
+
+def test_the_runs_own_encoders_are_drawn_against_a_setting_and_the_baselines_are_not(tmp_path):
+    """Each run has its own under a key with its own name, and all have `scratch` under the same."""
+    for number, value in enumerate((0.25, 0.5, 0.75)):
+        folder = write_run(tmp_path, f"sweep/{number}", optim__steps=20 * 2**number)
+        mine = f"run:sweep_{number}"
+        score = {"low": 0.0, "high": 1.0, "n": 9, "protocol": "probe", "benchmarks": ["a", "b"]}
+        means = [score | {"encoder": mine, "value": value}, score | {"encoder": "scratch", "value": 0.125}]
+        cells = [{"benchmark": "a", "encoder": one["encoder"], "protocol": "probe", "ours": one["encoder"] == mine} for one in means]
+        cells = [cell | {"macro_f1": mean} for cell, mean in zip(cells, means, strict=True)]
+        tables = {"cells": cells, "means": means, "differences": [], "ranks": {}, "few_shot": []}
+        metrics = {f"transfer/mean/{one['encoder']}/probe/macro_f1": one for one in means}
+        write_verb(folder, "transfer", {"metrics": metrics, "transfer": tables})
+    page = made(tmp_path, "runs=sweep/*")
+    assert page.count("<title>mean macro-F1 against optim.steps</title>") == 1
+    found = groups.group(find("sweep/*", tmp_path))
+    assert [score.value for score in own_means(found).values()] == [0.25, 0.5, 0.75]
+    path = folder / "transfer.json"
+    path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
+    assert own_means(groups.group(find("sweep/*", tmp_path))) == {}

@@ -8,7 +8,7 @@ from src.config import Mix
 from src.reporting import groups
 from src.reporting.answers import CONDITIONS, SCORES, grouped
 from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
-from src.reporting.compare_transfer import legend, transfer_blocks
+from src.reporting.compare_transfer import legend, own_means, transfer_blocks
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
 from src.reporting.stored import Stored
@@ -161,8 +161,9 @@ def trend_blocks(found: list[Group]) -> list:
             axes[key] = at
     drawings = []
     for key, at in axes.items():
-        for name, metric in (("BLEU-1", "vqa/pooled/real/all/bleu1"), *_transfer_means(runs)):
-            placed = sorted((at[one.label], score) for one in found if (score := groups.score(one, metric)))
+        bleu1 = {one.label: groups.score(one, "vqa/pooled/real/all/bleu1") for one in found}
+        for name, scores in (("BLEU-1", bleu1), ("mean macro-F1", own_means(found))):
+            placed = sorted((at[label], score) for label, score in scores.items() if score)
             if len(placed) >= 3:
                 line = Curve(name, [(x, s.value) for x, s in placed], "blue", band=[(s.low, s.high) for _, s in placed])
                 log_x = placed[0][0] > 0 and placed[-1][0] / placed[0][0] >= 4
@@ -232,12 +233,6 @@ def _number(run: Stored, key: str) -> float | None:
         return float(len(Mix(**run.config["mix"]).drawn)) if "mix" in run.config else None
     value = run.flat.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _transfer_means(runs: list[Stored]) -> list[tuple[str, str]]:
-    """Mean macro-F1 of the runs' own encoders, where all runs have it under one key."""
-    keys = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
-    return [("mean macro-F1", key) for key in sorted(keys) if key.startswith("transfer/mean/") and key.endswith("/probe/macro_f1")]
 
 
 def _data(run: Stored) -> str:

@@ -1,7 +1,7 @@
 """Several runs side by side: how their encoders carry over."""
 
 from src.reporting import groups
-from src.reporting.blocks import Figure, Graph, Table
+from src.reporting.blocks import Figure, Graph, Interval, Table
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
 from src.reporting.stored import Stored
@@ -49,10 +49,20 @@ def few_shot(found: list[Group], paint: dict[str, str]) -> list[Figure]:
     return [Figure(drawings, caption=caption, legend=legend(paint))] if drawings else []
 
 
+def own_means(found: list[Group]) -> dict[str, Interval | None]:
+    """By group the mean macro-F1 of its own encoders under the linear probe; nothing where groups have it over other benchmarks."""
+    means = {}
+    for one in found:
+        tables = [(own(run), run.verbs["transfer"]["transfer"]["means"]) for run in one.having("transfer/mean/")]
+        means[one.label] = [mean for mine, of in tables for mean in of if mean["encoder"] == mine and mean["protocol"] == "probe"]
+    alike = len({tuple(sorted(mean["benchmarks"])) for of in means.values() for mean in of}) == 1
+    return {label: groups.pooled(of) for label, of in means.items()} if alike else {}
+
+
 def own(run: Stored) -> str | None:
     """The label of the encoder that the run itself trained; of a folder of cells alone that of the only trained one."""
-    few_shot = run.verbs["transfer"]["transfer"].get("few_shot", [])
-    trained = {point["encoder"] for point in few_shot if point["encoder"].startswith("run:")}
+    tables = run.verbs["transfer"]["transfer"]
+    trained = {one["encoder"] for part in ("cells", "few_shot") for one in tables.get(part, []) if one["encoder"].startswith("run:")}
     name = f"run:{run.name.replace('/', '_')}"
     return name if name in trained else trained.pop() if len(trained) == 1 else None
 
