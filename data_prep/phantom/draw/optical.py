@@ -12,7 +12,7 @@ GRAIN = (9, 12, 16)  # objects across, coarse to fine
 
 
 def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """An orange disc on black, vessels leaving the pale optic disc."""
+    """An orange disc on black, vessels leaving the pale optic disc; no two eyes have the same."""
     radius = min(c.half) * 0.98
     ground = Ground.flat(c.shape, (0.02, 0.02, 0.02), ink=BRIGHT, allowed=lambda x, y: np.hypot(x, y) < 0.78 * radius)
     side = rng.choice((-1, 1))
@@ -23,7 +23,8 @@ def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     cx, cy = side * 0.62 * radius, rng.uniform(-0.1, 0.1)
     for bend in (-1.5, -0.8, 0.8, 1.5):
         along = side * (np.float32(cx) - c.x_HW)
-        path = cy + bend * 0.42 * np.sqrt(np.clip(along, 0, None)) + 0.03 * np.sin(9 * along + bend)
+        opening, height, waves = bend * rng.uniform(0.3, 0.5), rng.uniform(0.02, 0.06), rng.uniform(6, 12)
+        path = cy + opening * np.sqrt(np.clip(along, 0, None)) + height * np.sin(waves * along + rng.uniform(0, 2 * np.pi))
         vessel = c.soft(np.abs(c.y_HW - path) - (0.022 - 0.008 * along), 0.03) * (along > 0)
         blend(ground.rgb_HW3, (0.45, 0.08, 0.05), 0.7 * inside * vessel)
     blend(ground.rgb_HW3, (0.95, 0.76, 0.45), inside * c.soft(c.ellipse(cx, cy, 0.13, 0.16), 0.04))
