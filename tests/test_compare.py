@@ -52,7 +52,7 @@ def test_scored_files_stand_beside_a_run_and_are_never_seeds_of_one_group(tmp_pa
     said = json.loads((tmp_path / "ours" / "evaluate.json").read_text())
     (tmp_path / "ours" / "evaluate.json").write_text(json.dumps({**said, "pooled": ["alpha", "pathvqa"]}))
     page = made(tmp_path, "runs=[ours,theirs,others]")
-    assert "No settings are known of 2 of them" in page
+    assert "ours, theirs, others. No settings are known of 2 of them" in page
     assert "did not answer the same questions" not in page
     text = (tmp_path / "report.md").read_text()
     assert "| theirs - ours on pathvqa | exact match | 16 | 1 | -0.500" in text

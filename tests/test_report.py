@@ -159,6 +159,8 @@ def test_all_benchmarks_together_have_a_difference_to_the_blind_run(tmp_path):
     found = scores["real_minus_blind"]["all"]["exact"]
     assert (found["value"], found["n"]) == (0.5, 32)
     assert found["p_holm"] >= found["p"]
+    del one.verbs["evaluate"]["pooled"]  # runs of before
+    assert "real_minus_blind" not in answers.with_blind("pooled", answers.grouped(one.metrics)["pooled"], one, blind, resamples=9, seed=0)
 
 
 def test_what_a_folder_without_a_model_holds_is_said(tmp_path):

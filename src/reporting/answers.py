@@ -64,7 +64,7 @@ def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resampl
     if asked is None or "real" not in scores:
         return scores
     added = {**scores, "blind": theirs[asked]}
-    parts = run.verbs["evaluate"]["pooled"] if name == "pooled" else [name]
+    parts = run.verbs["evaluate"].get("pooled", []) if name == "pooled" else [name]  # runs of before do not say what they pooled
     ours, others = (pool({part: of.predictions(part, condition) for part in parts}) for of, condition in ((run, "real"), (blind, asked)))
     if ours and {item["id"] for item in ours} == {item["id"] for item in others}:
         added["real_minus_blind"] = {}

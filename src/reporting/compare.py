@@ -29,8 +29,8 @@ def summary(runs: list[Stored]) -> str:
     keys = groups.differing(runs)
     names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
     alien = sum(not run.config for run in runs)
-    words = f" No settings are known of {alien} of them, which were not trained here." if alien else ""
-    return f"{names}. They differ in {', '.join(keys) or 'nothing but their seed or name'}." + words
+    differ = f" They differ in {', '.join(keys) or 'nothing but their seed or name'}." if len(runs) - alien > 1 else ""
+    return f"{names}.{differ}" + (f" No settings are known of {alien} of them, which were not trained here." if alien else "")
 
 
 def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
