@@ -3,7 +3,9 @@
 A trial's name is `<name>/<its overrides>`, so the same command again finds what is done and runs only what is missing.
 """
 
+import atexit
 import contextlib
+import gc
 import hashlib
 import json
 import shlex
@@ -100,6 +102,7 @@ def trial() -> Iterator[None]:
 
     A trial that is a job of its own (submitit) ends in peace too, since its launcher would show the first error alone.
     """
+    forget()
     folder = trial_folder()
     try:
         yield
@@ -114,6 +117,14 @@ def trial() -> Iterator[None]:
         print(f"trial {folder} failed: {said}", flush=True)
     else:
         (folder / FAILED).unlink(missing_ok=True)
+
+
+def forget() -> None:
+    """Frees the model of the trial before: it stands in a cycle with its trainer, which Python by itself collects many trials later."""
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # what is imported stays, and need not be looked through again
+        atexit.register(gc.unfreeze)  # libraries count what is left at the end
 
 
 def finish(jobs: Iterable[Path] = ()) -> None:

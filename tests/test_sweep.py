@@ -1,5 +1,7 @@
+import gc
 import json
 import shlex
+import weakref
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,29 @@ def test_every_verb_goes_on_after_a_failed_trial(tmp_path, monkeypatch, capsys):
     assert answered == ["gone", "good"]
     assert f"  {tmp_path}/evaluate/run=gone: no run 'gone' in {tmp_path}/; found good\n" in capsys.readouterr().out
     assert failure(tmp_path / "evaluate" / "run=gone") == f"no run 'gone' in {tmp_path}/; found good"
+
+
+def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
+    """Model and trainer know each other."""
+    models, alive = [], []
+
+    class Model:
+        def __init__(self) -> None:
+            self.trainer = self
+
+    def trained(config) -> Path:
+        alive.append([model() for model in models])
+        models.append(weakref.ref(Model()))
+        return Path("nowhere")
+
+    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(train.run, "first_rank", lambda: False)
+    gc.disable()
+    try:
+        run("-m", "seed=0,1,2")
+    finally:
+        gc.enable()
+    assert alive == [[], [None], [None, None]]
 
 
 @pytest.mark.parametrize(
