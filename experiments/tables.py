@@ -6,9 +6,11 @@ A table stands between `<!-- name -->` and `<!-- /name -->`; `TABLES` says where
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from experiments.breadth import analysis as breadths
+from src.cli import CONF
 from src.errors import UserError, command
 
 FOLDER = Path(__file__).parent
@@ -32,12 +34,18 @@ def leaks(rows: Rows) -> str:
 
 
 def transfer(rows: Rows) -> str:
-    """Macro-F1 of the linear probe: benchmarks down, encoders across."""
+    """Macro-F1 of the linear probe: benchmarks down, encoders across; last the mean over the benchmarks that ship with the project."""
     kept = [row for row in rows if row["score"] == "macro_f1" and row["protocol"] == "probe" and row["benchmark"] != "mean"]
     cells = {(row["benchmark"], row["encoder"]): interval(row) for row in kept}
     counts = {row["benchmark"]: f"{int(row['n']):,}" for row in kept}
     encoders = list(dict.fromkeys(row["encoder"] for row in kept))
-    return markdown([{"benchmark": one, "n": counts[one]} | {name: cells.get((one, name), "") for name in encoders} for one in counts])
+    lines = [{"benchmark": one, "n": counts[one]} | {name: cells.get((one, name), "") for name in encoders} for one in counts]
+    shipped = [one for one in counts if (CONF / "benchmark" / f"{one}.yaml").exists()]
+    values = {name: [float(row["value"]) for row in kept if row["encoder"] == name and row["benchmark"] in shipped] for name in encoders}
+    means = {name: f"{fmean(found):.3f}" for name, found in values.items() if len(found) == len(shipped)}
+    others = ", ".join(one for one in counts if one not in shipped)
+    mean = {"benchmark": f"mean without {others}" if others else "mean", "n": ""} | dict.fromkeys(encoders, "") | means
+    return markdown([*lines, mean])
 
 
 def ablation(rows: Rows) -> str:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from experiments.tables import FOLDER, TABLES, ablation, put, rendered
+from src import plan
 from src.errors import UserError
 
 CSVS = {str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.csv")}
@@ -65,3 +66,14 @@ def test_an_ablation_is_one_line_per_trial():
     table = ablation([about | {"metric": key, "value": "0.5"} for key in keys])
     assert table.splitlines()[0] == "| mix.leave_out | real | shuffled | blank | real - shuffled |"
     assert table.splitlines()[2].startswith("| alpha | 0.500 [0.250, 0.750] |")
+
+
+@pytest.mark.slow
+def test_what_the_full_mix_is_said_to_cost_is_what_the_plan_says(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["src/plan.py", "+experiment=full_mix"])
+    plan.main()
+    hours = re.search(r"take ([\d.]+ h) on 1 x H200 at (\d+)", " ".join(capsys.readouterr().out.split()))
+    for name in ("ablations", "breadth", "transfer"):
+        text = " ".join((FOLDER / name / "README.md").read_text().split())
+        assert f"+experiment=full_mix` says what it costs: {hours[1]}" in text or f"+experiment=full_mix` says: {hours[1]}" in text, name
+        assert f"{hours[2]} TFLOP/s" in text
