@@ -42,5 +42,6 @@ def hold_tables(entry: Source, raw: Path, held: dict[str, Any]) -> None:
                 was = f"{raw / lock.NAME} holds {files[name]}"
                 raise UserError(f"{path} is {found} now, and {was}; remove the entry there if you want the new file")
             rows, expected = rows_in(path), entry.expected.get(split, "an unknown number")
-            print(f"{entry.name}: {name} has about {rows or 0:,} lines; rows expected in {split}: {expected}")
+            said = "is there" if rows is None else f"has about {rows:,} lines"
+            print(f"{entry.name}: {name} {said}; rows expected in {split}: {expected}")
     lock.write(raw, held)

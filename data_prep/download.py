@@ -138,10 +138,16 @@ def _zenodo(record: int, endpoint: str) -> list[Remote]:
 
 def _check_room(plans: list[Plan], raw: Path) -> None:
     raw.mkdir(parents=True, exist_ok=True)
-    needed = sum(remote.size for plan in plans for remote, _ in plan.remotes if not (raw / plan.entry.name / remote.path).exists())
+    needed = sum(_missing(plan, raw / plan.entry.name) for plan in plans)
     free = shutil.disk_usage(raw).free
     if needed > free:
         raise UserError(f"the download needs {needed / 1e9:.1f} GB and {raw} has {free / 1e9:.1f} GB free; make room or give another raw=")
+
+
+def _missing(plan: Plan, folder: Path) -> int:
+    """Bytes that are still to come, less what an interrupted run has kept of them."""
+    sizes = {folder / remote.path: remote.size for remote, _ in plan.remotes if not (folder / remote.path).exists()}
+    return max(0, sum(sizes.values()) - sum(fetch.kept(path) for path in sizes) - hub.kept(folder))
 
 
 def _carry_out(plan: Plan, raw: Path, held: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Remote:
 def fetch(remote: Remote, folder: Path) -> None:
     """Downloads into `<path>.part`, which is continued by a later run, and renames it once it is whole and right."""
     target = folder / remote.path
-    part = target.with_name(target.name + ".part")
+    part = _part(target)
     part.parent.mkdir(parents=True, exist_ok=True)
     attempt(lambda: _continue(remote, part), remote.address)
     if remote.size and part.stat().st_size != remote.size:
@@ -38,6 +38,11 @@ def fetch(remote: Remote, folder: Path) -> None:
     check(part, remote)
     part.replace(target)
     _version(part).unlink(missing_ok=True)
+
+
+def kept(target: Path) -> int:
+    """Bytes of a file that an interrupted run has left."""
+    return _part(target).stat().st_size if _part(target).exists() else 0
 
 
 def attempt(action: Callable[[], None], address: str) -> None:
@@ -89,6 +94,10 @@ def _continue(remote: Remote, part: Path) -> None:
                 file.write(data)
                 bar.update(len(data))
             file.truncate()
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
 
 
 def _version(part: Path) -> Path:

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub, through its own client."""
 
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -7,23 +8,26 @@ import httpx2
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from data_prep.fetch import Remote, attempt, check, refusal
+from data_prep.fetch import Remote, attempt, check
 from src.errors import UserError
 
 
 def listing(repo: str, revision: str, patterns: list[str], *, endpoint: str) -> tuple[str, list[Remote]]:
     """(commit, the files that match a pattern) of a dataset at a revision (`main` where none is known)."""
-    page = f"{endpoint}/datasets/{repo}"
+    page, found = f"{endpoint}/datasets/{repo}", []
+
+    def look() -> None:
+        found.append(HfApi(endpoint=endpoint).dataset_info(repo, revision=revision or None, files_metadata=True))
+
     try:
-        info = HfApi(endpoint=endpoint).dataset_info(repo, revision=revision or None, files_metadata=True)
-    except HfHubHTTPError as error:
-        raise UserError(refusal(error.response.status_code, page)) from None
-    except (httpx2.TransportError, HFValidationError) as error:
-        raise UserError(f"{page} cannot be read ({str(error) or type(error).__name__}); look at the connection and the name") from None
-    kept = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in patterns)]
-    if not kept:
+        _attempt(look, page)
+    except HFValidationError as error:
+        raise UserError(f"{page} cannot be read ({error}); look at the name") from None
+    (info,) = found
+    wanted = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in patterns)]
+    if not wanted:
         raise UserError(f"{page} holds none of the files {', '.join(patterns)}; its layout has changed")
-    return str(info.sha), [Remote(file.rfilename, page, file.size or 0, _checksum(file)) for file in kept]
+    return str(info.sha), [Remote(file.rfilename, page, file.size or 0, _checksum(file)) for file in wanted]
 
 
 def fetch(repo: str, commit: str, remote: Remote, folder: Path, *, endpoint: str) -> None:
@@ -34,11 +38,25 @@ def fetch(repo: str, commit: str, remote: Remote, folder: Path, *, endpoint: str
     def once() -> None:
         hf_hub_download(repo, remote.path, repo_type="dataset", revision=commit, local_dir=folder, endpoint=endpoint, force_download=wrong)
 
-    try:
-        attempt(once, f"{endpoint}/datasets/{repo}")
-    except HfHubHTTPError as error:
-        raise UserError(refusal(error.response.status_code, f"{endpoint}/datasets/{repo}")) from None
+    _attempt(once, f"{endpoint}/datasets/{repo}")
     check(folder / remote.path, remote)
+
+
+def kept(folder: Path) -> int:
+    """Bytes that the client holds of files that it has not finished."""
+    return sum(path.stat().st_size for path in (folder / ".cache/huggingface/download").rglob("*.incomplete"))
+
+
+def _attempt(action: Callable[[], None], page: str) -> None:
+    """`attempt` with the client's own error as the status that it stands for."""
+
+    def once() -> None:
+        try:
+            action()
+        except HfHubHTTPError as error:
+            raise httpx2.HTTPStatusError(str(error), request=error.response.request, response=error.response) from None
+
+    attempt(once, page)
 
 
 def _checksum(file) -> str:

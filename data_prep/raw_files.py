@@ -43,7 +43,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Bad]]:
 
 def image_file(folder: Path, name: str, key: str) -> bytes | Bad:
     """The bytes of `folder/name`, or why there are none. A name that leads out of `folder` is refused."""
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not name:
+        return Bad(key, "image missing: none is named")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         return Bad(key, f"image path is not inside the raw folder: {name!r}")
     try:
         return (folder / name).read_bytes()
@@ -77,13 +79,13 @@ def group_of(image: bytes) -> str:
 
 
 def rows_in(path: Path) -> int | None:
-    """About how many rows a table has, where that is cheap to tell; for progress bars."""
+    """About how many rows a table has, None where that is not cheap to tell; for progress bars."""
     if path.suffix == ".parquet":
         try:
             return pq.read_metadata(path).num_rows
         except (pa.ArrowException, OSError):
             return None
-    if path.suffix == ".json":
+    if path.suffix not in (".csv", ".tsv", ".jsonl", ".txt"):
         return None
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

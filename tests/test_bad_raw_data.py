@@ -145,7 +145,7 @@ QUARANTINED = {
     "hole in a zip": ("pmc_oa", hole_in_archive, "zip member damaged"),
     "zip member that leads out": ("pmc_oa", member_that_leads_out, "not an image that can be read"),
     "cut jpeg": ("roco", in_picture(lambda data: data[: len(data) // 2]), "broken image"),
-    "empty jpeg": ("roco", in_picture(lambda data: b""), "image path is not inside the raw folder"),
+    "empty jpeg": ("roco", in_picture(lambda data: b""), "image missing"),
     "png of 60,000 x 60,000": ("roco", in_picture(huge), "image of more than 50 megapixels"),
     "cut json line": ("medicat", in_line(FIGURES, lambda line: line[:60] + b"\n"), "not valid JSON"),
     "json of another shape": ("medicat", in_line(FIGURES, with_fields(oa_info=[1])), "row of another shape"),

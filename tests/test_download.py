@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import fetch, sources
+from data_prep import fetch, hub, sources
 from data_prep.download import Download, download_all, main
 from data_prep.fetch import Remote, checksum
 from data_prep.phantom.writers import WRITERS
@@ -277,6 +277,26 @@ def test_a_server_that_fails_for_a_while_is_asked_again(server, tmp_path):
     with pytest.raises(UserError, match=r"cannot be read after 6 attempts \(status 503\); run the same command again to continue"):
         download(server, tmp_path, "vqa_med_2019")
     assert sum(path.startswith("/zenodo/") for _, path, _ in server.asked) == 6
+
+
+def test_a_hub_that_fails_for_a_while_is_asked_again(server, tmp_path, monkeypatch):
+    server.status["/api/"] = 503
+    monkeypatch.setattr("data_prep.fetch.time.sleep", lambda seconds: server.status.clear())
+    download(server, tmp_path, "pathvqa")
+    assert (tmp_path / "pathvqa").is_dir()
+
+
+def test_what_an_interrupted_run_has_kept_needs_no_room(server, tmp_path, monkeypatch):
+    with_urls(server, monkeypatch, {"breastmnist_224.npz": b"x" * 1001})
+    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: type("Usage", (), {"free": 600}))
+    (tmp_path / "breastmnist").mkdir()
+    (tmp_path / "breastmnist" / "breastmnist_224.npz.part").write_bytes(b"x" * 401)
+    download(server, tmp_path, "breastmnist")
+    assert (tmp_path / "breastmnist" / "breastmnist_224.npz").stat().st_size == 1001
+
+    (tmp_path / "pathvqa/.cache/huggingface/download/data").mkdir(parents=True)
+    (tmp_path / "pathvqa/.cache/huggingface/download/data/x.abc.incomplete").write_bytes(b"x" * 123)
+    assert hub.kept(tmp_path / "pathvqa") == 123
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/../../x", "C:x"])
