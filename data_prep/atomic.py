@@ -5,7 +5,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO
+
+from src.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for a file, or none for one of this size
 
@@ -27,3 +30,16 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def full_disk_explained(source: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"no space is left for {folder} or for temporary files in {gettempdir()} ({error.strerror}); free some and run the same "
+                "command again, what is finished is kept"
+            ) from None
+        raise UserError(f"source '{source}': {error}") from None

@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_prep import arguments
-from data_prep.atomic import atomic
+from data_prep.atomic import atomic, full_disk_explained
 from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
 from data_prep.index import write_index
 from data_prep.near import near
@@ -62,7 +62,10 @@ def audit_all(config: Audit) -> dict[str, dict[str, Any]]:
             raise UserError(f"source '{name}' has no shards in {config.out}{nearest(name, shards)}")
     found, absent = evaluation_sets(shards, config.raw, own=config.benchmarks)
     known = Known(found)
-    said = {name: audit(name, shards[name], known, absent) for name in config.sources or shards}
+    said: dict[str, dict[str, Any]] = {}
+    for name in config.sources or shards:
+        with full_disk_explained(name, shards[name].folder):
+            said[name] = audit(name, shards[name], known, absent)
     _print_table(said, absent)
     return said
 
@@ -99,7 +102,8 @@ def audit(name: str, shards: Shards, known: Known, absent: list[str]) -> dict[st
         "leaks": dict(sorted(Counter(name for found in leaks.values() for name in found).items())),
         "records": len(leaks),
         "images": {"all": int(shards.column("num_images").sum()), "different": len(np.unique(shards.image_hashes()[1]))},
-        "groups_on_two_sides": _groups_on_two_sides(shards),
+        "groups_on_two_sides": _groups_on_two_sides(shards, ("test",), ("train", "val")),
+        "groups_in_train_and_val": _groups_on_two_sides(shards, ("train",), ("val",)),
         "fingerprint": xxhash.xxh3_128_hexdigest("\n".join(names).encode()),
     }
     with atomic(shards.folder / "audit.json") as file:
@@ -130,18 +134,18 @@ def same_images(row_N: np.ndarray, hash_N: np.ndarray, known: Known, images: Cal
     return sorted(found)
 
 
-def _groups_on_two_sides(shards: Shards) -> int:
-    """Patients, slides or figures that stand in the test split and in another one."""
-    test = shards.column("split") == SPLITS.index("test")
-    groups = shards.column("group")
-    return len(np.intersect1d(groups[test], groups[~test]))
+def _groups_on_two_sides(shards: Shards, here: tuple[str, ...], there: tuple[str, ...]) -> int:
+    """Patients, slides or figures that stand in splits on both sides."""
+    groups, split = shards.column("group"), shards.column("split")
+    sides = (groups[np.isin(split, [SPLITS.index(name) for name in names])] for names in (here, there))
+    return len(np.intersect1d(*sides))
 
 
 def _print_table(said: dict[str, dict[str, Any]], absent: list[str]) -> None:
-    table = Table("source", "leaks into", "records", "groups in test and elsewhere", box=None, pad_edge=False)
+    table = Table("source", "leaks into", "records", "groups in test and elsewhere", "in train and val", box=None, pad_edge=False)
     for source, found in said.items():
         leaks = ", ".join(f"{name} {count:,}" for name, count in found["leaks"].items()) or "-"
-        table.add_row(source, leaks, f"{found['records']:,}", f"{found['groups_on_two_sides']:,}")
+        table.add_row(source, leaks, *(f"{found[key]:,}" for key in ("records", "groups_on_two_sides", "groups_in_train_and_val")))
     Console().print(table)
     if absent:
         print(f"not checked, since not on disk: {', '.join(absent)}")

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 from tqdm import tqdm
 
 from data_prep import cut
-from data_prep.atomic import FULL
+from data_prep.atomic import full_disk_explained
 from data_prep.merge import merge
 from data_prep.pack import pack
 from data_prep.pool import Map
@@ -73,19 +71,6 @@ def build(entry: Source, config: Build, mapped: Map) -> dict[str, Any]:
 def prepare(entry: Source, config: Build) -> bool:
     """Whether the folder holds a part of this very build; removes another one."""
     return continues(config.out / entry.name, state_of(config.raw / entry.name, entry, _settings(config)))
-
-
-@contextmanager
-def full_disk_explained(source: str, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(
-                f"no space is left for {folder} or for temporary files in {gettempdir()} ({error.strerror}); free some and run the same "
-                "command again, finished shards are kept"
-            ) from None
-        raise UserError(f"source '{source}': {error}") from None
 
 
 def _settings(config: Build) -> dict[str, Any]:

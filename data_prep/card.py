@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from data_prep import arguments, card_html, card_markdown
-from data_prep.atomic import atomic
+from data_prep.atomic import atomic, full_disk_explained
 from data_prep.card_facts import gather
 from data_prep.croissant import croissant
 from src.errors import UserError, command, nearest
@@ -58,7 +58,7 @@ def write(mix: str, parts: dict[str, float], out: Path, to: Path) -> None:
         "croissant.json": json.dumps(croissant(mix, facts), indent=1),
     }
     for name, text in files.items():
-        with atomic(to / name) as file:
+        with full_disk_explained(mix, to), atomic(to / name) as file:
             file.write(text.encode())
 
 

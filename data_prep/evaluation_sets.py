@@ -64,7 +64,9 @@ def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> Ev
     here = np.isin(row_of, rows)
     if not here.any():
         return EvaluationSet(name, texts=np.unique(source.column("text_hash")[rows]))
-    _, first = np.unique(hashes[here], return_index=True)  # many questions stand on one picture
+    # Many questions stand on one picture; blank ones of different patients have one hash.
+    said = np.stack([hashes[here], *(source.column(name)[row_of[here]].astype(np.uint64) for name in ("group", "width", "height"))])
+    _, first = np.unique(said, axis=1, return_index=True)
     kept = np.unique(row_of[here][first])
     return EvaluationSet(name, images=[opener for row in kept for opener in _openers(source, int(row))])
 

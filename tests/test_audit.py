@@ -1,6 +1,7 @@
 """Test images are found in training records however they were cut, mirrored or encoded; nothing else is."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from data_prep import near as search
 from data_prep.audit import Audit, audit_all, main
+from data_prep.evaluation_sets import evaluation_sets
 from data_prep.near import RADIUS, near
 from data_prep.shards import Build, build_all
 from src.data.shards import Shards
@@ -133,12 +135,39 @@ def test_classification_sets_are_checked_too(out, tmp_path):
 
 
 def test_groups_on_two_sides_are_counted(out, tmp_path):
-    for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1")):
+    for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1"), ("val", "patient 2"), ("val", "patient 3")):
         folder = tmp_path / "raw" / "grouped"
         folder.mkdir(exist_ok=True)
         line(folder, split, question=f"What, {split} {group}?", answer="a", group=group)
     build_all(Build(sources=["grouped"], raw=tmp_path / "raw", out=out, workers=1))
-    assert audit_all(Audit(out=out))["grouped"]["groups_on_two_sides"] == 1
+    said = audit_all(Audit(out=out))["grouped"]
+    assert (said["groups_on_two_sides"], said["groups_in_train_and_val"]) == (1, 1)
+
+
+def test_a_full_disk_is_one_sentence(out):
+    index = (out / "mix" / "index.arrow").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+        with pytest.raises(UserError, match=r"no space is left for .*/mix or for temporary files"):
+            audit_all(Audit(out=out, sources=["mix"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (out / "mix" / "index.arrow").read_bytes() == index
+
+
+def test_different_test_images_of_one_hash_are_all_known(tmp_path):
+    """Blank pictures have one hash; which of two it was is told by the pixels."""
+    raw = tmp_path / "raw" / "vqa_rad"
+    _made(raw)
+    for n, width in enumerate((64, 80)):
+        line(raw, "test", image=save(raw / f"{n}.png", Image.new("RGB", (width, 64))), question="What?", answer=f"cell {n}")
+        line(raw, "test", image=f"{n}.png", question="How many?", answer=f"{n}")
+    _build_as("vqa_rad", tmp_path / "raw", tmp_path / "out")
+    shards = Shards(tmp_path / "out" / "vqa_rad")
+    assert len(np.unique(shards.column("image_hash"))) == 1
+    (found,), _ = evaluation_sets({"vqa_rad": shards}, None)
+    assert len(found.images) == 2
 
 
 def test_mistakes_are_one_sentence(out, tmp_path, capsys):

@@ -245,7 +245,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(raw, tmp_path, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(UserError, match=r"no space is left for .*; free some and run the same command again, finished shards are kept"):
+        with pytest.raises(UserError, match=r"no space is left for .*; free some and run the same command again, what is finished is kept"):
             build(raw, tmp_path / "out", "roco")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
