@@ -122,7 +122,7 @@ def tables(found: Breadth) -> str:
         ("slope per doubling of sources", found.slope),
         ("eleven - one", found.all_minus_one),
         ("eleven - where all start", found.all_minus_start),
-        ("eleven - the best alone", found.all_minus_best),
+        ("eleven - the best alone, which was chosen on these scores", found.all_minus_best),
         ("text-only sources besides - without", found.text_minus_none),
     ):
         lines.append(f"| {name} | {one} | {one.detectable:.4f} |")
