@@ -100,6 +100,7 @@ TABLES = [
     Table("bench/README.md", "bench", "bench/results.csv", bench),
     Table("breadth/README.md", "breadth", "breadth/results.csv", breadth),
     Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),
+    Table("real/README.md", "real", "real/real.csv", markdown),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),

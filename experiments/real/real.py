@@ -1,0 +1,73 @@
+"""What the readers make of published files, before any image is encoded.
+
+    python -m experiments.real.real raw=FOLDER sources=pubmedqa,slake
+
+Reads RAW/<source> in its upstream layout; prints the table and writes real.csv.
+"""
+
+import csv
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep import arguments, sources
+from data_prep.readers import READERS
+from data_prep.rows import Bad, Filtered, Row
+from src.data.record import SPLITS
+from src.errors import command
+from src.run import git
+
+COLUMNS = ["source", "split", "rows", "records", "left out by a rule", "refused", "why", "published rows", "git"]
+
+
+@dataclass
+class Real:
+    """Counts what the readers make of raw datasets.
+
+    python -m experiments.real.real raw=data/raw sources=pubmedqa,slake
+
+    raw      folder that holds RAW/<source>
+    sources  names out of data_prep/sources.yaml, separated by commas
+    """
+
+    raw: Path
+    sources: list[str]
+
+
+@command
+def main(words: list[str]) -> None:
+    config = arguments.parse(Real, words)
+    lines = [line for name in config.sources for line in counted(sources.find(name, config.raw), config.raw / name)]
+    with Path(__file__).with_name("real.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+    for line in lines:
+        print(*line[:-1], sep="  ")
+
+
+def counted(entry: sources.Source, raw: Path) -> list[list]:
+    """A line per split that has a table."""
+    found = []
+    for split in SPLITS:
+        if entry.tables(raw, split):
+            kinds, reasons = kinds_of(READERS[entry.reader](raw, split, entry))
+            why = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            left, refused = kinds[Filtered], kinds[Bad]
+            rows = kinds.total()
+            found.append([entry.name, split, rows, rows - left - refused, left, refused, why, entry.expected.get(split, ""), git()])
+    return found
+
+
+def kinds_of(rows) -> tuple[Counter[type[Row]], Counter[str]]:
+    """How many rows became what, and why those that became no record did not."""
+    kinds: Counter[type[Row]] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        kinds[type(row)] += 1
+        if isinstance(row, Bad | Filtered):
+            reasons[row.reason.partition(":")[0]] += 1
+    return kinds, reasons
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
