@@ -84,7 +84,7 @@ def plan(config: Plan) -> None:
         f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
     )
-    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory))
+    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
 
 
 def advice(config: Train, gigabytes: float | None = None) -> str:
@@ -132,11 +132,12 @@ def by_part(need: Memory, tokens: int) -> Table:
     return table
 
 
-def budgets(needs: dict[str, Memory], sizes: list[float]) -> Table:
-    """Rows: devices. The largest micro-batch decides how small trainer.accumulate may be."""
+def budgets(needs: dict[str, Memory], sizes: list[float], *, row_tokens: int) -> Table:
+    """Rows: devices. The largest micro-batch decides how small trainer.accumulate may be; it holds one row at least."""
     table = Table("device", *(Column(f"tokens, recompute={how}", justify="right") for how in needs), box=None)
     for size in sizes:
-        table.add_row(f"{size:g} GB", *(f"{need.tokens(size):,}" for need in needs.values()))
+        fits = [need.tokens(size) for need in needs.values()]
+        table.add_row(f"{size:g} GB", *("does not fit" if tokens < row_tokens else f"{tokens:,}" for tokens in fits))
     return table
 
 

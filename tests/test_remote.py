@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.config import missing_files, validate
-from src.data import benchmark, remote
+from src.config import Mix, missing_files, validate
+from src.data import benchmark, budget, remote
 from src.data.remote import Cache, RemoteShards
 from src.errors import UserError
+from src.training.epochs import in_steps
 from tests.conftest import parts
 
 TAR = "/alpha/train-000000.tar"
@@ -187,3 +188,11 @@ def test_benchmarks_are_read_from_an_address(server, tmp_path):
     found = benchmark.read("alpha", root=server.url, cache=Cache(str(tmp_path / "cache")))
     assert len(found.items) == 8
     assert json.loads((server.folder / "alpha" / "manifest.json").read_text()) == found.shards.manifest
+
+
+def test_the_plan_and_the_length_in_epochs_read_remote_indexes(configure, server, tmp_path):
+    config = configure(f"data.root={server.url}", f"data.cache={tmp_path / 'cache'}", "optim.steps=null", "optim.epochs=2")
+    alpha, gone = budget.parts(Mix({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10)
+    assert (alpha.built, gone.built) == (True, False)
+    assert in_steps(config).optim.steps == round(2 * 180 / 16)
+    assert list((tmp_path / "cache").glob("alpha-*"))

@@ -21,6 +21,7 @@ class FullSize:
     flops: float
     least: float
     saved: float
+    saved_alone: float  # bytes per token of the language model alone
     trainable: int  # parameters of the language model
 
 
@@ -37,4 +38,4 @@ def full_size(how: str) -> FullSize:
     text, image = cost(0, TOKENS), cost(1, TOKENS - model.vision.num_patches)
     least = 4 * BODY + 4 * HEAD * SUPERVISED / (TOKENS + 1) + 6 * ADAPTERS
     trainable = sum(p.numel() for p in model.language.parameters() if p.requires_grad)
-    return FullSize(text.flops / text.tokens, least, image.saved / image.tokens, trainable)
+    return FullSize(text.flops / text.tokens, least, image.saved / image.tokens, text.saved / text.tokens, trainable)

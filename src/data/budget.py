@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from src.config import Data, Mix
 from src.data.mixture import BLOCK, cards
+from src.data.remote import Absent, Cache, is_remote, open_shards
 from src.data.shards import Shards
 
 SOURCES_YAML = Path(__file__).resolve().parent.parent.parent / "data_prep" / "sources.yaml"
@@ -45,12 +46,18 @@ def parts(mix: Mix, data: Data, *, steps: int) -> list[Part]:
     found = []
     for name in mix.drawn:
         draws = round(steps * data.global_batch * dealt[name] / BLOCK)
-        folder = Path(data.root) / name
-        if (folder / "manifest.json").exists():
-            found.append(_built(name, Shards(folder), mix.decontaminate, draws))
-        else:
-            found.append(_expected(name, known.get(name, {}), draws))
+        shards = _shards(name, data)
+        found.append(_built(name, shards, mix.decontaminate, draws) if shards else _expected(name, known.get(name, {}), draws))
     return found
+
+
+def _shards(name: str, data: Data) -> Shards | None:
+    if not is_remote(data.root) and not (Path(data.root) / name / "manifest.json").exists():
+        return None
+    try:
+        return open_shards(data.root, name, cache=Cache(data.cache, data.cache_gb))
+    except Absent:
+        return None
 
 
 def _built(name: str, shards: Shards, decontaminate: bool, draws: int) -> Part:
@@ -78,7 +85,7 @@ def _expected(name: str, entry: dict, draws: int) -> Part:
 
 
 def table(found: list[Part], *, patches: int) -> Table:
-    heads = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
+    heads = ("records", "images", "text tokens, about", "tokens in the run, about", "epochs", "disk GB", "shards")
     out = Table("source", *(Column(head, justify="right") for head in heads), box=None)
     for part in found:
         tokens = part.tokens(patches)

@@ -132,7 +132,7 @@ def _fetch_index(url: str, folder: Path) -> None:
     try:
         fetch(f"{url}/manifest.json", folder / "manifest.new")
     except Absent:
-        raise UserError(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
+        raise Absent(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
     state = (folder / "manifest.new").read_bytes()
     with contextlib.suppress(Absent):  # shards without an audit have none
         fetch(f"{url}/audit.json", folder / "audit.json")

@@ -39,7 +39,7 @@ def section(run: Stored) -> Section:
         blocks.append(Folded("Why records were quarantined", [Table(["source", "reason", "records"], refused)]))
     if gone:
         blocks.append(Text(f"Shards of {', '.join(gone)} are no longer in {root}, so nothing is said about them.", "gap"))
-    return Section("Data", blocks or [Text("This folder has no training data: its predictions came from elsewhere.", "gap")])
+    return Section("Data", blocks or [Text("No model was trained in this folder, so there is no training data to show.", "gap")])
 
 
 def _caption(run: Stored) -> str:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from src.config import Train
 from src.data.module import open_sources, training_rows
+from src.data.remote import Cache
 from src.errors import UserError
 
 Config = TypeVar("Config", bound=Train)  # or a plan, which has all of its keys
@@ -18,7 +19,7 @@ def in_steps(config: Config) -> Config:
     epochs = config.optim.epochs
     if epochs is None:
         return config
-    rows = training_rows(open_sources(config.data.root, config.mix), config.mix)
+    rows = training_rows(open_sources(config.data.root, config.mix, cache=Cache(config.data.cache, config.data.cache_gb)), config.mix)
     steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch))
     if config.optim.warmup >= steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
