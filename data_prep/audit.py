@@ -137,8 +137,8 @@ def same_images(row_N: np.ndarray, hash_N: np.ndarray, known: Known, images: Cal
 def _groups_on_two_sides(shards: Shards, here: tuple[str, ...], there: tuple[str, ...]) -> int:
     """Patients, slides or figures that stand in splits on both sides."""
     groups, split = shards.column("group"), shards.column("split")
-    sides = (groups[np.isin(split, [SPLITS.index(name) for name in names])] for names in (here, there))
-    return len(np.intersect1d(*sides))
+    one, other = (groups[np.isin(split, [SPLITS.index(name) for name in names])] for names in (here, there))
+    return len(np.intersect1d(one, other))
 
 
 def _print_table(said: dict[str, dict[str, Any]], absent: list[str]) -> None:

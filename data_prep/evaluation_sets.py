@@ -65,8 +65,8 @@ def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> Ev
     if not here.any():
         return EvaluationSet(name, texts=np.unique(source.column("text_hash")[rows]))
     # Many questions stand on one picture; blank ones of different patients have one hash.
-    said = np.stack([hashes[here], *(source.column(name)[row_of[here]].astype(np.uint64) for name in ("group", "width", "height"))])
-    _, first = np.unique(said, axis=1, return_index=True)
+    told = [hashes[here], *(source.column(column)[row_of[here]].astype(np.uint64) for column in ("group", "width", "height"))]
+    _, first = np.unique(np.stack(told), axis=1, return_index=True)
     kept = np.unique(row_of[here][first])
     return EvaluationSet(name, images=[opener for row in kept for opener in _openers(source, int(row))])
 
