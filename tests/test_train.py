@@ -166,12 +166,24 @@ def stop_after(config: Train, step: int) -> None:
             if trainer.global_step == step:
                 raise Killed
 
+    Killing.__qualname__ = module.Checkpoints.__qualname__  # under which Lightning stores its state
     usual, module.Checkpoints = module.Checkpoints, Killing
     try:
         with pytest.raises(Killed):
             train(config)
     finally:
         module.Checkpoints = usual
+
+
+def test_a_resumed_run_keeps_the_best_checkpoint(configure, monkeypatch):
+    """Killed right after the best check; the later ones are worse."""
+    monkeypatch.setattr("src.train.Validation.__call__", lambda self, step: {2: 1.0, 4: 3.0, 6: 2.0}[step])
+    one, config = train(configure("name=one", "trainer.check_every=2")), configure("name=cut", "trainer.check_every=2")
+    stop_after(config, 2)
+    cut = train(config)
+    ours, theirs = (torch.load(run / "checkpoints" / "best.ckpt", weights_only=True) for run in (cut, one))
+    assert ours["global_step"] == theirs["global_step"] == 2
+    assert same(ours["state_dict"], theirs["state_dict"])
 
 
 def run_ranks(config: Train, log: Path, world: int) -> None:

@@ -41,10 +41,11 @@ class Checkpoints(lightning.Callback):
         last = step == trainer.max_steps
         if step % self.check_every == 0 or last:
             loss = self.validate(step)
-            self.save(trainer, f"step={step}.ckpt")
-            if loss is not None and loss < self.best:
-                self.best = loss
+            improved = loss is not None and loss < self.best
+            self.best = loss if improved else self.best
+            if improved:  # first: a run that is killed between the two files does this step again
                 self.save(trainer, "best.ckpt")
+            self.save(trainer, f"step={step}.ckpt")
         elif self.stopped:
             self.save(trainer, f"step={step}.ckpt")
         if self.stopped and not last:
