@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -307,6 +308,15 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(configure, tmp_pat
     run_ranks(config, tmp_path / "again", 2)
     assert (saved / "step=30.ckpt").exists()
     assert "resuming from" in (tmp_path / "again.0").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards, tmp_path, workers):
+    shutil.copytree(shards, tmp_path / "root")
+    (tmp_path / "root" / "alpha" / "train-000000.tar").unlink()
+    with pytest.raises(UserError) as found:
+        train(configure(f"data.root={tmp_path}/root", f"data.workers={workers}"))
+    assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{found.value}")
 
 
 def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):

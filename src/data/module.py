@@ -23,6 +23,7 @@ import xxhash
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config import Data, Mix
+from src.data.held_out import sides
 from src.data.images import decode
 from src.data.mixture import Mixture
 from src.data.packing import Batch, collate, deal, pack
@@ -36,18 +37,18 @@ def open_sources(root: str | Path, mix: Mix, *, cache: Cache | None = None) -> d
     return {source: open_shards(root, source, cache=cache or Cache()) for source in mix.drawn}
 
 
-def training_rows(shards: dict[str, Shards], mix: Mix) -> dict[str, np.ndarray]:
-    """The rows that may be drawn, per source."""
-    rows = {source: opened.rows("train", decontaminate=mix.decontaminate) for source, opened in shards.items()}
-    for source, found in rows.items():
-        if len(found) == 0:
+def split_rows(shards: dict[str, Shards], mix: Mix, *, validate: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The rows that may be drawn, and those that are checked (`data.validate` at most), per source."""
+    found = {source: sides(opened, decontaminate=mix.decontaminate, validate=validate) for source, opened in shards.items()}
+    for source, (drawn, _) in found.items():
+        if len(drawn) == 0:
             raise UserError(f"mix.shares names '{source}', but no training record of it may be used; set mix.shares.{source}=0")
-    return rows
+    return {source: drawn for source, (drawn, _) in found.items()}, {source: checked for source, (_, checked) in found.items()}
 
 
 def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, rows: dict[str, np.ndarray] | None = None) -> dict:
-    """What the order of the stream depends on. A run resumes only if all of it is unchanged. `rows`: of `training_rows`, where known."""
-    drawn = sorted((rows or training_rows(shards, mix)).items())
+    """What the order of the stream depends on. A run resumes only if all of it is unchanged. `rows`: that may be drawn, where known."""
+    drawn = sorted((rows or split_rows(shards, mix, validate=data.validate)[0]).items())
     return {
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.drawn.items())),
@@ -83,12 +84,18 @@ class Stream(IterableDataset):
         self.start = 0
         self._held: tuple[int, list[list[tuple[Encoded, int, int]]]] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         micro = self.start + number
         while True:
-            yield self.batch(micro // self.slots, slot=micro % self.slots)
+            try:
+                yield self.batch(micro // self.slots, slot=micro % self.slots)
+            except UserError as mistake:
+                if worker is None:
+                    raise
+                yield mistake  # as a value: an exception of a worker is raised again with the worker's traceback as its text
+                return
             micro += count
 
     def batch(self, step: int, *, slot: int) -> Batch:
@@ -160,7 +167,7 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
         self.shards = open_sources(data.root, mix, cache=Cache(data.cache, data.cache_gb))
-        rows = training_rows(self.shards, mix)
+        rows, self.checked = split_rows(self.shards, mix, validate=data.validate)
         self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data, rows=rows)
         self.mixture = Mixture(mix.drawn, rows, seed=seed)
         self.consumed = 0  # optimizer steps
@@ -183,12 +190,17 @@ class DataModule(lightning.LightningDataModule):
         stream.start = self.consumed * self.slots
         return self._loader(stream)
 
+    def on_before_batch_transfer(self, batch: Batch | UserError, dataloader_idx: int) -> Batch:
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
     def validation_batches(self, *, rank: int = 0, world: int = 1) -> list[Batch]:
-        """The first `data.validate` validation records of each source (none if it has no such split), packed once."""
+        """The records of each source that are checked, packed once."""
         stream = self.stream()
         rows: list = []
         for number, source in enumerate(self.mixture.sources):
-            picked = self.shards[source].rows("val")[: self.data.validate].tolist()
+            picked = self.checked[source].tolist()
             encoded = stream.encoded(number, picked)
             packed = pack([len(sample.ids) for sample in encoded], self.data.row_tokens)
             rows += [[(encoded[item], number, picked[item]) for item in items] for items in packed]
