@@ -39,8 +39,7 @@ def count_rows(one: Facts) -> list[str]:
 def left_out(one: Facts) -> str:
     """Quarantine with its reasons, filter, and leaks, in one line."""
     said = [f"{count:,} {reason}" for reason, count in one.reasons()]
-    if one.total["filtered"]:
-        said.append(f"{one.total['filtered']:,} filtered by a rule of the reader")
+    said += [f"{count:,} filtered: {reason}" for reason, count in one.shards.manifest.get("filtered", {}).items()]
     if not one.audit:
         said.append("not audited")
     elif one.audit["leaks"]:

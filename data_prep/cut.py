@@ -26,6 +26,7 @@ class Chunk:
     records: list[Record] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)  # (key, reason): quarantined before any image was looked at
     counts: Counter = field(default_factory=Counter)  # in, duplicates, filtered
+    filtered: Counter = field(default_factory=Counter)  # reason -> rows
     last: bool = False
     size: int = 0  # bytes as they came
 
@@ -59,6 +60,7 @@ def _deal(row: Row, chunk: Chunk, *, keys: Seen, texts: Seen) -> None:
     chunk.counts["in"] += 1
     if isinstance(row, Filtered):
         chunk.counts["filtered"] += 1
+        chunk.filtered[row.reason.partition(":")[0]] += 1
         return
     if isinstance(row, Bad):
         chunk.refused.append((row.key, row.reason))

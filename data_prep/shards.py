@@ -62,6 +62,8 @@ def _print_table(entry: sources.Source, manifest: dict[str, Any]) -> None:
             expected = entry.expected.get(split)
             table.add_row(entry.name, split, *(f"{counts[name]:,}" for name in COUNTS), f"{expected:,}" if expected else "")
     Console().print(table)
+    if manifest.get("filtered"):
+        print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
 
 
 if __name__ == "__main__":

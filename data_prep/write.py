@@ -33,6 +33,7 @@ class Part:
     split: str
     counts: Counter
     refused: list[tuple[str, str]]
+    filtered: Counter  # reason -> rows
     tar: dict[str, Any]  # name, sha256, bytes, records; empty where no record was left
 
     def rows(self) -> pa.RecordBatch:
@@ -57,13 +58,14 @@ def read_part(folder: Path, shard: str) -> Part:
     with pa.OSFile(str(path)) as file:
         said = json.loads(pa.ipc.open_file(file).schema.metadata[b"shard"])
     refused = [tuple(pair) for pair in said["refused"]]
-    return Part(path, shard.rpartition("-")[0], Counter(said["counts"]), refused, said["tar"])
+    return Part(path, shard.rpartition("-")[0], Counter(said["counts"]), refused, Counter(said["filtered"]), said["tar"])
 
 
 def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]) -> Counter:
     """Takes the chunks of one shard as they come; gives its counts."""
     counts: Counter = Counter({"written": 0, "quarantined": 0})
     refused: list[tuple[str, str]] = []
+    filtered: Counter = Counter()
     rows: list[dict[str, Any]] = []
     tar = folder / f"{shard}.tar"
     with atomic(tar) as file:
@@ -74,6 +76,7 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
             rows += part.rows
             refused += chunk.refused + part.refused
             counts.update(chunk.counts)
+            filtered.update(chunk.filtered)
             hashed.write(part.data)
         hashed.write(END_OF_TAR)
     counts.update(written=len(rows), quarantined=len(refused))
@@ -81,7 +84,7 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
     if not rows:
         tar.unlink()
         said = {}
-    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "tar": said})
+    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "filtered": filtered, "tar": said})
     return counts
 
 

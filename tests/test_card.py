@@ -6,7 +6,7 @@ import mlcroissant
 import numpy as np
 import pytest
 
-from data_prep import card, sources
+from data_prep import card, card_markdown, sources
 from data_prep.audit import Audit, audit_all
 from data_prep.card_facts import gather, histogram, strictest
 from src.errors import UserError
@@ -47,6 +47,13 @@ def test_the_croissant_file_is_valid_and_names_every_shard(written, shards):
         manifest = json.loads((shards / source / "manifest.json").read_text())
         expected |= {f"{source}/{shard['name']}": shard["sha256"] for shard in manifest["shards"]}
     assert tars == expected
+
+
+def test_filtered_rows_have_their_reasons(shards):
+    (one,) = gather(shards, {"gamma": 1})
+    assert "filtered" not in card_markdown.left_out(one)
+    one.shards.manifest["filtered"] = {"language": 1200, "not histology": 3}
+    assert card_markdown.left_out(one).startswith("1,200 filtered: language; 3 filtered: not histology")
 
 
 def test_the_strictest_licence_names_who_limits(shards):

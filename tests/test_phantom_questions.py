@@ -109,6 +109,7 @@ def test_chinese_training_questions_of_slake_show_test_pictures_and_are_left_out
     assert not shown["train", "en"] & shown["test", "en"]
     chinese = {split: sum(row["q_lang"] == "zh" for row in rows) for split, rows in tables.items()}
     assert {split: built[1]["slake"]["counts"][split]["filtered"] for split in chinese} == chinese
+    assert built[1]["slake"]["filtered"] == {"language": sum(chinese.values())}
     groups = {split: {record.group for record in records(built, "slake", split)} for split in tables}
     assert [len(found) for found in groups.values()] == [14, 4, 8]
     assert not groups["train"] & groups["test"]
