@@ -1,6 +1,7 @@
 """`log.csv` and the progress bar: what the run is doing, for people and for the report."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import lightning
 from tqdm import tqdm
 
 from src.data.packing import Batch
+from src.run import write_atomically
 
 
 class Log(lightning.Callback):
@@ -95,8 +97,9 @@ class Log(lightning.Callback):
         """Rows after the checkpoint that is resumed from would stand twice."""
         if not self.path.exists():
             return
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, self.columns)
+        writer.writeheader()
         with self.path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self.path.unlink()
-        for row in kept:
-            self._append(row)
+            writer.writerows(row for row in csv.DictReader(file) if int(row["step"]) <= step)
+        write_atomically(self.path, kept.getvalue())

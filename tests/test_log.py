@@ -1,0 +1,42 @@
+"""src/training/log.py: what stands in log.csv outlives a kill at any moment."""
+
+import csv
+import os
+
+import pytest
+
+from src.training.log import Log
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = Log(tmp_path / "log.csv", sources=["alpha"], parts=["vision"], log_every=1)
+    for step in (1, 2, 3):
+        log._append({"step": step, "loss": 1 / step, "lr/vision": 1e-5})
+    return log
+
+
+def test_rows_after_the_checkpoint_go_and_the_others_stay_as_they_are(log):
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    log._keep_until(2)
+    assert log.path.read_bytes() == b"".join(lines[:3])
+    log._append({"step": 3, "loss": 1 / 3, "lr/vision": 1e-5})
+    assert log.path.read_bytes() == b"".join(lines)
+
+
+def test_a_kill_while_rows_are_dropped_loses_none(log, monkeypatch):
+    """The file is whole until the new one takes its name."""
+    before = log.path.read_bytes()
+
+    def killed(*args):
+        assert log.path.read_bytes() == before
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(InterruptedError):
+        log._keep_until(2)
+    assert log.path.read_bytes() == before
+    monkeypatch.undo()
+    log._keep_until(2)
+    with log.path.open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
