@@ -8,6 +8,7 @@ import yaml
 from rich.table import Column, Table
 
 from src.config import Data, Mix
+from src.data.held_out import sides
 from src.data.mixture import BLOCK, cards
 from src.data.remote import Absent, Cache, is_remote, open_shards
 from src.data.shards import Shards
@@ -47,7 +48,7 @@ def parts(mix: Mix, data: Data, *, steps: int) -> list[Part]:
     for name in mix.drawn:
         draws = round(steps * data.global_batch * dealt[name] / BLOCK)
         shards = _shards(name, data)
-        found.append(_built(name, shards, mix.decontaminate, draws) if shards else _expected(name, known.get(name, {}), draws))
+        found.append(_built(shards, mix, data, draws=draws, name=name) if shards else _expected(name, known.get(name, {}), draws))
     return found
 
 
@@ -60,8 +61,8 @@ def _shards(name: str, data: Data) -> Shards | None:
         return None
 
 
-def _built(name: str, shards: Shards, decontaminate: bool, draws: int) -> Part:
-    rows = shards.rows("train", decontaminate=decontaminate)
+def _built(shards: Shards, mix: Mix, data: Data, *, draws: int, name: str) -> Part:
+    rows, _ = sides(shards, decontaminate=mix.decontaminate, validate=data.validate)
     characters = shards.column("text_length")[rows]
     tars = shards.manifest["shards"]
     return Part(

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from src.config import Train
-from src.data.module import open_sources, training_rows
+from src.data.module import open_sources, split_rows
 from src.data.remote import Cache
 from src.errors import UserError
 
@@ -19,7 +19,8 @@ def in_steps(config: Config) -> Config:
     epochs = config.optim.epochs
     if epochs is None:
         return config
-    rows = training_rows(open_sources(config.data.root, config.mix, cache=Cache(config.data.cache, config.data.cache_gb)), config.mix)
+    shards = open_sources(config.data.root, config.mix, cache=Cache(config.data.cache, config.data.cache_gb))
+    rows, _ = split_rows(shards, config.mix, validate=config.data.validate)
     steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch))
     if config.optim.warmup >= steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")

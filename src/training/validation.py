@@ -56,7 +56,7 @@ class Validation:
         found = []
         for number, source in enumerate(self.data.mixture.sources):
             shards, settings = self.data.shards[source], self.data.data
-            rows = [row for row in shards.rows("val")[: settings.validate].tolist() if shards.text(row).turns][: settings.answers]
+            rows = [row for row in self.data.checked[source].tolist() if shards.text(row).turns][: settings.answers]
             for row in rows[rank::world]:
                 record = shards[row]
                 pixels = [decode(image, size=self.data.size, exact=settings.exact_decode) for image in record.images if settings.images]
