@@ -19,6 +19,7 @@ from src.training.checkpoint import choose, load, newest
 from src.training.epochs import in_steps
 from src.training.log import Log
 from src.training.module import Training
+from src.training.revisions import as_started, hold
 from src.training.saving import Checkpoints
 from src.training.validation import Validation
 
@@ -26,8 +27,8 @@ from src.training.validation import Validation
 def train(config: Train) -> Path:
     """Starts or resumes the run and returns its folder."""
     check(config)
-    config = in_steps(config)
     folder = Path(config.outputs) / config.name
+    config = as_started(in_steps(config), folder)
     run.open_run(folder, plain(config))
     if (folder / "train.json").exists():
         print(f"{folder} is trained already; choose another name=... to train again")
@@ -37,6 +38,7 @@ def train(config: Train) -> Path:
     lightning.seed_everything(config.seed, verbose=False)
     with tracking.training(folder, config) as board, run.verb(folder, "train") as said:
         model = build(config)
+        config = hold(config, folder, model.weights)
         data = DataModule(
             config.mix,
             config.data,
@@ -47,7 +49,7 @@ def train(config: Train) -> Path:
         )
         if config.init:
             load(model, choose(Path(config.outputs) / config.init.removeprefix("run:"), "best"), whole=False)
-        said["parts"] = census(model, config)
+        said |= {"parts": census(model, config), "weights": model.weights}
         print(table(said["parts"]))
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
