@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ from src.data.shards import Shards
 
 PICTURES, SIDE = 6, 112  # per source; pixels
 BINS = 24
+UNSTATED = "none stated"
+NON_COMMERCIAL, NO_DERIVATIVES = (
+    r"(?<![a-z])nc(?![a-z])|non-?commercial|research",
+    r"(?<![a-z])nd(?![a-z])|no-?deriv",
+)  # in the licence of a record
 
 
 @dataclass
@@ -46,6 +52,11 @@ class Facts:
         """Why rows are quarantined, most frequent first."""
         lines = (self.shards.folder / "quarantine.jsonl").read_text().splitlines()
         return Counter(json.loads(line)["reason"].partition(":")[0] for line in lines).most_common()
+
+    def licences(self) -> dict[str, int]:
+        """Records by the licence that each states for itself, most frequent first; empty where no record states one."""
+        found = self.shards.manifest.get("licences", {})
+        return {name or UNSTATED: count for name, count in found.items()} if any(found) else {}
 
     def lengths(self) -> np.ndarray:
         """Characters of text per record."""
@@ -79,10 +90,15 @@ def gather(out: Path, shares: dict[str, float]) -> list[Facts]:
 
 
 def strictest(facts: list[Facts]) -> str:
-    """What may be done with the whole mix: what every part of it allows."""
+    """What may be done with the whole mix: what every source allows, and every record that states a licence of its own."""
     said = []
     for what, limits in (
-        ("non-commercial use only", {one.entry.name: one.entry.licence.non_commercial == "yes" for one in facts}),
+        (
+            "non-commercial use only",
+            {one.entry.name: one.entry.licence.non_commercial == "yes" or _any(one, NON_COMMERCIAL) for one in facts},
+        ),
+        ("no derivatives of some records", {one.entry.name: _any(one, NO_DERIVATIVES) for one in facts}),
+        ("some records state no licence", {one.entry.name: UNSTATED in one.licences() for one in facts}),
         ("must not be redistributed", {one.entry.name: one.entry.licence.redistribute == "no" for one in facts}),
         ("redistribution unverified", {one.entry.name: one.entry.licence.redistribute == "unverified" for one in facts}),
         ("commercial use unverified", {one.entry.name: one.entry.licence.non_commercial == "unverified" for one in facts}),
@@ -91,6 +107,10 @@ def strictest(facts: list[Facts]) -> str:
         if names:
             said.append(f"{what} ({', '.join(names)})")
     return "; ".join(said) or "no restriction is known"
+
+
+def _any(one: Facts, pattern: str) -> bool:
+    return any(re.search(pattern, name.lower()) for name in one.licences())
 
 
 def histogram(values: np.ndarray) -> tuple[list[int], list[int]]:

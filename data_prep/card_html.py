@@ -3,7 +3,7 @@
 from html import escape
 
 from data_prep.card_facts import Facts, histogram, splits_present, strictest
-from data_prep.card_markdown import left_out
+from data_prep.card_markdown import left_out, stated
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
@@ -50,7 +50,7 @@ def _counts(facts: list[Facts]) -> str:
 
 def _licences(facts: list[Facts]) -> str:
     rows = [
-        [one.entry.name, one.entry.licence.name, one.entry.licence.source, one.entry.licence.redistribute, one.entry.licence.non_commercial]
+        [one.entry.name, stated(one), one.entry.licence.source, one.entry.licence.redistribute, one.entry.licence.non_commercial]
         for one in facts
     ]
     return _table(["source", "licence", "read at", "redistribution", "non-commercial"], rows, kind="words")

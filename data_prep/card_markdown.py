@@ -49,9 +49,15 @@ def left_out(one: Facts) -> str:
     return "; ".join(said) or "nothing"
 
 
+def stated(one: Facts) -> str:
+    """The licence of the source and those of its records."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in one.licences().items())
+    return f"{one.entry.licence.name}; of its records: {counts}" if counts else one.entry.licence.name
+
+
 def _licence(one: Facts) -> str:
     licence = one.entry.licence
-    return f"| {one.entry.name} | {licence.name} | {licence.source or '-'} | {licence.redistribute} | {licence.non_commercial} |"
+    return f"| {one.entry.name} | {stated(one)} | {licence.source or '-'} | {licence.redistribute} | {licence.non_commercial} |"
 
 
 def _about(one: Facts) -> str:

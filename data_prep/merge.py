@@ -40,9 +40,9 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
         "shards": [part.tar for part in tars],
     }
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    manifest["filtered"] = dict(
-        sum((part.filtered for part in parts), Counter()).most_common()
-    )  # by reason; no byte of a tar depends on it
+    # Not in the fingerprint, which stands for the samples.
+    manifest["filtered"] = dict(sum((part.filtered for part in parts), Counter()).most_common())
+    manifest["licences"] = dict(sum((part.licences for part in parts), Counter()).most_common())
     with atomic(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest

@@ -1,5 +1,6 @@
 """A chunk of records -> the bytes that go into a tar and the index rows that describe them. Runs in the worker processes."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -14,11 +15,12 @@ class Packed:
     data: bytes = b""
     rows: list[dict[str, Any]] = field(default_factory=list)  # columns of the index; offsets count from the start of `data`
     refused: list[tuple[str, str]] = field(default_factory=list)
+    licences: Counter = field(default_factory=Counter)  # licence of a record -> records; empty where none is stated
 
 
 def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
     data: list[bytes] = []
-    rows, refused, offset = [], [], 0
+    rows, refused, licences, offset = [], [], [], 0
     encoded = cache(partial(encode, max_side=max_side, quality=quality))  # neighbours often ask about one image
     for record in chunk.records:
         try:
@@ -31,8 +33,9 @@ def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
         length = sum(map(len, parts))
         rows.append(_row(record, images, offset=offset, length=length, json_length=len(parts[1])))
         data += parts
+        licences.append(record.licence)
         offset += length
-    return Packed(b"".join(data), rows, refused)
+    return Packed(b"".join(data), rows, refused, Counter(licences))
 
 
 def _row(record: Record, images: list[Encoded], *, offset: int, length: int, json_length: int) -> dict[str, Any]:

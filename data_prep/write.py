@@ -34,6 +34,7 @@ class Part:
     counts: Counter
     refused: list[tuple[str, str]]
     filtered: Counter  # reason -> rows
+    licences: Counter  # licence of a record -> records; empty where none is stated
     tar: dict[str, Any]  # name, sha256, bytes, records; empty where no record was left
 
     def rows(self) -> pa.RecordBatch:
@@ -58,7 +59,9 @@ def read_part(folder: Path, shard: str) -> Part:
     with pa.OSFile(str(path)) as file:
         said = json.loads(pa.ipc.open_file(file).schema.metadata[b"shard"])
     refused = [tuple(pair) for pair in said["refused"]]
-    return Part(path, shard.rpartition("-")[0], Counter(said["counts"]), refused, Counter(said["filtered"]), said["tar"])
+    return Part(
+        path, shard.rpartition("-")[0], Counter(said["counts"]), refused, Counter(said["filtered"]), Counter(said["licences"]), said["tar"]
+    )
 
 
 def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]) -> Counter:
@@ -66,6 +69,7 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
     counts: Counter = Counter({"written": 0, "quarantined": 0})
     refused: list[tuple[str, str]] = []
     filtered: Counter = Counter()
+    licences: Counter = Counter()
     rows: list[dict[str, Any]] = []
     tar = folder / f"{shard}.tar"
     with atomic(tar) as file:
@@ -77,6 +81,7 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
             refused += chunk.refused + part.refused
             counts.update(chunk.counts)
             filtered.update(chunk.filtered)
+            licences.update(part.licences)
             hashed.write(part.data)
         hashed.write(END_OF_TAR)
     counts.update(written=len(rows), quarantined=len(refused))
@@ -84,7 +89,7 @@ def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, Packed]]
     if not rows:
         tar.unlink()
         said = {}
-    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "filtered": filtered, "tar": said})
+    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "filtered": filtered, "licences": licences, "tar": said})
     return counts
 
 

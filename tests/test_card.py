@@ -65,6 +65,18 @@ def test_the_strictest_licence_names_who_limits(shards):
     assert strictest(facts) == "no restriction is known"
 
 
+def test_licences_of_records_are_counted_and_limit_the_whole(shards):
+    facts = gather(shards, {"alpha": 1, "beta": 1})
+    facts[0].entry = facts[1].entry = card_entry("vqa_rad")
+    assert facts[0].licences() == {}  # no record of alpha states one
+    facts[0].shards.manifest["licences"] = {"CC BY": 1200, "": 30, "CC_BY-NC-ND 4.0": 2}
+    facts[0].entry = card_entry("slake")
+    assert card_markdown.stated(facts[0]) == "CC BY 4.0; of its records: CC BY 1,200, none stated 30, CC_BY-NC-ND 4.0 2"
+    assert strictest(facts) == (
+        "non-commercial use only (slake); no derivatives of some records (slake); some records state no licence (slake)"
+    )
+
+
 def card_entry(name):
     return sources.load()[name]
 

@@ -250,6 +250,15 @@ def test_what_cannot_be_used_is_quarantined_with_its_reason_and_the_sums_add_up(
     assert "twin" not in built.column("key")
 
 
+def test_licences_of_written_records_are_counted(raw, tmp_path, small_shards):
+    assert build(raw, tmp_path / "none").manifest["licences"] == {"": 150}
+    one = {"image": "0.jpg", "answer": "yes", "licence": "CC BY"}
+    lines = [{**one, "id": f"l{n}", "question": f"Is it {n}?"} for n in range(20)]
+    broken = {**one, "id": "no-picture", "image": "x.jpg", "question": "What?"}
+    put_lines(raw / "own", "val", [*lines, broken])
+    assert build(raw, tmp_path / "out", workers=2).manifest["licences"] == {"": 150, "CC BY": 20}
+
+
 def test_more_quarantined_than_allowed_fails_the_build_and_says_why(raw, tmp_path):
     put_lines(raw / "own", "train", [{"id": f"x{n}", "image": f"x{n}.jpg", "question": "What?", "answer": "y"} for n in range(30)])
     with pytest.raises(UserError) as error:
