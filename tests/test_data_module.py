@@ -201,3 +201,15 @@ def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path
     tar.unlink()
     with pytest.raises(UserError, match="is named in the manifest but is not there"):
         [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
+
+
+@pytest.mark.parametrize(("row_tokens", "said"), [(16, r"2 image\(s\) of 4 tokens .* row_tokens=16; set it to 17 or more"), (17, None)])
+def test_images_that_do_not_fit_are_refused_before_the_first_step(data, row_tokens, said):
+    """Sources of one, two and no images of four tokens; a blind run has none."""
+    words = [f"data.row_tokens={row_tokens}"]
+    data(*words, "data.images=false")
+    if said is None:
+        data(*words).stream().batch(0, slot=0)
+    else:
+        with pytest.raises(UserError, match=f"'beta/train[0-9]+': {said}"):
+            data(*words)

@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
+import torch
 
 from src.data.prompt import IGNORE, Prompter, fit, pieces
 from src.data.record import Record
+from src.errors import UserError
+from src.model.generate import ask
 from src.model.weights import load_language
 
 
 @pytest.fixture(scope="module")
 def tokenizer(language):
-    import torch
-
     return load_language(str(language), revision="unverified", dtype=torch.float32)[1]
 
 
@@ -56,6 +57,17 @@ def test_a_sample_above_the_budget_is_cut_at_its_answer_and_never_in_its_image(t
     assert made.cut == len(prompter(tokenizer, budget=999).encode([long], num_images=[2])[0].ids) - 60
     assert made.ids[-1] == made.labels[-1] == tokenizer.eos_token_id
     assert "which organ?\nAnswer:the lung the lung" in tokenizer.decode(made.ids)
+
+
+def test_images_that_leave_no_room_for_text_are_one_sentence(tokenizer):
+    """Training and answering alike; eight tokens of text are enough."""
+    record = asked(("which organ is shown here?", "lung"))
+    said = r"'k': 3 image\(s\) of 4 tokens and 8 tokens of text do not fit into row_tokens=20; set it to 21 or more"
+    with pytest.raises(UserError, match=said):
+        prompter(tokenizer, budget=20).encode([record], num_images=[3])
+    with pytest.raises(UserError, match=said):
+        ask(record, images=[torch.zeros(3, 8, 8)] * 3, prefix="", prompter=prompter(tokenizer, budget=20), max_new_tokens=5)
+    assert len(prompter(tokenizer, budget=21).encode([record], num_images=[3])[0].ids) == 21
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,15 @@ class DataModule(lightning.LightningDataModule):
         rows, self.checked = split_rows(self.shards, mix, validate=data.validate)
         self.fingerprint = fingerprint(self.shards, mix, seed=seed, data=data, rows=rows)
         self.mixture = Mixture(mix.drawn, rows, seed=seed)
+        for source, drawn in rows.items() if data.images else ():
+            self._check_room(source, np.concatenate([drawn, self.checked[source]]))
         self.consumed = 0  # optimizer steps
+
+    def _check_room(self, source: str, rows: np.ndarray) -> None:
+        """Before the first step, since what a run cannot hold later would end it at every attempt to resume."""
+        counts = self.shards[source].column("num_images")
+        fullest = int(rows[counts[rows].argmax()])
+        self.prompter.room(int(counts[fullest]), key=f"{source}/{self.shards[source].arrow('key')[fullest]}")
 
     def stream(self, *, rank: int = 0, world: int = 1) -> Stream:
         return Stream(

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.data.record import Record
+from src.errors import UserError
 
 IMAGE = "<image>"
+LEAST_TEXT = 8  # tokens that images must leave: of a question its end, of an answer a quarter
 IGNORE = -100  # label of a token that is not supervised (torch's cross_entropy convention)
 
 
@@ -47,6 +49,16 @@ class Prompter:
         """Begin of sequence and the placeholders of the images: the part that all questions on an image share."""
         return [self.bos] + [self.image_id] * (self.patches * num_images)
 
+    def room(self, num_images: int, *, key: str) -> int:
+        """Tokens left for text beside the images of record `key`; raises `UserError` where that is nothing to speak of."""
+        taken = 1 + self.patches * num_images
+        if self.budget - taken < LEAST_TEXT:
+            raise UserError(
+                f"'{key}': {num_images} image(s) of {self.patches} tokens and {LEAST_TEXT} tokens of text do not fit into "
+                f"row_tokens={self.budget}; set it to {taken + LEAST_TEXT} or more"
+            )
+        return self.budget - taken
+
     def tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
 
@@ -54,11 +66,13 @@ class Prompter:
         """Training samples. `num_images` counts stand beside the records, which may have been read without their images."""
         turns = [pieces(record) for record in records]
         flat = iter(self.tokens([text for turn in turns for pair in turn for text in pair]))
-        return [self._join([(next(flat), next(flat)) for _ in turn], count) for turn, count in zip(turns, num_images, strict=True)]
+        return [
+            self._join([(next(flat), next(flat)) for _ in turn], count, room=self.room(count, key=record.key))
+            for record, turn, count in zip(records, turns, num_images, strict=True)
+        ]
 
-    def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int) -> Encoded:
+    def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int, *, room: int) -> Encoded:
         prefix = self.prefix(num_images)
-        room = self.budget - len(prefix)
         turns, cut = fit(turns, room)
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         for prompt, answer in turns:
@@ -74,7 +88,7 @@ def fit(turns: list[tuple[list[int], list[int]]], room: int) -> tuple[list[tuple
     Whole turns are left out from the end while more than one remains. Then the answer's end is cut, down to a quarter of the
     room; if that is not enough, the beginning of the prompt goes, since a question stands at the end of its context.
     """
-    assert room >= 8, f"{room} tokens left for text; raise data.row_tokens"
+    assert room >= LEAST_TEXT, room
     length = sum(len(p) + len(a) + 1 for p, a in turns)
     whole = length
     while length > room and len(turns) > 1:

@@ -43,7 +43,7 @@ class Answer:
 def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> Asked:
     """The last question of a record as the model sees it in training, cut to the same token budget."""
     tokens = prompter.tokens([text for pair in pieces(record) for text in pair])
-    room = prompter.budget - len(prompter.prefix(len(images)))
+    room = prompter.room(len(images), key=record.key)
     ends = [[], [prompter.eos]] * len(tokens)  # an earlier answer ends as it did in training
     history = [token for text, end in zip(tokens[:-2], ends, strict=False) for token in text + end]
     (prompt, _), *_ = fit([(history + tokens[-2], [0] * max_new_tokens)], room)[0]
