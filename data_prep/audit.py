@@ -142,10 +142,12 @@ def _groups_on_two_sides(shards: Shards, here: tuple[str, ...], there: tuple[str
 
 
 def _print_table(said: dict[str, dict[str, Any]], absent: list[str]) -> None:
-    table = Table("source", "leaks into", "records", "groups in test and elsewhere", "in train and val", box=None, pad_edge=False)
+    names = ("source", "leaks into", "records", "groups in test and elsewhere", "in train and val", "images", "different")
+    table = Table(*names, box=None, pad_edge=False)
     for source, found in said.items():
         leaks = ", ".join(f"{name} {count:,}" for name, count in found["leaks"].items()) or "-"
-        table.add_row(source, leaks, *(f"{found[key]:,}" for key in ("records", "groups_on_two_sides", "groups_in_train_and_val")))
+        counts = [found[key] for key in ("records", "groups_on_two_sides", "groups_in_train_and_val")] + list(found["images"].values())
+        table.add_row(source, leaks, *(f"{count:,}" for count in counts))
     Console().print(table)
     if absent:
         print(f"not checked, since not on disk: {', '.join(absent)}")

@@ -3,7 +3,7 @@
 from html import escape
 
 from data_prep.card_facts import Facts, histogram, splits_present, strictest
-from data_prep.card_markdown import left_out, stated
+from data_prep.card_markdown import left_out, repeated, stated
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
@@ -71,6 +71,7 @@ def _source(one: Facts) -> str:
         f"<h2>{escape(one.entry.title or one.entry.name)}</h2>"
         f"<p class='notes'>{escape(one.entry.citation)} {escape(one.entry.notes)}</p>"
         f"<p><b>Left out:</b> {escape(left_out(one))}.</p>"
+        f"<p><b>Images:</b> {escape(repeated(one))}.</p>"
         f"<div class='charts'>{_chart('characters of text per record', *histogram(one.lengths()))}"
         f"{_chart('longer side of the image as it came, pixels', *histogram(one.sides()))}</div>"
         f"<div class='strip'>{pictures}</div>"

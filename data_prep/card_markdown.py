@@ -16,6 +16,8 @@ def render(mix: str, facts: list[Facts]) -> str:
         "\n".join([HEADER, *(row for one in facts for row in count_rows(one))]),
         "## Left out",
         "\n".join(f"- {one.entry.name}: {left_out(one)}" for one in facts),
+        "## Images\n\nAn image that comes again comes with another text or in another split; the same with the same text is a duplicate.",
+        "\n".join(f"- {one.entry.name}: {repeated(one)}" for one in facts),
         "## Licences",
         "\n".join(["| source | licence | read at | redistribution | non-commercial |\n|---|---|---|---|---|", *map(_licence, facts)]),
         "## Sources",
@@ -47,6 +49,14 @@ def left_out(one: Facts) -> str:
     if one.audit.get("groups_on_two_sides"):
         said.append(f"{one.audit['groups_on_two_sides']:,} groups stand in test and elsewhere")
     return "; ".join(said) or "nothing"
+
+
+def repeated(one: Facts) -> str:
+    """How many images are written, and how many different ones by the audit's perceptual hash."""
+    images = one.audit.get("images")
+    if not images:
+        return "not audited"
+    return f"{images['all']:,} images, {images['different']:,} different ones by perceptual hash" if images["all"] else "no images"
 
 
 def stated(one: Facts) -> str:

@@ -104,7 +104,10 @@ def test_copies_are_found_and_nothing_else(out, capsys):
     assert said["mix"]["leaks"] == {"pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
     assert said["mix"]["checked"] == {"pubmedqa": 20, "vqa_rad": 20}
     assert "pathvqa" in said["mix"]["not_checked"]
-    assert "not checked, since not on disk: breastmnist" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not checked, since not on disk: breastmnist" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("mix ")]
+    assert line.split()[-2:] == [f"{count:,}" for count in said["mix"]["images"].values()]
 
 
 def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):

@@ -49,6 +49,12 @@ def test_the_croissant_file_is_valid_and_names_every_shard(written, shards):
     assert tars == expected
 
 
+def test_images_that_come_again_are_told(written, shards):
+    assert "- alpha: 77 images, 77 different ones by perceptual hash\n" in (written / "card.md").read_text()
+    assert "- gamma: no images\n" in (written / "card.md").read_text()
+    assert "<b>Images:</b> 77 images, 77 different ones by perceptual hash." in (written / "card.html").read_text()
+
+
 def test_filtered_rows_have_their_reasons(shards):
     (one,) = gather(shards, {"gamma": 1})
     assert "filtered" not in card_markdown.left_out(one)
