@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data_prep import sources
 from data_prep.phantom import draw
 from data_prep.phantom.__main__ import main
 from data_prep.phantom.draw.canvas import canvas
@@ -23,6 +24,7 @@ from data_prep.phantom.wording import article, caption, questions
 from data_prep.phantom.world import MODALITIES, NORMAL, OPTICAL, RADIOLOGY, item_rng, sample_scene
 from data_prep.phantom.writers import FULL, OPEN, WRITERS, pathvqa, vqa_med_2019
 from data_prep.phantom.writers.folder import scenes
+from data_prep.readers import READERS
 from src.cli import CONF
 from src.data.record import QUESTION_TYPES, question_type
 from src.scoring.controls import histogram
@@ -210,6 +212,21 @@ def test_pubmedqa_is_answered_by_its_contexts(raw):
         numbers = [int(word) for word in made["contexts"][1].rstrip(".").split() if word.isdigit()]
         if "frequent" in made["question"]:
             assert made["decision"] == {1: "yes", -1: "no", 0: "maybe"}[int(np.sign(numbers[0] - numbers[1]))]
+
+
+def test_pubmedqa_has_artificial_labels_as_the_hub_holds_them(raw):
+    entry = sources.load()["pubmedqa"]
+    labelled = json.loads((raw / "pubmedqa/data/ori_pqal.json").read_text())
+    artificial = pq.read_table(raw / "pubmedqa/pqa_artificial/train-00000-of-00001.parquet").to_pylist()
+    assert artificial
+    assert "maybe" not in {row["final_decision"] for row in artificial}
+    found = {split: {record.key: record for record in READERS[entry.reader](raw / "pubmedqa", split, entry)} for split in ("train", "test")}
+    assert {split: len(records) for split, records in found.items()} == NUM["pubmedqa"]
+    assert found["train"].keys() - labelled.keys() == {str(row["pubid"]) for row in artificial}
+    one = artificial[0]
+    assert found["train"][str(one["pubid"])].turns == [
+        (" ".join(one["context"]["contexts"]) + "\n" + one["question"], one["final_decision"])
+    ]
 
 
 def test_breastmnist_has_both_classes(raw):

@@ -1,24 +1,43 @@
-"""PubMedQA as its repository holds it: `data/ori_pqal.json`, and the ids and answers of the test questions."""
+"""PubMedQA: PQA-L as its repository holds it, `data/ori_pqal.json` with the ids and answers of the test questions, and PQA-A as the
+hub does, `pqa_artificial/train-*.parquet`.
+
+Warts of the original: PQA-A is never answered by maybe.
+"""
 
 import json
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep.phantom.wording import article
 from data_prep.phantom.world import item_rng
 
 SIZES = {"train": 800, "test": 100}
+ARTIFICIAL = 4  # one of so many training questions is of PQA-A, if its answer is not maybe
+LABELS = ["METHODS", "RESULTS"]
+COLUMNS = {
+    "pubid": pa.int32(),
+    "question": pa.string(),
+    "context": pa.struct([(name, pa.list_(pa.string())) for name in ("contexts", "labels", "meshes")]),
+    "long_answer": pa.string(),
+    "final_decision": pa.string(),
+}
 
 
 def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
-    articles, truth = {}, {}
+    articles, truth, artificial = {}, {}, []
     for split, number in num.items():
         for n in range(number):
             rng = item_rng(seed, "pubmedqa", split, n)
             made, pmid = article(rng), str(10_000_000 + n + (5_000_000 if split == "test" else 0))
+            if split == "train" and n % ARTIFICIAL == 0 and made["decision"] != "maybe":
+                artificial.append(_as_on_the_hub(pmid, made))
+                continue
             articles[pmid] = {
                 "QUESTION": made["question"],
                 "CONTEXTS": made["contexts"],
-                "LABELS": ["METHODS", "RESULTS"],
+                "LABELS": LABELS,
                 "MESHES": made["subjects"],
                 "YEAR": str(2000 + int(rng.integers(20))),
                 "reasoning_required_pred": made["decision"],
@@ -28,6 +47,18 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             }
             if split == "test":
                 truth[pmid] = made["decision"]
-    (out / "data").mkdir()
+    for folder in ("data", "pqa_artificial"):
+        (out / folder).mkdir()
+    pq.write_table(pa.Table.from_pylist(artificial, pa.schema(COLUMNS)), out / "pqa_artificial" / "train-00000-of-00001.parquet")
     (out / "data" / "ori_pqal.json").write_text(json.dumps(articles, indent=1))
     (out / "data" / "test_ground_truth.json").write_text(json.dumps(truth, indent=1))
+
+
+def _as_on_the_hub(pmid: str, made: dict) -> dict:
+    return {
+        "pubid": int(pmid),
+        "question": made["question"],
+        "context": {"contexts": made["contexts"], "labels": LABELS, "meshes": made["subjects"]},
+        "long_answer": made["conclusion"],
+        "final_decision": made["decision"],
+    }
