@@ -1,13 +1,18 @@
 """The long trials: what they would run and send, without running it."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
+import httpx
 import pytest
 
 from experiments.soak import __main__ as soak
 from experiments.soak import readme, uploads
 from experiments.soak.trial import Row
 from src.data.read_image import read_image
+from src.demo import running
+from src.serving.guard import Guard
+from src.serving.limits import Limits
 
 TEXT = """# Title
 
@@ -55,6 +60,36 @@ def test_what_the_trial_calls_readable_is(tmp_path):
         path = tmp_path / str(number)
         path.write_bytes(data)
         assert read_image(path).mode == "RGB"
+
+
+@pytest.fixture
+def client():
+    """A visitor of a demo whose model is never loaded."""
+    with running(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
+        yield client
+
+
+def test_what_no_page_sends_is_refused(client):
+    assert uploads.strange(client) == ([], 0)
+
+
+def test_the_trial_sees_what_an_unguarded_demo_keeps(monkeypatch):
+    async def unguarded(self, scope, receive, send) -> None:
+        await self.app(scope, receive, send)
+
+    monkeypatch.setattr(Guard, "__call__", unguarded)
+    with running(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
+        heard = uploads.Heard()
+        uploads.send(client, "a.png", uploads.readable()[0], heard)
+        assert uploads.readable_by(client, heard.places)
+    assert heard.leaked == ["a.png is served as it was sent"]
+
+
+def test_an_upload_is_read_by_nobody_who_was_not_told_its_name(client):
+    heard = uploads.Heard()
+    uploads.send(client, "a.png", uploads.readable()[0], heard)
+    assert (heard.codes, heard.unclear, heard.leaked, len(heard.places)) == ([200], [], [], 4)
+    assert uploads.readable_by(client, heard.places) == []
 
 
 def test_a_row_says_what_was_found_and_whether_it_holds():
