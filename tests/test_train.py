@@ -403,6 +403,14 @@ def test_the_log_speaks_of_every_source(whole):
     assert float(rows[-1]["seconds"]) > float(rows[0]["seconds"])
 
 
+def test_what_did_not_fit_stands_in_the_log(configure):
+    """Every token of a window of samples (two steps) is either trained on or counted as cut, in any number of slots."""
+    words = ["optim.steps=2", "optim.warmup=1", "trainer.log_every=2", "data.validate=0", "trainer.accumulate=2"]
+    long, short = (steps(train(configure(*words, f"name={n}", f"data.row_tokens={n}"))) for n in (160, 24))
+    assert [int(row["cut_tokens"]) for row in long] == [0]
+    assert int(short[0]["cut_tokens"]) == int(long[0]["tokens"]) - int(short[0]["tokens"]) > 0
+
+
 def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
     """A bfloat16 language model with float32 adapters, as the full recipe has it."""
     mixed = ["trainer.precision=bf16-mixed", "language.dtype=bfloat16"]

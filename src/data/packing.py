@@ -56,6 +56,7 @@ class Batch:
     predicts_S: Tensor  # int64, the tokens whose successor is supervised, in the same line
     edges: list[int]  # where samples begin, in the line of all B x T places, and its end; padding is a sample of its own
     num_samples: int
+    cut: int  # text tokens of its samples that did not fit
     keys: list[str]
 
     def to(self, device: torch.device) -> "Batch":
@@ -102,5 +103,6 @@ def collate(
         predicts_S=torch.from_numpy(np.flatnonzero(labels.ravel()[1:] != IGNORE)),
         edges=[*(edges or [0]), shape[0] * tokens],
         num_samples=sum(map(len, rows)),
+        cut=sum(sample.cut for row in rows for sample in row),
         keys=keys,
     )

@@ -19,7 +19,7 @@ class Log(lightning.Callback):
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
         self.path, self.log_every, self.board = path, log_every, board
         per_source = [f"{kind}/{source}" for kind in ("loss", "val", "f1") for source in sources]
-        self.columns = ["step", "seconds", "samples", "tokens", "fill", "loss", "val", "grad_norm", "skipped", "data_wait"]
+        self.columns = ["step", "seconds", "samples", "tokens", "fill", "cut_tokens", "loss", "val", "grad_norm", "skipped", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + per_source
         self.totals = {"seconds": 0.0, "samples": 0, "tokens": 0, "places": 0}
 
@@ -59,7 +59,7 @@ class Log(lightning.Callback):
     def write(self, trainer, module, step: int, *, validation: dict[str, float]) -> None:
         now = time.perf_counter()
         seconds = now - self._since
-        (samples, tokens, places), sums, counts = module.totals()
+        (samples, tokens, places, cut), sums, counts = module.totals()
         for name, amount in (("seconds", seconds), ("samples", samples), ("tokens", tokens), ("places", places)):
             self.totals[name] += amount
         row = {
@@ -68,6 +68,7 @@ class Log(lightning.Callback):
             "samples": self.totals["samples"],
             "tokens": self.totals["tokens"],
             "fill": tokens / max(places, 1),
+            "cut_tokens": cut,
             "loss": sum(sums) / max(sum(counts), 1),
             "grad_norm": float(module.grad_norm),
             "skipped": module.skipped,

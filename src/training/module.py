@@ -37,18 +37,18 @@ class Training(lightning.LightningModule):
         self.reset_sums()
 
     def reset_sums(self) -> None:
-        """Sums since the last log line, kept on the device: loss and supervised tokens per source; samples, tokens, places."""
+        """Sums since the last log line, kept on the device: loss and supervised tokens per source; samples, tokens, places, cut tokens."""
         self.loss_sums = torch.zeros(len(self.sources))
         self.token_sums = torch.zeros(len(self.sources))
-        self.samples = self.tokens = self.places = self.skipped = 0
+        self.samples = self.tokens = self.places = self.cut = self.skipped = 0
 
     def totals(self) -> tuple[list[int], list[float], list[float]]:
-        """([samples, tokens, places], loss sums, supervised tokens) since the last log line, over all ranks."""
-        counts = torch.tensor([self.samples, self.tokens, self.places], dtype=torch.float64, device=self.device)
+        """([samples, tokens, places, cut tokens], loss sums, supervised tokens) since the last log line, over all ranks."""
+        counts = torch.tensor([self.samples, self.tokens, self.places, self.cut], dtype=torch.float64, device=self.device)
         found = torch.cat([counts, self.loss_sums.to(counts), self.token_sums.to(counts)])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(found)
-        counts, sums, tokens = found.split([3, len(self.sources), len(self.sources)])
+        counts, sums, tokens = found.split([4, len(self.sources), len(self.sources)])
         return counts.long().tolist(), sums.tolist(), tokens.tolist()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -116,6 +116,7 @@ class Training(lightning.LightningModule):
         self.loss_sums.index_add_(0, sources_S.long(), losses_S.float().nan_to_num(0.0, 0.0, 0.0))
         self.token_sums.index_add_(0, sources_S.long(), torch.isfinite(losses_S).float())
         self.samples += batch.num_samples
+        self.cut += batch.cut
         self.tokens += (batch.sources_BT >= 0).sum()
         self.places += batch.ids_BT.shape[0] * self.config.data.row_tokens
 
