@@ -5,6 +5,7 @@ import numpy as np
 from src.data.shards import Shards
 
 MOST = 0.05  # of the training records, that may be held out; our choice
+HASHES = 2**63  # groups are hashes below this
 
 
 def sides(shards: Shards, *, decontaminate: bool, validate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,17 +16,22 @@ def sides(shards: Shards, *, decontaminate: bool, validate: int) -> tuple[np.nda
     never more than that together. It depends on no seed, so that runs over several seeds are on the same data.
     """
     train, val = shards.rows("train", decontaminate=decontaminate), shards.rows("val")
-    if len(val) or not validate:
+    if len(val) or not validate or not len(train):
         return train, val[:validate]
-    groups_N = shards.column("group")[train]
-    groups_G, counts_G = np.unique(groups_N, return_counts=True)
-    most = int(len(train) * MOST)
-    fits = counts_G <= most
-    groups_G, counts_G = groups_G[fits], counts_G[fits]
-    totals_G = counts_G.cumsum()
-    held_G = groups_G[(totals_G <= most) & (totals_G - counts_G < validate)]
-    if not len(held_G):
-        return train, val
-    near = np.flatnonzero(groups_N <= held_G[-1])
-    held = near[np.isin(groups_N[near], held_G)]
-    return np.delete(train, held), train[held][:validate]
+    groups = shards.column("group")
+    most, bound = int(len(train) * MOST), HASHES * 4 * validate // len(train)
+    while True:  # the smallest hashes are enough: sorting millions costs time and memory
+        near = np.flatnonzero(groups <= min(bound, HASHES - 1))
+        near = near[train[np.searchsorted(train, near).clip(max=len(train) - 1)] == near]
+        held = near[_first(groups[near], validate, most=most)]
+        if len(held) >= validate or bound >= HASHES:
+            return np.delete(train, np.searchsorted(train, held)), held[:validate]
+        bound *= 4
+
+
+def _first(groups_N: np.ndarray, count: int, *, most: int) -> np.ndarray:
+    """Which records are of the first groups that come to `count`."""
+    _, group_N, counts_G = np.unique(groups_N, return_inverse=True, return_counts=True)
+    fits_G = counts_G <= most
+    totals_G = np.where(fits_G, counts_G, 0).cumsum()
+    return (fits_G & (totals_G <= most) & (totals_G - counts_G < count))[group_N]
