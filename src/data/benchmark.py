@@ -70,8 +70,8 @@ def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = N
     shards = open_shards(root, known.source, cache=cache or Cache())
     rows = shards.rows(known.split)
     if known.disjoint:
-        groups = shards.column("group")
-        rows = rows[~np.isin(groups[rows], groups[shards.rows("train")])]
+        groups, train = shards.column("group"), shards.rows("train")
+        rows = rows[~np.isin(groups[rows], groups[train]) & ~shards.shows_again(rows, of=train)]
     if len(rows) == 0:
         raise UserError(f"benchmark '{name}': source '{known.source}' has no record in its {known.split} split")
     whole = rows

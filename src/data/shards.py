@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 OPEN_FILES = 64
+SAME_IMAGE = 7  # bits by which the perceptual hashes of copies of an image differ at most, as in the audit
 
 
 class Shards:
@@ -97,6 +98,13 @@ class Shards:
         if decontaminate:
             wanted &= view(pc.binary_length(self._index.column("leaks_into"))) == 0
         return np.flatnonzero(wanted)
+
+    def shows_again(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Which of `rows` (bool, by position) show an image of the rows `of`, however it was encoded: by their perceptual hashes."""
+        row_N, hash_N = self.image_hashes()
+        known, asked = np.unique(hash_N[np.isin(row_N, of)]), np.isin(row_N, rows)
+        again = [bool((np.bitwise_count(known ^ one) <= SAME_IMAGE).any()) for one in hash_N[asked]]
+        return np.isin(rows, row_N[asked][again])
 
     def __getitem__(self, row: int) -> Record:
         """The whole sample."""
