@@ -16,7 +16,7 @@ def parameters(model) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("how", ["none", "full"])
+@pytest.mark.parametrize("how", ["none", "cheap", "full"])
 def test_a_blueprint_counts_what_the_model_counts(configure, how):
     """Same parameters, same matrix products, same kept bytes, although nothing was computed."""
     config = configure(f"trainer.recompute={how}")

@@ -130,6 +130,7 @@ DOUBLE = [
     "trainer.check_every=100",
     "optim.lr={vision: 1e-3, projector: 1e-3, language: 1e-3}",
 ]
+SINGLE = ["trainer.precision=32-true", *DOUBLE[1:]]
 
 
 def distances(one: Path, other: Path) -> float:
@@ -142,6 +143,25 @@ def test_the_update_does_not_depend_on_accumulation(configure):
     one, many = (train(configure(*DOUBLE, f"name=slots{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     assert distances(one, many) < 1e-6
     assert [row["tokens"] for row in steps(one)] == [row["tokens"] for row in steps(many)]
+
+
+def test_nor_does_it_in_single_precision_beyond_rounding(configure):
+    one, many = (train(configure(*SINGLE, f"name=single{n}", f"trainer.accumulate={n}")) for n in (1, 4))
+    start = dict(build(configure(*SINGLE)).named_parameters())
+    ours, theirs = trained(one, "step=4.ckpt"), trained(many, "step=4.ckpt")
+    apart = sum((ours[name] - theirs[name]).double().pow(2).sum().item() for name in ours) ** 0.5
+    moved = sum((ours[name] - start[name].detach()).double().pow(2).sum().item() for name in ours) ** 0.5
+    assert apart < 1e-4 * sum(value.double().pow(2).sum().item() for value in ours.values()) ** 0.5
+    assert apart < 1e-2 * moved
+    assert [float(row["loss"]) for row in steps(one)] == pytest.approx([float(row["loss"]) for row in steps(many)], rel=1e-4)
+
+
+def test_in_single_precision_accumulation_only_rounds(configure):
+    single = [*DOUBLE, "trainer.precision=32-true", "trainer.log_every=1"]
+    one, many = (steps(train(configure(*single, f"name=single{n}", f"trainer.accumulate={n}"))) for n in (1, 4))
+    for ours, theirs in zip(one, many, strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4)
+        assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (4, 4)])
@@ -370,6 +390,11 @@ def test_a_start_that_is_not_there_is_one_sentence(configure, init, said):
 def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
     """Adapters fit only the weights that they were trained on: at a resume, and when the run is loaded."""
     shutil.copytree(language, tmp_path / "other")
+    moved = configure("name=moved", f"language.path={tmp_path}/other")
+    folder = train(moved)
+    (folder / "train.json").unlink()
+    (folder / "checkpoints" / "step=6.ckpt").unlink()
+    before = trained(folder, "step=3.ckpt")
     path = tmp_path / "other" / "model.safetensors"
     state = load_file(path)
     state["model.norm.weight"] += 1e-3
@@ -379,9 +404,25 @@ def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
         UserError, match=r"the checkpoint was trained on language weights .* holds sha256 [0-9a-f]{12}; give it the weights"
     ):
         load(build(config), whole / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=r"the checkpoint was trained on language weights .* give it the weights of then"):
+        train(moved)
+    assert same(trained(folder, "step=3.ckpt"), before)
+    assert not (folder / "checkpoints" / "step=6.ckpt").exists()
     stored = torch.load(whole / "checkpoints" / "step=6.ckpt", weights_only=True)
     assert set(stored["weights"]) == {"vision", "language"}
     assert stored["weights"]["language"]["sha256"] == hashlib.sha256((language / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_resume_refuses_frozen_weights_that_changed_in_their_place(configure, language, tmp_path):
+    shutil.copytree(language, tmp_path / "mine")
+    config = configure(f"language.path={tmp_path}/mine", "trainer.check_every=2")
+    stop_after(config, 2)
+    path = tmp_path / "mine" / "model.safetensors"
+    state = load_file(path)
+    state["model.norm.weight"] += 1e-3
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the checkpoint was trained on language weights .*; give it the weights of then"):
+        train(config)
 
 
 def test_the_log_speaks_of_every_source(whole):
