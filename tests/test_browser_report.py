@@ -1,7 +1,5 @@
 """A reader of a comparison report in a real Chromium: sorts a table, on a desk and on a phone, by day and by night."""
 
-import os
-import shutil
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -10,9 +8,9 @@ from src.cli import compose
 from src.config import Report, typed
 from src.report import report
 from tests.stored import write_run
+from tests.test_browser import CHROMIUM
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
 VIEWS = {
     f"{kind} {scheme}": (size, scheme) for kind, size in (("desk", (1280, 900)), ("phone", (390, 844))) for scheme in ("light", "dark")
 }
