@@ -156,14 +156,6 @@ def test_nor_does_it_in_single_precision_beyond_rounding(configure):
     assert [float(row["loss"]) for row in steps(one)] == pytest.approx([float(row["loss"]) for row in steps(many)], rel=1e-4)
 
 
-def test_in_single_precision_accumulation_only_rounds(configure):
-    single = [*DOUBLE, "trainer.precision=32-true", "trainer.log_every=1"]
-    one, many = (steps(train(configure(*single, f"name=single{n}", f"trainer.accumulate={n}"))) for n in (1, 4))
-    for ours, theirs in zip(one, many, strict=True):
-        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4)
-        assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-4)
-
-
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (4, 4)])
 def test_accumulation_may_change_between_stop_and_resume(configure, before, after):
     one = train(configure(*DOUBLE, "name=one"))
@@ -390,11 +382,6 @@ def test_a_start_that_is_not_there_is_one_sentence(configure, init, said):
 def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
     """Adapters fit only the weights that they were trained on: at a resume, and when the run is loaded."""
     shutil.copytree(language, tmp_path / "other")
-    moved = configure("name=moved", f"language.path={tmp_path}/other")
-    folder = train(moved)
-    (folder / "train.json").unlink()
-    (folder / "checkpoints" / "step=6.ckpt").unlink()
-    before = trained(folder, "step=3.ckpt")
     path = tmp_path / "other" / "model.safetensors"
     state = load_file(path)
     state["model.norm.weight"] += 1e-3
@@ -404,10 +391,6 @@ def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
         UserError, match=r"the checkpoint was trained on language weights .* holds sha256 [0-9a-f]{12}; give it the weights"
     ):
         load(build(config), whole / "checkpoints" / "best.ckpt")
-    with pytest.raises(UserError, match=r"the checkpoint was trained on language weights .* give it the weights of then"):
-        train(moved)
-    assert same(trained(folder, "step=3.ckpt"), before)
-    assert not (folder / "checkpoints" / "step=6.ckpt").exists()
     stored = torch.load(whole / "checkpoints" / "step=6.ckpt", weights_only=True)
     assert set(stored["weights"]) == {"vision", "language"}
     assert stored["weights"]["language"]["sha256"] == hashlib.sha256((language / "model.safetensors").read_bytes()).hexdigest()
