@@ -1,6 +1,23 @@
+"""src/plan.py: what it says of a run, and that a run needs what it says."""
+
+import ctypes
+import resource
+
+import psutil
+import pytest
+import torch
+
 from src.cli import compose
-from src.config import Plan, typed
-from src.plan import plan
+from src.config import Plan, Train, typed
+from src.model import loss
+from src.model.cost import Sample, blueprint, count, packed
+from src.plan import memory, on_meta, plan
+from src.training.optim import optimizer
+from tests.processes import server
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192}
+SAMPLE = Sample(images=1, text=47, supervised=40)
+CHUNK = 1 << 23  # of logits: 32 of these samples fill one
 
 
 def test_a_plan_names_parts_memory_and_devices(words, capsys):
@@ -16,3 +33,35 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
     for row in rows:
         none, cheap, full = (int(number.replace(",", "")) for number in row[2:])
         assert 0 < none < cheap < full
+
+
+def grown(config: Train, answer) -> None:
+    """Bytes by which this process grows while it trains on one micro-batch, to `answer`."""
+    loss.CHUNK = CHUNK
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: what is freed goes back, as on a GPU, instead of leaving holes
+    torch.ones(64, 64, requires_grad=True).square().sum().backward()
+    before = psutil.Process().memory_info().rss
+    model = blueprint(config, device="cpu", shape=SHAPE).train()
+    batch = packed(model, SAMPLE, rows=2, row_tokens=config.data.row_tokens)
+    model(batch)[0].sum().backward()
+    optimizer(model, config.optim).step()
+    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+@pytest.mark.slow
+def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
+    """Half a GB, most of it activations; measured in a process of its own, on the CPU."""
+    monkeypatch.setattr("src.plan.CHUNK", CHUNK)
+    config = configure("data.row_tokens=1024", "vision.image_size=64")
+    drawn = blueprint(config, shape=SHAPE)
+    cost = count(drawn, on_meta(packed(drawn, SAMPLE, rows=2, row_tokens=config.data.row_tokens)))
+    need = memory(config, drawn, cost, working=cost.saved / SHAPE["num_hidden_layers"], reserve=0)
+    ours, theirs = server.Pipe(duplex=False)
+    process = server.Process(target=grown, args=(config, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(120)
+    measured = ours.recv()
+    process.join()
+    assert need.fixed + need.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
