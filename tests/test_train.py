@@ -221,9 +221,10 @@ def test_two_ranks_make_the_update_of_one(configure, tmp_path):
 
 @pytest.mark.slow
 def test_the_world_may_change_at_every_stop(configure, tmp_path):
-    """1 -> 2 -> 4 -> 1 ranks, one step each."""
-    one = train(configure(*DOUBLE, "name=one"))
-    config = configure(*DOUBLE, "name=elastic", "trainer.check_every=1")
+    """1 -> 2 -> 4 -> 1 ranks, one step each; a signal reaches a run of eight before it ends."""
+    longer = [*DOUBLE, "optim.steps=8", "trainer.keep=9"]
+    one = train(configure(*longer, "name=one", "trainer.check_every=4"))
+    config = configure(*longer, "name=elastic", "trainer.check_every=1")
     for step, world in ((1, 1), (2, 2), (3, 4)):
         folder = Path(config.outputs) / "elastic"
         config.trainer.devices = world
