@@ -1,6 +1,5 @@
 """A reader of a comparison report in a real Chromium: sorts a table, on a desk and on a phone, by day and by night."""
 
-
 import pytest
 from playwright.sync_api import Page, sync_playwright
 

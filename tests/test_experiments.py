@@ -47,6 +47,7 @@ def small(phantoms, language, tmp_path_factory) -> list[str]:
         "data.validate=2",
         "data.answers=1",
         "vision.format=scratch",
+        "vision.path=''",
         "vision.architecture=vit_tiny_patch16_224",
         "vision.image_size=32",
         "+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_heads: 2}",

@@ -343,7 +343,8 @@ def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, sma
 def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp_path, monkeypatch, small_shards):
     def write_and_kill(folder, shard, packed):
         if shard == "train-000001":
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            for child in multiprocessing.active_children():  # processes of other tests may be among them
+                os.kill(child.pid, signal.SIGKILL)
         return write.write_shard(folder, shard, packed)
 
     with monkeypatch.context() as patch:

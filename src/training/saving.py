@@ -35,8 +35,9 @@ class Checkpoints(lightning.Callback):
         if step == self._done:
             return  # inside an accumulation window: gradients of a half-finished step cannot be saved
         self._done = step
-        # A signal reaches the ranks at different steps, or only one of them; saving is something that all do together.
-        if trainer.strategy.reduce_boolean_decision(self.stopped is not None, all=False):
+        # A signal reaches the ranks at different steps, or only one of them; saving and stopping is something that all do together.
+        stop = trainer.strategy.reduce_boolean_decision(self.stopped is not None, all=False)
+        if stop:
             self.stopped = self.stopped or signal.SIGTERM
         last = step == trainer.max_steps
         if step % self.check_every == 0 or last:
@@ -46,9 +47,9 @@ class Checkpoints(lightning.Callback):
             if improved:  # first: a run that is killed between the two files does this step again
                 self.save(trainer, "best.ckpt")
             self.save(trainer, f"step={step}.ckpt")
-        elif self.stopped:
+        elif stop:
             self.save(trainer, f"step={step}.ckpt")
-        if self.stopped and not last:
+        if stop and not last:
             trainer.should_stop = True
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
