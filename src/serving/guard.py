@@ -33,7 +33,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits, recent: dict[Path, bytes | UserError]):
         self.app, self.folder, self.limits = app, folder.resolve(), limits
         self.decoders: CapacityLimiter | None = None
-        self.recent = recent
+        self.recent, self.lock = recent, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,38 +92,35 @@ class Guard:
     def _clean(self, names: list[str]) -> tuple[int, bytes]:
         """(status, what the visitor hears): the path of the clean picture, or why there is none."""
         paths = [Path(name) for name in names]
-        try:
-            if len(paths) != 1:
-                return 415, f"{len(paths)} files were sent; send one picture at a time".encode()
-            clean = self._picture(paths[0])
-        except UserError as mistake:
-            return 415, str(mistake).encode()
-        finally:
-            for path in paths:
-                self._remove(path)
+        with self.lock:  # gradio names uploads by their content: two equal ones at a time are one file
+            try:
+                found = (
+                    self._picture(paths[0]) if len(paths) == 1 else UserError(f"{len(paths)} files were sent; send one picture at a time")
+                )
+            finally:
+                for path in paths:
+                    self._remove(path)
+        if isinstance(found, UserError):
+            return 415, str(found).encode()
         target = self.folder / secrets.token_hex(32) / "picture.png"
         target.parent.mkdir()
-        target.write_bytes(clean)
+        target.write_bytes(found)
         return 200, json.dumps([str(target)]).encode()
 
-    def _picture(self, path: Path) -> bytes:
-        """Gradio names uploads by their content: of two equal ones at a time the other may have cleaned this file away already."""
+    def _picture(self, path: Path) -> bytes | UserError:
+        """The upload as a clean PNG, or what is wrong with it; of one that an equal upload has taken away, what became of that."""
+        if path in self.recent and not path.exists():
+            return self.recent[path]
         try:
-            pixels = int(self.limits.megapixels * 1e6)
-            image = read_image(path, max_pixels=pixels, max_bytes=int(self.limits.megabytes * 2**20))
+            image = read_image(path, max_pixels=int(self.limits.megapixels * 1e6), max_bytes=int(self.limits.megabytes * 2**20))
+            image.thumbnail((SIDE, SIDE))
+            self.recent[path] = png(image)
         except UserError as mistake:
-            if path.exists() or path not in self.recent:
-                self.recent[path] = mistake
-                raise
-            found = self.recent[path]
-            if isinstance(found, UserError):
-                raise found from None
-            return found
-        image.thumbnail((SIDE, SIDE))
-        clean = self.recent[path] = png(image)
+            self.recent[path] = mistake
+        found = self.recent[path]
         while len(self.recent) > 8:
             self.recent.pop(next(iter(self.recent)), None)
-        return clean
+        return found
 
     def _remove(self, path: Path) -> None:
         if path.resolve().is_relative_to(self.folder):
