@@ -21,10 +21,11 @@ def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     blend(ground.rgb_HW3, (0.74, 0.33, 0.14), inside)
     ground.rgb_HW3 *= shade[..., None]
     cx, cy = side * 0.62 * radius, rng.uniform(-0.1, 0.1)
+    own = np.random.default_rng(int(2**32 * abs(cy)))  # so that vessels leave all other draws what they are
     for bend in (-1.5, -0.8, 0.8, 1.5):
         along = side * (np.float32(cx) - c.x_HW)
-        opening, height, waves = bend * rng.uniform(0.3, 0.5), rng.uniform(0.02, 0.06), rng.uniform(6, 12)
-        path = cy + opening * np.sqrt(np.clip(along, 0, None)) + height * np.sin(waves * along + rng.uniform(0, 2 * np.pi))
+        opening, height, waves = bend * own.uniform(0.3, 0.5), own.uniform(0.02, 0.06), own.uniform(6, 12)
+        path = cy + opening * np.sqrt(np.clip(along, 0, None)) + height * np.sin(waves * along + own.uniform(0, 2 * np.pi))
         vessel = c.soft(np.abs(c.y_HW - path) - (0.022 - 0.008 * along), 0.03) * (along > 0)
         blend(ground.rgb_HW3, (0.45, 0.08, 0.05), 0.7 * inside * vessel)
     blend(ground.rgb_HW3, (0.95, 0.76, 0.45), inside * c.soft(c.ellipse(cx, cy, 0.13, 0.16), 0.04))
