@@ -73,14 +73,14 @@ def test_the_seed_decides_what_starts_at_random(configure):
     assert not torch.equal(one["projector.linear_1.weight"], other["projector.linear_1.weight"])
 
 
-@pytest.mark.parametrize(("how", "share"), [("cheap", 0.97), ("full", 0.25)])
-def test_recomputing_saves_memory_and_changes_nothing(configure, how, share):
-    """With dropout: what is computed again draws what was drawn before."""
+@pytest.mark.parametrize(("how", "share", "apart"), [("cheap", 0.97, 1e-5), ("full", 0.25, 0.0)])
+def test_recomputing_saves_memory_and_changes_nothing(configure, how, share, apart):
+    """With dropout: what is computed again draws what was drawn before. `cheap` has gradients of its own, equal to rounding."""
     loss, grads, kept = forward_and_backward(configure("trainer.recompute=none", "language.lora.dropout=0.2"))
     other_loss, other_grads, other_kept = forward_and_backward(configure(f"trainer.recompute={how}", "language.lora.dropout=0.2"))
     assert loss == other_loss
     assert grads.keys() == other_grads.keys()
-    assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
+    assert all((grads[name] - other_grads[name]).abs().max() <= apart * grads[name].abs().max() for name in grads)
     assert other_kept < share * kept
 
 

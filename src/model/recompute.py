@@ -4,30 +4,75 @@ Per token and layer of LLaMA-7B in bfloat16 (width H = 4,096, inner width I = 11
 keeps 16 H + 6 I at no matrix product more, `full` keeps 2 H and repeats the whole layer.
 """
 
-from collections.abc import Callable
 from functools import partial
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from src.errors import UserError
 
 
 def recompute(base: nn.Module, how: str) -> None:
-    """Changes a transformers model of the LLaMA family in place; its outputs and gradients stay what they were."""
+    """Changes a transformers model of the LLaMA family in place; its outputs and gradients stay what they were.
+
+    Raises `UserError` for `cheap` where norms or activation are not LLaMA's.
+    """
     if how == "full":
         base.gradient_checkpointing_enable({"use_reentrant": False})
     if how == "cheap":
         for module in base.modules():
             if type(module).__name__.endswith("RMSNorm"):
-                module.forward = partial(again, module.forward)  # keeps its input, not the float32 copy of it
+                _require(hasattr(module, "variance_epsilon"), type(module).__name__)
+                module.forward = partial(normalised, module)
             elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+                _require(base.config.hidden_act == "silu", f"{type(module).__name__} with {base.config.hidden_act}")
                 module.forward = partial(gated, module)
 
 
-def again(function: Callable, *tensors: Tensor) -> Tensor:
-    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+def _require(known: bool, found: str) -> None:
+    if not known:
+        raise UserError(
+            f"trainer.recompute=cheap knows LLaMA's RMSNorm and SiLU, and the model has {found}; set trainer.recompute=full or none"
+        )
+
+
+def normalised(norm: nn.Module, x_BTH: Tensor) -> Tensor:
+    return _Normalised.apply(x_BTH, norm.weight, norm.variance_epsilon)
 
 
 def gated(mlp: nn.Module, x_BTH: Tensor) -> Tensor:
-    """The gated MLP of LLaMA; the activation of the gate is not kept."""
-    product_BTI = again(lambda gate_BTI, up_BTI: mlp.act_fn(gate_BTI) * up_BTI, mlp.gate_proj(x_BTH), mlp.up_proj(x_BTH))
-    return mlp.down_proj(product_BTI)
+    return mlp.down_proj(_Gated.apply(mlp.gate_proj(x_BTH), mlp.up_proj(x_BTH)))
+
+
+class _Normalised(torch.autograd.Function):
+    """LLaMA's RMSNorm under a frozen weight: keeps its input and one number per token, not the float32 copies of the input."""
+
+    @staticmethod
+    def forward(ctx, x_BTH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+        assert not weight_H.requires_grad, "the norms must be frozen"
+        wide_BTH = x_BTH.float()
+        scale_BT1 = torch.rsqrt(wide_BTH.square().mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(x_BTH, weight_H, scale_BT1)
+        return weight_H * (wide_BTH * scale_BT1).to(x_BTH.dtype)
+
+    @staticmethod
+    def backward(ctx, dy_BTH: Tensor) -> tuple[Tensor, None, None]:
+        x_BTH, weight_H, scale_BT1 = ctx.saved_tensors
+        normal_BTH, dnormal_BTH = x_BTH.float() * scale_BT1, (dy_BTH * weight_H).float()
+        along_BT1 = (dnormal_BTH * normal_BTH).mean(-1, keepdim=True)
+        return torch.addcmul(dnormal_BTH, normal_BTH, along_BT1, value=-1).mul_(scale_BT1).to(x_BTH.dtype), None, None
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up; the activation of the gate is not kept."""
+
+    @staticmethod
+    def forward(ctx, gate_BTI: Tensor, up_BTI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_BTI, up_BTI)
+        return F.silu(gate_BTI).mul_(up_BTI)
+
+    @staticmethod
+    def backward(ctx, dy_BTI: Tensor) -> tuple[Tensor, Tensor]:
+        gate_BTI, up_BTI = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy_BTI * up_BTI, gate_BTI), F.silu(gate_BTI).mul_(dy_BTI)

@@ -1,0 +1,36 @@
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from src.errors import UserError
+from src.model.recompute import gated, normalised, recompute
+
+CONFIG = LlamaConfig(hidden_size=32, intermediate_size=80)
+
+
+def norm():
+    module = LlamaRMSNorm(32, eps=1e-3).requires_grad_(False)
+    module.weight.copy_(torch.rand(32) + 0.5)
+    return module
+
+
+@pytest.mark.parametrize(("module", "ours"), [(norm, normalised), (lambda: LlamaMLP(CONFIG).requires_grad_(False), gated)])
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+def test_cheap_parts_compute_what_transformers_computes(module, ours, dtype, apart):
+    torch.manual_seed(0)
+    theirs = module().to(dtype)
+    x_BTH = torch.randn(2, 7, 32, dtype=dtype, requires_grad=True)
+    dy_BTH = torch.randn(2, 7, 32, dtype=dtype)
+    assert torch.equal(ours(theirs, x_BTH), theirs(x_BTH))
+    (expected,) = torch.autograd.grad(theirs(x_BTH), x_BTH, dy_BTH)
+    (found,) = torch.autograd.grad(ours(theirs, x_BTH), x_BTH, dy_BTH)
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() <= apart * expected.abs().max()
+
+
+def test_a_model_whose_norms_are_not_llamas_is_refused():
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
+    gemma = GemmaForCausalLM(GemmaConfig(hidden_size=32, intermediate_size=80, **sizes))
+    with pytest.raises(UserError, match=r"the model has Gemma\w+.*set trainer\.recompute=full or none"):
+        recompute(gemma, "cheap")
