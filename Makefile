@@ -68,8 +68,8 @@ phantoms: $(READY)  ## contact sheet of the procedural images: data/phantom/shee
 download: $(READY)  ## fetch raw datasets: make download SOURCES=pathvqa,slake RAW=data/raw [ACCEPT=quilt_1m]
 	@$(RUN) -m data_prep.download sources=$(SOURCES) raw=$(RAW) $(if $(ACCEPT),accept=$(ACCEPT)) $(ARGS)
 
-shards: $(READY)  ## raw datasets to shards, then the audit: make shards SOURCES=pathvqa,slake RAW=data/raw OUT=data/shards
-	@$(RUN) -m data_prep.shards sources=$(SOURCES) raw=$(RAW) out=$(OUT) $(if $(EXECUTOR),executor=$(EXECUTOR)) $(ARGS)
+shards: $(READY)  ## raw datasets to shards, then the audit: make shards SOURCES=pathvqa,slake RAW=data/raw OUT=data/shards [TOKENIZER=id]
+	@$(RUN) -m data_prep.shards sources=$(SOURCES) raw=$(RAW) out=$(OUT) $(if $(EXECUTOR),executor=$(EXECUTOR)) $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)
 	@$(RUN) -m data_prep.audit out=$(OUT) raw=$(RAW)
 
 audit: $(READY)  ## mark training records that stand in an evaluation set: make audit OUT=data/shards

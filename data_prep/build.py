@@ -20,6 +20,7 @@ from data_prep.readers import READERS
 from data_prep.seen import Seen
 from data_prep.sources import Source
 from data_prep.state import continues, state_of
+from data_prep.tokens import Vocabulary
 from data_prep.write import finished, write_shard
 from src.data.record import SPLITS
 from src.errors import UserError
@@ -37,6 +38,7 @@ class Build:
     workers           processes that encode images (default 2)
     max_side          pixels; the longer side of an image is at most this (default 384)
     quality           JPEG quality of images that have to be encoded (default 90)
+    tokenizer         folder or hub id of a language model; the index then holds the tokens of each text (default: not counted)
     quarantine_limit  share of rows that may be unusable before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
@@ -48,36 +50,39 @@ class Build:
     workers: int = 2
     max_side: int = 384
     quality: int = 90
+    tokenizer: str = ""
     quarantine_limit: float = 0.05
     executor: str = "process"
     jobs: int = 4
 
 
-def build(entry: Source, config: Build, mapped: Map) -> dict[str, Any]:
+def build(entry: Source, config: Build, mapped: Map, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
     raw, folder = config.raw / entry.name, config.out / entry.name
     with full_disk_explained(entry.name, folder):
-        continued = prepare(entry, config)
+        continued = prepare(entry, config, vocabulary)
         if continued and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
             manifest = json.loads((folder / "manifest.json").read_bytes())
             if not all(finished(folder, Path(tar["name"]).stem) for tar in manifest["shards"]):
-                write_shards(entry, config, mapped)  # the same bytes again: index, audit and manifest stay true
+                write_shards(entry, config, mapped, vocabulary)  # the same bytes again: index, audit and manifest stay true
             return manifest
-        shards = write_shards(entry, config, mapped)
+        shards = write_shards(entry, config, mapped, vocabulary)
         if not shards:
             raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
-        return merge(folder, shards, entry, settings=_settings(config), quarantine_limit=config.quarantine_limit)
+        beside = {"tokenizer": vocabulary.identity if vocabulary else None}
+        return merge(folder, shards, entry, settings=_settings(config), beside=beside, quarantine_limit=config.quarantine_limit)
 
 
-def prepare(entry: Source, config: Build) -> bool:
+def prepare(entry: Source, config: Build, vocabulary: Vocabulary | None) -> bool:
     """Whether the folder holds a part of this very build; removes another one."""
-    return continues(config.out / entry.name, state_of(config.raw / entry.name, entry, _settings(config)))
+    settings = _settings(config) | {"tokenizer": vocabulary.identity["sha256"] if vocabulary else ""}
+    return continues(config.out / entry.name, state_of(config.raw / entry.name, entry, settings))
 
 
 def _settings(config: Build) -> dict[str, Any]:
     return {"max_side": config.max_side, "quality": config.quality, "shard_rows": cut.SHARD_ROWS, "shard_bytes": cut.SHARD_BYTES}
 
 
-def write_shards(entry: Source, config: Build, mapped: Map, *, part: int = 0, parts: int = 1) -> list[str]:
+def write_shards(entry: Source, config: Build, mapped: Map, vocabulary: Vocabulary | None, *, part: int = 0, parts: int = 1) -> list[str]:
     """Reads every split to its end and writes the shards that no former run had finished; of those only each `parts`-th, from
     number `part`. Gives the names of all."""
     raw, folder = config.raw / entry.name, config.out / entry.name
@@ -94,7 +99,8 @@ def write_shards(entry: Source, config: Build, mapped: Map, *, part: int = 0, pa
                     yield chunk
 
     with tqdm(total=_rows_expected(entry, raw), unit=" rows", desc=entry.name, disable=None) as bar:
-        packed = mapped(partial(pack, max_side=config.max_side, quality=config.quality), chunks())
+        tokenizer = vocabulary.file if vocabulary else None
+        packed = mapped(partial(pack, max_side=config.max_side, quality=config.quality, tokenizer=tokenizer), chunks())
         for first in packed:
             write_shard(folder, first[0].shard, chain([first], _until_last(first, packed)))
     return list(left)

@@ -101,7 +101,12 @@ def fault(record: Record) -> str:
 
 
 def text(record: Record) -> str:
-    return record.caption or "\n".join(part for turn in record.turns for part in turn)
+    return "\n".join(texts(record))
+
+
+def texts(record: Record) -> list[str]:
+    """The caption, or every question and answer."""
+    return [record.caption] if record.caption else [part for turn in record.turns for part in turn]
 
 
 def hash64(text: str) -> int:

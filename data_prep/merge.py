@@ -16,8 +16,10 @@ from src.errors import UserError
 COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
-def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], quarantine_limit: float) -> dict[str, Any]:
-    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; gives the manifest.
+def merge(
+    folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], beside: dict[str, Any], quarantine_limit: float
+) -> dict[str, Any]:
+    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; gives the manifest, which says what is `beside` too.
 
     Raises `UserError` where more than `quarantine_limit` of the rows are quarantined; then there is no manifest, but the
     quarantine says why.
@@ -41,6 +43,7 @@ def merge(folder: Path, shards: list[str], entry: Source, *, settings: dict[str,
     }
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     # Not in the fingerprint, which stands for the samples.
+    manifest |= beside
     manifest["filtered"] = dict(sum((part.filtered for part in parts), Counter()).most_common())
     manifest["licences"] = dict(sum((part.licences for part in parts), Counter()).most_common())
     with atomic(folder / "manifest.json") as file:

@@ -3,10 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from data_prep.cut import Chunk, hash64, text, text_hash
 from data_prep.encode import BadImage, Encoded, encode
+from data_prep.tokens import count
 from src.data.record import QUESTION_TYPES, Record, tar_parts
 
 
@@ -18,11 +20,11 @@ class Packed:
     licences: Counter = field(default_factory=Counter)  # licence of a record -> records; empty where none is stated
 
 
-def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
+def pack(chunk: Chunk, *, max_side: int, quality: int, tokenizer: Path | None = None) -> Packed:
     data: list[bytes] = []
     rows, refused, licences, offset = [], [], [], 0
     encoded = cache(partial(encode, max_side=max_side, quality=quality))  # neighbours often ask about one image
-    for record in chunk.records:
+    for record, tokens in zip(chunk.records, count(chunk.records, tokenizer), strict=True):
         try:
             images = [encoded(image) for image in record.images]
         except BadImage as error:
@@ -31,14 +33,14 @@ def pack(chunk: Chunk, *, max_side: int, quality: int) -> Packed:
         record.images = [image.jpeg for image in images]
         parts = tar_parts(record)
         length = sum(map(len, parts))
-        rows.append(_row(record, images, offset=offset, length=length, json_length=len(parts[1])))
+        rows.append(_row(record, images, offset=offset, length=length, json_length=len(parts[1]), tokens=tokens))
         data += parts
         licences.append(record.licence)
         offset += length
     return Packed(b"".join(data), rows, refused, Counter(licences))
 
 
-def _row(record: Record, images: list[Encoded], *, offset: int, length: int, json_length: int) -> dict[str, Any]:
+def _row(record: Record, images: list[Encoded], *, offset: int, length: int, json_length: int, tokens: int) -> dict[str, Any]:
     said = text(record)
     first = images[0] if images else Encoded(b"", 0, 0, 0)
     return {
@@ -50,6 +52,7 @@ def _row(record: Record, images: list[Encoded], *, offset: int, length: int, jso
         "type": QUESTION_TYPES.index(record.type),
         "group": hash64(record.group or record.key) >> 1,
         "text_length": len(said),
+        "tokens": tokens,
         "width": first.width,
         "height": first.height,
         "image_hash": first.hash,

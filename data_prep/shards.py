@@ -10,6 +10,7 @@ from data_prep import arguments, encode, slurm, sources
 from data_prep.build import Build, build
 from data_prep.merge import COUNTS
 from data_prep.pool import workers
+from data_prep.tokens import vocabulary
 from src.errors import UserError, command, nearest
 
 EXECUTORS = ("process", "slurm")
@@ -27,12 +28,12 @@ def build_all(config: Build) -> dict[str, dict[str, Any]]:
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}' needs the raw folder {config.raw / entry.name}, which does not exist")
-    if config.executor == "slurm":
-        slurm.write_shards(entries, config)
     manifests = {}
-    with workers(config.workers) as mapped:
+    with vocabulary(config.tokenizer) as counting, workers(config.workers) as mapped:
+        if config.executor == "slurm":
+            slurm.write_shards(entries, config, counting)
         for entry in entries:
-            manifests[entry.name] = build(entry, config, mapped)
+            manifests[entry.name] = build(entry, config, mapped, counting)
             _print_table(entry, manifests[entry.name])
     return manifests
 

@@ -10,19 +10,20 @@ from data_prep import build
 from data_prep.build import Build
 from data_prep.pool import workers
 from data_prep.sources import Source
+from data_prep.tokens import Vocabulary, vocabulary
 from src.errors import UserError
 
 DAY = 24 * 60  # minutes
 
 
-def write_shards(entries: list[Source], config: Build, *, cluster: str = "slurm") -> None:
+def write_shards(entries: list[Source], config: Build, counting: Vocabulary | None, *, cluster: str = "slurm") -> None:
     """Submits `config.jobs` jobs and waits for them; `cluster="debug"` runs them here, one after the other."""
     import submitit  # only a cluster needs it
 
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise UserError("executor=slurm needs a Slurm cluster, and there is no sbatch here; use executor=process")
     for entry in entries:  # before the jobs, so that no two of them remove an older build
-        build.prepare(entry, config)
+        build.prepare(entry, config, counting)
     executor = submitit.AutoExecutor(folder=config.out / "slurm", cluster=cluster)
     executor.update_parameters(name="shards", cpus_per_task=config.workers, timeout_min=DAY)
     with executor.batch():
@@ -36,6 +37,6 @@ def write_shards(entries: list[Source], config: Build, *, cluster: str = "slurm"
 
 
 def _job(entries: list[Source], config: Build, part: int) -> None:
-    with workers(config.workers) as mapped:
+    with vocabulary(config.tokenizer) as counting, workers(config.workers) as mapped:
         for entry in entries:
-            build.write_shards(entry, config, mapped, part=part, parts=config.jobs)
+            build.write_shards(entry, config, mapped, counting, part=part, parts=config.jobs)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep import cut, encode, pack, write
+from data_prep import cut, encode, pack, tokens, write
 from data_prep.atomic import atomic
 from data_prep.readers import READERS
 from data_prep.sources import Source
@@ -21,7 +21,7 @@ from src.errors import UserError
 def state_of(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
     """A digest of all that the bytes depend on: raw files (by name, size and time), settings, entry and code."""
     state = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
-    for module in (sys.modules[READERS[entry.reader].__module__], cut, encode, pack, write, record):
+    for module in (sys.modules[READERS[entry.reader].__module__], cut, encode, pack, tokens, write, record):
         state.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):
         folders.sort()

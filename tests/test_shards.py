@@ -362,7 +362,7 @@ def test_jobs_of_a_cluster_write_the_same_bytes(raw, tmp_path, small_shards):
     build(raw, tmp_path / "whole")
     config = Build(sources=["own"], raw=raw, out=tmp_path / "out", workers=1, jobs=2)
     (tmp_path / "out").mkdir()
-    slurm.write_shards([sources.find("own", raw)], config, cluster="debug")
+    slurm.write_shards([sources.find("own", raw)], config, None, cluster="debug")
     tars = {path.name for path in (tmp_path / "out" / "own").glob("*.tar")}
     assert tars == {f"{name}.tar" for name in ("train-000000", "train-000001", "train-000002", "val-000000", "test-000000")}
     assert not (tmp_path / "out" / "own" / "manifest.json").exists()

@@ -20,7 +20,8 @@ IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # of a record be
 
 @dataclass
 class Part:
-    """One source. `text` is tokens per record; None where it is not known before the source is built."""
+    """One source. `text` is tokens per record, without those of the prompt and special ones: counted by the tokenizer `counted_by`
+    when the shards were built, else estimated from characters; None where it is not known before the source is built."""
 
     name: str
     built: bool
@@ -30,6 +31,7 @@ class Part:
     disk: int  # bytes of all its splits
     shards: int
     draws: int  # positions of the run's stream
+    counted_by: str = ""  # id of a tokenizer
 
     @property
     def epochs(self) -> float:
@@ -63,17 +65,19 @@ def _shards(name: str, data: Data) -> Shards | None:
 
 def _built(shards: Shards, mix: Mix, data: Data, *, draws: int, name: str) -> Part:
     rows, _ = sides(shards, decontaminate=mix.decontaminate, validate=data.validate)
-    characters = shards.column("text_length")[rows]
+    tokenizer = shards.manifest.get("tokenizer")
+    tokens = shards.column("tokens")[rows] if tokenizer else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
     tars = shards.manifest["shards"]
     return Part(
         name,
         True,
         len(rows),
         int(shards.column("num_images")[rows].sum()),
-        float(characters.mean()) / CHARACTERS_PER_TOKEN if len(rows) else 0.0,
+        float(tokens.mean()) if len(rows) else 0.0,
         sum(tar["bytes"] for tar in tars),
         len(tars),
         draws,
+        tokenizer["id"] if tokenizer else "",
     )
 
 
@@ -86,16 +90,17 @@ def _expected(name: str, entry: dict, draws: int) -> Part:
 
 
 def table(found: list[Part], *, patches: int) -> Table:
-    heads = ("records", "images", "text tokens, about", "tokens in the run, about", "epochs", "disk GB", "shards")
-    out = Table("source", *(Column(head, justify="right") for head in heads), box=None)
+    heads = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
+    counted = ", ".join(sorted({part.counted_by for part in found} - {""}))
+    out = Table("source", *(Column(head, justify="right") for head in heads), box=None, caption=counted and f"tokens counted by {counted}")
     for part in found:
-        tokens = part.tokens(patches)
+        tokens, about = part.tokens(patches), "" if part.counted_by else "about "
         out.add_row(
             part.name if part.built else f"{part.name} (not built)",
             f"{part.records:,}",
             f"{part.images:,}",
-            "" if part.text is None else f"{part.text:.0f}",
-            "" if tokens is None else f"{tokens / 1e6:,.1f} M",
+            "" if part.text is None else f"{about}{part.text:.0f}",
+            "" if tokens is None else f"{about}{tokens / 1e6:,.1f} M",
             f"{part.epochs:.2f}",
             f"{part.disk / 1e9:.2f}",
             f"{part.shards:,}",

@@ -67,6 +67,10 @@ class RemoteShards(Shards):
             raise UserError(f"{url}/index.arrow has {len(self)} rows, its manifest speaks of another number; put the whole build there")
         self._expected: dict[int, int] = {}  # shard -> process that is fetching it ahead
 
+    @property
+    def where(self) -> str:
+        return self.url
+
     def __reduce__(self):
         return RemoteShards, (self.url, self.cache)
 

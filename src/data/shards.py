@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("type", pa.int8()),  # position in QUESTION_TYPES
         ("group", pa.int64()),  # hash of the record's group
         ("text_length", pa.int32()),  # of all turns or the caption, characters
+        ("tokens", pa.int32()),  # of the same, as `data_prep.tokens.count` has it, by the manifest's tokenizer; -1: not counted
         ("width", pa.int32()),  # of the first image as it came, pixels; 0 where there is none
         ("height", pa.int32()),
         ("image_hash", pa.uint64()),  # perceptual hash of the first image; 0 where there is none
@@ -60,8 +61,13 @@ class Shards:
             raise UserError(f"{self.folder} has a broken index or manifest ({str(error).splitlines()[0]}); build it again") from None
         missing = set(SCHEMA.names) - set(self._index.schema.names)
         if missing:
-            raise UserError(f"{self.folder}/index.arrow has no column {', '.join(sorted(missing))}; build it again with `make shards`")
+            raise UserError(f"{self.where}/index.arrow has no column {', '.join(sorted(missing))}; build it again with `make shards`")
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
+
+    @property
+    def where(self) -> str:
+        """Where the build stands, for messages."""
+        return str(self.folder)
 
     def __reduce__(self):
         return Shards, (self.folder,)

@@ -25,7 +25,7 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     # Looked for by hand: without its vocabulary file transformers builds a tokenizer of three tokens and says nothing.
     for names in (["config.json"], ["tokenizer.json", "tokenizer.model"], [*INDEX_FILES, *WEIGHT_FILES]):
         find(path, names, revision=revision, key="language.path")
-    tokenizer = _tokenizer(path, revision=revision)
+    tokenizer = load_tokenizer(path, revision=revision, key="language.path")
     try:
         config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False, **_ids(tokenizer))
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -53,8 +53,9 @@ def language_identity(path: str, *, revision: str) -> dict[str, str]:
     return identity_of(path, files, revision=revision)
 
 
-def _tokenizer(path: str, *, revision: str) -> PreTrainedTokenizerBase:
-    described = read_json(find(path, ["tokenizer_config.json"], revision=revision, key="language.path"))
+def load_tokenizer(path: str, *, revision: str, key: str) -> PreTrainedTokenizerBase:
+    """`key` is the config key to name in an error."""
+    described = read_json(find(path, ["tokenizer_config.json"], revision=revision, key=key))
     kind: Any = AutoTokenizer
     extra: dict[str, Any] = {"trust_remote_code": False}
     if described.get("tokenizer_class") == "LLaMATokenizer" or described.get("eos_token") == "":
@@ -63,12 +64,12 @@ def _tokenizer(path: str, *, revision: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = kind.from_pretrained(path, revision=_pinned(revision), **extra)
     except Exception as error:
-        raise UserError(f"the tokenizer of language.path={path} cannot be loaded: {_sentence(error)}") from None
+        raise UserError(f"the tokenizer of {key}={path} cannot be loaded: {_sentence(error)}") from None
     vocabulary = tokenizer.get_vocab()
     if tokenizer.eos_token is None and vocabulary.get("<s>") == 1 and vocabulary.get("</s>") == 2:
         tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     if tokenizer.eos_token is None:
-        raise UserError(f"the tokenizer of language.path={path} names no end-of-sequence token, so answers could never end")
+        raise UserError(f"the tokenizer of {key}={path} names no end-of-sequence token, so answers could never end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
