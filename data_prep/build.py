@@ -18,7 +18,7 @@ from data_prep.pool import Map
 from data_prep.raw_files import rows_in
 from data_prep.readers import READERS
 from data_prep.seen import Seen
-from data_prep.sources import Source
+from data_prep.sources import PHANTOM, Source
 from data_prep.state import continues, state_of
 from data_prep.tokens import Vocabulary
 from data_prep.write import finished, write_shard
@@ -68,7 +68,7 @@ def build(entry: Source, config: Build, mapped: Map, vocabulary: Vocabulary | No
         shards = write_shards(entry, config, mapped, vocabulary)
         if not shards:
             raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
-        beside = {"tokenizer": vocabulary.identity if vocabulary else None}
+        beside = {"phantom": (raw / PHANTOM).exists(), "tokenizer": vocabulary.identity if vocabulary else None}
         return merge(folder, shards, entry, settings=_settings(config), beside=beside, quarantine_limit=config.quarantine_limit)
 
 

@@ -89,6 +89,14 @@ def gather(out: Path, shares: dict[str, float]) -> list[Facts]:
     return found
 
 
+def phantoms(facts: list[Facts]) -> str:
+    """Which sources only stand for a dataset; empty where none does."""
+    names = [one.entry.name for one in facts if one.shards.manifest.get("phantom")]
+    if not names:
+        return ""
+    return f"Phantoms, drawn by a program in the layout of the dataset that is named, with nothing of it: {', '.join(names)}."
+
+
 def strictest(facts: list[Facts]) -> str:
     """What may be done with the whole mix: what every source allows, and every record that states a licence of its own."""
     said = []

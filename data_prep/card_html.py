@@ -2,7 +2,7 @@
 
 from html import escape
 
-from data_prep.card_facts import Facts, histogram, splits_present, strictest
+from data_prep.card_facts import Facts, histogram, phantoms, splits_present, strictest
 from data_prep.card_markdown import left_out, repeated, stated
 
 STYLE = """
@@ -26,6 +26,7 @@ def render(mix: str, facts: list[Facts]) -> str:
         f"<h1>{title}</h1>",
         f"<p>{records:,} records with {images:,} images from {len(facts)} sources; "
         f"{sum(one.trained_on for one in facts):,} records to train on.</p>",
+        f"<p><b>{escape(drawn)}</b></p>" if (drawn := phantoms(facts)) else "",
         f"<p><b>Licence of the whole:</b> {escape(strictest(facts))}.</p>",
         "<h2>Counts</h2><p>What came in = written + quarantined + duplicates + filtered.</p>",
         _counts(facts),

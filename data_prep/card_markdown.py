@@ -1,6 +1,6 @@
 """A data card as Markdown."""
 
-from data_prep.card_facts import Facts, splits_present, strictest
+from data_prep.card_facts import Facts, phantoms, splits_present, strictest
 
 HEADER = "| source | split | share | in | written | quarantined | duplicates | filtered | expected |\n|---|---|---|---|---|---|---|---|---|"
 
@@ -11,6 +11,7 @@ def render(mix: str, facts: list[Facts]) -> str:
     parts = [
         f"# Data card of the mix '{mix}'",
         f"{records:,} records with {images:,} images from {len(facts)} sources; {usable:,} records to train on.",
+        *filter(None, [phantoms(facts)]),
         f"Licence of the whole: {strictest(facts)}.",
         "## Counts\n\nWhat came in = written + quarantined + duplicates + filtered.",
         "\n".join([HEADER, *(row for one in facts for row in count_rows(one))]),

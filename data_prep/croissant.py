@@ -5,7 +5,7 @@ from typing import Any
 
 import mlcroissant as mlc
 
-from data_prep.card_facts import Facts, strictest
+from data_prep.card_facts import Facts, phantoms, strictest
 
 FIELDS = {
     "key": ("unique name of the record in its source", "$.key"),
@@ -22,7 +22,8 @@ def croissant(mix: str, facts: list[Facts]) -> dict[str, Any]:
     """As plain JSON-LD; addresses are relative to the folder of the shards."""
     metadata = mlc.Metadata(
         name=f"openmedq-{mix}",
-        description=f"The training mix '{mix}' of OpenMedQ: {', '.join(one.entry.title or one.entry.name for one in facts)}.",
+        description=f"The training mix '{mix}' of OpenMedQ: {', '.join(one.entry.title or one.entry.name for one in facts)}. "
+        + phantoms(facts),
         license=[f"{one.entry.name}: {one.entry.licence.name}" for one in facts] + [strictest(facts)],
         url=HOME,
         cite_as="; ".join(one.entry.citation for one in facts if one.entry.citation),

@@ -8,7 +8,7 @@ from src.config import Mix, Report
 from src.errors import UserError
 from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
 from src.reporting.blocks import Section
-from src.reporting.stored import Stored, find
+from src.reporting.stored import Stored, find, phantoms
 from src.run import write_atomically
 
 
@@ -64,7 +64,7 @@ def summary(run: Stored) -> str:
     return (
         f"A vision-language model trained for {config['optim']['steps']:,} steps of {config['data']['global_batch']} samples on "
         f"{', '.join(sources)}; vision encoder {vision}, language model {language} with LoRA rank {config['language']['lora']['rank']}, "
-        f"seed {config['seed']}."
+        f"seed {config['seed']}.{phantoms(run)}"
     )
 
 

@@ -82,6 +82,7 @@ def train(config: Train) -> Path:
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
             raise SystemExit(128 + number)
         said |= {"data": short(data.fingerprint), "shards": data.fingerprint["shards"], "records": data.fingerprint["records"]}
+        said["phantoms"] = sorted(source for source, opened in data.shards.items() if opened.manifest.get("phantom"))
         said["metrics"] = throughput(log.totals)
     return folder
 

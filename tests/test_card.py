@@ -9,6 +9,8 @@ import pytest
 from data_prep import card, card_markdown, sources
 from data_prep.audit import Audit, audit_all
 from data_prep.card_facts import gather, histogram, strictest
+from data_prep.phantom.__main__ import main as draw
+from data_prep.shards import Build, build_all
 from src.errors import UserError
 
 
@@ -85,6 +87,22 @@ def test_licences_of_records_are_counted_and_limit_the_whole(shards):
 
 def card_entry(name):
     return sources.load()[name]
+
+
+def test_phantoms_are_told_by_the_mark_in_their_raw_folder(tmp_path):
+    """Not by where they lie: the folder of one may have any name, and somebody's own data may lie in one that is called phantom."""
+    raw, out = tmp_path / "phantom" / "raw", tmp_path / "phantom" / "shards"
+    draw([f"out={raw}", "sources=medqa", "scale=0.01"])
+    (raw / "mine").mkdir()
+    (raw / "mine" / "train.jsonl").write_text(json.dumps({"question": "Which organ?", "answer": "lung"}) + "\n")
+    manifests = build_all(Build(sources=["medqa", "mine"], raw=raw, out=out, workers=1))
+    assert {name: manifest["phantom"] for name, manifest in manifests.items()} == {"medqa": True, "mine": False}
+    said = "Phantoms, drawn by a program in the layout of the dataset that is named, with nothing of it: medqa."
+    card.write("own", {"medqa": 1, "mine": 1}, out, tmp_path / "card")
+    for name in ("card.md", "card.html", "croissant.json"):
+        assert said in (tmp_path / "card" / name).read_text()
+    card.write("own", {"mine": 1}, out, tmp_path / "card")
+    assert "Phantom" not in (tmp_path / "card" / "card.md").read_text()
 
 
 def test_histograms_count_everything():

@@ -44,8 +44,8 @@ from src.errors import UserError
 from src.export import export
 from src.model.answer import Answerer, load_answerer
 from src.model.query import Query, Sampling, finished
-from src.release.card import Story, strictest
-from src.release.space import APP, NEEDED, needed
+from src.release.card import Story, card, strictest, tell
+from src.release.space import APP, NEEDED, needed, texts
 from tests.conftest import ORGANS, overrides
 from tests.runs import finish
 from tests.test_towers import OTHER_MEAN, hf_folder, scatter, tiny_clip
@@ -395,6 +395,18 @@ def test_every_restriction_of_a_source_is_named(exported):
     )
     story.sources = sources[3:]
     assert strictest(story) == "every source allows commercial use and redistribution"
+
+
+def test_a_card_tells_what_was_trained_on_phantoms(exported):
+    folder, trained = finished(exported[0].parent, exported[0].name)
+    sources = [source | {"name": name} for source, name in zip(tell(folder, trained).sources, ("a", "b", "c"), strict=True)]
+    story = Story("tiny", trained, json.loads((folder / "result.json").read_text()), sources)
+    part, whole = "**Trained in part on phantoms.** Images and texts of a were", "**Trained on phantoms.** Images and texts were"
+    for phantoms, said in (([], ""), (["a"], part), (["a", "b", "c"], whole)):
+        story.phantoms = phantoms
+        for text in (card(story, library="timm", usage=""), texts(story, repository=None)["README.md"]):
+            assert said in text
+            assert ("phantoms" in text) == bool(phantoms)
 
 
 @pytest.mark.slow

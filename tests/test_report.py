@@ -78,6 +78,15 @@ def test_counts_are_those_of_the_manifest(tmp_path, shards):
     assert cells[7:10] == [str(counts[split]["written"]) for split in ("train", "val", "test")]
 
 
+def test_phantoms_are_named(tmp_path):
+    path = write_run(tmp_path, "one") / "train.json"
+    write_run(tmp_path, "other", seed=1)
+    assert "Phantoms" not in made(tmp_path, "runs=one")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"phantoms": ["alpha"]}))
+    for runs in ("one", "[one,other]"):
+        assert "Phantoms, drawn by a program in the layout of the dataset that is named: alpha." in made(tmp_path, f"runs={runs}")
+
+
 def test_no_difference_is_said_to_be_none(tmp_path):
     write_run(tmp_path, "same", right=2)
     assert "No difference shown between the question&#39;s own image and another test image" in made(tmp_path, "runs=same")

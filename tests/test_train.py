@@ -449,3 +449,12 @@ def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
     keep_inputs(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert count(model, batch).saved == pytest.approx(count(planned, batch).saved, rel=0.15)  # its norms stay in float32
+
+
+def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_path):
+    """By the manifests that it was trained on, which may be gone when its card is written."""
+    root = shutil.copytree(shards, tmp_path / "shards")
+    manifest = json.loads((root / "beta" / "manifest.json").read_text())
+    (root / "beta" / "manifest.json").write_text(json.dumps(manifest | {"phantom": True}))
+    folder = train(configure(f"data.root={root}", "optim.steps=1", "optim.warmup=0"))
+    assert json.loads((folder / "train.json").read_text())["phantoms"] == ["beta"]

@@ -25,7 +25,11 @@ CONDITIONS = {
 }
 PHANTOM = (
     "**Trained on phantoms.** Images and texts were drawn by a program that imitates the layouts of public datasets; the names below "
-    "are those of the imitated datasets, none of which was used. The model knows nothing about medicine."
+    "are those of the imitated datasets, none of which was used. The model knows nothing about medicine.\n"
+)
+IN_PART = (
+    "**Trained in part on phantoms.** Images and texts of {} were drawn by a program that imitates the layouts of these datasets, which "
+    "were not used.\n"
 )
 
 
@@ -37,10 +41,13 @@ class Story:
     config: Train
     result: dict[str, Any]
     sources: list[dict[str, Any]] = field(default_factory=list)
+    phantoms: list[str] = field(default_factory=list)  # sources that only stand for a dataset
 
     @property
-    def phantom(self) -> bool:
-        return "phantom" in Path(self.config.data.root).parts
+    def warning(self) -> str:
+        if not self.phantoms:
+            return ""
+        return PHANTOM if len(self.phantoms) == len(self.sources) else IN_PART.format(", ".join(self.phantoms))
 
 
 def tell(folder: Path, config: Train) -> Story:
@@ -69,7 +76,7 @@ def tell(folder: Path, config: Train) -> Story:
                     "citation": entry.get("citation", ""),
                 }
             )
-    return Story(folder.name, config, result, sources)
+    return Story(folder.name, config, result, sources, trained.get("phantoms", []))
 
 
 def strictest(story: Story) -> str:
@@ -102,7 +109,7 @@ def card(story: Story, *, library: str, usage: str) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
         "**For research. Not a medical device, not for clinical use, not for advice to patients.**\n",
-        *([PHANTOM + "\n"] if story.phantom else []),
+        *filter(None, [story.warning]),
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
         f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {result['git']}, data {result['data']}).\n",

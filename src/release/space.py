@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from src.release.card import PHANTOM, Story
+from src.release.card import Story
 
 SRC = Path(__file__).resolve().parent.parent
 # What the demo imports; a Space needs neither the logger nor the tests.
@@ -60,8 +60,8 @@ def texts(story: Story, *, repository: str | None) -> dict[str, str]:
         "license": "other",
         "models": [repository] if repository else [],
     }
-    warning = "Research only, not for clinical use; send no picture of a real patient.\n"
-    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n\n{warning}" + (f"\n{PHANTOM}\n" if story.phantom else "")
+    warning = "\n".join(filter(None, ["Research only, not for clinical use; send no picture of a real patient.\n", story.warning]))
+    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n\n{warning}"
     return {"app.py": APP.replace("HERE", repository or "../hf"), "README.md": text}
 
 

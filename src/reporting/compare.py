@@ -11,7 +11,7 @@ from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
 from src.reporting.compare_transfer import legend, own_means, transfer_blocks
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
-from src.reporting.stored import Stored
+from src.reporting.stored import Stored, phantoms
 from src.reporting.svg import colour, dashed
 from src.reporting.training import speed
 from src.run import failure
@@ -30,7 +30,8 @@ def summary(runs: list[Stored]) -> str:
     names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
     alien = sum(not run.config for run in runs)
     differ = f" They differ in {', '.join(keys) or 'nothing but their seed or name'}." if len(runs) - alien > 1 else ""
-    return f"{names}.{differ}" + (f" No settings are known of {alien} of them, which were not trained here." if alien else "")
+    unknown = f" No settings are known of {alien} of them, which were not trained here." if alien else ""
+    return f"{names}.{differ}{phantoms(*runs)}{unknown}"
 
 
 def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:

@@ -89,6 +89,12 @@ def interval(metric: dict | None, *, signed: bool = False) -> Interval | None:
     return None if metric is None else Interval(metric["value"], metric["low"], metric["high"], signed)
 
 
+def phantoms(*runs: Stored) -> str:
+    """A sentence on the training data that only stand for a dataset; empty where none do."""
+    names = sorted({name for run in runs for name in run.verbs.get("train", {}).get("phantoms", [])})
+    return f" Phantoms, drawn by a program in the layout of the dataset that is named: {', '.join(names)}." if names else ""
+
+
 def find(wanted: str | list[str], outputs: str | Path) -> list[Stored]:
     """The runs that `runs=`, a name or a glob or a list of them, stands for, each once, in the order given; a glob is sorted.
 
