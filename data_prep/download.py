@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from data_prep.atomic import FULL
 from data_prep.complete import hold_tables, missing
 from data_prep.fetch import Remote, checksum
 from data_prep.sources import Source
-from data_prep.unpack import unpack
+from data_prep.unpack import unpack, unpack_tar
 from src.errors import UserError, command, nearest
 
 
@@ -62,18 +63,29 @@ def download_all(config: Download) -> None:
     plans = [_plan(entry, config, held.get(entry.name, {})) for entry in entries if not entry.by_hand]
     _check_room(plans, config.raw)
     for plan in plans:
-        try:
+        with _full_disk_explained(config.raw / plan.entry.name):
             _carry_out(plan, config.raw, held)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise UserError(f"no space is left for {config.raw / plan.entry.name}; free some and run the same command again") from None
+    for entry in entries:
+        if entry.by_hand and entry.unpack:
+            with _full_disk_explained(config.raw / entry.name):
+                for archive in sorted((config.raw / entry.name).glob("*.tar.gz")):
+                    unpack_tar(archive, archive.parent)
     problems = {entry.name: sentence for entry in entries if (sentence := missing(entry, config.raw / entry.name))}
     for entry in entries:
         if entry.by_hand and entry.name not in problems:
             hold_tables(entry, config.raw, held)
     if problems:
         raise UserError("; ".join(problems.values()))
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(f"no space is left for {folder}; free some and run the same command again") from None
 
 
 def _entry(name: str) -> Source:

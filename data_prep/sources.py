@@ -36,7 +36,7 @@ class Source:
     zenodo: int = 0  # record number
     urls: dict[str, str] = field(default_factory=dict)  # path -> address
     also: list[str] = field(default_factory=list)  # globs of what the reader needs besides its tables
-    unpack: bool = False  # zip files, after the download
+    unpack: bool = False  # zip files after the download, tar.gz files that were put there by hand
     pages: list[str] = field(default_factory=list)  # addresses for people
     revision: dict[str, str] = field(default_factory=dict)  # value, and from
     licence: Licence = field(default_factory=Licence)

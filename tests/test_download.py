@@ -5,6 +5,7 @@ import io
 import json
 import random
 import resource
+import tarfile
 import threading
 import zipfile
 from collections import Counter
@@ -19,7 +20,7 @@ from data_prep import fetch, hub, sources
 from data_prep.download import Download, download_all, main
 from data_prep.fetch import Remote, checksum
 from data_prep.phantom.writers import WRITERS
-from data_prep.unpack import unpack
+from data_prep.unpack import unpack, unpack_tar
 from src.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -313,6 +314,68 @@ def test_a_truncated_zip_is_one_sentence(tmp_path):
     (tmp_path / "cut.zip").write_bytes(zipped({"a": b"1" * 5000})[:60])
     with pytest.raises(UserError, match=r"cut\.zip is not a complete zip file"):
         unpack(tmp_path / "cut.zip", tmp_path)
+
+
+def tarred(path: Path, members: dict[str, bytes], *, link: str = "") -> Path:
+    """`medicat_release.tar.gz` as somebody fetched it; `link` is the name of one to /etc."""
+    with tarfile.open(path / "medicat_release.tar.gz", "w:gz") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo(link)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+            file.addfile(info)
+    return path / "medicat_release.tar.gz"
+
+
+def medicat(path: Path) -> dict[str, bytes]:
+    """The phantom's files, by name."""
+    WRITERS["medicat"].write(folder(path), seed=0, num={"train": 6})
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def test_an_archive_that_was_put_there_is_unpacked_once(server, tmp_path, monkeypatch, capsys):
+    members, there = medicat(tmp_path / "whole"), folder(tmp_path / "medicat")
+    with pytest.raises(UserError, match=r"put it here and run this command again, which unpacks it\. \(.*; not there: release/s2_full"):
+        download(server, tmp_path, "medicat", accept=["medicat"])
+    archive = tarred(there, members, link="release/figures/etc")
+    archive.write_bytes((whole := archive.read_bytes())[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"medicat_release\.tar\.gz is not a complete tar\.gz file \(.*\); fetch it again and run the same"):
+        download(server, tmp_path, "medicat", accept=["medicat"])
+    archive.write_bytes(whole)
+    download(server, tmp_path, "medicat", accept=["medicat"])
+    said = capsys.readouterr().out
+    assert "medicat_release.tar.gz: 1 members that are neither files nor folders are left out" in said
+    assert "complete in" in said
+    assert {str(file.relative_to(there)): file.read_bytes() for file in there.rglob("*") if file.is_file()} == {
+        **members,
+        archive.name: whole,
+        archive.name + ".unpacked": b"",
+    }
+    assert not list(there.rglob("etc"))
+    monkeypatch.setattr(tarfile, "open", None)
+    download(server, tmp_path, "medicat", accept=["medicat"])
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "release/../../x"])
+def test_a_tar_member_that_leads_out_is_refused(tmp_path, name):
+    archive = tarred(folder(tmp_path / "deep" / "medicat"), {name: b"x"})
+    with pytest.raises(UserError, match="holds a member that leads out of its folder"):
+        unpack_tar(archive, archive.parent)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [archive.name]
+
+
+def test_a_tar_with_a_hole_is_not_taken_for_whole(tmp_path):
+    content = random.Random(0).randbytes(200_000)
+    archive = tarred(folder(tmp_path / "medicat"), {"release/a": content, "release/b": content})
+    with archive.open("r+b") as file:
+        file.seek(archive.stat().st_size // 2)
+        file.write(bytes(50))
+    with pytest.raises(UserError, match="is not a complete tar"):
+        unpack_tar(archive, archive.parent)
+    assert not archive.with_name(archive.name + ".unpacked").exists()
 
 
 def test_no_room_is_told_before_the_start(server, tmp_path, monkeypatch):
