@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,11 +13,12 @@ LONGEST = 64 << 20  # characters of one item; beyond, the text is broken rather 
 
 
 def items(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the one object in the file, or (position, value) of the one array; memory is bounded by an item."""
-    with path.open(encoding="utf-8") as file:
+    """(key, value) of the one object in the file, or (position, value) of the one array; memory is bounded by an item. Letters that
+    are not UTF-8 come as surrogates, which the build refuses row by row."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         try:
             yield from _items(_Text(file))
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError, RecursionError) as error:
             raise UserError(f"{path.name} is not complete, valid JSON: {error}; fetch it again") from None
 
 
@@ -35,6 +37,9 @@ def _items(text: "_Text") -> Iterator[tuple[str, Any]]:
         position += 1
         if text.peek() == ",":
             text.skip(",")
+    text.skip(text.peek())
+    with suppress(EOFError):
+        raise ValueError(f"'{text.peek()}' follows where it ends")  # JSON lines, or two files in one
 
 
 class _Text:

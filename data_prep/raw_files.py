@@ -36,7 +36,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | Bad]]:
         try:
             value = json.loads(line)
             reason = "" if isinstance(value, dict) else f"not a JSON object: line {number} of {path.name}"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = f"not valid JSON: line {number} of {path.name}, {error}"
         yield number, Bad(f"{path.stem}-{number}", reason) if reason else value
 

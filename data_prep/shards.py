@@ -14,6 +14,7 @@ from data_prep.tokens import vocabulary
 from src.errors import UserError, command, nearest
 
 EXECUTORS = ("process", "slurm")
+OFF = 0.05  # share of the rows expected by which a split may differ before that is said
 
 
 @command
@@ -65,6 +66,10 @@ def _print_table(entry: sources.Source, manifest: dict[str, Any]) -> None:
     Console().print(table)
     if manifest.get("filtered"):
         print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
+    for split, expected in entry.expected.items():
+        found = manifest["counts"][split]["in"]
+        if abs(found - expected) > OFF * expected and not manifest["phantom"]:
+            print(f"{entry.name}: {split} has {found:,} rows, {expected:,} are expected; see whether its raw files are all there and whole")
 
 
 if __name__ == "__main__":

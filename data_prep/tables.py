@@ -52,9 +52,19 @@ def _parquet(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Ba
 def _arrow(path: Path, need: list[str], want: list[str]) -> Iterator[dict | Bad]:
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
         for batch in stream:
+            _check(batch)
             kept = batch.select(_kept(batch.schema.names, need, want))
             for start in range(0, len(kept), BATCH):
                 yield from _rows(kept.slice(start, BATCH), path)
+
+
+def _check(batch: pa.RecordBatch) -> None:
+    """Damaged offsets, which would be followed out of the file and end the process. Letters that are not UTF-8 are a row's matter."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
 
 
 def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | Bad]:

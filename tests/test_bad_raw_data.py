@@ -119,6 +119,28 @@ def latin_1_in_parquet(folder: Path) -> None:
     pq.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", column), path)
 
 
+def latin_1_in_array(folder: Path) -> None:
+    path = folder / "PubMedVision_Alignment_VQA.json"
+    items = json.loads(path.read_text())
+    items[5]["conversations"][1]["value"] += "@"
+    path.write_bytes(json.dumps(items, indent=1).encode().replace(b"@", b"\xe9"))
+
+
+def another_array(folder: Path) -> None:
+    with (folder / "PubMedVision_Alignment_VQA.json").open("a") as file:
+        file.write("[]\n")
+
+
+def offsets_overwritten(folder: Path) -> None:
+    """Of a column of texts, so that they point out of the file."""
+    path = only(folder, "perception/*/*-00000-*")
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        column = next(iter(stream)).column("image_id")
+        offsets = column.buffers()[1].to_pybytes()[:16]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(offsets, struct.pack("<4i", -9, 1 << 30, -5, 7), 1))
+
+
 def in_row(change: Callable[[dict], dict]) -> Callable[[Path], None]:
     return lambda folder: change_row(only(folder, "data/train-*"), 5, change)
 
@@ -148,8 +170,10 @@ QUARANTINED = {
     "empty jpeg": ("roco", in_picture(lambda data: b""), "image missing"),
     "png of 60,000 x 60,000": ("roco", in_picture(huge), "image of more than 50 megapixels"),
     "cut json line": ("medicat", in_line(FIGURES, lambda line: line[:60] + b"\n"), "not valid JSON"),
+    "json nested without end": ("medicat", in_line(FIGURES, lambda line: b"[" * 200_000 + b"\n"), "not valid JSON"),
     "json of another shape": ("medicat", in_line(FIGURES, with_fields(oa_info=[1])), "row of another shape"),
     "latin-1 in json": ("pmc_oa", in_line("pmc_oa.jsonl", latin_1), "not UTF-8"),
+    "latin-1 in a json array": ("pubmedvision", latin_1_in_array, "text is not valid Unicode"),
     "latin-1 in csv": ("quilt_1m", in_line(LOOKUP, latin_1), "text is not valid Unicode"),
     "latin-1 in text": ("vqa_med_2019", in_line(QUESTIONS, latin_1), "not UTF-8"),
     "latin-1 in parquet": ("roco", latin_1_in_parquet, "not UTF-8"),
@@ -201,6 +225,12 @@ REFUSED = {
         r"test-00000-of-00001\.parquet .* as parquet .*; fetch it again",
     ),
     "arrow": ("ubench", cut_short("perception/*/*-00001-*"), r"\.arrow of ubench cannot be read as arrow .*; fetch it again"),
+    "arrow, overwritten": ("ubench", offsets_overwritten, r"\.arrow of ubench cannot be read as arrow .*; fetch it again"),
+    "json lines for an array": (
+        "pubmedvision",
+        another_array,
+        r"VQA\.json is not complete, valid JSON: '\[' follows where it ends; fetch it again",
+    ),
     "quote left open": (
         "quilt_1m",
         in_line(LOOKUP, lambda line: b'"' + line),

@@ -220,6 +220,7 @@ FAULTS = [
     ({"id": "no-answer", "question": "What?", "answer": " "}, "empty answer"),
     ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
     ({"id": "no-picture", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
+    ({"id": "no-path", "image": {"bytes": "x"}, "question": "What?", "answer": "yes"}, "image is neither a path nor a list of paths"),
     ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
     ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
     ({"id": "words", "image": "words.jpg", "question": "What?", "answer": "yes"}, "not an image that can be read"),
@@ -245,7 +246,7 @@ def test_what_cannot_be_used_is_quarantined_with_its_reason_and_the_sums_add_up(
     assert found.pop(("q0", "test")) == "duplicate key"  # the same content in another split is a leak, not a duplicate
     expected = {(line["id"], "train"): reason for line, reason in FAULTS}
     assert {key: reason[: len(expected[key])] for key, reason in found.items()} == expected
-    assert built.manifest["counts"]["train"] == {"in": 110, "written": 101, "quarantined": 8, "duplicates": 1, "filtered": 0}
+    assert built.manifest["counts"]["train"] == {"in": 111, "written": 101, "quarantined": 9, "duplicates": 1, "filtered": 0}
     assert "cousin" in built.column("key")
     assert "twin" not in built.column("key")
 
@@ -274,6 +275,20 @@ def test_more_quarantined_than_allowed_fails_the_build_and_says_why(raw, tmp_pat
     for n in range(30):
         (raw / "own" / f"x{n}.jpg").write_bytes((raw / "own" / "0.jpg").read_bytes())
     assert build(raw, tmp_path / "out").manifest["counts"]["train"]["written"] + 29 == 130  # one text, one picture: 29 duplicates
+
+
+@pytest.mark.parametrize("phantom", [False, True])
+def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phantom):
+    """A table of lines that was cut looks like a shorter one."""
+    own = sources.Source(
+        "own", "jsonl", {split: [f"{split}.jsonl"] for split in SPLITS}, counts={"train": 200, "val": 20, "from": "a page"}
+    )
+    monkeypatch.setattr(sources, "load", lambda: {"own": own})
+    if phantom:
+        (raw / "own" / sources.PHANTOM).touch()
+    build(raw, tmp_path / "out")
+    said = "own: train has 100 rows, 200 are expected; see whether its raw files are all there and whole\n"
+    assert (said in capsys.readouterr().out) == (not phantom)
 
 
 def test_a_missing_raw_folder_and_an_empty_source(raw, tmp_path):

@@ -27,6 +27,8 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
 def _record(raw: Path, split: str, entry: Source, fields: dict, default_key: str) -> Row:
     key = _text(fields.get("id")) or default_key
     names = _list(fields.get("image"))
+    if fields.get("image") and not names:
+        return Bad(key, f"image is neither a path nor a list of paths: {str(fields['image'])[:80]}")
     images = whole(image_file(raw, name, key) for name in names)
     if isinstance(images, Bad):
         return images
