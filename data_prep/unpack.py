@@ -28,8 +28,10 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in missing:
                 with file.open(member) as content:
                     _write(content, folder / member.filename)
-    except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
-        raise UserError(f"{archive} is not a complete zip file ({error}); remove it and run the same command again") from None
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:  # the last two: packed or locked oddly
+        raise UserError(
+            f"{archive} is not a zip file that can be read to its end ({error}); remove it and run the same command again"
+        ) from None
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:

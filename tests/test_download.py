@@ -310,10 +310,21 @@ def test_a_member_that_leads_out_is_refused_before_anything_is_written(tmp_path,
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.zip"]
 
 
-def test_a_truncated_zip_is_one_sentence(tmp_path):
-    (tmp_path / "cut.zip").write_bytes(zipped({"a": b"1" * 5000})[:60])
-    with pytest.raises(UserError, match=r"cut\.zip is not a complete zip file"):
-        unpack(tmp_path / "cut.zip", tmp_path)
+DAMAGED_ZIPS = {
+    "cut": lambda whole: whole[:60],
+    "overwritten": lambda whole: whole[:40] + bytes(20) + whole[60:],
+    "encrypted": lambda whole: whole[:6] + b"\1" + whole[7:].replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1"),
+    "packed oddly": lambda whole: whole[:8] + b"\x63" + whole[9:].replace(b"PK\1\2\x14\x03\x14\0\0\0\x08", b"PK\1\2\x14\x03\x14\0\0\0\x63"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ZIPS)
+def test_a_damaged_zip_is_one_sentence(tmp_path, damage):
+    whole = zipped({"a": b"1" * 5000})
+    (tmp_path / "bad.zip").write_bytes(DAMAGED_ZIPS[damage](whole))
+    with pytest.raises(UserError, match=r"bad\.zip is not a zip file that can be read to its end \(.*\); remove it and run the same"):
+        unpack(tmp_path / "bad.zip", tmp_path)
+    assert not (tmp_path / "a").exists()
 
 
 def tarred(path: Path, members: dict[str, bytes], *, link: str = "") -> Path:

@@ -14,7 +14,7 @@ from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.pathvqa import asked
 
 SIZES = {"train": 400, "val": 30, "test": 30}  # images
-FILES = {"train": "train.json", "val": "validate.json", "test": "test.json"}
+FILES = {"train": "train.json", "val": "validation.json", "test": "test.json"}
 TECHNIQUES = {"xray": "X-Ray", "ct": "CT", "mri": "MRI"}  # the original has no other
 CONTENT = {"modality": "Modality", "plane": "Plane", "organ": "Organ", "finding": "Abnormality", "presence": "Abnormality"}
 CONTENT |= {"side": "Position", "size": "Size", "count": "Quantity"}
