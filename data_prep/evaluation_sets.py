@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from data_prep.encode import open_image
+from data_prep.encode import BadImage, open_image
 from data_prep.thumbnail import open_grey
 from src.data.shards import Shards
 from src.errors import UserError
@@ -87,4 +87,9 @@ def _classification(name: str, raw: Path) -> EvaluationSet:
 
 
 def _from_raw(image: Path | np.ndarray) -> Image.Image:
-    return open_image(image.read_bytes()) if isinstance(image, Path) else Image.fromarray(image)
+    if not isinstance(image, Path):
+        return Image.fromarray(image)
+    try:
+        return open_image(image.read_bytes())
+    except BadImage as error:
+        raise UserError(f"{image} cannot be compared with any record ({error}); fetch it again") from None

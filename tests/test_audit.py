@@ -137,6 +137,20 @@ def test_classification_sets_are_checked_too(out, tmp_path):
     assert {key for key, name in leaks(out, "mix").items() if name == "breastmnist"} >= {"other-0", "other-1", "other-2"}
 
 
+def test_a_broken_test_image_is_named(out, tmp_path):
+    folder = tmp_path / "raw" / "mine"
+    folder.mkdir()
+    lines = ["image,label,split"]
+    for n, split in enumerate(("train", "train", "val", "val", "test", "test")):
+        scene(n).save(folder / f"{n}.png")
+        lines.append(f"{n}.png,{'ab'[n % 2]},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    audit_all(Audit(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"mine/4\.png cannot be compared with any record \(broken image: .*\); fetch it again"):
+        audit_all(Audit(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+
+
 def test_groups_on_two_sides_are_counted(out, tmp_path):
     for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1"), ("val", "patient 2"), ("val", "patient 3")):
         folder = tmp_path / "raw" / "grouped"

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from openpyxl import Workbook
@@ -118,12 +120,13 @@ def test_table_finds_images_by_name_in_any_folder(tmp_path):
         ("image,lable\na.png,x\n", "has no column 'label', which is to be the label; did you mean 'lable'?"),
         ("image,label\nb.png,x\n", "names the image 'b.png', which is not below"),
         ("image,label,split\na.png,x,dev\n", "split of a.png is 'dev'; allowed: train, val, test"),
+        ("image,label\na.png,\udce9\n", "labels.csv is not UTF-8 (byte 18); fetch it again"),
     ],
 )
 def test_table_says_what_is_wrong(tmp_path, text, said):
     picture(tmp_path / "a.png")
-    (tmp_path / "labels.csv").write_text(text)
-    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+    (tmp_path / "labels.csv").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=re.escape(said)):
         list(table(tmp_path, ClassificationConfig("csv")))
 
 

@@ -4,6 +4,7 @@
 """
 
 import csv
+import io
 import os
 import re
 import struct
@@ -112,17 +113,20 @@ def table(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
     path = folder / (config.path or "labels.csv")
     _there(path)
     columns = config.columns or {name: name for name in ("image", "label", "split", "group")}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        for name, column in columns.items():
-            if column not in (rows.fieldnames or []) and (config.columns or name in ("image", "label")):
-                raise UserError(f"{path} has no column '{column}', which is to be the {name}{nearest(column, rows.fieldnames or [])}")
-        find = finder(path.parent)
-        for row in rows:
-            image, label, split, group = ((row.get(columns.get(name, "")) or "").strip() for name in ("image", "label", "split", "group"))
-            if split and split.lower() not in SPLIT_FOLDERS:
-                raise UserError(f"{path}: split of {image} is '{split}'; allowed: train, val, test")
-            yield Example(image, SPLIT_FOLDERS.get(split.lower(), ""), label, group or image, find(image, origin=path))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); fetch it again") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    for name, column in columns.items():
+        if column not in (rows.fieldnames or []) and (config.columns or name in ("image", "label")):
+            raise UserError(f"{path} has no column '{column}', which is to be the {name}{nearest(column, rows.fieldnames or [])}")
+    find = finder(path.parent)
+    for row in rows:
+        image, label, split, group = ((row.get(columns.get(name, "")) or "").strip() for name in ("image", "label", "split", "group"))
+        if split and split.lower() not in SPLIT_FOLDERS:
+            raise UserError(f"{path}: split of {image} is '{split}'; allowed: train, val, test")
+        yield Example(image, SPLIT_FOLDERS.get(split.lower(), ""), label, group or image, find(image, origin=path))
 
 
 def sicap(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
