@@ -121,6 +121,7 @@ def test_a_dicom_file_is_opened_and_a_refusal_is_read(page, tmp_path):
     ask(page, QUESTION)
     page.click("#ask")
     expect(page.locator("body")).to_contain_text("the question is empty")
+    assert [page.locator(f"{part} .error").count() for part in ("#chat", "#question")] == [0, 0]  # the conversation stays to be read
 
 
 def test_a_new_picture_starts_a_new_conversation(page, file, tmp_path):

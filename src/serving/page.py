@@ -81,7 +81,13 @@ def build(desk: "Future[Desk]", limits: Limits, *, name: str, examples: list[tup
             with gr.Column(min_width=300):
                 show_map = gr.Button("Where did it look?", elem_id="look")
                 heat = gr.Image(
-                    label="Which tiles moved the answer", interactive=False, visible=False, elem_id="map", buttons=["fullscreen"]
+                    label="Which tiles moved the answer",
+                    show_label=False,  # it would lie on the tiles
+                    interactive=False,
+                    visible=False,
+                    elem_id="map",
+                    buttons=["fullscreen"],
+                    alt_text="which tiles moved the answer",
                 )
                 meaning = gr.HTML(elem_id="meaning")
             with gr.Column(min_width=300):
@@ -89,10 +95,12 @@ def build(desk: "Future[Desk]", limits: Limits, *, name: str, examples: list[tup
                 compared = gr.HTML(elem_id="compared")
         with gr.Accordion("Answer settings", open=False):
             with gr.Row():
-                tokens = gr.Slider(1, limits.max_new_tokens, value=min(32, limits.max_new_tokens), step=1, label="Longest answer (tokens)")
-                temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature (0: the likeliest answer)")
-                top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p")
-                seed = gr.Number(value=0, precision=0, minimum=0, label="Seed")
+                tokens = gr.Slider(
+                    1, limits.max_new_tokens, value=min(32, limits.max_new_tokens), step=1, label="Longest answer", info="tokens"
+                )
+                temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0: the likeliest")
+                top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="1: all tokens")
+                seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", info="of the draws")
 
         def ask(picture, question, history, tokens, temperature, top_p, seed) -> Iterator[tuple]:
             if not desk.done():
@@ -112,7 +120,8 @@ def build(desk: "Future[Desk]", limits: Limits, *, name: str, examples: list[tup
         picture.preprocess = uploaded  # type: ignore[method-assign]
         chat.preprocess = texts  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
-        asked = {"fn": ask, "inputs": [picture, question, chat, *settings], "outputs": [chat, question, status]}
+        # A mistake is told once; gradio would also cover the conversation and the question with the word "Error".
+        asked = {"fn": ask, "inputs": [picture, question, chat, *settings], "outputs": [chat, question, status], "show_progress_on": status}
         one = {"concurrency_id": "model", "concurrency_limit": 1}
         quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         clear = {"fn": _cleared, "outputs": [heat, meaning, compared], **quiet}
