@@ -4,6 +4,7 @@ import contextlib
 import csv
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -38,7 +39,8 @@ class Running:
 
 
 def serve(found: Source, limits: Limits, **more) -> None:
-    """Serves until Ctrl-C. The page opens before the model is loaded; whoever asks meanwhile is told so and waits."""
+    """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; whoever asks meanwhile is told so and waits."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else the pictures would stay
     desk: Future[Desk] = Future()
     with contextlib.suppress(KeyboardInterrupt), running(desk, limits, name=found.name, **more) as demo:
         print(f"{demo.url}   Ctrl-C stops it", flush=True)
@@ -87,7 +89,7 @@ def running(
         from src.serving.guard import Guard, Sweeper
         from src.serving.page import MONO, SANS, STYLE, build
 
-        recent: dict = {}
+        ours = is_loopback if is_loopback(host) else (lambda name: True)  # what others call this machine is theirs to choose
         page = build(desk, limits, name=name, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
@@ -96,7 +98,7 @@ def running(
                 server_port=port or free_port(host),
                 auth=auth,
                 max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits, recent=recent)]},
+                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits, ours=ours)]},
                 theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
                 css=STYLE,
                 prevent_thread_lock=True,
@@ -115,7 +117,7 @@ def running(
             )
         except OSError:
             raise UserError(f"port={port} on {host} is taken; give another port=") from None
-        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds, forget=recent.clear)
+        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds)
         try:
             yield Running(url, folder)
         finally:

@@ -440,6 +440,84 @@ def test_only_what_the_page_needs_can_be_posted(demo):
         assert httpx.request(method, f"{demo.url}gradio_api/upload").status_code == 405
 
 
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost@evil.example", "", "[", "10.0.0.1"]
+)
+def test_another_name_of_this_machine_is_not_answered(demo, name):
+    """A page elsewhere may point its own name at this machine, and would then be the same origin."""
+    for path in ("", "config", "gradio_api/info"):
+        answer = httpx.get(f"{demo.url}{path}", headers={"Host": name})
+        assert (answer.status_code, answer.text) == (403, "the demo answers at localhost only")
+    assert httpx.post(f"{demo.url}gradio_api/upload", files={"files": ("a.png", picture("PNG"))}, headers={"Host": name}).status_code == 403
+
+
+def test_the_names_of_this_machine_are_answered(demo):
+    for name in ("localhost", "localhost:1", "127.0.0.1", "[::1]:7860", "LOCALHOST"):
+        assert httpx.get(f"{demo.url}config", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)])
+def test_other_pages_send_nothing(demo, site, status):
+    """As browsers mark a form or a script of another page, also one of another port of this machine."""
+    before = sorted(demo.folder.iterdir())
+    answer = httpx.post(f"{demo.url}gradio_api/upload", files={"files": ("a.png", picture("PNG"))}, headers={"Sec-Fetch-Site": site})
+    assert answer.status_code == status
+    assert (sorted(demo.folder.iterdir()) == before) == (status == 403)
+
+
+NAMED = b'Content-Disposition: form-data; name="files"; filename="a.png"'
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "said"),
+    [
+        ([NAMED] * 2000, 400, "Too many files"),
+        ([NAMED] * 2, 415, "2 files were sent"),
+        ([b'Content-Disposition: form-data; name="x"'] * 2000, 400, "Too many fields"),
+        ([b'Content-Disposition: form-data; name="files"'], 415, "0 files were sent"),
+        ([b"Content-Disposition: form-data; name=\"files\"; filename*=UTF-8''..%2fa.png"], 415, "0 files were sent"),
+        ([b'Content-Disposition: form-data; filename="a.png"'], 400, "must be provided"),
+        ([NAMED + b"\r\nX: " + b"a" * 500_000], 400, "Invalid multipart data"),
+        ([b"nothing"], 400, "Invalid multipart data"),
+    ],
+)
+def test_odd_forms_are_refused_and_leave_nothing(demo, parts, status, said):
+    before = sorted(demo.folder.rglob("*"))
+    body = b"".join(b"--X\r\n" + part + b"\r\n\r\n" + picture("PNG", (8, 8)) + b"\r\n" for part in parts) + b"--X--\r\n"
+    answer = httpx.post(f"{demo.url}gradio_api/upload", content=body, headers={"Content-Type": "multipart/form-data; boundary=X"})
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text
+    assert sorted(demo.folder.rglob("*")) == before
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(demo):
+    before = sorted(demo.folder.rglob("*"))
+    with socket.create_connection(("127.0.0.1", httpx.URL(demo.url).port)) as sender:
+        head = (
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\nContent-Type: multipart/form-data; boundary=X"
+        )
+        sender.sendall(head + b"\r\n\r\n--X\r\n" + NAMED + b"\r\n\r\n" + b"secret" * 9000)
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert sorted(demo.folder.rglob("*")) == before
+    assert post(demo, picture("PNG")).status_code == 200
+
+
+def test_requests_that_gradio_would_break_on(demo):
+    for route in ("queue/join", "run/ask"):
+        for number in (-1, 9999):
+            body = {"data": [], "fn_index": number, "session_hash": "a"}
+            answer = httpx.post(f"{demo.url}gradio_api/{route}", json=body)
+            assert (answer.status_code, answer.text) == (400, "the page has no such function")
+    (clean,) = post(demo, picture("PNG")).json()
+    for ranges in (",".join(f"{at}-{at}" for at in range(5000)), "-", "9-1", "0-0,-"):
+        assert httpx.get(f"{demo.url}gradio_api/file={clean}", headers={"Range": f"bytes={ranges}"}).status_code == 200
+
+
+def test_a_conversation_is_not_written_into_a_file(demo):
+    assert httpx.get(f"{demo.url}gradio_api/deep_link?session_hash=a").status_code == 405
+    assert not (demo.folder / "deep_links").exists()
+
+
 def test_errors_do_not_tell_what_is_inside(demo):
     for path, body in (("call/ask", "{"), ("call/ask", '{"data": []}'), ("call/nothing", '{"data": []}'), ("run/predict", "{}")):
         response = httpx.post(f"{demo.url}gradio_api/{path}", content=body, headers={"content-type": "application/json"})

@@ -422,7 +422,9 @@ def test_the_space_runs_from_its_own_folder(exported, tmp_path):
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(tmp_path / "temporary"),
     }
+    (tmp_path / "temporary").mkdir()
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=out / "space", env=settings, stdout=log, stderr=log)
     try:
@@ -442,6 +444,7 @@ def test_the_space_runs_from_its_own_folder(exported, tmp_path):
     finally:
         process.terminate()
         process.wait(30)
+    assert not list((tmp_path / "temporary").glob("openmedq-*"))  # nobody's picture stays, also when a service manager ends it
     front = yaml.safe_load((out / "space" / "README.md").read_text().split("---")[1])
     assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
     for line in (out / "space" / "requirements.txt").read_text().splitlines():

@@ -127,6 +127,8 @@ def strange(client: httpx.Client) -> tuple[list[str], int]:
                 for place, data in (("picture", [file, "?", []]), ("conversation", [None, "?", chat])):
                     body = {"data": [*data, 8, 0, 1, 0], "session_hash": "a", "fn_index": 0}
                     found[f"POST {route}, {place} {path}"] = client.post(f"gradio_api/{route}", json=body).status_code == 400
+        found["GET as evil.example"] = client.get("config", headers={"Host": "evil.example"}).status_code == 403
+        found["POST of another page"] = client.post("gradio_api/upload", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
         found |= {f"POST {route}": client.post(f"gradio_api/{route}", json={}).status_code == 405 for route in ROUTES}
     return [name for name, refused in found.items() if not refused], len(asked)
 

@@ -1,20 +1,25 @@
 """Stands before gradio: an upload becomes a clean PNG under a name that nobody can guess, or is refused with one sentence.
 
 Gradio keeps whatever is posted to it and serves it back by a path made of the content's hash; here no byte of an upload stays. It also
-fetches what a request calls a file and is an address; here no request makes this machine ask another.
+fetches what a request calls a file and is an address; here no request makes this machine ask another. And it answers to any name and any
+page: a page from elsewhere could give its own name this machine's address and read the demo; here only the demo's own page is answered.
 """
 
 import contextlib
 import json
 import re
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,25 +29,33 @@ from src.serving.limits import Limits
 
 SIDE = 1536  # pixels; larger pictures are shown and kept at this
 LOGIN, UPLOAD = "/login", "/gradio_api/upload"
+KNOWN, STORES = "/gradio_api/login_check", "/gradio_api/deep_link"  # says whether one is logged in; writes a conversation into a file
 TOLD = re.compile(r"/gradio_api/(queue/join|cancel|reset|(call|run)/[^/]+)/?")  # as the page and gradio_client do, in JSON
 
 
 class Guard:
-    """ASGI middleware. `folder` is where gradio keeps uploads; `recent` holds what became of the last few, until it is cleared."""
+    """ASGI middleware. `folder` is what gradio serves; `ours` says which names of a machine, as requests give them, are the demo's."""
 
-    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits, recent: dict[Path, bytes | UserError]):
-        self.app, self.folder, self.limits = app, folder.resolve(), limits
+    def __init__(self, app: ASGIApp, *, folder: Path, limits: Limits, ours: Callable[[str], bool]):
+        self.app, self.folder, self.limits, self.ours = app, folder.resolve(), limits, ours
         self.decoders: CapacityLimiter | None = None
-        self.recent, self.lock = recent, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        posts, path = scope["method"] == "POST", scope["path"]
+        posts, path, headers = scope["method"] == "POST", scope["path"], dict(scope["headers"])
         send = _with_headers(send)
-        if "://" in path:
+        # No range: the files are small, and gradio breaks on some of them.
+        scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
+        if not self.ours(_machine(headers.get(b"host", b""))):
+            await _answer(send, 403, b"the demo answers at localhost only")
+        elif posts and headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+            await _answer(send, 403, b"the demo takes nothing from other pages")
+        elif "://" in path:
             await _answer(send, 403, b"files of other machines are not fetched")
+        elif path.rstrip("/") == STORES:
+            await _answer(send, 405, b"the demo keeps no conversations")
         elif scope["method"] in ("GET", "HEAD", "OPTIONS") or (posts and path.rstrip("/") == LOGIN):
             await self._limited(self.app, scope, receive, send, most=self.limits.body)
         elif posts and path == UPLOAD:
@@ -68,63 +81,64 @@ class Guard:
         async def again() -> Message:
             return whole.pop() if whole else await receive()
 
-        await self.app(scope, again, send)
+        try:
+            await self.app(scope, again, send)
+        except KeyError:
+            await _answer(send, 400, b"the page has no such function")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets gradio receive the files, then replaces each before its path is told."""
-        start: Message = {}
-        body = bytearray()
-
-        async def keep(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                start.update(message)
-            else:
-                body.extend(message.get("body", b""))
-
-        await self._limited(self.app, scope, receive, keep, most=int(self.limits.megabytes * 2**20) + 64 * 1024)
-        if start["status"] != 200:
-            await _answer(send, start["status"], bytes(body))
+        if not await self._may(scope):
+            await _answer(send, 401, b"log in first")
             return
-        self.decoders = self.decoders or CapacityLimiter(2)
-        status, clean = await to_thread.run_sync(self._clean, json.loads(bytes(body)), limiter=self.decoders)
-        await _answer(send, status, clean, kind=b"application/json" if status == 200 else b"text/plain; charset=utf-8")
+        await self._limited(self._received, scope, receive, send, most=int(self.limits.megabytes * 2**20) + 64 * 1024)
 
-    def _clean(self, names: list[str]) -> tuple[int, bytes]:
+    async def _may(self, scope: Scope) -> bool:
+        """Whether gradio knows who sends this."""
+        heard: list[int] = []
+
+        async def nothing() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def note(message: Message) -> None:
+            heard.append(message.get("status", 0))
+
+        await self.app({**scope, "method": "GET", "path": KNOWN, "raw_path": KNOWN.encode()}, nothing, note)
+        return heard[0] == 200
+
+    async def _received(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio would write every part into the folder that it serves, and leave it there where the request breaks off."""
+        self.decoders = self.decoders or CapacityLimiter(2)
+        try:
+            async with Request(scope, receive).form(max_files=2, max_fields=8) as form:
+                files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+                status, said = await to_thread.run_sync(self._clean, files, limiter=self.decoders)
+        except HTTPException as error:
+            await _answer(send, error.status_code, error.detail.encode())
+            return
+        await _answer(send, status, said, kind=b"application/json" if status == 200 else b"text/plain; charset=utf-8")
+
+    def _clean(self, files: list[UploadFile]) -> tuple[int, bytes]:
         """(status, what the visitor hears): the path of the clean picture, or why there is none."""
-        paths = [Path(name) for name in names]
-        with self.lock:  # gradio names uploads by their content: two equal ones at a time are one file
-            try:
-                found = (
-                    self._picture(paths[0]) if len(paths) == 1 else UserError(f"{len(paths)} files were sent; send one picture at a time")
-                )
-            finally:
-                for path in paths:
-                    self._remove(path)
-        if isinstance(found, UserError):
-            return 415, str(found).encode()
+        try:
+            if len(files) != 1:
+                raise UserError(f"{len(files)} files were sent; send one picture at a time")
+            found = self._picture(files[0])
+        except UserError as mistake:
+            return 415, str(mistake).encode()
         target = self.folder / secrets.token_hex(32) / "picture.png"
         target.parent.mkdir()
         target.write_bytes(found)
         return 200, json.dumps([str(target)]).encode()
 
-    def _picture(self, path: Path) -> bytes | UserError:
-        """The upload as a clean PNG, or what is wrong with it; of one that an equal upload has taken away, what became of that."""
-        if path in self.recent and not path.exists():
-            return self.recent[path]
-        try:
+    def _picture(self, file: UploadFile) -> bytes:
+        """The upload as a clean PNG. It lies for a moment where nothing is served from, under its name, which a refusal tells."""
+        name = re.sub(r"[^\w. -]+", "_", file.filename or "")[-60:].lstrip(". ") or "the file"
+        with tempfile.TemporaryDirectory(prefix="openmedq-upload-") as spare:
+            path = Path(spare) / name
+            path.write_bytes(file.file.read())
             image = read_image(path, max_pixels=int(self.limits.megapixels * 1e6), max_bytes=int(self.limits.megabytes * 2**20))
-            image.thumbnail((SIDE, SIDE))
-            self.recent[path] = png(image)
-        except UserError as mistake:
-            self.recent[path] = mistake
-        found = self.recent[path]
-        while len(self.recent) > 8:
-            self.recent.pop(next(iter(self.recent)), None)
-        return found
-
-    def _remove(self, path: Path) -> None:
-        if path.resolve().is_relative_to(self.folder):
-            path.unlink(missing_ok=True)  # its folder stays for the sweeper: an equal upload may be about to move into it
+        image.thumbnail((SIDE, SIDE))
+        return png(image)
 
     async def _limited(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
         """Hands a request to `app`, or refuses it where it announces, or then sends, more than `most` bytes."""
@@ -150,6 +164,14 @@ class Guard:
             room = -1
         if room < 0 and not begun:
             await _answer(send, 413, f"the request is larger than {most / 2**20:.1f} MiB".encode())
+
+
+def _machine(host: bytes) -> str:
+    """The name or address in a Host header; empty where it is none."""
+    try:
+        return urlsplit(b"//" + host).hostname.decode() or ""  # type: ignore[union-attr]
+    except (AttributeError, ValueError):
+        return ""
 
 
 def _names_only(folder: Path, said: Any) -> bool:
@@ -185,15 +207,14 @@ async def _answer(send: Send, status: int, body: bytes, *, kind: bytes = b"text/
 class Sweeper:
     """Deletes what is older than `keep_seconds`, but not what stood there when the demo started (examples)."""
 
-    def __init__(self, folder: Path, *, keep_seconds: float, forget: Callable[[], None] = lambda: None):
-        self.folder, self.keep_seconds, self.forget = folder, keep_seconds, forget
+    def __init__(self, folder: Path, *, keep_seconds: float):
+        self.folder, self.keep_seconds = folder, keep_seconds
         self.kept = {path for path in folder.rglob("*") if path.is_file()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def sweep(self) -> None:
-        self.forget()
         oldest = time.time() - self.keep_seconds
         for path in list(self.folder.rglob("*")):
             with contextlib.suppress(OSError):
