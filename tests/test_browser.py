@@ -56,6 +56,8 @@ def page(request, browser, url):
     opened.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)
     opened.asked = []
+    opened.refused = []
+    opened.on("response", lambda heard: opened.refused.append(heard.url) if heard.status >= 400 else None)
     opened.on("request", lambda sent: opened.asked.append(sent.url))
     opened.goto(url)
     opened.wait_for_selector("#question textarea")
@@ -88,7 +90,7 @@ def test_upload_ask_read_and_open_the_map(page, url, answerer, file):
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     expect(page.locator("#banner")).to_contain_text("not for clinical use")
     foreign = [address for address in page.asked if not address.startswith((url, "data:", "blob:"))]
-    assert foreign == []
+    assert (foreign, page.refused) == ([], [])
 
 
 def test_everything_by_keyboard(page, file):

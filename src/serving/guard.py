@@ -28,7 +28,7 @@ from src.errors import UserError
 from src.serving.limits import Limits
 
 SIDE = 1536  # pixels; larger pictures are shown and kept at this
-LOGIN, UPLOAD = "/login", "/gradio_api/upload"
+LOGIN, UPLOAD, PROGRESS = "/login", "/gradio_api/upload", "/gradio_api/upload_progress"  # the page asks for the last, and shows nothing
 KNOWN, STORES = "/gradio_api/login_check", "/gradio_api/deep_link"  # says whether one is logged in; writes a conversation into a file
 TOLD = re.compile(r"/gradio_api/(queue/join|cancel|reset|(call|run)/[^/]+)/?")  # as the page and gradio_client do, in JSON
 
@@ -54,6 +54,8 @@ class Guard:
             await _answer(send, 403, b"the demo takes nothing from other pages")
         elif "://" in path:
             await _answer(send, 403, b"files of other machines are not fetched")
+        elif path == PROGRESS:
+            await _answer(send, 200, b'data: {"msg": "done"}\n\n', kind=b"text/event-stream")
         elif path.rstrip("/") == STORES:
             await _answer(send, 405, b"the demo keeps no conversations")
         elif scope["method"] in ("GET", "HEAD", "OPTIONS") or (posts and path.rstrip("/") == LOGIN):
