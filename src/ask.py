@@ -39,21 +39,23 @@ class Row:
 def ask(config: Ask) -> list[dict]:
     """The answer as one line of a predictions file."""
     row = Row("", spoken(config.question or ""), _files(config.image), config.frame)
-    query = _query(row)
+    query, sampling = _query(row), _sampling(config)
     answerer = _load(config)
-    return [_line(row, answerer.answers([query], _sampling(config))[0])]
+    return [_line(row, answerer.answers([query], sampling)[0])]
 
 
 def ask_all(config: Ask) -> Path:
     """Every question of the table, in its order; writes the file when all are answered."""
     table = Path(config.batch or "")
-    rows = read_table(table)
+    rows, sampling = read_table(table), _sampling(config)
+    if config.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, found {config.batch_size}")
     out = Path(config.out) if config.out else table.with_suffix(".answers.jsonl")
     answerer = _load(config)
     lines = []
     for at in tqdm(range(0, len(rows), config.batch_size), unit="batch", dynamic_ncols=True, disable=None):
         some = rows[at : at + config.batch_size]
-        answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], _sampling(config))
+        answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], sampling)
         lines += [_line(row, answer) for row, answer in zip(some, answers, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

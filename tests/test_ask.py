@@ -139,6 +139,11 @@ def test_the_stream_ends_with_the_answer(run):
         (["question=q", "model=tiny"], "write model=run:tiny"),
         (["question=q", "model=run:tinny"], "no run 'tinny'"),
         (["question=q", "model=nowhere"], "neither run:<name"),
+        (["question=q", "max_new_tokens=0"], "max_new_tokens must be at least 1, found 0"),
+        (["question=q", "temperature=-1"], "temperature must be 0 (greedy) or more, found -1"),
+        (["question=q", "temperature=nan"], "temperature must be 0 (greedy) or more, found nan"),
+        (["question=q", "top_p=0"], "top_p must be above 0 and at most 1, found 0"),
+        (["question=q", "seed=-1"], "seed must be from 0"),
         (["question=q", "temprature=1"], "unknown config key 'temprature'; did you mean 'temperature'?"),
     ],
 )

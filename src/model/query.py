@@ -20,6 +20,16 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be 0 (greedy) or more, found {self.temperature:g}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, found {self.top_p:g}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be from 0 to below 2^63, found {self.seed}")
+
 
 @dataclass
 class Query:
