@@ -44,7 +44,8 @@ from src.errors import UserError
 from src.export import export
 from src.model.answer import Answerer, load_answerer
 from src.model.query import Query, Sampling, finished
-from src.release.card import Story, card, strictest, tell
+from src.release import usage
+from src.release.card import LIBRARIES, Story, card, strictest, tell
 from src.release.space import APP, NEEDED, needed, texts
 from tests.conftest import ORGANS, overrides
 from tests.runs import finish
@@ -168,6 +169,26 @@ def test_the_adapter_on_the_base_gives_the_same_logits(exported, language):
     assert (found - before).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("part", ["hf", "adapter", "timm"])
+def test_the_lines_of_a_card_run_as_they_are(exported, part, tmp_path, monkeypatch, capsys):
+    """Beside the folder of the part, with nothing but a picture."""
+    _, out, trained = exported
+    (lines,) = re.findall(r"```python\n(.*?)```", (out / part / "README.md").read_text(), re.DOTALL)
+    shutil.copytree(out / part, tmp_path / part)
+    picture(4).save(tmp_path / "scan.png")
+    monkeypatch.chdir(tmp_path)
+    exec(lines, names := {"__name__": "card"})
+    said = capsys.readouterr().out
+    if part == "timm":
+        assert said == f"torch.Size([1, {trained.model.vision.width}])\n"
+        return
+    query = Query("Which organ is shown?", [picture(4)]) if part == "hf" else Query("Is aspirin a drug?")
+    assert said.strip() == trained.answers([query], Sampling(64))[0].text
+    if part == "hf":
+        call = re.search(r"`(pipeline.*)` answers too", (out / part / "README.md").read_text())[1]
+        assert eval(call, names | {"pipeline": pipeline})[0]["input_text"]
+
+
 def test_merging_is_done_in_float32(exported, tmp_path):
     """A bfloat16 base plus its adapter, rounded once; adding in bfloat16 would round the small update away."""
     folder, _, _ = exported
@@ -276,13 +297,15 @@ def test_the_card_tells_licences_scores_and_limits(exported):
         assert card.startswith("---\nlibrary_name: ")
         for said in (
             "Not a medical device",
-            "| pathvqa | bleu1, with its image | 0.500 | 0.400 to 0.600 | 200 |",
+            "| pathvqa | bleu1 | 200 | 0.500 [0.400, 0.600] |",
             "gain over a blank image",
         ):
             assert said in card
         assert "| alpha (`alpha`) | 50.0% | 60 | the user's own | unsourced | unverified | unverified |" in card
         assert "Strictest licence: research use only until its licence is verified (from alpha, beta, gamma)" in card
         assert "type=organ" not in card
+        assert "base_model" not in card  # a folder of this machine is none
+        assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == LIBRARIES[usage.PARTS[part][0]][0]
         assert not any(hole in card for hole in ("HERE", "BASE", "TODO", "More Information Needed"))
 
 
@@ -407,6 +430,17 @@ def test_a_card_tells_what_was_trained_on_phantoms(exported):
         for text in (card(story, library="timm", usage=""), texts(story, repository=None)["README.md"]):
             assert said in text
             assert ("phantoms" in text) == bool(phantoms)
+
+
+def test_a_base_of_the_hub_is_linked(exported):
+    story = Story("tiny", finished(exported[0].parent, exported[0].name)[1], {"git": "0", "data": "0", "metrics": {}})
+    story.config.language.path = "axiong/PMC_LLaMA_7B"
+    fronts = {library: yaml.safe_load(card(story, library=library, usage="").split("---")[1]) for library in LIBRARIES}
+    assert {library: front.get("base_model") for library, front in fronts.items()} == {
+        "transformers": "axiong/PMC_LLaMA_7B",
+        "peft": "axiong/PMC_LLaMA_7B",
+        "timm": None,
+    }
 
 
 @pytest.mark.slow

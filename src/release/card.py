@@ -1,6 +1,7 @@
 """Model card and data statement, made from what the run itself recorded; nothing in them is written by hand per model."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,14 @@ DEFINITIONS = {
 CONDITIONS = {
     "real": "with its image",
     "none": "without an image",
-    "real_minus_blank": "gain over a blank image (paired)",
-    "real_minus_shuffled": "gain over another test image (paired)",
+    "real_minus_blank": "gain over a blank image",
+    "real_minus_shuffled": "gain over another test image",
+}
+# library -> (task on the hub, whose scores are shown)
+LIBRARIES = {
+    "transformers": ("image-text-to-text", "Of this model"),
+    "peft": ("text-generation", "Of the whole model that the adapter is a part of, encoder and projector included"),
+    "timm": ("image-feature-extraction", "Questions: of the whole model that this encoder is a part of; transfer: of this encoder"),
 }
 PHANTOM = (
     "**Trained on phantoms.** Images and texts were drawn by a program that imitates the layouts of public datasets; the names below "
@@ -96,15 +103,18 @@ def strictest(story: Story) -> str:
 
 def card(story: Story, *, library: str, usage: str) -> str:
     """README.md with the front matter of the Hugging Face hub."""
+    config, result = story.config, story.result
+    task, whose = LIBRARIES[library]
+    base = config.language.path
     front = {
         "library_name": library,
-        "pipeline_tag": "image-feature-extraction" if library == "timm" else "image-text-to-text",
+        "pipeline_tag": task,
+        **({"base_model": base} if library != "timm" and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else {}),
         "license": "other",
         "license_name": "see-data-statement",
         "language": ["en"],
         "tags": ["medical", "visual-question-answering", "research-only"],
     }
-    config, result = story.config, story.result
     encoder = config.vision.path or config.vision.architecture
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
@@ -114,7 +124,7 @@ def card(story: Story, *, library: str, usage: str) -> str:
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
         f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {result['git']}, data {result['data']}).\n",
         f"## Use\n\n{usage}\n",
-        f"## Scores\n\n{scores(result['metrics'])}\n",
+        f"## Scores\n\n{scores(result['metrics'], of=whose)}\n",
         "## Intended use and limits\n\n"
         "Intended: research on medical vision-language models and on their evaluation. Out of scope: diagnosis, triage, treatment, any "
         "decision about a person. Answers are short and can be wrong while they sound sure; confidence is a mean token log-probability, "
@@ -143,23 +153,34 @@ def data_statement(story: Story) -> str:
     return "\n".join(lines) + ("\n\n" + "\n".join(cited) if cited else "") + "\n"
 
 
-def scores(metrics: dict[str, dict]) -> str:
-    """The scores of all questions, and of transfer, with 95% intervals and what they mean."""
-    rows, used = [], set()
+def scores(metrics: dict[str, dict], *, of: str) -> str:
+    """The scores of all questions, a benchmark's in one row each, and of transfer, with 95% intervals and what they mean."""
+    asked: dict[tuple[str, str], dict[str, dict]] = {}
+    moved = {}
     for key, found in metrics.items():
         word = key.split("/")
         if word[0] == "vqa" and word[3] == "all" and word[2] in CONDITIONS and word[4] in DEFINITIONS:
-            rows.append((word[1], f"{word[4]}, {CONDITIONS[word[2]]}", found))
+            asked.setdefault((word[1], word[4]), {})[word[2]] = found
         elif word[:2] == ["transfer", "mean"] and word[-1] in DEFINITIONS:
-            rows.append(("transfer, mean", f"{word[4]}, {word[2]}, {word[3]}", found))
-        else:
-            continue
-        used.add(word[4])
-    if not rows:
+            moved[word[4], word[2], word[3]] = found
+    if not asked and not moved:
         return "This run has not been evaluated."
-    lines = ["| benchmark | score | value | 95% interval | n |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {what} | {f['value']:.3f} | {f['low']:.3f} to {f['high']:.3f} | {f['n']:,} |" for name, what, f in rows]
+    lines = [f"{of}, with 95% intervals; gains are paired.", ""]
+    if asked:
+        lines += [f"| benchmark | score | n | {' | '.join(CONDITIONS.values())} |", f"|---|---|---|{'---|' * len(CONDITIONS)}"]
+        for (name, score), row in asked.items():
+            cells = [_interval(row[one]) if one in row else "" for one in CONDITIONS]
+            lines.append(f"| {name} | {score} | {next(iter(row.values()))['n']:,} | {' | '.join(cells)} |")
+    if moved:
+        sets = sorted({key.split("/")[1] for key in metrics if key.startswith("transfer/")} - {"mean"})
+        lines += ["", f"Transfer, mean of {', '.join(sets)}:", "", "| encoder | by | score | value | n |", "|---|---|---|---|---|"]
+        lines += [f"| {name} | {how} | {score} | {_interval(found)} | {found['n']:,} |" for (score, name, how), found in moved.items()]
+    used = {score for _, score in asked} | {score for score, *_ in moved}
     return "\n".join([*lines, "", *(f"- {name}: {DEFINITIONS[name]}" for name in sorted(used))])
+
+
+def _interval(found: dict) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _word(value: Any) -> str:

@@ -13,8 +13,12 @@ from src.model.vlm import VLM
 
 
 def save_adapter(model: VLM, folder: Path, *, base: str, revision: str) -> None:
-    """`PeftModel.from_pretrained(base model, folder)` has the language model's logits; encoder and projector are not in it."""
+    """`PeftModel.from_pretrained(base model, folder)` has the language model's logits; encoder and projector are not in it.
+
+    The tokenizer is: that of PMC-LLaMA cannot be loaded as it is published.
+    """
     model.language.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.language.tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # a template with holes
     path = folder / "adapter_config.json"
     described = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}

@@ -11,28 +11,40 @@ inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
 )
 answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-print(processor.decode(answer, skip_special_tokens=True))
+print(processor.decode(answer, skip_special_tokens=True).strip())
 ```
 
-`pipeline("image-text-to-text", model="HERE")` answers too."""
+`pipeline("image-text-to-text", model="HERE")(text=[{"role": "user", "content": content}])` answers too."""
 
 ADAPTER = """The LoRA adapter of the language model alone; encoder and projector are not in it, so it answers questions without images.
 
 ```python
+import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "HERE")
+base = AutoModelForCausalLM.from_pretrained("BASE")  # of the hub, or wherever the folder of this base model lies
+model = PeftModel.from_pretrained(base, "HERE")
+tokenizer = AutoTokenizer.from_pretrained("HERE")  # with the special tokens of training; those of a base may be wrong
+text = tokenizer("Question: Is aspirin a drug?\\nAnswer:", add_special_tokens=False)["input_ids"]
+inputs = torch.tensor([[tokenizer.bos_token_id, *text]])
+answer = model.generate(
+    inputs, max_new_tokens=64, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+)[0, inputs.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 ```"""
 
 TIMM = """The image encoder alone, as it is after training.
 
 ```python
 import timm
+from PIL import Image
 
-model = timm.create_model("HERE", pretrained=True)
+model = timm.create_model("HERE", pretrained=True).eval()
 data = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**data, is_training=False)
+x = transform(Image.open("scan.png").convert("RGB"))[None]
+print(model(x).shape)
 ```
 
 The language model saw the patch features of the last block before the final norm:
