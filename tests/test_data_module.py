@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from src.data.held_out import open_sources
 from src.data.images import decode
-from src.data.module import fingerprint, open_sources
+from src.data.module import fingerprint
 from src.data.prompt import IGNORE
 from src.errors import UserError
 from tests.conftest import parts

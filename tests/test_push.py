@@ -206,7 +206,8 @@ def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp
     assert sorted(models) == ["user/name", "user/name-adapter", "user/name-timm"]
     cards = {name: files["README.md"].decode() for name, files in models.items()}
     assert 'LlavaForConditionalGeneration.from_pretrained("user/name")' in cards["user/name"]
-    assert f'AutoModelForCausalLM.from_pretrained("{language}"), "user/name-adapter")' in cards["user/name-adapter"]
+    assert f'AutoModelForCausalLM.from_pretrained("{language}")' in cards["user/name-adapter"]
+    assert 'PeftModel.from_pretrained(base, "user/name-adapter")' in cards["user/name-adapter"]
     assert 'timm.create_model("hf-hub:user/name-timm", pretrained=True)' in cards["user/name-timm"]
     assert 'timm.create_model("local-dir:timm", pretrained=True)' in (out / "timm" / "README.md").read_text()
     assert 'os.environ.get("MODEL", "user/name")' in space["app.py"].decode()

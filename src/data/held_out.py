@@ -1,11 +1,29 @@
 """Which records of a source a run is trained on, and which decide its best checkpoint: never a record or a group of both."""
 
+from pathlib import Path
+
 import numpy as np
 
+from src.config import Mix
+from src.data.remote import Cache, open_shards
 from src.data.shards import Shards
+from src.errors import UserError
 
 MOST = 0.05  # of the training records, that may be held out; our choice
 HASHES = 2**63  # groups are hashes below this
+
+
+def open_sources(root: str | Path, mix: Mix, *, cache: Cache | None = None) -> dict[str, Shards]:
+    return {source: open_shards(root, source, cache=cache or Cache()) for source in mix.drawn}
+
+
+def split_rows(shards: dict[str, Shards], mix: Mix, *, validate: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The rows that may be drawn, and those that are checked (`data.validate` at most), per source."""
+    found = {source: sides(opened, decontaminate=mix.decontaminate, validate=validate) for source, opened in shards.items()}
+    for source, (drawn, _) in found.items():
+        if len(drawn) == 0:
+            raise UserError(f"mix.shares names '{source}', but no training record of it may be used; set mix.shares.{source}=0")
+    return {source: drawn for source, (drawn, _) in found.items()}, {source: checked for source, (_, checked) in found.items()}
 
 
 def sides(shards: Shards, *, decontaminate: bool, validate: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import lightning
 import numpy as np
@@ -23,27 +22,14 @@ import xxhash
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config import Data, Mix
-from src.data.held_out import sides
+from src.data.held_out import open_sources, split_rows
 from src.data.images import decode
 from src.data.mixture import Mixture
 from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import Encoded, Prompter
-from src.data.remote import Cache, is_remote, open_shards
+from src.data.remote import Cache, is_remote
 from src.data.shards import Shards
 from src.errors import UserError
-
-
-def open_sources(root: str | Path, mix: Mix, *, cache: Cache | None = None) -> dict[str, Shards]:
-    return {source: open_shards(root, source, cache=cache or Cache()) for source in mix.drawn}
-
-
-def split_rows(shards: dict[str, Shards], mix: Mix, *, validate: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The rows that may be drawn, and those that are checked (`data.validate` at most), per source."""
-    found = {source: sides(opened, decontaminate=mix.decontaminate, validate=validate) for source, opened in shards.items()}
-    for source, (drawn, _) in found.items():
-        if len(drawn) == 0:
-            raise UserError(f"mix.shares names '{source}', but no training record of it may be used; set mix.shares.{source}=0")
-    return {source: drawn for source, (drawn, _) in found.items()}, {source: checked for source, (_, checked) in found.items()}
 
 
 def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, rows: dict[str, np.ndarray] | None = None) -> dict:

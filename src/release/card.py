@@ -165,7 +165,7 @@ def scores(metrics: dict[str, dict], *, of: str) -> str:
             moved[word[4], word[2], word[3]] = found
     if not asked and not moved:
         return "This run has not been evaluated."
-    lines = [f"{of}, with 95% intervals; gains are paired.", ""]
+    lines = [f"{of}. With 95% intervals; gains are paired.", ""]
     if asked:
         lines += [f"| benchmark | score | n | {' | '.join(CONDITIONS.values())} |", f"|---|---|---|{'---|' * len(CONDITIONS)}"]
         for (name, score), row in asked.items():

@@ -7,16 +7,12 @@ import functools
 import string
 from collections import Counter
 
-from nltk.stem.snowball import SnowballStemmer
-from nltk.tokenize import NLTKWordTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from src.scoring import bleu
 from src.scoring.text import normalise
 
 STRIPPED = str.maketrans("", "", string.punctuation)
-TOKENIZER = NLTKWordTokenizer()
-STEMMER = SnowballStemmer("english")
 # nltk's English stop words without those that have an apostrophe, which no word has once punctuation is stripped.
 FREQUENT = """
 i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself they
@@ -174,8 +170,18 @@ def imageclef_words(text: str) -> tuple[str, ...]:
     `nltk.word_tokenize` splits into sentences first, with a model to be downloaded; without punctuation there is one sentence, so its
     tokenizer of words alone gives the same.
     """
-    tokens = TOKENIZER.tokenize(text.lower().translate(STRIPPED))
-    return tuple(STEMMER.stem(token) for token in tokens if token not in STOP_WORDS)
+    tokenizer, stemmer = _nltk()
+    tokens = tokenizer.tokenize(text.lower().translate(STRIPPED))
+    return tuple(stemmer.stem(token) for token in tokens if token not in STOP_WORDS)
+
+
+@functools.cache
+def _nltk() -> tuple:
+    """Imported by whoever scores so: it takes a second, and training imports this file for its validation."""
+    from nltk.stem.snowball import SnowballStemmer
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer(), SnowballStemmer("english")
 
 
 def corpus_bleu1(items: list[dict]) -> float | None:

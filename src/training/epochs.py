@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from src.config import Train
-from src.data.module import open_sources, split_rows
+from src.data.held_out import open_sources, split_rows
 from src.data.remote import Cache
 from src.errors import UserError
 
