@@ -458,3 +458,28 @@ def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_pa
     (root / "beta" / "manifest.json").write_text(json.dumps(manifest | {"phantom": True}))
     folder = train(configure(f"data.root={root}", "optim.steps=1", "optim.warmup=0"))
     assert json.loads((folder / "train.json").read_text())["phantoms"] == ["beta"]
+
+
+def test_gradients_are_clipped_before_the_fused_update_of_a_gpu(configure, monkeypatch):
+    """In mixed precision, which Lightning's own clipping refuses with it."""
+    usual, norms = torch.optim.AdamW, []
+
+    class Fused(usual):  # type: ignore[misc, valid-type]
+        def __init__(self, groups, **settings):
+            super().__init__(groups, **(settings | {"fused": True, "foreach": False}))
+
+        def step(self, closure):
+            def clipped():
+                loss = closure()
+                norms.append(torch.nn.utils.get_total_norm([p.grad for group in self.param_groups for p in group["params"]]).item())
+                return loss
+
+            return super().step(clipped)
+
+    monkeypatch.setattr("torch.optim.AdamW", Fused)
+    mixed = ["trainer.precision=bf16-mixed", "language.dtype=bfloat16", "trainer.log_every=1", "trainer.check_every=6"]
+    free, clipped = (train(configure(*mixed, f"name=clip{clip}", f"optim.clip={clip}")) for clip in (0, 0.1))
+    assert norms[:6] == pytest.approx([float(row["grad_norm"]) for row in steps(free)], rel=1e-4)
+    assert min(norms[:6]) > 0.1
+    assert norms[6:] == pytest.approx([0.1] * 6, rel=1e-3)
+    assert float(steps(clipped)[0]["grad_norm"]) == pytest.approx(norms[0], rel=1e-4)

@@ -32,7 +32,7 @@ class Training(lightning.LightningModule):
             keep_inputs(model)
         self.step_tokens = 0
         self.step_losses: list[tuple[Tensor, list[str]]] = []  # of each slot: the sum on the device, the keys of its samples
-        self.grad_norm = 0.0
+        self.grad_norm = torch.tensor(0.0)
         self.skipped = 0  # optimizer steps since the last log line
         self.reset_sums()
 
@@ -78,6 +78,11 @@ class Training(lightning.LightningModule):
         if not torch.isfinite(self.grad_norm):
             self._refuse_step(optimizer, losses.tolist(), everywhere=int(sums[1]))
         self.step_tokens, self.step_losses = 0, []
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        # Lightning's own way refuses mixed precision with a fused AdamW, which a GPU has, and takes the norm a second time.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.grad_norm)
 
     def configure_optimizers(self):
         opt = optimizer(self.model, self.config.optim)
