@@ -1,6 +1,7 @@
 """experiments/bench/{workload,peers,train,gpu}: the lengths are those for which the targets were set, both sides train alike."""
 
 import csv
+from dataclasses import fields
 
 import pytest
 import torch
@@ -52,15 +53,30 @@ def test_without_a_gpu_the_gpu_benchmark_is_one_sentence(monkeypatch, capsys):
     assert "bench-gpu needs a GPU and torch finds none" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         gpu.main(["devise=cpu"])
-    assert "bench-gpu takes device=..., size=..., out=..., found devise=cpu" in capsys.readouterr().err
+    assert "bench-gpu takes device=..., size=..., lengths=..., out=..., found devise=cpu" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["device=cpu", "size=small", "lengths=eve"])
+    assert "lengths='eve'; did you mean 'even'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_at_a_small_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "LENGTHS", ("mix",))
-    gpu.main(["device=cpu", "size=small", f"out={tmp_path}/gpu.csv"])
+    """One variant fits with half as many samples only; what was measured on other lengths stays."""
+    usual = gpu.one_per_row
+
+    def large(settings, device, tokenizer, batch):
+        if batch > 1:
+            raise torch.OutOfMemoryError
+        return usual(settings, device, tokenizer, batch)
+
+    monkeypatch.setattr(gpu, "one_per_row", large)
+    names = [field.name for field in fields(gpu.Row)]
+    (tmp_path / "gpu.csv").write_text(f"{','.join(names)}\n{','.join(['no GPU', 'even'] + ['1'] * (len(names) - 2))}\n")
+    gpu.main(["device=cpu", "size=small", "lengths=mix", f"out={tmp_path}/gpu.csv"])
     with (tmp_path / "gpu.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        kept, *rows = csv.DictReader(file)
+    assert kept["lengths"] == "even"
+    assert [row["micro_batch"] for row in rows] == ["2", "2", "2", "1", "2", "2"]
     assert len(rows) == 6
     assert all(float(row["tokens_per_second"]) > float(row["samples_per_second"]) > 0 for row in rows)
     assert all(float(row["mfu"]) > 0 for row in rows)

@@ -5,6 +5,7 @@ LLaVA's scripts run it (right-padded batches, with and without gradient checkpoi
 real token and 6 per trained one, no recomputation, against the best matrix product of the same run.
 """
 
+import contextlib
 import csv
 import gc
 import sys
@@ -27,19 +28,20 @@ from experiments.bench.flops import ceiling, flops_per_token, now
 from experiments.bench.gpu_data import make_shards, pixels, sample_batches, words_tokenizer
 from experiments.bench.workload import IMAGE_ID
 from src.cli import compose
-from src.config import Train, typed
+from src.config import Train, one_of, typed
 from src.data.module import DataModule
 from src.data.packing import collate
 from src.data.prompt import Prompter
 from src.errors import UserError, command
 from src.model import cost
 from src.model.vlm import VLM
+from src.quiet import quiet
 from src.train import trainer_for
 from src.training.module import Training
 
 SIZES: dict[str, dict[str, Any]] = {
-    "full": {"steps": 8, "batch": 128, "peer": 32, "accumulate": 4, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
-    "small": {"steps": 2, "batch": 4, "peer": 2, "accumulate": 1, "row": 600, "records": 64, "product": 64, "vocabulary": 500},
+    "full": {"steps": 8, "batch": 128, "micro": 32, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
+    "small": {"steps": 2, "batch": 4, "micro": 2, "row": 600, "records": 64, "product": 64, "vocabulary": 500},
 }
 SMALL_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
 SMALL_VISION = ["vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=32"]
@@ -52,6 +54,7 @@ class Row:
     gpu: str
     lengths: str
     variant: str
+    micro_batch: int  # samples, on average: as many of SIZES as fit
     samples_per_second: float
     tokens_per_second: float
     tflops: float
@@ -63,7 +66,7 @@ class Row:
 
 @command
 def main(words: list[str]) -> None:
-    asked = {"device": "cuda", "size": "full", "out": "experiments/bench/gpu.csv"}
+    asked = {"device": "cuda", "size": "full", "lengths": ",".join(LENGTHS), "out": "experiments/bench/gpu.csv"}
     for word in words:
         key, _, value = word.partition("=")
         if key not in asked:
@@ -71,54 +74,84 @@ def main(words: list[str]) -> None:
         asked[key] = value
     if asked["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError("bench-gpu needs a GPU and torch finds none; device=cpu size=small tries the script, its figures mean nothing")
-    write(list(measure(asked["device"], asked["size"])), Path(asked["out"]))
+    one_of("size", asked["size"], tuple(SIZES))
+    for lengths in asked["lengths"].split(","):
+        one_of("lengths", lengths, LENGTHS)
+    quiet()
+    rows: list[Row] = []
+    for row in measure(asked["device"], asked["size"], asked["lengths"].split(",")):
+        rows.append(row)
+        write(rows, Path(asked["out"]))  # after each: a lease that ends early keeps what was measured
+        print(f"{row.lengths}, {row.variant}: {row.samples_per_second:.4g} samples/s", flush=True)
+    show(rows)
 
 
-def measure(device: str, size: str) -> Iterator[Row]:
+def measure(device: str, size: str, asked: list[str]) -> Iterator[Row]:
     scale = SIZES[size]
     top = ceiling(device, scale["product"])
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = words_tokenizer(scale["vocabulary"])
-        for lengths in LENGTHS:
+        for lengths in asked:
             make_shards(Path(folder), lengths, scale)
             for variant, run in variants(device, size, Path(folder), lengths, tokenizer).items():
-                seconds, samples, tokens, supervised, wait, model = run()
+                micro, (seconds, samples, tokens, supervised, wait, model) = fitting(run, scale["micro"])
                 flops = tokens * flops_per_token(model, supervised / tokens)
                 peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
                 rate = flops / seconds / 1e12
-                yield Row(name_of(device), lengths, variant, samples / seconds, tokens / seconds, rate, top, rate / top, peak, wait)
+                yield Row(name_of(device), lengths, variant, micro, samples / seconds, tokens / seconds, rate, top, rate / top, peak, wait)
                 del model
-                gc.collect()
-                if device == "cuda":
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats()
+                release()
 
 
-Run = Callable[[], tuple[float, int, int, int, float | None, Any]]
+Run = Callable[[int], tuple[float, int, int, int, float | None, Any]]
+
+
+def fitting(run: Run, micro: int) -> tuple[int, tuple]:
+    """The largest micro-batch that fits, of `micro` samples, a half of them, and so on; and what it gives."""
+    while micro:
+        try:
+            return micro, run(micro)
+        except torch.OutOfMemoryError:
+            micro //= 2
+        release()  # now that the error is gone, which holds all that did not fit
+    raise UserError("bench-gpu does not fit: not one sample at a time, beside the weights")
+
+
+def release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def started() -> float:
+    """The time, and from now on the peak of the memory: building a model takes more than training it with recomputation."""
+    since = now()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    return since
 
 
 def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Run]:
-    """Each trains the same samples: seconds, samples, real tokens, supervised tokens, waiting share, model."""
-    scale = SIZES[size]
+    """Each trains the same samples, in micro-batches of so many: seconds, samples, real tokens, supervised tokens, waiting share, model."""
 
-    def settings(*more: str) -> Train:
-        return config(size, folder, lengths, device, more)
+    def settings(micro: int, *more: str) -> Train:
+        return config(size, folder, lengths, device, (f"trainer.accumulate={SIZES[size]['batch'] // micro}", *more))
 
     def ours(how: str) -> Run:
-        return lambda: with_stream(settings(f"trainer.recompute={how}"), device, tokenizer)
+        return lambda micro: with_stream(settings(micro, f"trainer.recompute={how}"), device, tokenizer)
 
     def peer(checkpointing: bool) -> Run:
-        return lambda: padded_by_transformers(settings(), device, tokenizer, scale["peer"], checkpointing)
+        return lambda micro: padded_by_transformers(settings(micro), device, tokenizer, micro, checkpointing)
 
     found = {f"ours, packed, recompute={how}": ours(how) for how in ("none", "cheap", "full")}
-    found["ours, one sample per row"] = lambda: one_per_row(settings(), device, tokenizer, scale["peer"])
+    found["ours, one sample per row"] = lambda micro: one_per_row(settings(micro), device, tokenizer, micro)
     return found | {"transformers, padded": peer(False), "transformers, padded, checkpointing": peer(True)}
 
 
 def config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> Train:
     scale = SIZES[size]
     words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.row_tokens={scale['row']}", "optim.warmup=0"]
-    words += [f"data.global_batch={scale['batch']}", f"data.window={scale['batch'] * 8}", f"trainer.accumulate={scale['accumulate']}"]
+    words += [f"data.global_batch={scale['batch']}", f"data.window={scale['batch'] * 8}"]
     words += [f"optim.steps={scale['steps'] + 1}", "name=bench", f"outputs={folder}", "optim.lr.vision=1e-5"]
     words += ["trainer=cpu", "data.workers=0", "language=phantom", *SMALL_VISION] if size == "small" else ["trainer=gpu", "data.workers=8"]
     words += [] if device == "cuda" else ["trainer.accelerator=cpu"]
@@ -146,7 +179,7 @@ def with_stream(settings: Train, device: str, tokenizer) -> tuple:
 def one_per_row(settings: Train, device: str, tokenizer, batch: int) -> tuple:
     """Our model and trainer without packing: a sample in each row, padded to the longest."""
     model = built(settings, device)
-    chosen = sample_batches(settings, model, tokenizer, settings.data.global_batch // settings.trainer.accumulate)
+    chosen = sample_batches(settings, model, tokenizer, batch)
     size, batches = model.vision.size, []
     for samples in chosen:
         images = list(pixels(samples, model))
@@ -179,7 +212,7 @@ class Clock(lightning.Callback):
             self.tokens += (batch.sources_BT >= 0).sum()
             self.supervised += len(batch.predicts_S)
         elif batch_idx == self.slots - 1:
-            self._since = now()
+            self._since = started()
         self._ended = time.perf_counter()
 
     def on_train_end(self, trainer, module) -> None:
@@ -202,7 +235,7 @@ def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, 
     del model
     with mixed:
         step(inputs[0])
-        since = now()
+        since = started()
         for padded in inputs[1:]:
             step(padded)
         seconds = now() - since
@@ -216,15 +249,25 @@ def name_of(device: str) -> str:
 
 
 def write(rows: list[Row], out: Path) -> None:
-    table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
+    """What stands there of other lengths and devices stays."""
+    measured = {(row.gpu, row.lengths) for row in rows}
+    with out.open(newline="") if out.exists() else contextlib.nullcontext([]) as file:
+        held = [line for line in csv.DictReader(file) if (line["gpu"], line["lengths"]) not in measured]
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            cells = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
-            writer.writerow(cells)
-            table.add_row(*("" if value is None else str(value) for value in cells.values()))
+        writer.writerows(held + [cells(row) for row in rows])
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in cells(row).values()))
     Console(width=160).print(table)
+
+
+def cells(row: Row) -> dict[str, Any]:
+    return {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
 
 
 if __name__ == "__main__":
