@@ -15,6 +15,7 @@ from src.data.packing import Batch
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
 from src.model.vlm import VLM
+from src.quiet import quiet
 from src.training.epochs import in_steps
 
 GB = 1e9
@@ -64,6 +65,7 @@ def memory(config: Train, model: VLM, cost: Cost, *, working: float, reserve: fl
 
 
 def plan(config: Plan) -> None:
+    quiet()
     config = in_steps(config)
     wanted, ask = config.trainer.recompute, config.plan
     sample = Sample(ask.images, ask.text, ask.supervised)

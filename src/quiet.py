@@ -12,3 +12,4 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # what peft still calls
     warnings.filterwarnings("ignore", message=".*treespec.*")  # what lightning still calls
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # of a class token: one row, of any stride

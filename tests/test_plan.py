@@ -35,6 +35,12 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
         assert 0 < none < cheap < full
 
 
+def test_a_plan_says_nothing_else(words, recwarn):
+    """Not what libraries have to say to those who wrote it."""
+    plan(typed(Plan, compose("plan", [*words, "plan.text=12"])))
+    assert [str(one.message) for one in recwarn] == []
+
+
 def grown(config: Train, answer) -> None:
     """Bytes by which this process grows while it trains on one micro-batch, to `answer`."""
     loss.CHUNK = CHUNK
