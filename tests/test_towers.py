@@ -236,6 +236,44 @@ def test_wrong_keys_and_folders_are_one_sentence(biomedclip, tmp_path):
     assert "preprocessor_config.json" in fails(VisionConfig(format="hf_vit", path=str(tmp_path / "b")))
 
 
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ([], "holds a JSON list where names and values are needed"),
+        ({"model_cfg": {"vision_cfg": None}}, "is none that can be read"),
+        ({"model_cfg": {"vision_cfg": {"timm_model_name": "test_vit", "image_size": [160, 96]}}}, "a square image"),
+        ({"model_cfg": {"vision_cfg": {"timm_model_name": "test_vit"}}, "preprocess_cfg": {"mean": [0.5], "std": None}}, "none that can"),
+    ],
+)
+def test_an_open_clip_config_of_another_shape_is_one_sentence(tmp_path, described, said):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    assert said in fails(VisionConfig(format="open_clip", path=str(tmp_path)))
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code in a pickle ran",))
+
+
+def test_hf_folders_that_do_not_load_are_one_sentence(tmp_path, capfd):
+    path = hf_folder(tmp_path, tiny_clip())
+    config = VisionConfig(format="hf_clip", path=path)
+    look, described, weights = (tmp_path / name for name in ("preprocessor_config.json", "config.json", "model.safetensors"))
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-100])
+    assert "cannot be loaded as hf_clip" in fails(config)
+    weights.unlink()
+    torch.save({"payload": Payload()}, tmp_path / "pytorch_model.bin")
+    assert fails(config).endswith("its weights hold Python objects besides tensors, or are no torch file")
+    assert "code in a pickle ran" not in capfd.readouterr().out
+    weights.write_bytes(kept)
+    whole = json.loads(described.read_text())
+    described.write_text(json.dumps(whole | {"vision_config": whole["vision_config"] | {"intermediate_size": 7}}))
+    assert "the file has wrong shapes: encoder.layers.0.mlp.fc1.bias" in fails(config)
+    look.write_text("{}")
+    assert "cannot be loaded as hf_clip: it has no 'image_mean'" in fails(config)
+
+
 def _config(folder, content: dict) -> str:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(content))

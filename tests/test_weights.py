@@ -168,6 +168,8 @@ def broken(kind: str, folder) -> None:
         shard.write_bytes(shard.read_bytes()[:2000])
     elif kind == "code":
         torch.save(torch.load(shard, weights_only=True) | {"payload": Payload()}, shard)
+    elif kind == "misshapen":
+        write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96})
     elif kind == "lacking":
         part = torch.load(shard, weights_only=True)
         del part["model.embed_tokens.weight"]
@@ -187,7 +189,8 @@ def broken(kind: str, folder) -> None:
     ("kind", "said"),
     [
         ("truncated", "cannot be loaded as a causal language model"),
-        ("code", "cannot be loaded as a causal language model"),
+        ("code", "cannot be loaded as a causal language model: its weights hold Python objects besides tensors"),
+        ("misshapen", "the file has wrong shapes: model.layers.0.mlp.down_proj.weight"),
         ("lacking", "the file lacks model.embed_tokens.weight"),
         ("vanished", "pytorch_model-00001-of-00002.bin"),
         ("foreign", "cannot be loaded as a causal language model"),

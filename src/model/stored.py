@@ -132,6 +132,19 @@ def _sha256(file: Path, size: int, modified: int) -> str:
 
 def read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds a JSON {type(found).__name__} where names and values are needed")
+    return found
+
+
+def sentence(error: Exception) -> str:
+    """What a library says of files that it cannot load, as one clause."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to load it all the same
+        return "its weights hold Python objects besides tensors, or are no torch file"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

@@ -15,7 +15,7 @@ from torch import nn
 
 from src.config import VisionConfig
 from src.errors import UserError, nearest
-from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_json, read_tensors
+from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_json, read_tensors, sentence
 
 # OpenAI CLIP's, which BiomedCLIP, PMC-CLIP and PubMedCLIP kept (open_clip's constants.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,17 +45,18 @@ def open_clip(config: VisionConfig) -> Tower:
     try:
         vision = described["model_cfg"]["vision_cfg"]
         name, size = vision["timm_model_name"], int(vision.get("image_size", 224))
-        mean, std = described["preprocess_cfg"]["mean"], described["preprocess_cfg"]["std"]
-    except KeyError as error:
+        mean, std = _per_channel(described["preprocess_cfg"], "mean"), _per_channel(described["preprocess_cfg"], "std")
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"open_clip_config.json of {config.path} has no {error}; only CLIP models with a timm image tower can be read"
+            f"open_clip_config.json of {config.path} is none that can be read ({sentence(error)}); "
+            "only CLIP models with a timm image tower and a square image can be"
         ) from None
     file = find(config.path, OPEN_CLIP_FILES, revision=config.revision, key="vision.path")
     prefix = "visual.trunk."
     state = {key.removeprefix(prefix): value for key, value in read_tensors(file).items() if key.startswith(prefix)}
     trunk = _create(name, vision.get("timm_model_kwargs", {}))
     load_exactly(trunk, state, origin=str(file))
-    return Tower(trunk, size, tuple(mean), tuple(std))
+    return Tower(trunk, size, mean, std)
 
 
 def save_open_clip(
@@ -133,10 +134,19 @@ def _hf(config: VisionConfig, kind: Any, *, types: tuple[str, ...], **kwargs: An
         raise UserError(f"vision.format={config.format} reads models of type {' or '.join(types)}, but {config.path} is of type {found!r}")
     look = read_json(find(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
     find(config.path, [*HF_FILES, *(f"{name}.index.json" for name in HF_FILES)], revision=config.revision, key="vision.path")
-    pinned = "main" if config.revision == UNVERIFIED else config.revision
-    model, info = kind.from_pretrained(config.path, revision=pinned, output_loading_info=True, dtype=torch.float32, **kwargs)
+    settings = {"revision": "main" if config.revision == UNVERIFIED else config.revision, "dtype": torch.float32, **kwargs}
+    try:
+        mean, std = _per_channel(look, "image_mean"), _per_channel(look, "image_std")
+        model, info = kind.from_pretrained(config.path, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    except Exception as error:  # each library raises what it likes
+        raise UserError(f"vision.path={config.path} cannot be loaded as {config.format}: {sentence(error)}") from None
     complain({"lacks": info["missing_keys"], "has wrong shapes:": [str(key[0]) for key in info["mismatched_keys"]]}, origin=config.path)
-    return Tower(model, model.config.image_size, tuple(look["image_mean"]), tuple(look["image_std"]))
+    return Tower(model, model.config.image_size, mean, std)
+
+
+def _per_channel(described: dict, key: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, described[key])
+    return red, green, blue
 
 
 def timm_hub(config: VisionConfig) -> Tower:

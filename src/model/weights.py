@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 
 from src.data.prompt import IMAGE
 from src.errors import UserError
-from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json
+from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json, sentence
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -29,10 +29,16 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     try:
         config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False, **_ids(tokenizer))
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, revision=_pinned(revision), dtype=dtype, output_loading_info=True, trust_remote_code=False
+            path,
+            config=config,
+            revision=_pinned(revision),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            trust_remote_code=False,
         )
     except Exception as error:
-        raise UserError(f"language.path={path} cannot be loaded as a causal language model: {_sentence(error)}") from None
+        raise UserError(f"language.path={path} cannot be loaded as a causal language model: {sentence(error)}") from None
     lacking, misshapen = [str(name) for name in info["missing_keys"]], [str(key[0]) for key in info["mismatched_keys"]]
     complain({"lacks": lacking, "has unknown": info["unexpected_keys"], "has wrong shapes:": misshapen}, origin=path)
     if not (hasattr(model, "model") and hasattr(model, "lm_head")):
@@ -64,7 +70,7 @@ def load_tokenizer(path: str, *, revision: str, key: str) -> PreTrainedTokenizer
     try:
         tokenizer = kind.from_pretrained(path, revision=_pinned(revision), **extra)
     except Exception as error:
-        raise UserError(f"the tokenizer of {key}={path} cannot be loaded: {_sentence(error)}") from None
+        raise UserError(f"the tokenizer of {key}={path} cannot be loaded: {sentence(error)}") from None
     vocabulary = tokenizer.get_vocab()
     if tokenizer.eos_token is None and vocabulary.get("<s>") == 1 and vocabulary.get("</s>") == 2:
         tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
@@ -100,7 +106,3 @@ def _grow(model: PreTrainedModel, tokens: int) -> None:
 
 def _pinned(revision: str) -> str:
     return "main" if revision == UNVERIFIED else revision
-
-
-def _sentence(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
