@@ -33,15 +33,27 @@ def open_run(folder: Path, config: dict) -> None:
     """Creates the folder and its config.yaml, or checks that the folder belongs to this configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        stored = flat(yaml.safe_load(path.read_text()))
+        stored = flat(read_config(folder))
         now = flat(mask(config))
         changed = [key for key in sorted(stored.keys() | now.keys()) if stored.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
         if changed:
             said = "; ".join(f"{key} was {stored.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
-            raise UserError(f"{folder} holds a different configuration ({said}); choose another name=... or remove the folder")
+            onward = f" with init=run:{config['name']} to train on from it" if all(key.startswith("optim.") for key in changed) else ""
+            raise UserError(f"{folder} holds a different configuration ({said}); choose another name=...{onward}, or remove the folder")
     folder.mkdir(parents=True, exist_ok=True)
     if first_rank():
         write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
+
+
+def read_config(folder: Path) -> dict:
+    path = folder / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read as a configuration; restore it, or remove the folder to begin anew")
+    return found
 
 
 def flat(config: dict, prefix: str = "") -> dict:
@@ -63,7 +75,7 @@ def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:
     if not (folder / "config.yaml").exists():
         known = sorted(str(path.parent.relative_to(outputs)) for path in Path(outputs).glob("**/config.yaml"))
         raise UserError(f"no run '{name}' in {outputs}/; found {', '.join(known) or 'no run at all'}")
-    return folder, yaml.safe_load((folder / "config.yaml").read_text())
+    return folder, read_config(folder)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -104,6 +104,16 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(configure, whole, 
     assert same(trained(whole), expected)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configure, whole, capsys):
+    expected = trained(whole)
+    (whole / "train.json").unlink()
+    for path in (whole / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    train(configure("name=whole", "language.lora.dropout=0.1"))
+    assert "step=3.ckpt cannot be read (RuntimeError); there is none before it" in capsys.readouterr().out
+    assert same(trained(whole), expected)
+
+
 def test_what_stands_in_a_run_folder(configure, whole):
     result = json.loads((whole / "result.json").read_text())
     assert set(result) == {"name", "commands", "git", "data", "seconds", "peak_rss_mb", "metrics"}
@@ -120,8 +130,22 @@ def test_what_stands_in_a_run_folder(configure, whole):
 
 
 def test_another_configuration_in_the_same_folder_is_refused(configure, whole):
-    with pytest.raises(UserError, match=r"holds a different configuration \(optim.clip was 1.0, now 2.0\); choose another name"):
+    with pytest.raises(
+        UserError, match=r"holds a different configuration \(optim.clip was 1.0, now 2.0\); choose another name=... with init=run:whole"
+    ):
         train(configure("name=whole", "language.lora.dropout=0.1", "optim.clip=2.0"))
+    with pytest.raises(UserError, match=r"\(language.lora.rank was 8, now 4\); choose another name=..., or remove the folder"):
+        train(configure("name=whole", "language.lora.dropout=0.1", "language.lora.rank=4"))
+
+
+def test_a_damaged_config_is_one_sentence(configure, whole):
+    for damaged in ("", "{{{", "only words", "\0"):
+        (whole / "config.yaml").write_text(damaged)
+        with pytest.raises(UserError, match=r"config.yaml cannot be read as a configuration; restore it, or remove the folder"):
+            train(configure("name=whole", "language.lora.dropout=0.1"))
+    (whole / "config.yaml").write_text("name: whole\n")
+    with pytest.raises(UserError, match="holds a different configuration"):
+        train(configure("name=whole", "language.lora.dropout=0.1"))
 
 
 DOUBLE = [

@@ -62,13 +62,14 @@ def choose(folder: Path, which: str) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest readable `step=N.ckpt` of a run; unreadable ones are passed over with a warning."""
+    """The newest readable `step=N.ckpt` of a run; unreadable ones are passed over with a warning, `None` if there is no other."""
     found = sorted(folder.glob("step=*.ckpt"), key=step_of, reverse=True)
     for path in found:
         try:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # any damage: a cut file, a bad zip, a wrong pickle
-            print(f"warning: {path} cannot be read ({type(error).__name__}); trying the one before")
+            instead = "trying the one before" if path != found[-1] else "there is none before it"
+            print(f"warning: {path} cannot be read ({type(error).__name__}); {instead}")
         else:
             return path
     return None

@@ -12,11 +12,9 @@ from src.model.stored import UNVERIFIED
 
 def as_started(config: Train, folder: Path) -> Train:
     """`config` with the revisions that an earlier start of this run found at the same addresses."""
-    path = folder / "config.yaml"
-    stored = yaml.safe_load(path.read_text()) if path.exists() else {}
-    same = {
-        part: stored[part]["revision"] for part in ("vision", "language") if stored and stored[part]["path"] == getattr(config, part).path
-    }
+    stored = run.read_config(folder) if (folder / "config.yaml").exists() else {}
+    parts = {part: stored.get(part, {}) for part in ("vision", "language")}
+    same = {part: then["revision"] for part, then in parts.items() if then.get("path") == getattr(config, part).path}
     return _with(config, same)
 
 
