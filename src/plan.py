@@ -1,5 +1,6 @@
 """`python -m src.plan +experiment=NAME`: what a training run would cost, before anything is downloaded or started."""
 
+import math
 from dataclasses import dataclass, replace
 
 import psutil
@@ -64,6 +65,12 @@ def memory(config: Train, model: VLM, cost: Cost, *, working: float, reserve: fl
     return Memory(parts, (cost.saved + working) / cost.tokens)
 
 
+def fullest(config: Train, cost: Cost, *, slots: int) -> int:
+    """Tokens of the largest micro-batch: whole rows are dealt over the slots of a step, so that some hold one more than others."""
+    rows = math.ceil(config.data.global_batch * cost.tokens / cost.samples / config.data.row_tokens)
+    return math.ceil(rows / slots) * config.data.row_tokens
+
+
 def plan(config: Plan) -> None:
     quiet()
     config = in_steps(config)
@@ -79,7 +86,7 @@ def plan(config: Plan) -> None:
     console.print(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
-    tokens = config.data.global_batch * cost.tokens // cost.samples // (ranks * config.trainer.accumulate)
+    tokens = fullest(config, cost, slots=ranks * config.trainer.accumulate)
     seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
     console.print(by_part(need, tokens))
     console.print(
@@ -98,9 +105,10 @@ def advice(config: Train, gigabytes: float | None = None) -> str:
         model = blueprint(config)
         working = cost.saved / len(model.language.base.model.layers)
         fits = memory(config, model, cost, working=working, reserve=ask.reserve).tokens(gigabytes)
-        samples = max(1, fits * cost.samples // cost.tokens)
-        per_rank = config.data.global_batch // (config.trainer.devices * config.trainer.nodes)
-        slots = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0 and per_rank // n <= samples]
+        ranks = config.trainer.devices * config.trainer.nodes
+        per_rank = config.data.global_batch // ranks
+        slots = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0]
+        slots = [n for n in slots if fullest(config, cost, slots=ranks * n) <= fits]
         if fits >= config.data.row_tokens and slots:
             return (
                 f"set trainer.accumulate={slots[0]} and trainer.recompute={how}, with which python -m src.plan expects it to fit into "
@@ -128,7 +136,7 @@ def parameters(model: nn.Module) -> Table:
 
 def by_part(need: Memory, tokens: int) -> Table:
     table = Table("memory per device", Column("GB", justify="right"), box=None)
-    for name, size in {**need.parts, f"activations of {tokens:,} tokens": need.per_token * tokens}.items():
+    for name, size in {**need.parts, f"activations of {tokens:,} tokens, the largest micro-batch": need.per_token * tokens}.items():
         table.add_row(name, f"{size / GB:.1f}")
     table.add_row("together", f"{(need.fixed + need.per_token * tokens) / GB:.1f}")
     return table

@@ -10,9 +10,10 @@ import torch
 from src.cli import compose
 from src.config import Plan, Train, typed
 from src.model import loss
-from src.model.cost import Sample, blueprint, count, packed
-from src.plan import memory, on_meta, plan
+from src.model.cost import Cost, Sample, blueprint, count, packed
+from src.plan import fullest, memory, on_meta, plan
 from src.training.optim import optimizer
+from tests.conftest import parts
 from tests.processes import server
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192}
@@ -25,7 +26,7 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
     plan(typed(Plan, compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.memory=[1,2]", "plan.reserve=0"])))
     said = capsys.readouterr().out
     assert "37,568" in said
-    assert "activations of 272 tokens" in said  # 16 samples of 17
+    assert "activations of 320 tokens, the largest micro-batch" in said  # 16 samples of 17 take two rows of 160
     assert "17 tokens and" in said
     assert "96 samples take" in said
     rows = [line.split() for line in said.splitlines() if line.strip().startswith(("1 GB", "2 GB"))]
@@ -71,3 +72,15 @@ def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
     measured = ours.recv()
     process.join()
     assert need.fixed + need.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.parametrize("slots", [1, 4, 8])
+def test_no_micro_batch_of_the_stream_is_larger_than_the_plan_says(configure, slots):
+    """Whole rows are dealt: over eight slots, nine rows are two for one of them."""
+    config = configure(f"trainer.accumulate={slots}", "data.row_tokens=60")
+    _, data = parts(config)
+    batches = [data.stream().batch(step, slot=slot) for step in range(2) for slot in range(slots)]
+    real = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
+    cost = Cost(real, sum(batch.num_samples for batch in batches), 0, 0)
+    largest = max(batch.ids_BT.numel() for batch in batches)
+    assert largest <= fullest(config, cost, slots=slots) < largest + 60
