@@ -20,6 +20,7 @@ from src import sweep
 from src.config import Logger, Train, plain
 from src.errors import UserError
 from src.run import first_rank, flat, mask, write_atomically
+from src.run_file import history
 
 ROWS = 32  # of the table of predictions
 LONGEST = 128  # characters of a wandb run's name
@@ -32,9 +33,28 @@ def check(logger: Logger) -> None:
         raise UserError("logger.wandb=online, but nobody is logged in; run `wandb login`, or set logger.wandb=offline and upload later")
 
 
+class Board:
+    """Takes the rows of `log.csv`, each step once: a resumed training does the steps after its checkpoint again, with the same values."""
+
+    def __init__(self, run: Any, *, last: int):
+        self.run, self.last = run, last
+
+    def log(self, row: dict) -> None:
+        if row["step"] > self.last:
+            self.run.log(row)
+            self.last = row["step"]
+
+
+def last_step(run: Any, folder: Path) -> int:
+    """The last step that wandb has. Nothing but its own files tells it of a run that was killed; what went online is only what arrived."""
+    files = folder.glob("wandb/*run-*/*.wandb" if run.offline else "wandb/offline-run-*/*.wandb")
+    steps = [row["step"] for path in files for row in history(path) if "step" in row]
+    return max([0 if run.offline else int(run.summary.get("step", 0)), *steps])
+
+
 @contextlib.contextmanager
-def training(folder: Path, config: Train) -> Iterator[Any]:
-    """The wandb run of a training, or None: continued if the folder has one, finished also on failure, with the result at the end."""
+def training(folder: Path, config: Train) -> Iterator[Board | None]:
+    """The board of a training's wandb run, or None. The run is continued if the folder has one, and finished also on failure."""
     if config.logger.wandb == "none" or not first_rank():
         yield None
         return
@@ -45,7 +65,7 @@ def training(folder: Path, config: Train) -> Iterator[Any]:
     write_atomically(path, json.dumps(known | told | {"mode": config.logger.wandb}, indent=1))
     with _opened(folder, config=flat(mask(plain(config)))) as run:
         run.define_metric("*", step_metric="step")
-        yield run
+        yield Board(run, last=last_step(run, folder))
         put_result(run, folder)
 
 

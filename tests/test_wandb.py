@@ -2,50 +2,33 @@
 
 import csv
 import json
-import struct
+import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra.types import RunMode
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
 
 from src import sweep, tracking, train
 from src.cli import check, compose
 from src.config import Train, typed
 from src.errors import UserError
+from src.run_file import history, items, records
+from src.training.log import Log
 from src.training.module import Training
 from tests.conftest import overrides
 from tests.stored import write_run
 
-BLOCK = 32768
 
-
-def records(path: Path) -> list[Record]:
+def ended(path: Path) -> list:
     """The records of a run file; wandb's own process may still be writing its end."""
     until = time.monotonic() + 30
-    while not (found := list(read(path))) or not found[-1].HasField("exit"):
+    while not (found := list(records(path))) or not found[-1].HasField("exit"):
         assert time.monotonic() < until, found[-1:]
         time.sleep(0.02)
     return found
-
-
-def read(path: Path) -> Iterator[Record]:
-    """A LevelDB log (blocks of 32 KiB, 7 bytes before each piece) behind a header of 7 bytes."""
-    data, at, whole = path.read_bytes(), 7, b""
-    while at < len(data):
-        if BLOCK - at % BLOCK < 7:
-            at += BLOCK - at % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            yield Record.FromString(whole)
-            whole = b""
 
 
 def files(folder: Path) -> list[Path]:
@@ -53,24 +36,16 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def items(record) -> dict:
-    return {"/".join([item.key] if item.key else item.nested_key): json.loads(item.value_json) for item in record}
-
-
-def history(path: Path) -> list[dict]:
-    return [items(record.history.item) for record in records(path) if record.HasField("history")]
-
-
 def summary(path: Path) -> dict:
-    return {key: value for record in records(path) if record.HasField("summary") for key, value in items(record.summary.update).items()}
+    return {key: value for record in ended(path) if record.HasField("summary") for key, value in items(record.summary.update).items()}
 
 
 def told(path: Path):
-    return next(record.run for record in records(path) if record.HasField("run"))
+    return next(record.run for record in ended(path) if record.HasField("run"))
 
 
 def ending(path: Path) -> int:
-    return next(record.exit.exit_code for record in records(path) if record.HasField("exit"))
+    return next(record.exit.exit_code for record in ended(path) if record.HasField("exit"))
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +77,36 @@ def test_curves_are_those_of_the_log(trained):
     assert {"loss/alpha", "val/beta", "f1/alpha", "grad_norm", "data_wait", "lr/vision", "lr/language"} <= {
         key for row in found for key in row
     }
+
+
+@pytest.mark.slow
+def test_wherever_a_kill_cuts_the_run_file_each_step_stands_once_after_the_resume(trained, tmp_path):
+    (path,) = files(trained)
+    steps = [row["step"] for row in history(path)]
+    cut = tmp_path / "wandb" / "offline-run-1" / "run-1.wandb"
+    cut.parent.mkdir(parents=True)
+    shutil.copy(trained / "log.csv", tmp_path / "log.csv")
+    rest: list[dict] = []
+    run = SimpleNamespace(offline=True, log=rest.append)
+    trainer = SimpleNamespace(is_global_zero=True, global_step=6, max_steps=6)
+    seen = set()
+    for size in range(0, path.stat().st_size + 1, 97):
+        cut.write_bytes(path.read_bytes()[:size])
+        rest.clear()
+        log = Log(tmp_path / "log.csv", sources=["alpha", "beta", "gamma"], parts=["vision", "projector", "language"], log_every=2)
+        log.board = tracking.Board(run, last=tracking.last_step(run, tmp_path))
+        log.on_train_start(trainer, None)
+        log.on_train_end(trainer, None)
+        log.board.log({"step": 4})  # done again
+        assert [row["step"] for row in [*history(cut), *rest]] == steps
+        seen.add(len(rest))
+    assert seen == set(range(len(steps) + 1))
+    assert rest == []
+
+
+def test_online_what_never_arrived_is_logged_again(tmp_path):
+    assert tracking.last_step(SimpleNamespace(offline=False, summary={"step": 30, "loss": 1.0}), tmp_path) == 30
+    assert tracking.last_step(SimpleNamespace(offline=False, summary={}), tmp_path) == 0
 
 
 @pytest.mark.slow
@@ -145,7 +150,7 @@ def test_trials_are_runs_of_their_own_and_a_failed_one_is_finished_then_resumed(
     first, second = (told(path) for path in files(bad))
     assert (first.run_id, first.run_group) == (second.run_id, "tiny")
     assert {"mix: own", "seed=1"} <= set(first.tags)
-    assert history(files(bad)[1])[-1]["step"] == 6
+    assert [[row["step"] for row in history(path)] for path in files(bad)] == [[2, 3, 4], [6]]  # 4 was done twice
     assert len(files(good)) == 1
     assert "weights_only" not in capsys.readouterr().err
 
@@ -168,7 +173,7 @@ def test_later_verbs_continue_the_run_with_the_result_and_a_table(shards, tmp_pa
     table = json.loads(next(folder.glob("wandb/offline-run-*/files/media/table/*.json")).read_text())
     assert table["columns"] == ["about", "image", "question", "references", "real", "shuffled", "blank"]
     assert len(table["data"]) == 5
-    (artifact,) = (record.artifact for record in records(path) if record.HasField("artifact"))
+    (artifact,) = (record.artifact for record in ended(path) if record.HasField("artifact"))
     pictures = [entry.local_path for entry in artifact.manifest.contents if entry.path.endswith(".png")]
     assert [Image.open(picture).size for picture in pictures] == [(48, 40)] * 5
     assert not [path for path in folder.rglob("*") if path.is_file() and b"k" * 40 in path.read_bytes()]

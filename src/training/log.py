@@ -14,7 +14,7 @@ from src.run import write_atomically
 
 
 class Log(lightning.Callback):
-    """One row of `log.csv` every `log_every` optimizer steps, the same values to the wandb run `board`; a bar with rates and time left."""
+    """One row of `log.csv` every `log_every` optimizer steps, the same values to `board`; a bar with rates and time left."""
 
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
         self.path, self.log_every, self.board = path, log_every, board
@@ -28,7 +28,9 @@ class Log(lightning.Callback):
         self._wait = 0.0
         self._started = self._since = self._batch_ended = time.perf_counter()
         if trainer.is_global_zero:
-            self._keep_until(trainer.global_step)
+            rows = self._keep_until(trainer.global_step)
+            for row in rows if self.board else []:  # what a kill kept from wandb, rates apart
+                self.board.log({name: float(value) for name, value in row.items() if value} | {"step": int(row["step"])})
             self._bar = tqdm(
                 total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True, disable=None
             )
@@ -94,13 +96,15 @@ class Log(lightning.Callback):
                 writer.writeheader()
             writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
 
-    def _keep_until(self, step: int) -> None:
-        """Rows after the checkpoint that is resumed from would stand twice."""
+    def _keep_until(self, step: int) -> list[dict[str, str]]:
+        """Rows after the checkpoint that is resumed from would stand twice; returns the others."""
         if not self.path.exists():
-            return
+            return []
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, self.columns)
         writer.writeheader()
         with self.path.open(newline="") as file:
-            writer.writerows(row for row in csv.DictReader(file) if int(row["step"]) <= step)
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        writer.writerows(rows)
         write_atomically(self.path, kept.getvalue())
+        return rows
