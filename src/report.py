@@ -13,7 +13,7 @@ from src.run import write_atomically
 
 
 def report(config: Report) -> Path:
-    """Writes `report.html`, `report.md` and, of several runs, `report.csv`; returns the path of the page."""
+    """Writes `report.html`, `report.md` and `report.csv`; returns the path of the page."""
     runs = find(config.runs, config.outputs)
     if config.blind and len(runs) > 1:
         raise UserError(f"blind={config.blind} stands beside one run, but runs= names {len(runs)}; name one, or add the blind run to runs=")
@@ -30,8 +30,7 @@ def report(config: Report) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page.html(sections, title=title, lead=lead))
     write_atomically(out.with_suffix(".md"), page.markdown(sections, title=title))
-    if len(runs) > 1:
-        write_atomically(out.with_suffix(".csv"), compare.csv_text(runs))
+    write_atomically(out.with_suffix(".csv"), compare.csv_text(runs))
     return out
 
 

@@ -68,6 +68,14 @@ def test_scores_of_the_run_stand_on_the_page(tmp_path, shards):
     assert "No difference shown between the question's own image and another test image: +0.500" in text.replace("&#39;", "'")
 
 
+def test_one_run_has_its_scores_as_csv_too(tmp_path):
+    folder = write_run(tmp_path, "one")
+    made(tmp_path, "runs=one")
+    stored = {row["metric"]: row for row in csv.DictReader((folder / "report.csv").open())}
+    for key, metric in json.loads((folder / "result.json").read_text())["metrics"].items():
+        assert float(stored[key]["value"]) == pytest.approx(metric["value"], rel=1e-5), key
+
+
 def test_counts_are_those_of_the_manifest(tmp_path, shards):
     write_run(tmp_path, "one", root=str(shards))
     lines = (made(tmp_path, "runs=one") and (tmp_path / "one" / "report.md").read_text()).splitlines()
