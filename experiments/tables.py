@@ -22,6 +22,15 @@ def rows_of(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
+def keep(report: Path, table: Path, kept: Callable[[str], bool]) -> None:
+    """Stores the lines of a `report.csv` whose metric is `kept`."""
+    rows = [row for row in rows_of(report) if kept(row["metric"])]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def markdown(rows: list[dict]) -> str:
     """All columns but the commit."""
     names = [name for name in rows[0] if name != "git"]
@@ -58,6 +67,20 @@ def ablation(rows: Rows) -> str:
         line = {setting: metrics["train/fill"][setting] or "nothing"}
         line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in shown.items()}
         lines.append(line)
+    return markdown(lines)
+
+
+def mini(rows: Rows) -> str:
+    """One line per benchmark: accuracy where the answer is chosen, else BLEU-1, with each kind of image."""
+    lines = []
+    for name in dict.fromkeys(row["metric"].split("/")[1] for row in rows):
+        found = {row["metric"].removeprefix(f"vqa/{name}/"): row for row in rows if row["metric"].startswith(f"vqa/{name}/")}
+        score = "accuracy" if any(key.endswith("/accuracy") for key in found) else "bleu1"
+        of = {key.removesuffix(f"/all/{score}"): row for key, row in found.items() if key.endswith(score)}
+        line = {"phantom of": name, "questions": f"{int(of['majority']['n']):,}", "score": score}
+        line["real"] = interval(of["real"]) if "real" in of else ""
+        line |= {key: f"{float(of[key]['value']):.3f}" if key in of else "" for key in ("shuffled", "blank", "none", "majority", "colour")}
+        lines.append(line | {"real - shuffled": interval(of["real_minus_shuffled"]) if "real" in of else ""})
     return markdown(lines)
 
 
@@ -102,6 +125,7 @@ TABLES = [
     Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),
     Table("real/README.md", "real", "real/real.csv", markdown),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
+    Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
     Table("../README.md", "leaks", "leaks/leaks.csv", leaks),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments.tables import FOLDER, TABLES, ablation, put, rendered
+from experiments.tables import FOLDER, TABLES, ablation, mini, put, rendered, rows_of
 from src import plan
 from src.errors import UserError
 
@@ -50,6 +50,14 @@ def test_every_stored_result_is_shown():
     assert {table.file for table in TABLES} == CSVS
 
 
+@pytest.mark.parametrize("file", sorted(CSVS - {"vqa/published.csv"}))
+def test_every_stored_result_says_of_which_commit_and_data_it_is(file):
+    for row in rows_of(FOLDER / file):
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", row["git"])
+        assert re.fullmatch(r"[0-9a-f]{12}", row.get("data") or 12 * "0")
+        assert row.get("data") or "seed" not in row or not row["seed"]  # what was trained with a seed was trained on data
+
+
 def test_a_table_is_put_between_its_marks():
     assert put("a <!-- x -->\nold\n<!-- /x --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- /x --> b"
 
@@ -66,6 +74,17 @@ def test_an_ablation_is_one_line_per_trial():
     table = ablation([about | {"metric": key, "value": "0.5"} for key in keys])
     assert table.splitlines()[0] == "| mix.leave_out | real | shuffled | blank | real - shuffled |"
     assert table.splitlines()[2].startswith("| alpha | 0.500 [0.250, 0.750] |")
+
+
+def test_the_mini_run_is_one_line_per_benchmark_with_the_score_that_its_questions_have():
+    found = {"a": ("real", "shuffled", "majority", "real_minus_shuffled"), "b": ("none", "majority")}
+    about = {"value": "0.5", "low": "0.25", "high": "0.75", "n": "1300"}
+    rows = [about | {"metric": f"vqa/{name}/{one}/all/bleu1"} for name, kinds in found.items() for one in kinds]
+    rows += [row | {"metric": row["metric"].replace("bleu1", "accuracy"), "value": "0.3"} for row in rows[4:]]
+    assert [line.split(" | ")[:7] for line in mini(rows).splitlines()[2:]] == [
+        ["| a", "1,300", "bleu1", "0.500 [0.250, 0.750]", "0.500", "", ""],
+        ["| b", "1,300", "accuracy", "", "", "", "0.300"],
+    ]
 
 
 @pytest.mark.slow

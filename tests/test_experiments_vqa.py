@@ -1,8 +1,11 @@
 """The table of scorers: what it reads, and what it says."""
 
+import csv
+
 import pytest
 
 from experiments.tables import rows_of
+from experiments.vqa import mini
 from experiments.vqa.scorers import FOLDER, facts, plain, read, table
 from src.errors import UserError
 
@@ -39,3 +42,20 @@ def test_every_published_number_says_where_it_was_read():
         assert 0 < float(row["value"]) < 100
         assert row["read"] in ("yes", "second hand", "unsourced")
         assert bool(row["source"]) == (row["read"] != "unsourced")
+
+
+def test_of_the_mini_run_the_table_of_the_readme_is_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mini, "REPORT", tmp_path / "report.csv")
+    monkeypatch.setattr(mini, "TABLE", tmp_path / "mini.csv")
+    monkeypatch.setattr("sys.argv", ["mini"])
+    with pytest.raises(SystemExit):
+        mini.main()
+    assert capsys.readouterr().err == f"error: {tmp_path}/report.csv does not exist; run make mini first\n"
+    scores = ["real/all/bleu1", "real/open/bleu1", "real/all/exact", "real/type=organ/bleu1", "real_minus_blank/all/bleu1"]
+    rows = [{"run": "mini", "git": "g", "data": "d", "metric": f"vqa/alpha/{key}", "value": "0.5"} for key in scores]
+    with mini.REPORT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows([*rows, rows[0] | {"metric": "train/fill"}])
+    mini.main()
+    assert rows_of(mini.TABLE) == [rows[0], rows[4]]

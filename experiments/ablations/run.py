@@ -4,12 +4,12 @@ python -m experiments.ablations.run           data, weights, six short trainings
 python -m experiments.ablations.run small     tries every stage in a minute or two; no table
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
 
 from experiments.mini.run import SMALL, STAGES, attempt
+from experiments.tables import keep
 from src.cli import spelt_out
 from src.sweep import points, slug
 
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
             return code if code > 0 else 128 - code
     print(f"{time.perf_counter() - begun:.0f} s; outputs/{EXPERIMENT}/report.html")
     if not small:
-        keep(Path("outputs") / EXPERIMENT / "report.csv", TABLE)
+        keep(Path("outputs") / EXPERIMENT / "report.csv", TABLE, KEPT.__contains__)
         print(f"{TABLE.name} is stored; make experiments puts it into the README")
     return 0
 
@@ -47,16 +47,6 @@ def commands(*, small: bool = False) -> list[str]:
     runs = ",".join(f'"{name}"' for name in names)
     answered = f"src.evaluate -m benchmarks=[{BENCHMARKS}] images=[real,shuffled,blank] {asked} run={runs}"
     return [*made, f"src.train -m {' '.join(words)}", answered, f"src.report runs={EXPERIMENT}/* baseline='{names[0]}'"]
-
-
-def keep(report: Path, table: Path) -> None:
-    """The lines of the comparison that the README shows."""
-    with report.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] in KEPT]
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":
