@@ -133,7 +133,7 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
                 return f"{key}={value} names no file in conf/{key}{nearest(value, options)}"
             if key == "experiment" and not override.startswith("+"):
                 return f"write +experiment={value}: an experiment is added to conf/{name}.yaml"
-        elif any(key in line for line in said):
+        elif any(key in line for line in said) and not key.startswith("hydra"):
             base = OmegaConf.load(CONF / f"{name}.yaml")
             keys = _keys(base)
             for chosen in _groups(base, overrides):
@@ -141,7 +141,8 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
                 keys |= {f"{chosen[0]}.{inner}" for inner in _keys(OmegaConf.load(group_file))} if group_file.exists() else set()
             if key not in keys:
                 return f"unknown config key '{key}'{nearest(key, keys)}"
-    return " ".join(line.strip() for line in said[:2])
+    told = [line.strip() for line in said if line.strip()]
+    return " ".join(told[: told.index("Config search path:")] if "Config search path:" in told else told[:2])
 
 
 def _groups(base, overrides: list[str]) -> list[tuple[str, str]]:

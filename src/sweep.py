@@ -56,7 +56,9 @@ def check(trials: list[list[str]]) -> None:
     for trial in trials:
         name = slug(trial)
         if name in seen:
-            raise UserError(f"two trials of this sweep would share the folder '{name or '.'}'; leave one of them out")
+            apart = [word for word in [*seen[name], *trial] if (word in seen[name]) != (word in trial)]
+            how = f": {' and '.join(apart)} give a trial no name; start each without -m" if apart else "; leave one of them out"
+            raise UserError(f"two trials of this sweep would share the folder '{name or '.'}'{how}")
         seen[name] = trial
 
 

@@ -239,6 +239,7 @@ def test_a_failed_trial_is_shown(tmp_path):
         (["runs=nothing"], "runs=nothing finds no run in"),
         (["runs=on"], "did you mean 'one'?"),
         (["runs=[]"], "runs= names no run"),
+        (["runs="], "runs= names no run"),
         (["runs=[one,two]", "baseline=tow"], "baseline=tow is none of the compared runs"),
         (["runs=one", "blind=none_such"], "runs=none_such finds no run"),
         (["runs=one", "blind=*"], "blind=* stands for 2 runs; allowed is one"),

@@ -54,7 +54,7 @@ def test_a_full_disk_costs_one_trial_and_only_what_is_missing_runs_again(run, wo
     folders = [outputs(words) / "tiny" / sweep.slug([*words, f"seed={seed}"]) for seed in range(3)]
     assert "1 trial failed; the same command runs only what is missing" in out
     assert [(folder / "result.json").exists() for folder in folders] == [True, False, True]
-    assert [list(folder.glob("checkpoints/*.ckpt")) == [] for folder in folders] == [False, True, False]
+    assert [list(folder.glob("checkpoints/*")) == [] for folder in folders] == [False, True, False]
     assert "No space left" in json.loads((folders[1] / "failed.json").read_text())["error"]
     assert json.loads((folders[0] / "result.json").read_text())["name"] == f"tiny/{folders[0].name}"
 
@@ -134,13 +134,23 @@ def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
     ("overrides", "said"),
     [
         (["seed=0,0"], "error: two trials of this sweep would share the folder '{folder}'; leave one of them out"),
+        (
+            ["+experiment=mini,breadth", "name=tiny"],
+            "error: two trials of this sweep would share the folder '{same}': +experiment=mini and +experiment=breadth give a trial no name; "
+            "start each without -m",
+        ),
         (["sed=0,1"], "error: unknown config key 'sed'; did you mean 'seed'?"),
+        (
+            ["seed=0,1", "hydra/launcher=submitit"],
+            "error: In 'hydra/config': Could not find 'hydra/launcher/submitit' Available options in 'hydra/launcher': basic submitit_local "
+            "submitit_slurm",
+        ),
         (["seed=0,one"], "error: config key 'seed': Value 'one' of type 'str' could not be converted to Integer"),
     ],
 )
 def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, overrides, said):
     code, _, err = run("-m", *overrides)
-    assert (code, err.strip()) == (2, said.replace("{folder}", sweep.slug([*words, "seed=0"])))
+    assert (code, err.strip()) == (2, said.format(folder=sweep.slug([*words, "seed=0"]), same=sweep.slug(words)))
     assert not outputs(words).exists()
 
 

@@ -101,7 +101,7 @@ def find(wanted: str | list[str], outputs: str | Path) -> list[Stored]:
     Raises `UserError` for a name or a glob that finds no run.
     """
     outputs = Path(outputs)
-    wanted = [str(one) for one in wanted] if isinstance(wanted, list) else [str(wanted)]
+    wanted = [str(one) for one in wanted if one] if isinstance(wanted, list) else [str(wanted)] if wanted else []
     runs: dict[str, Stored] = {}
     for pattern in wanted:
         literal = outputs / pattern  # names of trials may hold brackets, which a glob would read

@@ -65,7 +65,11 @@ class Checkpoints(lightning.Callback):
     def save(self, trainer, name: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{name}.part"
-        trainer.save_checkpoint(partial, False)  # not the weights alone; left open, Lightning says so each time
+        try:
+            trainer.save_checkpoint(partial, False)  # not the weights alone; left open, Lightning says so each time
+        except OSError:
+            partial.unlink(missing_ok=True)  # on a full disk it would take the room of the trials after this one
+            raise
         if trainer.is_global_zero:
             os.replace(partial, self.folder / name)
             for old in sorted(self.folder.glob("step=*.ckpt"), key=step_of)[: -self.keep]:
