@@ -5,27 +5,23 @@ LLaVA's scripts run it (right-padded batches, with and without gradient checkpoi
 real token and 6 per trained one, no recomputation, against the best matrix product of the same run.
 """
 
-import contextlib
-import csv
 import gc
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader
 
 from experiments.bench import peers, workload
 from experiments.bench.flops import ceiling, flops_per_token, now
 from experiments.bench.gpu_data import make_shards, pixels, sample_batches, words_tokenizer
+from experiments.bench.gpu_table import Row, name_of, show, write
 from experiments.bench.workload import IMAGE_ID
 from src.cli import compose
 from src.config import Train, one_of, typed
@@ -47,21 +43,6 @@ SMALL_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers":
 SMALL_VISION = ["vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=32"]
 SMALL_VISION += ["+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_heads: 2}"]
 LENGTHS = ("even", "mix")  # 196 visual and 61 text tokens, 30 of them supervised; or as in experiments/bench/workload.py
-
-
-@dataclass
-class Row:
-    gpu: str
-    lengths: str
-    variant: str
-    micro_batch: int  # samples, on average: as many of SIZES as fit
-    samples_per_second: float
-    tokens_per_second: float
-    tflops: float
-    ceiling_tflops: float
-    mfu: float
-    peak_gb: float
-    data_wait: float | None  # share of the time; None where batches were made beforehand
 
 
 @command
@@ -242,32 +223,6 @@ def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, 
     timed = [sample for samples in batches[1:] for sample in samples]
     supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
     return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, peer
-
-
-def name_of(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "no GPU"
-
-
-def write(rows: list[Row], out: Path) -> None:
-    """What stands there of other lengths and devices stays."""
-    measured = {(row.gpu, row.lengths) for row in rows}
-    with out.open(newline="") if out.exists() else contextlib.nullcontext([]) as file:
-        held = [line for line in csv.DictReader(file) if (line["gpu"], line["lengths"]) not in measured]
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(held + [cells(row) for row in rows])
-
-
-def show(rows: list[Row]) -> None:
-    table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in cells(row).values()))
-    Console(width=160).print(table)
-
-
-def cells(row: Row) -> dict[str, Any]:
-    return {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
 
 
 if __name__ == "__main__":

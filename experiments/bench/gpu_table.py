@@ -1,0 +1,52 @@
+"""What was measured on a GPU: a row per variant, kept in a CSV, shown as a table."""
+
+import contextlib
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Row:
+    gpu: str
+    lengths: str
+    variant: str
+    micro_batch: int  # samples, on average: as many of SIZES as fit
+    samples_per_second: float
+    tokens_per_second: float
+    tflops: float
+    ceiling_tflops: float
+    mfu: float
+    peak_gb: float
+    data_wait: float | None  # share of the time; None where batches were made beforehand
+
+
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+
+
+def write(rows: list[Row], out: Path) -> None:
+    """What stands there of other lengths and devices stays."""
+    measured = {(row.gpu, row.lengths) for row in rows}
+    with out.open(newline="") if out.exists() else contextlib.nullcontext([]) as file:
+        held = [line for line in csv.DictReader(file) if (line["gpu"], line["lengths"]) not in measured]
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(held + [cells(row) for row in rows])
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in cells(row).values()))
+    Console(width=160).print(table)
+
+
+def cells(row: Row) -> dict[str, Any]:
+    return {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
