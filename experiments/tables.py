@@ -64,7 +64,7 @@ def ablation(rows: Rows) -> str:
     lines = []
     for run in dict.fromkeys(row["run"] for row in rows):
         metrics = {row["metric"]: row for row in rows if row["run"] == run}
-        line = {setting: metrics["train/fill"][setting] or "nothing"}
+        line = {setting: metrics["train/fill"][setting].strip("[]") or "nothing"}
         line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in shown.items()}
         lines.append(line)
     return markdown(lines)

@@ -136,14 +136,14 @@ def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
         (["seed=0,0"], "error: two trials of this sweep would share the folder '{folder}'; leave one of them out"),
         (
             ["+experiment=mini,breadth", "name=tiny"],
-            "error: two trials of this sweep would share the folder '{same}': +experiment=mini and +experiment=breadth give a trial no name; "
-            "start each without -m",
+            "error: two trials of this sweep would share the folder '{same}': +experiment=mini and +experiment=breadth give a trial "
+            "no name; start each without -m",
         ),
         (["sed=0,1"], "error: unknown config key 'sed'; did you mean 'seed'?"),
         (
             ["seed=0,1", "hydra/launcher=submitit"],
-            "error: In 'hydra/config': Could not find 'hydra/launcher/submitit' Available options in 'hydra/launcher': basic submitit_local "
-            "submitit_slurm",
+            "error: In 'hydra/config': Could not find 'hydra/launcher/submitit' Available options in 'hydra/launcher': basic "
+            "submitit_local submitit_slurm",
         ),
         (["seed=0,one"], "error: config key 'seed': Value 'one' of type 'str' could not be converted to Integer"),
     ],

@@ -148,7 +148,7 @@ def condition_blocks(found: list[Group]) -> list:
             rows.append([one.label, Graph(marks), *scores.values()])
     if not rows:
         return []
-    legend = ", ".join(f"{name} {CONDITIONS[name][1]}" for name in there)
+    legend = "drawn from top to bottom: " + ", ".join(f"{name} {CONDITIONS[name][1]}" for name in there)
     return [Table(["group", "BLEU-1, 0 to 1", *there], rows, caption=f"BLEU-1 of all free-text image questions; {legend}.")]
 
 

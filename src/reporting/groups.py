@@ -172,6 +172,8 @@ def _scores(run: Stored, benchmarks: list[str], scorer: str) -> dict[str, tuple[
 def said(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if value == []:
+        return "[]"
     return "-" if value is None else ",".join(map(said, value)) if isinstance(value, list) else str(value)
 
 

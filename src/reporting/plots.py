@@ -44,15 +44,16 @@ def curves(given: list[Curve], *, title: str, x: str, y_from: float | None = Non
 
 
 def whiskers(graph: Graph) -> str:
-    """Dots with their intervals, as tall as a table row and as wide as its cell; the scale stands in the column's head."""
-    width, height = 130, 16
+    """Dots with their intervals, one below the other, as wide as a table's cell; the scale stands in the column's head."""
+    width, height = 130, max(16, 8 * len(graph.marks))
     across = Scale(graph.start, graph.stop, 4, width - 4)
     content = [line(across(tick), 0, across(tick), height, kind="grid") for tick in (graph.start, graph.stop)]
     content += [line(across(0), 0, across(0), height, kind="zero")] if graph.start < 0 < graph.stop else []
-    for mark, colour in graph.marks:
+    for number, (mark, colour) in enumerate(graph.marks):
+        y = height * (number + 0.5) / len(graph.marks)
         low, value, high = (across(min(max(value, graph.start), graph.stop)) for value in (mark.low, mark.value, mark.high))
-        content += [line(low, height / 2, high, height / 2, kind="whisker", style=f"stroke: var(--{colour})")]
-        content += [_dot(value, height / 2, colour, radius=3.6)]
+        content += [line(low, y, high, y, kind="whisker", style=f"stroke: var(--{colour})")]
+        content += [_dot(value, y, colour, radius=3.6)]
     return drawing(content, width=width, height=height, title="; ".join(str(mark) for mark, _ in graph.marks))
 
 
