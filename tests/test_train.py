@@ -323,7 +323,7 @@ def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
 
     monkeypatch.setattr(Training, "training_step", training_step)
     monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
-    said = "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.recompute=none, with which python -m src.plan"
+    said = "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.recompute=cheap, with which python -m src.plan"
     with pytest.raises(UserError, match=said):
         train(configure())
     monkeypatch.setattr("src.plan.device_memory", lambda: 2.0)
