@@ -55,9 +55,9 @@ def test_scored_files_stand_beside_a_run_and_are_never_seeds_of_one_group(tmp_pa
     assert "ours, theirs, others. No settings are known of 2 of them" in page
     assert "did not answer the same questions" not in page
     text = (tmp_path / "report.md").read_text()
-    assert "| theirs - ours on pathvqa | exact match | 16 | 1 | -0.500" in text
-    assert "| others - ours on pathvqa | exact match | 16 | 1 | -0.750" in text
-    assert "| others - theirs | exact match | 16 | 1 | -0.250" in (
+    assert "| theirs minus ours on pathvqa | exact match | 16 | 1 | -0.500" in text
+    assert "| others minus ours on pathvqa | exact match | 16 | 1 | -0.750" in text
+    assert "| others minus theirs | exact match | 16 | 1 | -0.250" in (
         made(tmp_path, "runs=[theirs,others]") and (tmp_path / "report.md").read_text()
     )
 

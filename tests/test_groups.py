@@ -36,11 +36,23 @@ def test_a_source_that_only_one_run_has_is_no_other_data(tmp_path):
 
 
 def test_interval_over_seeds_is_students(tmp_path):
-    runs = [stored(tmp_path, f"a{seed}", seed=seed, right=right) for seed, right in enumerate((3, 5, 6))]
+    runs = [stored(tmp_path, f"a{seed}", seed=seed, right=right) for seed, right in enumerate((4, 5, 6))]
     score = groups.score(Group("a", runs), "vqa/pooled/real/all/exact")
-    values = [right / 8 for right in (3, 5, 6)]
+    values = [right / 8 for right in (4, 5, 6)]
     expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert (score.value, score.low, score.high) == pytest.approx((np.mean(values), *expected))
+
+
+def test_an_interval_over_two_seeds_ends_where_scores_end():
+    found = [{"value": value, "low": value, "high": value} for value in (0.25, 0.75)]
+    assert [(one.value, one.low, one.high) for one in (groups.pooled(found), groups.pooled(found, signed=True))] == [
+        (0.5, 0, 1),
+        (0.5, -1, 1),
+    ]
+
+
+def test_an_empty_list_is_told_from_nothing():
+    assert [groups.said(value) for value in ([], None, ["a", "b"], 0.5)] == ["[]", "-", "a,b", "0.5"]
 
 
 def test_one_run_keeps_its_own_interval(tmp_path):

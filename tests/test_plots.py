@@ -39,6 +39,14 @@ def test_whiskers_stay_in_the_cell():
     assert (float(whisker.get("x1")), float(whisker.get("x2"))) == (4, 126)
 
 
+def test_whiskers_of_one_cell_do_not_hide_one_another():
+    same = Interval(0.5, 0.4, 0.6)
+    root = parsed(whiskers(Graph([(same, colour) for colour in ("blue", "orange", "green")])))
+    heights = [float(dot.get("cy")) for dot in root.iter("circle")]
+    assert heights == [4, 12, 20]
+    assert float(root.get("viewBox").split()[3]) == 24
+
+
 def test_confusion_matrix_counts():
     root = parsed(matrix([[18, 2], [5, 15]], ["a", "b"], title="t"))
     assert [text.text for text in root.iter("text") if "count" in text.get("class")] == ["18", "2", "5", "15"]

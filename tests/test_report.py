@@ -195,11 +195,11 @@ def test_several_runs_are_one_page_one_csv_and_one_markdown(tmp_path):
         write_run(tmp_path, f"sweep/optim.steps=40,seed={seed}", seed=seed, right=8, optim__steps=40)
     text = made(tmp_path, "runs=sweep/*", "baseline='optim.steps=20'")
     assert Reader(text).open == []
-    assert "optim.steps=40 - optim.steps=20" in text
+    assert "optim.steps=40 minus optim.steps=20" in text
     assert (tmp_path / "sweep" / "report.html").exists()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "sweep" / "report.csv").read_text())))
     assert {(row["seed"], row["optim.steps"]) for row in rows} == {("0", "20"), ("1", "20"), ("0", "40"), ("1", "40")}
-    assert "| optim.steps=40 - optim.steps=20 | BLEU-1 |" in (tmp_path / "sweep" / "report.md").read_text()
+    assert "| optim.steps=40 minus optim.steps=20 | BLEU-1 |" in (tmp_path / "sweep" / "report.md").read_text()
 
 
 def test_a_question_of_two_benchmarks_counts_once(tmp_path):

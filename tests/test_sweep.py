@@ -136,8 +136,8 @@ def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
         (["seed=0,0"], "error: two trials of this sweep would share the folder '{folder}'; leave one of them out"),
         (
             ["+experiment=mini,breadth", "name=tiny"],
-            "error: two trials of this sweep would share the folder '{same}': +experiment=mini and +experiment=breadth give a trial "
-            "no name; start each without -m",
+            "error: two trials of this sweep would share the folder '{same}': +experiment=mini and +experiment=breadth give a trial no "
+            "name; start each without -m",
         ),
         (["sed=0,1"], "error: unknown config key 'sed'; did you mean 'seed'?"),
         (

@@ -86,7 +86,7 @@ def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
                 rows.append([one.label, _seeds(one), *scores, Graph([(scores[0], paint[one.label])]) if scores[0] else None])
         caption = (
             f"{benchmark}: of one run the 95% bootstrap interval over images, of several seeds the mean with Student's t interval over "
-            "seeds. The drawing shows BLEU-1 from 0 to 1."
+            "seeds, cut at 0 and 1. The drawing shows BLEU-1 from 0 to 1."
         )
         if rows:
             blocks.append(Table(["group", "seeds", *COLUMNS, ""], rows, caption=caption))
@@ -119,7 +119,7 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
             metric = groups.difference(one, base, benchmarks=asked, scorer=scorer, resamples=resamples, seed=seed)
             if metric:
                 where = "" if asked == names else f" on {', '.join(asked)}"
-                table.append((f"{one.label} - {base.label}{where}", scorer, metric))
+                table.append((f"{one.label} minus {base.label}{where}", scorer, metric))
             elif scorer == "bleu1":
                 blocks.append(Text(f"{one.label} did not answer the same questions as {base.label}; no difference is given.", "gap"))
     adjusted = statistics.holm([metric["p"] for _, _, metric in table]) if table else []

@@ -110,13 +110,13 @@ def score(one: Group, key: str, *, signed: bool = False) -> Interval | None:
 
 
 def pooled(found: list[dict], *, signed: bool = False) -> Interval | None:
-    """Of one run its own interval, of several the mean with Student's t interval over seeds; of a value that no seed changes (that of a
-    fixed encoder, of the majority answer) the interval of the first run."""
+    """Of one run its own interval, of several the mean with Student's t interval over seeds, within what a score can be; of a value that no
+    seed changes (that of a fixed encoder, of the majority answer) the interval of the first run."""
     values = np.array([metric["value"] for metric in found])
     if len(set(values)) < 2:
         return interval(found[0], signed=signed) if found else None
     mean, half = values.mean(), student(len(values)) * values.std(ddof=1) / len(values) ** 0.5
-    return Interval(float(mean), float(mean - half), float(mean + half), signed)
+    return Interval(float(mean), float(max(mean - half, -1 if signed else 0)), float(min(mean + half, 1)), signed)
 
 
 def student(count: int) -> float:
