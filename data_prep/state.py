@@ -25,7 +25,8 @@ def state_of(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
         state.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):
         folders.sort()
-        for path in sorted(Path(folder, name) for name in files):
+        files.sort()
+        for path in (Path(folder, name) for name in files):  # one at a time: a folder may hold millions of images
             stat = path.stat() if path.exists() else path.lstat()
             state.update(f"{path.relative_to(raw)} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return state.hexdigest()
