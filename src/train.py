@@ -1,6 +1,7 @@
 """`python -m src.train +experiment=NAME`: train the vision-language model; the same command again resumes."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from src.training.validation import Validation
 def train(config: Train) -> Path:
     """Starts or resumes the run and returns its folder."""
     check(config)
+    devices(config)
     folder = Path(config.outputs) / config.name
     config = as_started(in_steps(config), folder)
     run.open_run(folder, plain(config))
@@ -123,6 +125,22 @@ def throughput(totals: dict) -> dict:
         "train/fill": totals["tokens"] / max(totals["places"], 1),
     }
     return {key: {"value": value, "low": value, "high": value, "n": totals["samples"]} for key, value in values.items()}
+
+
+def devices(config: Train) -> None:
+    """Told here and not with the configuration, which a sweep checks on a machine that trains nothing."""
+    settings, found = config.trainer, torch.cuda.device_count()
+    if settings.accelerator == "gpu" and found < settings.devices:
+        raise UserError(
+            f"trainer.accelerator=gpu and trainer.devices={settings.devices}, and torch finds {found} GPUs on this machine; "
+            f"set {'trainer=cpu' if not found else f'trainer.devices={found}'}"
+        )
+    started, asked = int(os.environ.get("WORLD_SIZE", 1)), settings.devices * settings.nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ and started != asked:
+        raise UserError(
+            f"torchrun started {started} processes, but trainer.devices x trainer.nodes = {settings.devices} x {settings.nodes}, so that "
+            "each would train a run of its own in the same folder; set them to --nproc-per-node and --nnodes"
+        )
 
 
 def check(config: Train) -> None:

@@ -270,6 +270,25 @@ def test_the_world_may_change_at_every_stop(configure, tmp_path):
     assert distances(one, folder) < 1e-6
 
 
+def test_devices_that_are_not_there_are_one_sentence(configure, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"trainer.accelerator=gpu and trainer.devices=1, and torch finds 0 GPUs .*; set trainer=cpu"):
+        train(configure("trainer.accelerator=gpu"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"trainer.devices=8, and torch finds 2 GPUs on this machine; set trainer.devices=2"):
+        train(configure("trainer.accelerator=gpu", "trainer.devices=8"))
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(configure, monkeypatch):
+    """Two of torchrun with trainer.devices=1 would write one folder."""
+    config = configure()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"torchrun started 2 processes, but trainer.devices x trainer.nodes = 1 x 1"):
+        train(config)
+    assert not Path(config.outputs).exists()
+
+
 def break_losses(monkeypatch, times: int) -> None:
     """The losses of the first `times` training batches become nan."""
     usual, left = VLM.forward, [times]
