@@ -29,6 +29,23 @@ def test_blocks_are_what_transformers_computes_with_a_dense_mask(groups):
     assert torch.allclose(ours, reference, atol=1e-6)
 
 
+def torch_2_11(q_LAE, k_LGE, v_LGE, edges, same, longest, again, *, scale=None, window_size=(-1, -1)):
+    """The signature of `varlen_attn` there: as many heads of keys and values as of queries."""
+    assert q_LAE.shape == k_LGE.shape == v_LGE.shape
+    assert (longest, window_size) == (7, (-1, 0))
+    return torch.empty_like(q_LAE)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_gpu_runs_with_the_oldest_torch_too(monkeypatch, groups):
+    monkeypatch.setattr(attention, "varlen_attn", torch_2_11)
+    monkeypatch.setattr(attention, "GROUPS", False)
+    on_gpu = {"device": "meta", "dtype": torch.bfloat16}
+    query, (key, value) = torch.empty(2, 4, 12, 8, **on_gpu), (torch.empty(2, groups, 12, 8, **on_gpu) for _ in "kv")
+    spans = Spans.of([0, 5, 9, 12, 19, 24], torch.device("meta"))
+    assert attention.attend(torch.nn.Module(), query, key, value, None, spans=spans)[0].shape == (2, 12, 4, 8)
+
+
 def test_generation_with_padding_is_that_of_sdpa():
     model = llama(heads=4, groups=4)
     ids, seen = torch.randint(3, 50, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

@@ -5,6 +5,7 @@ A dense mask computes every pair of tokens of a row and throws most away; a bloc
 Legend: B rows, T tokens, L = B x T places of all rows in a line, A heads, G heads of keys and values, E width of a head.
 """
 
+import inspect
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
+GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in torch 2.11
 # A mask that is four-dimensional already is passed on as it is; with none, transformers would look at the positions for samples
 # and, on a GPU, wait for the answer.
 NO_MASK = torch.empty(0, 0, 0, 0)
@@ -44,14 +46,19 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     rows, heads, tokens, _ = query.shape
     q_LAE, k_LGE, v_LGE = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    settings = {"scale": kwargs.get("scaling"), "enable_gqa": k_LGE.shape[1] != heads}
+    scale, grouped = kwargs.get("scaling"), k_LGE.shape[1] != heads
     if not q_LAE.is_cpu and q_LAE.dtype in (torch.bfloat16, torch.float16):  # a GPU, or its shadow on the meta device
-        edges = spans.edges_on_device
-        joined = varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, window_size=(-1, 0), **settings)
+        edges, groups = spans.edges_on_device, {"enable_gqa": True} if grouped and GROUPS else {}
+        if grouped and not GROUPS:
+            k_LGE, v_LGE = (states.repeat_interleave(heads // states.shape[1], dim=1) for states in (k_LGE, v_LGE))
+        joined = varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, scale=scale, window_size=(-1, 0), **groups)
     else:
         sizes = [stop - start for start, stop in pairwise(spans.edges)]
         parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
-        done = [F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **settings)[0] for q, k, v in parts]
+        done = [
+            F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
+            for q, k, v in parts
+        ]
         joined = torch.cat(done, dim=1).transpose(0, 1)
     return joined.unflatten(0, (rows, tokens)), None
 
