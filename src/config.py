@@ -5,6 +5,7 @@ The meaning of each key stands as a comment in the YAML files under `conf/`. Not
 """
 
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -306,7 +307,7 @@ def validate(config: Train) -> None:
     if not config.mix.drawn:
         raise UserError("mix.only and mix.leave_out leave no source with a positive share to draw from")
     for key, least in AT_LEAST.items():
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value = attrgetter(key)(config)
         if value is not None and value < least:
             raise UserError(f"{key} must be at least {least}, found {value}")
     if data.window % data.global_batch:

@@ -50,7 +50,7 @@ def measure() -> Iterator[Measured]:
 
 def one_core(folder: Path) -> Iterator[Measured]:
     """The whole build of a source against the usual script on the same files, in CPU seconds of one process."""
-    for name, grain, count in (("shards_one_core", 1.5, 200), ("shards_one_core_grainy", 4.0, 100)):
+    for name, grain, count in (("shards_one_core", 1.5, 600), ("shards_one_core_grainy", 4.0, 600)):
         raw = write_raw(folder / name, count, size=LARGE, grain=grain)
         ours, peer = in_turn(partial(quietly, raw, folder / "ours"), partial(usual_way, raw, folder / "peer"))
         before = np.mean([path.stat().st_size for path in raw.glob("*.jpg")]) / 1024

@@ -16,7 +16,7 @@ from src.errors import UserError
 TRIALS, STEPS = 12, 40
 SHORT = [
     "optim.warmup=2",
-    "data.global_batch=16",
+    "data.global_batch=4",
     "data.window=128",
     "data.validate=4",
     "data.answers=1",
