@@ -14,7 +14,8 @@ from src.errors import UserError
 
 
 def recompute(base: nn.Module, how: str) -> None:
-    """Changes a transformers model of the LLaMA family in place; its outputs and gradients stay what they were.
+    """Changes a transformers model of the LLaMA family in place; its outputs stay what they were, its gradients too (of `cheap`, to
+    rounding).
 
     Raises `UserError` for `cheap` where norms or activation are not LLaMA's.
     """
