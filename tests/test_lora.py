@@ -3,7 +3,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from src.model.lora import fuse
+from src.model import llama
+from src.model.cost import Sample, count, packed
+from src.model.lora import fuse, together
+from src.model.vlm import build
 
 
 def pair(*, dropout: float = 0.0, bias: bool = False, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -58,13 +61,31 @@ def test_dropout_stays_as_peft_has_it():
     assert all(torch.equal(one, other) for one, other in zip(step(theirs, x), step(ours, x), strict=True))
 
 
-def test_no_product_is_left_out_of_the_count(configure):
-    from src.model.cost import Sample, count, packed
-    from src.model.vlm import build
-
+def test_no_product_is_left_out_of_the_count(configure, monkeypatch):
+    """Against peft's own layers, one after another."""
     model = build(configure())
     batch = packed(model, Sample(images=0, text=40, supervised=5), rows=1, row_tokens=160)
     ours = count(model, batch).flops
     for layer in model.modules():
         layer.__dict__.pop("forward", None)
+    monkeypatch.setattr(llama, "together", lambda x, *layers: tuple(layer(x) for layer in layers))
     assert ours == count(model, batch).flops
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_of_one_input_are_what_peft_makes_of_each(frozen):
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(12, outputs, bias=name == "b") for name, outputs in (("a", 20), ("b", 6), ("c", 4))}).double()
+    settings = LoraConfig(r=4, lora_alpha=10, target_modules=["a", "b", "c"], rank_pattern={"b": 2}, init_lora_weights=False)
+    theirs = get_peft_model(layers, settings).base_model.model
+    x = torch.randn(3, 5, 12, dtype=torch.float64)
+    found = []
+    for make in (lambda x: [layer(x) for layer in theirs.values()], lambda x: together(x, *theirs.values())):
+        theirs.zero_grad()
+        given = x.clone().requires_grad_(not frozen)
+        made = make(given)
+        sum((y.sin() * n).sum() for n, y in enumerate(made, 1)).backward()
+        found.append([*made, *([] if frozen else [given.grad]), *(p.grad.clone() for p in theirs.parameters() if p.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        assert torch.allclose(one, other)

@@ -44,23 +44,25 @@ def attend(
     """The attention that transformers calls: query (B, A, T, E) -> (B, T, A, E). Without `spans` it is transformers' own `sdpa`."""
     if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    rows, heads, tokens, _ = query.shape
     q_LAE, k_LGE, v_LGE = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    scale, grouped = kwargs.get("scaling"), k_LGE.shape[1] != heads
+    return blocks(q_LAE, k_LGE, v_LGE, spans, scale=kwargs.get("scaling")).unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def blocks(q_LAE: Tensor, k_LGE: Tensor, v_LGE: Tensor, spans: Spans, *, scale: float | None) -> Tensor:
+    """Each place attends to those before it in its own span: (L, A, E)."""
+    heads, grouped = q_LAE.shape[1], k_LGE.shape[1] != q_LAE.shape[1]
     if not q_LAE.is_cpu and q_LAE.dtype in (torch.bfloat16, torch.float16):  # a GPU, or its shadow on the meta device
         edges, groups = spans.edges_on_device, {"enable_gqa": True} if grouped and GROUPS else {}
         if grouped and not GROUPS:
             k_LGE, v_LGE = (states.repeat_interleave(heads // states.shape[1], dim=1) for states in (k_LGE, v_LGE))
-        joined = varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, scale=scale, window_size=(-1, 0), **groups)
-    else:
-        sizes = [stop - start for start, stop in pairwise(spans.edges)]
-        parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
-        done = [
-            F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
-            for q, k, v in parts
-        ]
-        joined = torch.cat(done, dim=1).transpose(0, 1)
-    return joined.unflatten(0, (rows, tokens)), None
+        return varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, scale=scale, window_size=(-1, 0), **groups)
+    sizes = [stop - start for start, stop in pairwise(spans.edges)]
+    parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
+    done = [
+        F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped)[0].transpose(0, 1)
+        for q, k, v in parts
+    ]
+    return torch.cat(done)
 
 
 def mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:

@@ -1,12 +1,14 @@
 """The language model with its LoRA adapters, wrapped before the parts are joined so that adapters reach nothing else."""
 
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config import Lora
 from src.errors import UserError
 from src.model import attention
+from src.model.attention import NO_MASK, Spans
+from src.model.llama import shorten
 from src.model.lora import fuse
 
 
@@ -28,6 +30,14 @@ class Language(nn.Module):
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"),
         )
         fuse(self.model)
+        self._short = shorten(base.model)
+
+    def states(self, e_BTH: Tensor, positions_BT: Tensor, spans: Spans, predicts_S: Tensor) -> Tensor:
+        """Last hidden states h_SH of packed rows at the places `predicts_S` in the line of all."""
+        only = {"predicts_S": predicts_S} if self._short else {}
+        whole = self.body(inputs_embeds=e_BTH, position_ids=positions_BT, attention_mask=NO_MASK, use_cache=False, spans=spans, **only)
+        h_LH = whole.last_hidden_state.flatten(0, 1)
+        return h_LH if self._short else h_LH.index_select(0, predicts_S)
 
     @property
     def base(self) -> nn.Module:

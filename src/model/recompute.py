@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.model.lora import together
 
 
 def recompute(base: nn.Module, how: str) -> None:
@@ -43,7 +44,7 @@ def normalised(norm: nn.Module, x_BTH: Tensor) -> Tensor:
 
 
 def gated(mlp: nn.Module, x_BTH: Tensor) -> Tensor:
-    return mlp.down_proj(_Gated.apply(mlp.gate_proj(x_BTH), mlp.up_proj(x_BTH)))
+    return mlp.down_proj(_Gated.apply(*together(x_BTH, mlp.gate_proj, mlp.up_proj)))
 
 
 class _Normalised(torch.autograd.Function):
@@ -60,9 +61,9 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy_BTH: Tensor) -> tuple[Tensor, None, None]:
         x_BTH, weight_H, scale_BT1 = ctx.saved_tensors
-        normal_BTH, dnormal_BTH = x_BTH.float() * scale_BT1, (dy_BTH * weight_H).float()
-        along_BT1 = (dnormal_BTH * normal_BTH).mean(-1, keepdim=True)
-        return torch.addcmul(dnormal_BTH, normal_BTH, along_BT1, value=-1).mul_(scale_BT1).to(x_BTH.dtype), None, None
+        wide_BTH, dnormal_BTH = x_BTH.float(), (dy_BTH * weight_H).float()
+        along_BT1 = (dnormal_BTH * wide_BTH).mean(-1, keepdim=True).mul_(scale_BT1.square())
+        return dnormal_BTH.addcmul_(wide_BTH, along_BT1, value=-1).mul_(scale_BT1).to(x_BTH.dtype), None, None
 
 
 class _Gated(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from src.config import Train
 from src.data.packing import Batch
 from src.data.prompt import IMAGE, Prompter
-from src.model.attention import NO_MASK, Spans
+from src.model.attention import Spans
 from src.model.language import Language
 from src.model.loss import token_losses
 from src.model.projector import Projector
@@ -30,12 +30,9 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
         e_BTH = self.embed(batch.ids_BT, batch.images_NCHW, batch.places_K)
-        spans = Spans.of(batch.edges, e_BTH.device)
-        h_BTH = self.language.body(
-            inputs_embeds=e_BTH, position_ids=batch.positions_BT, attention_mask=NO_MASK, use_cache=False, spans=spans
-        ).last_hidden_state
+        h_SH = self.language.states(e_BTH, batch.positions_BT, Spans.of(batch.edges, e_BTH.device), batch.predicts_S)
         next_S = batch.predicts_S + 1
-        losses_S = token_losses(h_BTH.flatten(0, 1)[batch.predicts_S], self.language.head, batch.labels_BT.flatten()[next_S])
+        losses_S = token_losses(h_SH, self.language.head, batch.labels_BT.flatten()[next_S])
         return losses_S, batch.sources_BT.flatten()[next_S]
 
     def embed(self, ids_BT: Tensor, images_NCHW: Tensor, places_K: Tensor | None = None) -> Tensor:
