@@ -18,10 +18,11 @@ from data_prep.pool import Map
 from data_prep.raw_files import rows_in
 from data_prep.readers import READERS
 from data_prep.seen import Seen
-from data_prep.sources import PHANTOM, Source
+from data_prep.sources import Source
 from data_prep.state import continues, state_of
 from data_prep.tokens import Vocabulary
 from data_prep.write import finished, write_shard
+from src.data.phantoms import PHANTOM
 from src.data.record import SPLITS
 from src.errors import UserError
 

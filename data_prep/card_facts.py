@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep import sources
 from data_prep.merge import COUNTS
 from data_prep.sources import Source
+from src.data.phantoms import told
 from src.data.record import SPLITS, Record
 from src.data.shards import Shards
 
@@ -91,10 +92,7 @@ def gather(out: Path, shares: dict[str, float]) -> list[Facts]:
 
 def phantoms(facts: list[Facts]) -> str:
     """Which sources only stand for a dataset; empty where none does."""
-    names = [one.entry.name for one in facts if one.shards.manifest.get("phantom")]
-    if not names:
-        return ""
-    return f"Phantoms, drawn by a program in the layout of the dataset that is named, with nothing of it: {', '.join(names)}."
+    return told(one.entry.name for one in facts if one.shards.manifest.get("phantom"))
 
 
 def strictest(facts: list[Facts]) -> str:

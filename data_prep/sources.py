@@ -11,7 +11,6 @@ from src.data.record import SPLITS
 from src.errors import UserError, nearest
 
 SOURCES_YAML = Path(__file__).with_name("sources.yaml")
-PHANTOM = ".phantom.json"  # in a raw folder that `data_prep.phantom` has drawn
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from src.cli import compose
 from src.config import Report, typed
+from src.data.phantoms import told
 from src.data.shards import Shards
 from src.errors import UserError
 from src.report import report
@@ -92,7 +93,7 @@ def test_phantoms_are_named(tmp_path):
     assert "Phantoms" not in made(tmp_path, "runs=one")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"phantoms": ["alpha"]}))
     for runs in ("one", "[one,other]"):
-        assert "Phantoms, drawn by a program in the layout of the dataset that is named: alpha." in made(tmp_path, f"runs={runs}")
+        assert f" {told(['alpha'])}" in made(tmp_path, f"runs={runs}")
 
 
 def test_no_difference_is_said_to_be_none(tmp_path):

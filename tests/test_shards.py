@@ -25,6 +25,7 @@ from data_prep import cut, slurm, sources, write
 from data_prep.arguments import parse
 from data_prep.seen import Seen
 from data_prep.shards import Build, build_all, main
+from src.data.phantoms import PHANTOM
 from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError
@@ -285,7 +286,7 @@ def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phan
     )
     monkeypatch.setattr(sources, "load", lambda: {"own": own})
     if phantom:
-        (raw / "own" / sources.PHANTOM).touch()
+        (raw / "own" / PHANTOM).touch()
     build(raw, tmp_path / "out")
     said = "own: train has 100 rows, 200 are expected; see whether its raw files are all there and whole\n"
     assert (said in capsys.readouterr().out) == (not phantom)

@@ -10,6 +10,7 @@ from typing import overload
 import yaml
 
 from src.data import answers
+from src.data.phantoms import told
 from src.errors import UserError, nearest
 from src.reporting.blocks import Interval
 from src.run import VERBS, flat
@@ -91,8 +92,8 @@ def interval(metric: dict | None, *, signed: bool = False) -> Interval | None:
 
 def phantoms(*runs: Stored) -> str:
     """A sentence on the training data that only stand for a dataset; empty where none do."""
-    names = sorted({name for run in runs for name in run.verbs.get("train", {}).get("phantoms", [])})
-    return f" Phantoms, drawn by a program in the layout of the dataset that is named: {', '.join(names)}." if names else ""
+    said = told(sorted({name for run in runs for name in run.verbs.get("train", {}).get("phantoms", [])}))
+    return said and f" {said}"
 
 
 def find(wanted: str | list[str], outputs: str | Path) -> list[Stored]:

@@ -10,7 +10,7 @@ import simplejpeg
 
 from data_prep.phantom import draw
 from data_prep.phantom.world import Scene, item_rng, sample_scene
-from data_prep.sources import PHANTOM
+from src.data.phantoms import PHANTOM
 
 
 def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
