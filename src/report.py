@@ -55,7 +55,7 @@ def summary(run: Stored) -> str:
     """What was run, in one sentence."""
     config = run.config
     if not config and "evaluate" not in run.verbs:
-        return f"Image encoders on classification sets, {run.folder.name}; no model was trained here."
+        return f"Image encoders on classification sets, {run.folder.name}; no model was trained here.{phantoms(run)}"
     if not config:
         return f"Answers that were scored from a predictions file, {run.folder.name}."
     sources = list(Mix(**config["mix"]).drawn)

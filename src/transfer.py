@@ -18,6 +18,7 @@ from src.data import classification
 from src.data.cells import CellFile, distinct, read_cells
 from src.data.classification import Classification
 from src.data.overlap import overlap
+from src.data.phantoms import PHANTOM
 from src.model import encoders
 from src.model.encoders import Encoder
 from src.scoring.transfer_table import table
@@ -52,6 +53,7 @@ def transfer(config: Transfer) -> Path:
                         compute(CellFile(folder, data.name, encoder.label, name), data, encoder, config)
         cells = read_cells(folder, data={data.name: data.fingerprint for data in sets})
         said |= table(cells, resamples=config.resamples, seed=config.seed)
+        said["phantoms"] = sorted({facts["benchmark"] for facts, _ in cells if facts.get("phantom")})
     tracking.update(folder)
     return folder
 
@@ -61,8 +63,9 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     depends_on = {"encoder": encoder.identity, "architecture": plain(encoder.config), "data": data.fingerprint, "seeds": config.seeds}
     depends_on |= {"seed": config.seed} | ({"finetune": plain(config.finetune)} if file.protocol == "finetune" else {})
     seen = overlap(encoder.run, encoder.checkpoint, data.name, outputs=config.outputs) if encoder.checkpoint else None
+    now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
     if file.finished(depends_on):
-        file.note(overlap=seen)  # an audit may have looked since
+        file.note(**now)  # an audit may have looked since
         return
     start = time.perf_counter()
     # A convex fit on fixed features has nothing to draw: one seed is all there is.
@@ -72,7 +75,7 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     facts = {
         "ours": encoder.ours,
         "name": encoder.name,
-        "overlap": seen,
+        **now,
         "weights": encoder.identity,
         "input": {"size": vision.size, "mean": vision.mean.flatten().tolist(), "std": vision.std.flatten().tolist()},
         "parameters": sum(p.numel() for p in vision.parameters()),

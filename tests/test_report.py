@@ -96,6 +96,18 @@ def test_phantoms_are_named(tmp_path):
         assert f" {told(['alpha'])}" in made(tmp_path, f"runs={runs}")
 
 
+def test_phantoms_that_encoders_were_tried_on_are_named_as_those_of_training_are(tmp_path):
+    tables = {"cells": [], "means": [], "differences": [], "ranks": {}, "few_shot": []}
+    folder = write_run(tmp_path, "one")
+    write_verb(folder, "train", json.loads((folder / "train.json").read_text()) | {"phantoms": ["alpha"]})
+    (tmp_path / "encoders").mkdir()
+    for name in ("one", "encoders"):
+        write_verb(tmp_path / name, "transfer", {"metrics": {}, "transfer": tables, "phantoms": ["breastmnist"]})
+    lead = {name: lead_of(find(name, tmp_path)[0]) for name in ("one", "encoders")}
+    assert lead["one"].endswith(f" {told(['alpha', 'breastmnist'])}")
+    assert lead["encoders"].endswith(f"no model was trained here. {told(['breastmnist'])}")
+
+
 def test_no_difference_is_said_to_be_none(tmp_path):
     write_run(tmp_path, "same", right=2)
     assert "No difference shown between the question&#39;s own image and another test image" in made(tmp_path, "runs=same")

@@ -11,6 +11,7 @@ from src import sweep
 from src import transfer as verb
 from src.cli import compose
 from src.config import Transfer, typed
+from src.data.phantoms import PHANTOM
 from src.errors import UserError
 from src.model.towers import VisionConfig, save_open_clip
 from src.model.vision import load_vision
@@ -180,6 +181,18 @@ def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monke
     monkeypatch.setattr(verb, "fit", None)
     run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
     assert [cell["overlap"] for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]] == [said]
+
+
+def test_the_table_knows_which_of_its_sets_are_phantoms(place, monkeypatch):
+    paint(place / "raw/drawn")
+    (place / "raw/drawn" / PHANTOM).touch()
+    folder = run(place, "encoder=run:mini", "benchmark=[dots,drawn]", "protocol=few_shot", "name=ten")
+    assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["drawn"]
+    monkeypatch.setattr(verb, "fit", None)
+    (place / "raw/dots" / PHANTOM).touch()
+    run(place, "encoder=run:mini", "benchmark=dots", "protocol=few_shot", "name=ten")  # its cells were there before it was marked
+    (place / "raw/dots" / PHANTOM).unlink()
+    assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["dots", "drawn"]
 
 
 def test_a_sweep_fills_one_table(place, monkeypatch):

@@ -91,8 +91,8 @@ def interval(metric: dict | None, *, signed: bool = False) -> Interval | None:
 
 
 def phantoms(*runs: Stored) -> str:
-    """A sentence on the training data that only stand for a dataset; empty where none do."""
-    said = told(sorted({name for run in runs for name in run.verbs.get("train", {}).get("phantoms", [])}))
+    """A sentence on the sources and classification sets that only stand for a dataset; empty where none do."""
+    said = told(sorted({name for run in runs for verb in run.verbs.values() for name in verb.get("phantoms", [])}))
     return said and f" {said}"
 
 
