@@ -1,5 +1,6 @@
 """Raw rows -> tars, index, quarantine and manifest: what is written can be read, adds up, and depends on the rows alone."""
 
+import contextlib
 import errno
 import io
 import json
@@ -11,6 +12,7 @@ import signal
 import tarfile
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -56,6 +58,22 @@ def put_lines(folder: Path, split: str, lines: list[dict]) -> None:
 def build(raw: Path, out: Path, **settings) -> Shards:
     build_all(Build(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, **settings}))
     return Shards(out / "own")
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, at: str) -> Iterator[None]:
+    """The build in it ends by Ctrl-C while it writes the shard `at`."""
+
+    def write_shard(folder, shard, packed):
+        if shard == at:
+            next(packed)
+            raise KeyboardInterrupt
+        return write.write_shard(folder, shard, packed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_shard", write_shard)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -167,17 +185,8 @@ def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw,
     build(raw, tmp_path / "one")
     build(raw, tmp_path / "two", workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-    def stop_at_third(folder, shard, packed):
-        if shard == "train-000002":
-            next(packed)
-            raise KeyboardInterrupt
-        return write.write_shard(folder, shard, packed)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "write_shard", stop_at_third)
-        with pytest.raises(KeyboardInterrupt):
-            build(raw, tmp_path / "cut")
+    with interrupted(monkeypatch, "train-000002"):
+        build(raw, tmp_path / "cut")
     halfway = contents(tmp_path / "cut" / "own")
     assert {name for name in halfway if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
     with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):

@@ -23,7 +23,7 @@ from src.data.held_out import sides
 from src.data.remote import Cache, RemoteShards
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError
-from tests.test_shards import contents, put_lines
+from tests.test_shards import contents, interrupted, put_lines
 from tests.test_weights import sentencepiece_model
 
 TURNS = [["Which organ is shown?", "the  lung"], ["Where is the caption?", "left of the heart, é"]]
@@ -87,17 +87,8 @@ def test_the_same_bytes_for_any_number_of_workers_jobs_and_after_an_interruption
     whole = contents(tmp_path / "one" / "own")
     build(raw, tmp_path / "two", language, workers=2)
     assert contents(tmp_path / "two" / "own") == whole
-
-    def stop_at_second(folder, shard, packed):
-        if shard == "train-000001":
-            next(packed)
-            raise KeyboardInterrupt
-        return write.write_shard(folder, shard, packed)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "write_shard", stop_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            build(raw, tmp_path / "cut", language)
+    with interrupted(monkeypatch, "train-000001"):
+        build(raw, tmp_path / "cut", language)
     build(raw, tmp_path / "cut", language)
     assert contents(tmp_path / "cut" / "own") == whole
     config = Build(sources=["own"], raw=raw, out=tmp_path / "jobs", workers=1, jobs=2, tokenizer=str(language))
