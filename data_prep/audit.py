@@ -59,7 +59,7 @@ def audit_all(config: Audit) -> dict[str, dict[str, Any]]:
         raise UserError(f"out={config.out} holds no finished shards; build them with `make shards`")
     for name in config.sources:
         if name not in shards:
-            raise UserError(f"source '{name}' has no shards in {config.out}{nearest(name, shards)}")
+            raise UserError(f"source '{name}' has no shards in {config.out}{nearest(name, shards, these='it holds')}")
     found, absent = evaluation_sets(shards, config.raw, own=config.benchmarks)
     known = Known(found)
     said: dict[str, dict[str, Any]] = {}

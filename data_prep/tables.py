@@ -30,7 +30,7 @@ def table_rows(path: Path, entry: Source, *, need: list[str], want: list[str] | 
             if isinstance(row, Bad) or not (missing := [column for column in need if column not in row]):
                 yield row
             elif number == 0:
-                raise UserError(f"{path.name} of {entry.name} has no column '{missing[0]}'{nearest(missing[0], row)}")
+                raise UserError(f"{path.name} of {entry.name} has no column '{missing[0]}'{nearest(missing[0], row, these='it has')}")
             else:
                 yield Bad(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
     except (pa.ArrowException, OSError, csv.Error) as error:

@@ -10,11 +10,11 @@ class UserError(Exception):
     """One sentence: which key or file, what was found, what is allowed. Commands exit with code 2 on it."""
 
 
-def nearest(wrong: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest allowed spelling, else the list of what is allowed."""
-    names = sorted(allowed)
+def nearest(wrong: str, names: Iterable[str], *, these: str = "allowed") -> str:
+    """`; did you mean 'x'?` for the closest of `names`, else their list after `these`, which tells what they are."""
+    names = sorted(names)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; allowed: {', '.join(names)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; {these}: {', '.join(names) or 'nothing'}"
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

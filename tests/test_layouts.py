@@ -118,6 +118,8 @@ def test_table_finds_images_by_name_in_any_folder(tmp_path):
     ("text", "said"),
     [
         ("image,lable\na.png,x\n", "has no column 'label', which is to be the label; did you mean 'lable'?"),
+        ("image,diagnosis\na.png,x\n", "has no column 'label', which is to be the label; it has: diagnosis, image"),
+        ("", "has no column 'image', which is to be the image; it has: nothing"),
         ("image,label\nb.png,x\n", "names the image 'b.png', which is not below"),
         ("image,label,split\na.png,x,dev\n", "split of a.png is 'dev'; allowed: train, val, test"),
         ("image,label\na.png,\udce9\n", "labels.csv is not UTF-8 (byte 18); fetch it again"),
@@ -164,6 +166,9 @@ def test_sicap_names_a_missing_or_cut_spreadsheet(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"Test\.xlsx cannot be read as xlsx .*; fetch it again"):
         list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    write_sheet(path, [("image_name", "NC", "G3")])
+    with pytest.raises(UserError, match=r"Test\.xlsx has no column 'G4'; it has: G3, NC, image_name$"):
+        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G4", "G5"])))
     path.unlink()
     with pytest.raises(UserError, match=r"Test\.xlsx does not exist"):
         list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))

@@ -84,6 +84,9 @@ def test_parquet_faults_are_one_sentence(tmp_path):
     put_parquet(tmp_path / "data" / "train-0.parquet", [{"image": image(0), "qestion": "q", "answer": "a"}])
     with pytest.raises(UserError, match="has no column 'question'; did you mean 'qestion'"):
         read("pathvqa", tmp_path)
+    put_parquet(tmp_path / "data" / "train-0.parquet", [{"image": image(0), "caption": "c", "answer": "a"}])
+    with pytest.raises(UserError, match=r"has no column 'question'; it has: answer, caption, image$"):
+        read("pathvqa", tmp_path)
     whole = tmp_path / "data" / "train-0.parquet"
     whole.write_bytes(whole.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"train-0\.parquet of pathvqa cannot be read as parquet .*; fetch it again"):

@@ -188,7 +188,7 @@ def test_of_trials_that_are_jobs_of_their_own_every_failure_is_told(tmp_path, mo
     with pytest.raises(SystemExit, match="1"):
         report.main()
     assert (tmp_path / "good" / "report.html").exists()
-    said = f"runs=gone finds no run in {tmp_path}/; allowed: good"
+    said = f"runs=gone finds no run in {tmp_path}/; it holds: good"
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "1 trial failed; the same command runs only what is missing:",
         f"  {tmp_path}/resamples=50,runs=gone: {said}",

@@ -120,7 +120,8 @@ def table(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
     for name, column in columns.items():
         if column not in (rows.fieldnames or []) and (config.columns or name in ("image", "label")):
-            raise UserError(f"{path} has no column '{column}', which is to be the {name}{nearest(column, rows.fieldnames or [])}")
+            there = nearest(column, rows.fieldnames or [], these="it has")
+            raise UserError(f"{path} has no column '{column}', which is to be the {name}{there}")
     find = finder(path.parent)
     for row in rows:
         image, label, split, group = ((row.get(columns.get(name, "")) or "").strip() for name in ("image", "label", "split", "group"))
@@ -160,7 +161,7 @@ def sheet(path: Path, columns: tuple[str, ...]) -> list[dict]:
     names = [str(name) for name in next(rows, ())]
     for column in columns:
         if column not in names:
-            raise UserError(f"{path} has no column '{column}'{nearest(column, names)}")
+            raise UserError(f"{path} has no column '{column}'{nearest(column, names, these='it has')}")
     found = [dict(zip(names, row, strict=False)) for row in rows if row and row[names.index(columns[0])] is not None]
     book.close()
     return found
@@ -186,7 +187,8 @@ def finder(root: Path) -> Callable[..., Path]:
     def find(name: str, *, origin: Path) -> Path:
         places = [exact[name]] if name in exact else bare.get(name, [])
         if not places:
-            raise UserError(f"{origin} names the image '{name}', which is not below {root}{nearest(name, list(bare)[:200])}")
+            there = nearest(name, list(bare)[:200], these="it holds")
+            raise UserError(f"{origin} names the image '{name}', which is not below {root}{there}")
         if len(places) > 1:
             a, b = (path.relative_to(root) for path in places[:2])
             raise UserError(f"{origin} names the image '{name}', which may be {a} or {b}; write its path below {root}")

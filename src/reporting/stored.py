@@ -109,7 +109,8 @@ def find(wanted: str | list[str], outputs: str | Path) -> list[Stored]:
         folders = [literal] if _is_run(literal) else sorted(path for path in outputs.glob(pattern.strip("/")) if _is_run(path))
         if not folders:
             known = sorted(str(path.parent.relative_to(outputs)) for path in outputs.glob("**/config.yaml"))
-            raise UserError(f"runs={pattern} finds no run in {outputs}/{nearest(pattern, known) if known else ', which holds none yet'}")
+            there = nearest(pattern, known, these="it holds") if known else ", which holds none yet"
+            raise UserError(f"runs={pattern} finds no run in {outputs}/{there}")
         runs |= {name: Stored(name, path) for path in folders for name in [str(path.relative_to(outputs))]}
     if not runs:
         raise UserError("runs= names no run; give a run's name, a list [a,b] or a glob such as sweep/*")
