@@ -78,10 +78,21 @@ def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:
     return folder, read_config(folder)
 
 
-def write_atomically(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A file to write that takes the name `path` when it is complete, and is removed on failure: a full disk gets its room back."""
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with atomically(path) as partial:
+        partial.write_text(text)
 
 
 FAILED = "failed.json"  # in the folder of a trial of a sweep

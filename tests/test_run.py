@@ -1,5 +1,6 @@
 import json
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -55,6 +56,18 @@ def test_result_holds_the_metrics_of_every_verb_and_sums_restarts(tmp_path):
     assert result["data"] == "abc"
     assert len(result["commands"]) == 2
     assert not list(tmp_path.glob("*.partial.json")) + list(tmp_path.glob(".*.part"))
+
+
+def test_what_cannot_be_written_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
+    def full(path, text):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    run.write_atomically(tmp_path / "result.json", "{}")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_atomically(tmp_path / "result.json", "{1}")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])

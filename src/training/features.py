@@ -4,7 +4,6 @@ Legend: N images, 3HW channels and pixels, F width of a pooled feature.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from src.data.classification import Classification, batches
 from src.model.vision import Vision
+from src.run import atomically
 
 
 def cached(path: Path, origin: dict, make) -> dict[str, np.ndarray]:
@@ -28,9 +28,8 @@ def cached(path: Path, origin: dict, make) -> dict[str, np.ndarray]:
         pass
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    safetensors.numpy.save_file(made, partial, metadata={"origin": said})
-    os.replace(partial, path)
+    with atomically(path) as partial:
+        safetensors.numpy.save_file(made, partial, metadata={"origin": said})
     return made
 
 
