@@ -82,7 +82,8 @@ def test_curves_are_those_of_the_log(trained):
 @pytest.mark.slow
 def test_wherever_a_kill_cuts_the_run_file_each_step_stands_once_after_the_resume(trained, tmp_path):
     (path,) = files(trained)
-    steps = [row["step"] for row in history(path)]
+    whole = history(path)
+    steps = [row["step"] for row in whole]
     cut = tmp_path / "wandb" / "offline-run-1" / "run-1.wandb"
     cut.parent.mkdir(parents=True)
     shutil.copy(trained / "log.csv", tmp_path / "log.csv")
@@ -99,6 +100,8 @@ def test_wherever_a_kill_cuts_the_run_file_each_step_stands_once_after_the_resum
         log.on_train_end(trainer, None)
         log.board.log({"step": 4})  # done again
         assert [row["step"] for row in [*history(cut), *rest]] == steps
+        for key in ("samples/s", "tokens/s"):
+            assert [row[key] for row in rest] == pytest.approx([row[key] for row in whole[len(steps) - len(rest) :]], rel=1e-3)
         seen.add(len(rest))
     assert seen == set(range(len(steps) + 1))
     assert rest == []

@@ -28,9 +28,11 @@ class Log(lightning.Callback):
         self._wait = 0.0
         self._started = self._since = self._batch_ended = time.perf_counter()
         if trainer.is_global_zero:
-            rows = self._keep_until(trainer.global_step)
-            for row in rows if self.board else []:  # what a kill kept from wandb, rates apart
-                self.board.log({name: float(value) for name, value in row.items() if value} | {"step": int(row["step"])})
+            rows, before = self._keep_until(trainer.global_step), dict.fromkeys(self.totals, 0.0)
+            for row in rows if self.board else []:  # what a kill kept from wandb
+                after = {name: float(value) for name, value in row.items() if value}
+                self.board.log(after | rates(before, after) | {"step": int(row["step"])})
+                before = after
             self._bar = tqdm(
                 total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True, disable=None
             )
@@ -62,6 +64,7 @@ class Log(lightning.Callback):
         now = time.perf_counter()
         seconds = now - self._since
         (samples, tokens, places, cut), sums, counts = module.totals()
+        before = dict(self.totals)
         for name, amount in (("seconds", seconds), ("samples", samples), ("tokens", tokens), ("places", places)):
             self.totals[name] += amount
         row = {
@@ -81,10 +84,10 @@ class Log(lightning.Callback):
         row |= validation
         if trainer.is_global_zero:
             self._append(row)
-            rates = {"samples/s": samples / seconds, "tokens/s": tokens / seconds}
-            self._bar.set_postfix({"loss": f"{row['loss']:.3f}"} | {name: f"{rate:.0f}" for name, rate in rates.items()})
+            pace = rates(before, self.totals)
+            self._bar.set_postfix({"loss": f"{row['loss']:.3f}"} | {name: f"{rate:.0f}" for name, rate in pace.items()})
             if self.board:
-                self.board.log(row | rates)
+                self.board.log(row | pace)
         module.reset_sums()
         self._since, self._wait, self._written = time.perf_counter(), 0.0, step
 
@@ -108,3 +111,9 @@ class Log(lightning.Callback):
         writer.writerows(rows)
         write_atomically(self.path, kept.getvalue())
         return rows
+
+
+def rates(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Samples and tokens per second between two rows, which hold running totals; nothing where no time has passed."""
+    seconds = after["seconds"] - before["seconds"]
+    return {f"{what}/s": (after[what] - before[what]) / seconds for what in ("samples", "tokens")} if seconds > 0 else {}
