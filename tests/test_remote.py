@@ -152,6 +152,20 @@ def test_a_small_cache_keeps_what_was_used_last(server, tmp_path):
     assert server.asked[TAR] == 2
 
 
+def test_a_cache_below_the_mix_is_told_once_with_what_would_do(data, server, monkeypatch, capsys):
+    """The manifests of three sources, of which the mix draws; shards of test splits are not needed."""
+    need = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
+    stream = data(f"data.cache_gb={need / 1e9 - 1e-9}").stream()
+    stream.batch(0, slot=0)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: data.cache_gb=")
+    assert line.endswith("again and again; data.cache_gb=0.1 holds them all")
+    data(f"data.cache_gb={need / 1e9}")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    data("data.cache_gb=0")
+    assert capsys.readouterr().out == ""
+
+
 def test_expected_shards_come_before_they_are_read(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
     shards.expect(0)

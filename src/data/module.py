@@ -12,6 +12,7 @@ ranks and accumulation slots.
 
 import hashlib
 import json
+import math
 import signal
 from collections.abc import Iterator
 
@@ -30,6 +31,7 @@ from src.data.prompt import Encoded, Prompter
 from src.data.remote import Cache, is_remote
 from src.data.shards import Shards
 from src.errors import UserError
+from src.run import first_rank
 
 
 def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, rows: dict[str, np.ndarray] | None = None) -> dict:
@@ -158,6 +160,8 @@ class DataModule(lightning.LightningDataModule):
         self.mixture = Mixture(mix.drawn, rows, seed=seed)
         for source, drawn in rows.items() if data.images else ():
             self._check_room(source, np.concatenate([drawn, self.checked[source]]))
+        if is_remote(data.root) and first_rank():
+            self._check_cache(rows)
         self.consumed = 0  # optimizer steps
 
     def _check_room(self, source: str, rows: np.ndarray) -> None:
@@ -165,6 +169,18 @@ class DataModule(lightning.LightningDataModule):
         counts = self.shards[source].column("num_images")
         fullest = int(rows[counts[rows].argmax()])
         self.prompter.room(int(counts[fullest]), key=f"{source}/{self.shards[source].arrow('key')[fullest]}")
+
+    def _check_cache(self, rows: dict[str, np.ndarray]) -> None:
+        """Every window draws from all shards, in an order that a cache cannot foresee."""
+        need = 0
+        for source, opened in self.shards.items():
+            numbers = np.unique(opened.column("shard")[np.concatenate([rows[source], self.checked[source]])])
+            need += sum(opened.manifest["shards"][number]["bytes"] for number in numbers)
+        if need > self.data.cache_gb * 1e9:
+            print(
+                f"warning: data.cache_gb={self.data.cache_gb:g} is less than the shards that this mix draws from, so that they are fetched "
+                f"again and again; data.cache_gb={math.ceil(need / 1e8) / 10:g} holds them all"
+            )
 
     def stream(self, *, rank: int = 0, world: int = 1) -> Stream:
         return Stream(
