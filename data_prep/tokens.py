@@ -34,9 +34,9 @@ def vocabulary(path: str) -> Iterator[Vocabulary | None]:
         yield None
         return
     from src.model.stored import UNVERIFIED, find, identity_of  # torch and transformers: five seconds that only this needs
-    from src.model.weights import load_tokenizer
+    from src.model.weights import TOKENIZER_FILES, load_tokenizer
 
-    source = find(path, ["tokenizer.json", "tokenizer.model"], revision=UNVERIFIED, key="tokenizer")
+    source = find(path, TOKENIZER_FILES, revision=UNVERIFIED, key="tokenizer")
     tokenizer = load_tokenizer(path, revision=UNVERIFIED, key="tokenizer")
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer={path} is a {type(tokenizer).__name__}, which has no fast version; give another folder or hub id")

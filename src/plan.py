@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -10,12 +11,14 @@ from rich.table import Column, Table
 from torch import nn
 
 from src.cli import compose, verb
-from src.config import RECOMPUTE, Plan, Train
+from src.config import RECOMPUTE, Language, Plan, Train
 from src.data import budget
 from src.data.packing import Batch
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
+from src.model.stored import identity_of
 from src.model.vlm import VLM
+from src.model.weights import TOKENIZER_FILES
 from src.quiet import quiet
 from src.training.epochs import in_steps
 
@@ -82,7 +85,13 @@ def plan(config: Plan) -> None:
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
-    console.print(budget.table(budget.parts(config.mix, config.data, steps=config.optim.length), patches=model.vision.num_patches))
+    sources = budget.parts(config.mix, config.data, steps=config.optim.length, tokenizer=tokenizer_of(config.language))
+    console.print(budget.table(sources, patches=model.vision.num_patches))
+    if others := sorted({part.counted_by for part in sources if part.counted_by and not part.exact}):
+        console.print(
+            f"{', '.join(others)}, which counted tokens, is not known to be the tokenizer of language.path={config.language.path}, so that "
+            "these numbers are estimates; build the shards with its tokenizer to have them counted"
+        )
     console.print(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
@@ -94,6 +103,12 @@ def plan(config: Plan) -> None:
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
     )
     console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
+
+
+def tokenizer_of(language: Language) -> dict[str, str]:
+    """Its id and, where it is on this disk, its sha256."""
+    files = [file for name in TOKENIZER_FILES if (file := Path(language.path, name)).is_file()]
+    return identity_of(language.path, files[:1], revision=language.revision) if files else {"id": language.path}
 
 
 def advice(config: Train, gigabytes: float | None = None) -> str:

@@ -11,7 +11,7 @@ from src.data.shards import Shards
 
 def test_built_and_expected_sources(configure, shards):
     mix = Mix({"alpha": 3, "beta": 1, "quilt_1m": 1, "medmcqa": 0}, decontaminate=True)
-    alpha, beta, quilt = parts(mix, configure().data, steps=1000)
+    alpha, beta, quilt = parts(mix, configure().data, steps=1000, tokenizer={"id": "own"})
     opened = Shards(shards / "beta")
     rows = opened.rows("train")
     assert (beta.records, beta.images) == (len(rows), opened.column("num_images")[rows].sum())
@@ -25,7 +25,7 @@ def test_built_and_expected_sources(configure, shards):
 
 def test_text_only_sources_need_little_disk(configure):
     mix = Mix({"medmcqa": 1, "slake": 1, "my_own": 1}, decontaminate=True)
-    medmcqa, slake, own = parts(mix, configure().data, steps=10)
+    medmcqa, slake, own = parts(mix, configure().data, steps=10, tokenizer={"id": "own"})
     assert medmcqa.images == 0
     assert medmcqa.disk / medmcqa.records < 0.1 * slake.disk / slake.records
     assert (own.records, own.disk, own.shards) == (0, 0, 0)

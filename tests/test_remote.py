@@ -206,7 +206,7 @@ def test_benchmarks_are_read_from_an_address(server, tmp_path):
 
 def test_the_plan_and_the_length_in_epochs_read_remote_indexes(configure, server, tmp_path):
     config = configure(f"data.root={server.url}", f"data.cache={tmp_path / 'cache'}", "optim.steps=null", "optim.epochs=2")
-    alpha, gone = budget.parts(Mix({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10)
+    alpha, gone = budget.parts(Mix({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10, tokenizer={"id": "own"})
     assert (alpha.built, gone.built) == (True, False)
     assert in_steps(config).optim.steps == round(2 * 180 / 16)
     assert list((tmp_path / "cache").glob("alpha-*"))

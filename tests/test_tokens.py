@@ -17,12 +17,14 @@ from data_prep import build as building
 from data_prep import cut, slurm, sources, write
 from data_prep.shards import Build, build_all
 from data_prep.tokens import vocabulary
-from src.config import Mix
+from src.cli import compose
+from src.config import Mix, Plan
 from src.data import budget
 from src.data.held_out import sides
 from src.data.remote import Cache, RemoteShards
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError
+from src.plan import plan
 from tests.test_shards import contents, interrupted, put_lines
 from tests.test_weights import sentencepiece_model
 
@@ -116,7 +118,7 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
     shutil.copytree(raw / "own", raw / "other")
     build(raw, tmp_path / "out", sources=["other"])
     data = configure(f"data.root={tmp_path / 'out'}").data
-    own, other = budget.parts(Mix({"own": 1, "other": 1}, decontaminate=True), data, steps=10)
+    own, other = budget.parts(Mix({"own": 1, "other": 1}, decontaminate=True), data, steps=10, tokenizer={"id": str(language)})
     opened = Shards(tmp_path / "out" / "own")
     drawn = sides(opened, decontaminate=True, validate=data.validate)[0]
     assert own.text == pytest.approx(opened.column("tokens")[drawn].mean())
@@ -126,6 +128,30 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
     said = console.export_text()
     assert f"tokens counted by {language}" in said
     assert ["about" in line for line in said.splitlines()[1:3]] == [False, True]
+
+
+def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language, tmp_path, configure, capsys):
+    moved = shutil.copytree(language, tmp_path / "moved")
+    build(raw, tmp_path / "out", moved)
+    config = configure(f"data.root={tmp_path / 'out'}")
+    config = Plan(**vars(config) | {"mix": Mix({"own": 1}, decontaminate=True), "plan": compose("plan", []).plan})
+
+    def said() -> tuple[str, str]:
+        capsys.readouterr()
+        plan(config)
+        lines = capsys.readouterr().out.splitlines()
+        return lines[1], " ".join(line.strip() for line in lines)
+
+    warning = f"{moved}, which counted tokens, is not known to be the tokenizer of language.path={language}, so that these numbers"
+    row, text = said()
+    assert ("about" in row, warning in text) == (False, False)
+    (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text() + " ")
+    build(raw, tmp_path / "out", moved)
+    row, text = said()
+    assert ("about" in row, warning in text) == (True, True)
+    for name, exact in ((str(moved), True), ("own/hub", False)):  # not on this disk: by name
+        (own,) = budget.parts(config.mix, config.data, steps=10, tokenizer={"id": name})
+        assert own.exact == exact
 
 
 def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_path):

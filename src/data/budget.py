@@ -21,7 +21,8 @@ IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # of a record be
 @dataclass
 class Part:
     """One source. `text` is tokens per record, without those of the prompt and special ones: counted by the tokenizer `counted_by`
-    when the shards were built, else estimated from characters; None where it is not known before the source is built."""
+    when the shards were built, else estimated from characters; None where it is not known before the source is built. It is `exact`
+    where that tokenizer is the run's."""
 
     name: str
     built: bool
@@ -32,6 +33,7 @@ class Part:
     shards: int
     draws: int  # positions of the run's stream
     counted_by: str = ""  # id of a tokenizer
+    exact: bool = False
 
     @property
     def epochs(self) -> float:
@@ -42,15 +44,16 @@ class Part:
         return None if self.text is None else self.draws * (self.text + self.images / max(self.records, 1) * patches)
 
 
-def parts(mix: Mix, data: Data, *, steps: int) -> list[Part]:
-    """In the order of the mix, for `steps` optimizer steps."""
+def parts(mix: Mix, data: Data, *, steps: int, tokenizer: dict[str, str]) -> list[Part]:
+    """In the order of the mix, for `steps` optimizer steps. `tokenizer` is the run's: its id and, where it is on this disk, sha256."""
     known = yaml.safe_load(SOURCES_YAML.read_text())
     dealt = cards(mix.drawn)
     found = []
     for name in mix.drawn:
         draws = round(steps * data.global_batch * dealt[name] / BLOCK)
         shards = _shards(name, data)
-        found.append(_built(shards, mix, data, draws=draws, name=name) if shards else _expected(name, known.get(name, {}), draws))
+        expected = _expected(name, known.get(name, {}), draws)
+        found.append(_built(shards, mix, data, tokenizer, draws=draws, name=name) if shards else expected)
     return found
 
 
@@ -63,10 +66,10 @@ def _shards(name: str, data: Data) -> Shards | None:
         return None
 
 
-def _built(shards: Shards, mix: Mix, data: Data, *, draws: int, name: str) -> Part:
+def _built(shards: Shards, mix: Mix, data: Data, tokenizer: dict[str, str], *, draws: int, name: str) -> Part:
     rows, _ = sides(shards, decontaminate=mix.decontaminate, validate=data.validate)
-    tokenizer = shards.manifest.get("tokenizer")
-    tokens = shards.column("tokens")[rows] if tokenizer else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
+    counted, same_by = shards.manifest.get("tokenizer"), "sha256" if "sha256" in tokenizer else "id"
+    tokens = shards.column("tokens")[rows] if counted else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
     tars = shards.manifest["shards"]
     return Part(
         name,
@@ -77,7 +80,8 @@ def _built(shards: Shards, mix: Mix, data: Data, *, draws: int, name: str) -> Pa
         sum(tar["bytes"] for tar in tars),
         len(tars),
         draws,
-        tokenizer["id"] if tokenizer else "",
+        counted["id"] if counted else "",
+        bool(counted) and counted[same_by] == tokenizer[same_by],
     )
 
 
@@ -94,7 +98,7 @@ def table(found: list[Part], *, patches: int) -> Table:
     counted = ", ".join(sorted({part.counted_by for part in found} - {""}))
     out = Table("source", *(Column(head, justify="right") for head in heads), box=None, caption=counted and f"tokens counted by {counted}")
     for part in found:
-        tokens, about = part.tokens(patches), "" if part.counted_by else "about "
+        tokens, about = part.tokens(patches), "" if part.exact else "about "
         out.add_row(
             part.name if part.built else f"{part.name} (not built)",
             f"{part.records:,}",

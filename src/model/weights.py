@@ -11,6 +11,7 @@ from src.data.prompt import IMAGE
 from src.errors import UserError
 from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json, sentence
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -23,7 +24,7 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     pad -1: ids of an early port) contradicts its own vocabulary (<s> 1, </s> 2). Code that travels with weights is never run.
     """
     # Looked for by hand: without its vocabulary file transformers builds a tokenizer of three tokens and says nothing.
-    for names in (["config.json"], ["tokenizer.json", "tokenizer.model"], [*INDEX_FILES, *WEIGHT_FILES]):
+    for names in (["config.json"], TOKENIZER_FILES, [*INDEX_FILES, *WEIGHT_FILES]):
         find(path, names, revision=revision, key="language.path")
     tokenizer = load_tokenizer(path, revision=revision, key="language.path")
     try:
