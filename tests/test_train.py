@@ -488,10 +488,10 @@ def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
     assert all(value.dtype == torch.float32 for value in trained(half).values())
     config = configure(*mixed)
     model, planned = build(config), build(config).to(torch.bfloat16)
-    batch = packed(model, Sample(images=1, text=60, supervised=20), rows=2, row_tokens=160)
+    batch = packed(model, Sample(images=1, text=60, supervised=20), rows=8, row_tokens=160)
     keep_inputs(model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert count(model, batch).saved == pytest.approx(count(planned, batch).saved, rel=0.15)  # its norms stay in float32
+        assert count(model, batch).saved == pytest.approx(count(planned, batch).saved, rel=0.1)  # its norms stay in float32
 
 
 def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_path):
