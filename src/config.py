@@ -4,7 +4,8 @@
 The meaning of each key stands as a comment in the YAML files under `conf/`. Nothing heavy is imported, so that a mistake is told at once.
 """
 
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -294,7 +295,16 @@ def plain(config: Any) -> dict:
 
 
 def validate(config: Train) -> None:
-    """Rules over several keys; raises one `UserError` that names the key, what was found and what is allowed."""
+    """That a run can start; raises one `UserError` that names the key, what was found and what is allowed."""
+    sound(config)
+    missing = missing_files(config)
+    if missing:
+        raise UserError("; ".join(missing))
+
+
+def sound(config: Train) -> None:
+    """Rules over the values alone, whatever is on the disk."""
+    finite(config)
     data, trainer = config.data, config.trainer
     if not config.mix.shares or any(share < 0 for share in config.mix.shares.values()) or sum(config.mix.shares.values()) <= 0:
         raise UserError(f"mix.shares must be at least 0 each and positive for at least one source, found {config.mix.shares}")
@@ -302,8 +312,10 @@ def validate(config: Train) -> None:
         for source in getattr(config.mix, key):
             if source not in config.mix.shares:
                 raise UserError(f"mix.{key} names '{source}', which mix.shares does not have{nearest(source, config.mix.shares)}")
-    if config.mix.temperature <= 0:
-        raise UserError(f"mix.temperature must be above 0, found {config.mix.temperature:g}; 1 keeps the shares, larger evens them out")
+    if config.mix.temperature < 0.1:
+        raise UserError(
+            f"mix.temperature must be at least 0.1, found {config.mix.temperature:g}; 1 keeps the shares, larger evens them out"
+        )
     if not config.mix.drawn:
         raise UserError("mix.only and mix.leave_out leave no source with a positive share to draw from")
     for key, least in AT_LEAST.items():
@@ -336,14 +348,27 @@ def validate(config: Train) -> None:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than optim.steps={config.optim.steps}")
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas must be two numbers from 0 to below 1, found {config.optim.betas}")
-    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+    if not Path(config.name).parts or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
         raise UserError(f"name={config.name!r} must be the name of a folder inside outputs={config.outputs}")
     rates = vars(config.optim.lr)
     if all(rate == 0 for rate in rates.values()) or min(rates.values()) < 0:
         raise UserError(f"optim.lr needs at least one positive learning rate (0 freezes a part), found {rates}")
-    missing = missing_files(config)
-    if missing:
-        raise UserError("; ".join(missing))
+    if config.seed >= 2**32:
+        raise UserError(f"seed must be below 2^32, found {config.seed}")
+    if config.language.lora.dropout >= 1:
+        raise UserError(f"language.lora.dropout must be below 1, found {config.language.lora.dropout:g}")
+    if not config.language.lora.targets:
+        raise UserError("language.lora.targets must name a linear layer; optim.lr.language=0 leaves the language model as it is")
+
+
+def finite(config: Any, prefix: str = "") -> None:
+    """YAML reads nan and inf as numbers, and no comparison finds a nan."""
+    items: Any = vars(config) if is_dataclass(config) else config if isinstance(config, dict) else dict(enumerate(config))
+    for key, value in items.items():
+        if isinstance(value, dict | list) or is_dataclass(value):
+            finite(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{key} must be a finite number, found {value}")
 
 
 def refuse(config: Train) -> None:
@@ -369,7 +394,11 @@ AT_LEAST = {
     "data.validate": 0,
     "data.answers": 0,
     "data.cache_gb": 0,
+    "vision.image_size": 1,
+    "projector.hidden": 0,
     "language.lora.rank": 1,
+    "language.lora.alpha": 1,
+    "language.lora.dropout": 0,
     "optim.steps": 1,
     "optim.warmup": 0,
     "optim.weight_decay": 0,

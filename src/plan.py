@@ -11,9 +11,10 @@ from rich.table import Column, Table
 from torch import nn
 
 from src.cli import compose, verb
-from src.config import RECOMPUTE, Language, Plan, Train
+from src.config import RECOMPUTE, Language, Plan, Train, sound
 from src.data import budget
 from src.data.packing import Batch
+from src.errors import UserError
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.model.loss import CHUNK
 from src.model.stored import identity_of
@@ -74,7 +75,21 @@ def fullest(config: Train, cost: Cost, *, slots: int) -> int:
     return math.ceil(rows / slots) * config.data.row_tokens
 
 
+def check(config: Plan) -> None:
+    """Of what is on the disk nothing is asked: a plan comes before it."""
+    sound(config)
+    ask = config.plan
+    if min(ask.images, ask.supervised, ask.reserve) < 0 or ask.supervised > ask.text or ask.text < 1:
+        raise UserError(
+            "an average sample has plan.images >= 0 and plan.text >= plan.supervised >= 0, and plan.reserve is at least 0, found "
+            f"images={ask.images}, text={ask.text}, supervised={ask.supervised}, reserve={ask.reserve:g}"
+        )
+    if ask.tflops <= 0 or min(ask.memory, default=1) <= 0:
+        raise UserError(f"plan.tflops and each of plan.memory must be above 0, found {ask.tflops:g} and {ask.memory}")
+
+
 def plan(config: Plan) -> None:
+    check(config)
     quiet()
     config = in_steps(config)
     wanted, ask = config.trainer.recompute, config.plan
@@ -166,7 +181,7 @@ def budgets(needs: dict[str, Memory], sizes: list[float], *, row_tokens: int) ->
     return table
 
 
-@verb("plan", Plan)
+@verb("plan", Plan, validate=check)
 def main(config: Plan) -> None:
     plan(config)
 

@@ -40,9 +40,12 @@ def open_run(folder: Path, config: dict) -> None:
             said = "; ".join(f"{key} was {stored.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
             onward = f" with init=run:{config['name']} to train on from it" if all(key.startswith("optim.") for key in changed) else ""
             raise UserError(f"{folder} holds a different configuration ({said}); choose another name=...{onward}, or remove the folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if first_rank():
-        write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first_rank():
+            write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another outputs=...") from None
 
 
 def read_config(folder: Path) -> dict:

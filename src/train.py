@@ -135,6 +135,11 @@ def devices(config: Train) -> None:
             f"trainer.accelerator=gpu and trainer.devices={settings.devices}, and torch finds {found} GPUs on this machine; "
             f"set {'trainer=cpu' if not found else f'trainer.devices={found}'}"
         )
+    if settings.nodes > 1 and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR")):
+        raise UserError(
+            f"trainer.nodes={settings.nodes}, and nothing tells this process of the other nodes, for which it would wait; start the same "
+            "command on each node with torchrun or srun, or set trainer.nodes=1"
+        )
     started, asked = int(os.environ.get("WORLD_SIZE", 1)), settings.devices * settings.nodes
     if "TORCHELASTIC_RUN_ID" in os.environ and started != asked:
         raise UserError(

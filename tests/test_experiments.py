@@ -115,7 +115,7 @@ def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
     [
         ("mix.only=[alhpa]", "mix.only names 'alhpa', which mix.shares does not have; did you mean 'alpha'?"),
         ("mix.leave_out=[alpha,beta,gamma]", "leave no source with a positive share"),
-        ("mix.temperature=0", "mix.temperature must be above 0, found 0"),
+        ("mix.temperature=0", "mix.temperature must be at least 0.1, found 0"),
     ],
 )
 def test_bad_input(configure, override, said):

@@ -9,6 +9,7 @@ import torch
 
 from src.cli import compose
 from src.config import Plan, Train, typed
+from src.errors import UserError
 from src.model import loss
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.plan import fullest, memory, on_meta, plan
@@ -23,7 +24,9 @@ CHUNK = 1 << 23  # of logits: 32 of these samples fill one
 
 def test_a_plan_names_parts_memory_and_devices(words, capsys):
     """For a model of this disk: its own shapes, not those of the 7B."""
-    plan(typed(Plan, compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.memory=[1,2]", "plan.reserve=0"])))
+    plan(
+        typed(Plan, compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.supervised=6", "plan.memory=[1,2]", "plan.reserve=0"]))
+    )
     said = capsys.readouterr().out
     assert "37,568" in said
     assert "activations of 320 tokens, the largest micro-batch" in said  # 16 samples of 17 take two rows of 160
@@ -38,8 +41,26 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
 
 def test_a_plan_says_nothing_else(words, recwarn):
     """Not what libraries have to say to those who wrote it."""
-    plan(typed(Plan, compose("plan", [*words, "plan.text=12"])))
+    plan(typed(Plan, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
     assert [str(one.message) for one in recwarn] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("plan.tflops=0", "plan.tflops and each of plan.memory must be above 0, found 0 and"),
+        ("plan.memory=[24,0]", "plan.tflops and each of plan.memory must be above 0"),
+        ("plan.memory=[nan]", "plan.memory.0 must be a finite number, found nan"),
+        ("plan.supervised=1000", "plan.text >= plan.supervised >= 0, .*found images=1, text=61, supervised=1000"),
+        ("plan.images=-1", "an average sample has plan.images >= 0"),
+        ("trainer.accumulate=0", "trainer.accumulate must be at least 1, found 0"),
+        ("trainer.recompute=never", "trainer.recompute='never'; allowed: cheap, full, none"),
+        ("optim.steps=null", "give one of optim.steps=None and optim.epochs=None"),
+    ],
+)
+def test_a_plan_of_what_cannot_be_is_one_sentence(words, override, said):
+    with pytest.raises(UserError, match=said):
+        plan(typed(Plan, compose("plan", [*words, override])))
 
 
 def grown(config: Train, answer) -> None:

@@ -289,6 +289,19 @@ def test_processes_that_do_not_know_of_each_other_are_refused(configure, monkeyp
     assert not Path(config.outputs).exists()
 
 
+def test_nodes_that_nobody_started_are_not_waited_for(configure, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"trainer.nodes=2, and nothing tells this process of the other nodes.*torchrun or srun"):
+        train(configure("trainer.nodes=2"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(configure, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/tiny cannot be written \(Not a directory\); choose another outputs="):
+        train(configure(f"outputs={tmp_path}/file"))
+
+
 def break_losses(monkeypatch, times: int) -> None:
     """The losses of the first `times` training batches become nan."""
     usual, left = VLM.forward, [times]

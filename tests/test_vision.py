@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.model.towers import VisionConfig
+from src.model.towers import VisionConfig, save_open_clip
 from src.model.vision import POOLINGS, load_vision
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -11,7 +11,7 @@ TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 def scratch(name: str = "vit_tiny_patch16_224", **changes):
     torch.manual_seed(0)
     settings = {"architecture": name, "image_size": 32, "architecture_kwargs": TINY if name.startswith("vit_tiny") else {}}
-    return load_vision(VisionConfig(format="scratch", **(settings | changes)))
+    return load_vision(VisionConfig(**({"format": "scratch"} | settings | changes)))
 
 
 def pixels(size: int = 32) -> torch.Tensor:
@@ -73,6 +73,13 @@ def test_an_earlier_layer_is_the_same_block_of_the_whole_encoder():
 def test_another_size_changes_the_number_of_patches(name):
     vision = scratch(name, image_size=64)
     assert vision(pixels(64)).shape == (2, vision.num_patches, vision.width)
+
+
+@pytest.mark.parametrize("vision_format", ["open_clip", "scratch"])
+def test_a_size_that_an_encoder_cannot_have_is_one_sentence(tmp_path, vision_format):
+    save_open_clip(tmp_path, scratch().trunk, timm_model_name="vit_tiny_patch16_224", kwargs={**TINY, "img_size": 32})
+    with pytest.raises(UserError, match="vision.image_size=7 does not fit this encoder: "):
+        scratch(format=vision_format, path=str(tmp_path), image_size=7)
 
 
 def test_recomputation_saves_less_and_gives_the_same_gradients():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from src.config import VisionConfig
 from src.errors import UserError, nearest
-from src.model.stored import find, identity_of
+from src.model.stored import find, identity_of, sentence
 from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, load_tower
 
 POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
@@ -184,7 +184,15 @@ def load_vision(config: VisionConfig) -> Vision:
         kind: type = HfVit
     else:
         kind = TimmVit if hasattr(tower.module, "num_prefix_tokens") and hasattr(tower.module, "blocks") else Grid
-    return kind(tower, size=config.image_size or tower.size, layer=config.layer)
+    size = config.image_size or tower.size
+    fault = "an image would have no patch"
+    try:
+        vision = kind(tower, size=size, layer=config.layer)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        vision, fault = None, sentence(error)
+    if vision is None or vision.num_patches == 0:
+        raise UserError(f"vision.image_size={size} does not fit this encoder: {fault}")
+    return vision
 
 
 def identity(config: VisionConfig) -> dict[str, str]:
