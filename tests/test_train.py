@@ -104,13 +104,54 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(configure, whole, 
     assert same(trained(whole), expected)
 
 
+def rot(path: Path) -> None:
+    """Zeros where numbers were, as a crash of the machine leaves them: the archive still opens."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (rot, "its checksums are wrong"),
+        (lambda path: path.write_bytes(b""), "BadZipFile"),
+        (lambda path: torch.save({"x": 1}, path), "it is no checkpoint of a run"),
+        (lambda path: torch.save(torch.zeros(3), path), "it is no checkpoint of a run"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_passed_over(configure, capsys, spoil, fault):
+    config = configure("optim.steps=4", "trainer.check_every=2")
+    folder = train(config)
+    expected = trained(folder, "step=4.ckpt")
+    (folder / "train.json").unlink()
+    spoil(folder / "checkpoints" / "step=4.ckpt")
+    shutil.copy(folder / "checkpoints" / "step=2.ckpt", folder / "checkpoints" / "step=2 copy.ckpt")
+    train(config)
+    assert f"step=4.ckpt cannot be read ({fault}); trying the one before" in capsys.readouterr().out
+    assert same(trained(folder, "step=4.ckpt"), expected)
+    assert (folder / "checkpoints" / "step=2 copy.ckpt").exists()
+
+
+def test_a_log_that_a_crash_cut_short_is_continued(configure):
+    config = configure("trainer.log_every=1", "trainer.check_every=2", "optim.steps=4")
+    stop_after(config, 3)
+    log = Path(config.outputs) / "tiny" / "log.csv"
+    log.write_text(log.read_text() + "4,0.1,3\n" + "\0" * 40)
+    train(config)
+    assert [row["step"] for row in steps(log.parent)] == list("1234")
+    assert all(row["grad_norm"] for row in steps(log.parent))
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configure, whole, capsys):
     expected = trained(whole)
     (whole / "train.json").unlink()
     for path in (whole / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best.ckpt cannot be read \(BadZipFile\); remove it, and the newest checkpoint"):
+        train(configure("name=stage", "init=run:whole"))
     train(configure("name=whole", "language.lora.dropout=0.1"))
-    assert "step=3.ckpt cannot be read (RuntimeError); there is none before it" in capsys.readouterr().out
+    assert "step=3.ckpt cannot be read (BadZipFile); there is none before it" in capsys.readouterr().out
     assert same(trained(whole), expected)
 
 

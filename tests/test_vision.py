@@ -78,7 +78,7 @@ def test_another_size_changes_the_number_of_patches(name):
 @pytest.mark.parametrize("vision_format", ["open_clip", "scratch"])
 def test_a_size_that_an_encoder_cannot_have_is_one_sentence(tmp_path, vision_format):
     save_open_clip(tmp_path, scratch().trunk, timm_model_name="vit_tiny_patch16_224", kwargs={**TINY, "img_size": 32})
-    with pytest.raises(UserError, match="vision.image_size=7 does not fit this encoder: "):
+    with pytest.raises(UserError, match=r"vision.image_size=7 does not fit this encoder: "):
         scratch(format=vision_format, path=str(tmp_path), image_size=7)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what was trained, the plain config, the data state; nothing that `weights_only=True` would refuse."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.model.vlm import VLM
+
+RESUMED = {"state_dict", "weights", "DataModule", "global_step", "pytorch-lightning_version"}
 
 
 def trained(model: VLM) -> dict[str, Tensor]:
@@ -55,25 +58,43 @@ def same_weights(model: VLM, stored: dict[str, dict[str, str]]) -> None:
 def choose(folder: Path, which: str) -> Path:
     """The checkpoint file of a run folder: `best` by validation loss, else, and for `last`, the newest."""
     best = folder / "checkpoints" / "best.ckpt"
-    found = best if which == "best" and best.exists() else newest(folder / "checkpoints")
+    if which == "best" and best.exists():
+        fault = damage(best, holds={"state_dict"})
+        if fault:  # another one instead would be another model without a word
+            raise UserError(f"{best} cannot be read ({fault}); remove it, and the newest checkpoint of the run is taken instead")
+        return best
+    found = newest(folder / "checkpoints")
     if found is None:
         raise UserError(f"{folder} holds no checkpoint; train it first: python -m src.train name={folder.name} ...")
     return found
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest readable `step=N.ckpt` of a run; unreadable ones are passed over with a warning, `None` if there is no other."""
-    found = sorted(folder.glob("step=*.ckpt"), key=step_of, reverse=True)
+    """The newest whole `step=N.ckpt` of a run; damaged ones are passed over with a warning, `None` if there is no other."""
+    found = by_step(folder)[::-1]
     for path in found:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # any damage: a cut file, a bad zip, a wrong pickle
-            instead = "trying the one before" if path != found[-1] else "there is none before it"
-            print(f"warning: {path} cannot be read ({type(error).__name__}); {instead}")
-        else:
+        fault = damage(path, holds=RESUMED)
+        if not fault:
             return path
+        instead = "trying the one before" if path != found[-1] else "there is none before it"
+        print(f"warning: {path} cannot be read ({fault}); {instead}")
     return None
 
 
-def step_of(path: Path) -> int:
-    return int(re.fullmatch(r"step=(\d+)\.ckpt", path.name)[1])  # type: ignore[index]
+def damage(path: Path, *, holds: set[str]) -> str:
+    """What keeps a file from being a checkpoint of ours; nothing for a whole one. Torch itself looks at no checksum of its archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # any damage: a cut file, a bad zip, a wrong pickle
+        return type(error).__name__
+    if torn:
+        return "its checksums are wrong"
+    return "" if isinstance(stored, dict) and stored.keys() >= holds else "it is no checkpoint of a run"
+
+
+def by_step(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first; copies that somebody keeps under other names are not touched."""
+    found = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in folder.glob("step=*.ckpt")}
+    return sorted((path for path, name in found.items() if name), key=lambda path: int(path.stem[5:]))

@@ -100,14 +100,14 @@ class Log(lightning.Callback):
             writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
 
     def _keep_until(self, step: int) -> list[dict[str, str]]:
-        """Rows after the checkpoint that is resumed from would stand twice; returns the others."""
+        """Rows after the checkpoint that is resumed from would stand twice, and a crash may have cut one short; returns the others."""
         if not self.path.exists():
             return []
         kept = io.StringIO(newline="")
         writer = csv.DictWriter(kept, self.columns)
         writer.writeheader()
         with self.path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            rows = [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit() and int(row["step"]) <= step]
         writer.writerows(rows)
         write_atomically(self.path, kept.getvalue())
         return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning
 
-from src.training.checkpoint import step_of
+from src.training.checkpoint import by_step
 
 
 class Checkpoints(lightning.Callback):
@@ -72,7 +72,7 @@ class Checkpoints(lightning.Callback):
             raise
         if trainer.is_global_zero:
             os.replace(partial, self.folder / name)
-            for old in sorted(self.folder.glob("step=*.ckpt"), key=step_of)[: -self.keep]:
+            for old in by_step(self.folder)[: -self.keep]:
                 old.unlink()
 
     def _ask(self, number: int, frame) -> None:
