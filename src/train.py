@@ -73,6 +73,8 @@ def train(config: Train) -> Path:
         trainer = trainer_for(config, callbacks=[saver, log])
         try:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # what Lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from None
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}") from None
         except RuntimeError as error:

@@ -429,6 +429,17 @@ def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards
     assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{found.value}")
 
 
+def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(configure, monkeypatch):
+    """The second Ctrl-C; Lightning alone would exit with 1 and without a word."""
+
+    def training_step(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(configure())
+
+
 def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
     def training_step(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
