@@ -6,6 +6,8 @@ Each verb writes its own `<verb>.json` last and rebuilds `result.json` from all 
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -46,6 +48,22 @@ def open_run(folder: Path, config: dict) -> None:
             write_atomically(path, yaml.safe_dump(mask(config), sort_keys=False))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose another outputs=...") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Raises `UserError` where another process trains in this folder: both would write every checkpoint and line of the log.
+
+    The lock is this process's alone, so that data workers which outlive it for seconds do not keep it.
+    """
+    with (folder / ".train.lock").open("w") as file:
+        try:
+            if first_rank():
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # else the file system knows no locks
+                raise UserError(f"another process is training in {folder}; wait for it, stop it, or choose another name=...") from None
+        yield
 
 
 def read_config(folder: Path) -> dict:

@@ -1,7 +1,10 @@
 """`python -m src.train +experiment=NAME`: train the vision-language model; the same command again resumes."""
 
+import errno
 import json
+import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -38,7 +41,7 @@ def train(config: Train) -> Path:
 
     quiet()
     lightning.seed_everything(config.seed, verbose=False)
-    with tracking.training(folder, config) as board, run.verb(folder, "train") as said:
+    with run.alone(folder), tracking.training(folder, config) as board, run.verb(folder, "train") as said:
         model = build(config)
         config = hold(config, folder, model.weights)
         data = DataModule(
@@ -75,12 +78,15 @@ def train(config: Train) -> Path:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
-        except torch.OutOfMemoryError:
-            raise UserError(f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}") from None
-        except RuntimeError as error:
-            if not lost(error):
+        except (RuntimeError, MemoryError, OSError, EOFError) as error:
+            found = trouble(error, config, folder)
+            if found is None:
                 raise
-            raise UserError("another process of this run has ended or cannot be reached; run the same command again: it resumes") from None
+            raise UserError(found) from None
+        finally:
+            for worker in multiprocessing.active_children():
+                if worker.daemon:  # of data: they pass over the SIGTERM with which Python ends children, and it would wait for ever
+                    worker.kill()
         if trainer.global_step < trainer.max_steps:
             number = saver.stopped or signal.SIGTERM
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
@@ -91,7 +97,27 @@ def train(config: Train) -> Path:
     return folder
 
 
-def lost(error: RuntimeError) -> bool:
+def trouble(error: Exception, config: Train, folder: Path) -> str | None:
+    """What the machine lacks or has lost, for people; None for an error of another kind."""
+    said = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said:  # the latter is torch's on a CPU
+        return f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{folder} cannot be written ({error.strerror}); make room and run the same command again: it resumes"
+    # Torch finds out by itself, or this process was just fetching what that worker had made.
+    cut_off = isinstance(error, ConnectionError | EOFError) or (isinstance(error, FileNotFoundError) and error.filename is None)
+    killed = re.search(r"DataLoader worker \(pid.*?\) (.*?)\.", said)
+    if cut_off or killed:
+        return (
+            f"a data worker {killed[1] if killed else 'is gone'}, mostly because the machine or its /dev/shm is out of memory; run the "
+            f"same command again, perhaps with fewer than data.workers={config.data.workers}: it resumes"
+        )
+    if lost(error):
+        return "another process of this run has ended or cannot be reached; run the same command again: it resumes"
+    return None
+
+
+def lost(error: Exception) -> bool:
     """Whether a rank stopped answering: what NCCL raises, and Gloo, which has only words for it."""
     gloo = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
     return isinstance(error, torch.distributed.DistBackendError) or any(words in str(error) for words in gloo)

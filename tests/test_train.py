@@ -7,10 +7,12 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from src import run
 from src.config import Train
 from src.errors import UserError
 from src.model.cost import Sample, count, packed
@@ -402,6 +404,51 @@ def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
     monkeypatch.setattr("src.plan.device_memory", lambda: 2.0)
     with pytest.raises(UserError, match=r"expects it to fit into 2 GB with no trainer.accumulate and trainer.recompute"):
         train(configure())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory with trainer.accumulate=1; set trainer.accumulate=2",
+        ),
+        (ConnectionResetError(104, "Connection reset by peer"), "a data worker is gone, mostly because .* than data.workers=0: it resumes"),
+        (OSError(28, "No space left on device"), r"tiny cannot be written \(No space left on device\); make room and run the same command"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(configure, monkeypatch, error, said):
+    def training_step(*args):
+        raise error
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
+    with pytest.raises(UserError, match=said):
+        train(configure())
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_is_one_sentence(configure, tmp_path):
+    config = configure("optim.steps=300", "trainer.check_every=1", "data.workers=2")
+    process = processes.start(config, tmp_path / "log")
+    processes.until((Path(config.outputs) / "tiny" / "checkpoints" / "step=1.ckpt").exists, process)
+    os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
+    assert processes.wait([process]) == [2]
+    said = r"error: a data worker is (killed by signal: Killed|gone), mostly because the machine or its /dev/shm is out of memory"
+    assert re.search(said, (tmp_path / "log").read_text())
+
+
+@pytest.mark.slow
+def test_a_folder_in_which_another_process_trains_is_left_alone(configure, tmp_path):
+    config = configure("optim.steps=300", "trainer.check_every=1", "data.workers=1")
+    process = processes.start(config, tmp_path / "log")
+    processes.until((Path(config.outputs) / "tiny" / "checkpoints" / "step=1.ckpt").exists, process)
+    with pytest.raises(UserError, match=r"another process is training in .*/tiny; wait for it, stop it, or choose another name="):
+        train(config)
+    os.kill(process.pid, signal.SIGKILL)  # its worker lives on for a moment
+    processes.wait([process])
+    with run.alone(Path(config.outputs) / "tiny"):
+        pass
 
 
 @pytest.mark.slow
