@@ -59,6 +59,14 @@ def test_a_sample_above_the_budget_is_cut_at_its_answer_and_never_in_its_image(t
     assert "which organ?\nAnswer:the lung the lung" in tokenizer.decode(made.ids)
 
 
+def test_what_a_text_says_is_neither_an_image_nor_an_end(tokenizer):
+    """Questions in LLaVA's format begin with <image>; it would be one image too many."""
+    made = prompter(tokenizer).encode([asked(("<image>\nwhat is <s>?", "</s> ends it"))], num_images=[1])[0]
+    assert (made.ids == prompter(tokenizer).image_id).sum() == 4
+    assert (made.ids == tokenizer.eos_token_id).sum() == (made.ids == tokenizer.bos_token_id).sum() == 1
+    assert tokenizer.decode(made.ids).endswith("Question: <image>\nwhat is <s>?\nAnswer:</s> ends it</s>")
+
+
 def test_images_that_leave_no_room_for_text_are_one_sentence(tokenizer):
     """Training and answering alike; eight tokens of text are enough."""
     record = asked(("which organ is shown here?", "lung"))

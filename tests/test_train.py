@@ -487,6 +487,14 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(con
         train(configure())
 
 
+def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_path):
+    """The text beside it is as it was, so nothing else tells that the shard has changed."""
+    tar = shutil.copytree(shards, tmp_path / "root") / "alpha" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
+    with pytest.raises(UserError, match=r"train-000000.tar is not the file that the index was made of; build it again"):
+        train(configure(f"data.root={tmp_path}/root"))
+
+
 def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
     def training_step(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from src.data.shards import Shards
+
 BLANK = "blank"
 
 
@@ -28,6 +30,15 @@ def decode(data: bytes, *, size: int, exact: bool = False) -> np.ndarray:
     pixels_HWC = simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=-(-height // part), min_width=-(-width // part))
     pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
     return functional.interpolate(pixels_1CHW, (size, size), mode="bicubic", antialias=True)[0].contiguous().numpy()
+
+
+def pixels(shards: Shards, row: int, *, size: int, exact: bool) -> list[np.ndarray]:
+    """The images of a sample, decoded; raises `UserError` where the shard holds something else in their place."""
+    record = shards[row]
+    try:
+        return [decode(image, size=size, exact=exact) for image in record.images]
+    except (OSError, ValueError):
+        raise shards.changed(row) from None
 
 
 def squash(image: Image.Image, size: int) -> np.ndarray:

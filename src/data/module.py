@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config import Data, Mix
 from src.data.held_out import open_sources, split_rows
-from src.data.images import decode
+from src.data.images import pixels
 from src.data.mixture import Mixture
 from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import Encoded, Prompter
@@ -134,8 +134,7 @@ class Stream(IterableDataset):
     def to_batch(self, rows: list[list[tuple[Encoded, int, int]]]) -> Batch:
         images, keys = [], []
         for sample, source, row in (item for items in rows for item in items):
-            record = self.shards[source][row] if sample.num_images else None
-            images += [decode(image, size=self.size, exact=self.data.exact_decode) for image in record.images] if record else []
+            images += pixels(self.shards[source], row, size=self.size, exact=self.data.exact_decode) if sample.num_images else []
             keys.append(f"{self.mixture.sources[source]}:{row}")
         return collate(
             [[sample for sample, _, _ in row] for row in rows],

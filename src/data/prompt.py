@@ -60,7 +60,8 @@ class Prompter:
         return self.budget - taken
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        """Of a text: "<image>" or "</s>" in it are the characters that they are, neither a picture nor an end."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
 
     def encode(self, records: list[Record], *, num_images: list[int]) -> list[Encoded]:
         """Training samples. `num_images` counts stand beside the records, which may have been read without their images."""

@@ -187,6 +187,10 @@ class Shards:
     def _path(self, number: int) -> Path:
         return self.folder / self.manifest["shards"][number]["name"]
 
+    def changed(self, row: int) -> UserError:
+        """For who finds that an image of this row is none."""
+        return self._changed(self._place(row)[0])
+
     def _changed(self, number: int) -> UserError:
         return UserError(f"{self._path(number)} is not the file that the index was made of; build it again with `make shards`")
 

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from src.data.images import decode
+from src.data.images import pixels
 from src.data.module import DataModule
 from src.data.packing import Batch
 from src.model.generate import Asked, Generator, ask
@@ -58,9 +58,9 @@ class Validation:
             shards, settings = self.data.shards[source], self.data.data
             rows = [row for row in self.data.checked[source].tolist() if shards.text(row).turns][: settings.answers]
             for row in rows[rank::world]:
-                record = shards[row]
-                pixels = [decode(image, size=self.data.size, exact=settings.exact_decode) for image in record.images if settings.images]
-                images = [torch.from_numpy(image) for image in pixels]
+                record = shards.text(row)
+                shown = pixels(shards, row, size=self.data.size, exact=settings.exact_decode) if settings.images else []
+                images = [torch.from_numpy(image) for image in shown]
                 prefix = f"{source}:{row}" if images else ""
                 asked = ask(record, images=images, prefix=prefix, prompter=self.data.prompter, max_new_tokens=LONGEST)
                 found.append((asked, number, record.references or [record.answer]))
