@@ -523,6 +523,22 @@ def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
     assert all(float(row["lr/vision"]) > 0 for row in steps(second))
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("language.lora.alpha=64", "language.lora.alpha=32, now 64"),  # fits, and would double what the adapters do
+        ("language.lora.rank=4", "language.lora.rank=8, now 4"),
+        ("language.lora.targets=[q_proj]", r"language.lora.targets=\['down_proj', .*, now \['q_proj'\]"),
+    ],
+)
+def test_a_stage_has_the_adapters_of_the_run_that_it_starts_from(configure, override, said):
+    train(configure("name=first", "optim.steps=1", "optim.warmup=0"))
+    with pytest.raises(UserError, match=f"the checkpoint's adapters were trained with {said}; set it to that"):
+        train(configure("name=second", "init=run:first", override))
+    train(configure("name=align", "optim.steps=1", "optim.warmup=0", "optim.lr.language=0"))
+    train(configure("name=third", "init=run:align", "optim.steps=1", "optim.warmup=0", override))
+
+
 def test_a_stage_is_continued_like_any_run(configure, tmp_path):
     train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
     stage = ["init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}", "trainer.check_every=2"]

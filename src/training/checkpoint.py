@@ -41,6 +41,8 @@ def load(model: VLM, path: Path, *, whole: bool = True) -> None:
     """
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     same_weights(model, stored.get("weights", {}))
+    if any("lora_" in name for name in stored["state_dict"]):
+        same_adapters(model, stored.get("config", {}).get("language", {}).get("lora", {}))
     restore(model, stored["state_dict"], whole=whole)
 
 
@@ -53,6 +55,16 @@ def same_weights(model: VLM, stored: dict[str, dict[str, str]]) -> None:
                 f"the checkpoint was trained on {part} weights {then['id']} (revision {then['revision']}, sha256 {then['sha256'][:12]}), "
                 f"but {part}.path={now['id']} holds sha256 {now['sha256'][:12]}; give it the weights of then"
             )
+
+
+def same_adapters(model: VLM, then: dict) -> None:
+    """Raises `UserError` where adapters would come into others: of another alpha they fit without an error, and weigh more or less."""
+    peft = model.language.model.peft_config["default"]
+    now = {"rank": peft.r, "alpha": peft.lora_alpha, "targets": sorted(peft.target_modules)}
+    for key, value in now.items():
+        stored = sorted(then.get(key, value)) if key == "targets" else then.get(key, value)
+        if stored != value:
+            raise UserError(f"the checkpoint's adapters were trained with language.lora.{key}={stored}, now {value}; set it to that")
 
 
 def choose(folder: Path, which: str) -> Path:
