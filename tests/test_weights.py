@@ -1,14 +1,26 @@
 import hashlib
 import io
 import json
+import shutil
 
 import pytest
 import sentencepiece
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereForCausalLM,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    StableLmForCausalLM,
+)
 
 from src.data.prompt import IMAGE
 from src.errors import UserError
+from src.model.vlm import build
 from src.model.weights import language_identity, load_language
 
 VOCAB = 320
@@ -208,3 +220,45 @@ def test_broken_folders_are_one_sentence(pmc_llama, tmp_path, capfd, kind, said)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "code in a pickle ran" not in capfd.readouterr().out
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def of_family(folder, kind, **settings):
+    """Random weights of another architecture beside the tokenizer of `folder`."""
+    kind(kind.config_class(**SMALL, vocab_size=330, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Gemma2ForCausalLM, "is a Gemma2ForCausalLM with final_logit_softcapping=30.0, attn_logit_softcapping=50.0, which LLaMA has not"),
+        (CohereForCausalLM, "is a CohereForCausalLM with logit_scale=0.0625, which LLaMA has not and training would leave out"),
+        (StableLmForCausalLM, "is a StableLmForCausalLM with an attention of its own, which LLaMA has not"),
+    ],
+)
+def test_a_model_whose_logits_would_not_be_its_own_is_refused(language, tmp_path, kind, said):
+    folder = of_family(shutil.copytree(language, tmp_path / "other"), kind)
+    with pytest.raises(UserError, match=said):
+        load(folder)
+
+
+def test_a_window_of_attention_is_as_long_as_a_sample_may_be(configure, language, tmp_path):
+    folder = of_family(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
+    build(configure(f"language.path={folder}", "data.row_tokens=100"))
+    with pytest.raises(UserError, match=r"attends to the last 100 tokens only.*; set data.row_tokens=101 to that or less"):
+        build(configure(f"language.path={folder}", "data.row_tokens=101"))
+
+
+def test_a_tokenizer_may_begin_nothing_and_name_more_than_the_weights_know(language, tmp_path):
+    """Qwen's has no begin of sequence; a [PAD] that somebody added later has no row."""
+    folder = shutil.copytree(language, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    model, found = load(folder)
+    assert ids_of(found) == ids_of(model.config) == (2, 2, 330)
+    assert model.get_input_embeddings().weight.shape[0] > found.convert_tokens_to_ids(IMAGE) == 331

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.config import Train
 from src.data.packing import Batch
 from src.data.prompt import IMAGE, Prompter
+from src.errors import UserError
 from src.model.attention import Spans
 from src.model.language import Language
 from src.model.loss import token_losses
@@ -71,6 +72,12 @@ def build(config: Train) -> VLM:
     vision = load_vision(config.vision)
     stored = config.language
     base, tokenizer = load_language(stored.path, revision=stored.revision, dtype=getattr(torch, stored.dtype))
+    window = getattr(base.config, "sliding_window", None)
+    if window and window < config.data.row_tokens:
+        raise UserError(
+            f"language.path={stored.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
+            f"data.row_tokens={config.data.row_tokens} to that or less, so that no sample is longer"
+        )
     language = Language(base, tokenizer, stored.lora)
     projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
     model = VLM(vision, projector, language)

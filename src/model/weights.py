@@ -13,6 +13,7 @@ from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json,
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+NOT_LLAMA = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")  # of Gemma 2, Granite, Cohere
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -28,7 +29,8 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
         find(path, names, revision=revision, key="language.path")
     tokenizer = load_tokenizer(path, revision=revision, key="language.path")
     try:
-        config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False, **_ids(tokenizer))
+        config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False)
+        _take(config, {name: id for name, id in _ids(tokenizer).items() if id is None or id < config.vocab_size})
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -44,8 +46,13 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     complain({"lacks": lacking, "has unknown": info["unexpected_keys"], "has wrong shapes:": misshapen}, origin=path)
     if not (hasattr(model, "model") and hasattr(model, "lm_head")):
         raise UserError(f"language.path={path} is a {type(model).__name__}; a LLaMA-family model (`model` and `lm_head`) is needed")
+    own = [f"{key}={getattr(config, key)}" for key in NOT_LLAMA if getattr(config, key, None) not in (None, 1.0)]
+    if own or not model._supports_attention_backend:
+        found = ", ".join(own) or "an attention of its own"
+        raise UserError(f"language.path={path} is a {type(model).__name__} with {found}, which LLaMA has not and training would leave out")
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     _grow(model, len(tokenizer))
+    _take(model.config, _ids(tokenizer))
     _agree(model, tokenizer)
     return model, tokenizer
 
@@ -77,6 +84,8 @@ def load_tokenizer(path: str, *, revision: str, key: str) -> PreTrainedTokenizer
         tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {key}={path} names no end-of-sequence token, so answers could never end")
+    if tokenizer.bos_token is None:  # Qwen's: the end of a sequence stands before the next one
+        tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -86,11 +95,15 @@ def _ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
+def _take(config: Any, ids: dict[str, int | None]) -> None:
+    for name, value in ids.items():
+        setattr(config, name, value)
+
+
 def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """The generation config takes the tokenizer's ids too; one that lists several ends keeps them."""
     ends = model.generation_config.eos_token_id
-    for name, value in _ids(tokenizer).items():
-        setattr(model.generation_config, name, value)
+    _take(model.generation_config, _ids(tokenizer))
     if isinstance(ends, list) and tokenizer.eos_token_id in ends:
         model.generation_config.eos_token_id = ends
 
