@@ -113,6 +113,20 @@ def test_hf_clip_features_are_those_of_clip_model(tmp_path):
     assert (ours.size, ours.num_patches, ours.width) == (64, 16, 32)
 
 
+def test_weights_in_several_files_are_those_of_one(tmp_path):
+    model = tiny_clip()
+    whole, parts = (VisionConfig(format="hf_clip", path=str(tmp_path / name)) for name in ("whole", "parts"))
+    hf_folder(tmp_path / "whole", model)
+    hf_folder(tmp_path / "parts", model)
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
+    assert torch.equal(load_vision(whole).eval()(pixels(64)), load_vision(parts).eval()(pixels(64)))
+    shard = max((tmp_path / "parts").glob("model-*.safetensors"))
+    before = identity(parts)["sha256"]
+    shard.write_bytes(shard.read_bytes()[:-4] + b"abcd")
+    assert identity(parts)["sha256"] != before
+
+
 def test_hf_clip_earlier_layer_and_larger_image(tmp_path):
     model = tiny_clip()
     path = hf_folder(tmp_path, model)
@@ -234,6 +248,9 @@ def test_wrong_keys_and_folders_are_one_sentence(biomedclip, tmp_path):
     assert "'vit'" in fails(VisionConfig(format="hf_clip", path=_config(tmp_path / "b", {"model_type": "vit"})))
     assert "open_clip_config.json; it holds config.json" in fails(VisionConfig(format="open_clip", path=str(tmp_path / "a")))
     assert "preprocessor_config.json" in fails(VisionConfig(format="hf_vit", path=str(tmp_path / "b")))
+    assert "it has no 'architecture'" in fails(VisionConfig(format="timm", path=str(tmp_path / "b")))
+    with pytest.raises(UserError, match=r"vision.architecture=gcvit_tiny.in1k has weights in no hub repository"):
+        identity(VisionConfig(format="timm", architecture="gcvit_tiny.in1k"))
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,15 @@ def identity_of(path: str, files: Sequence[Path], *, revision: str) -> dict[str,
     return {"id": path, "revision": commit[1] if commit else revision, "sha256": digest}
 
 
+def weight_files(path: str, names: Sequence[str], *, revision: str, key: str) -> list[Path]:
+    """The file of `names` that stands at `path`, or the shards that it lists where it is an index."""
+    file = find(path, names, revision=revision, key=key)
+    if file.suffix != ".json":
+        return [file]
+    shards = sorted(set(read_json(file)["weight_map"].values()))
+    return [find(path, [shard], revision=revision, key=key) for shard in shards]
+
+
 @lru_cache(maxsize=64)
 def _sha256(file: Path, size: int, modified: int) -> str:
     with file.open("rb") as stream:

@@ -23,7 +23,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PMC_CLIP_FILES = ("image_encoder(resnet50).pth", "checkpoint.pt")
-HF_FILES = ("model.safetensors", "pytorch_model.bin")
+HF_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _hf(config: VisionConfig, kind: Any, *, types: tuple[str, ...], **kwargs: An
     if found not in types:
         raise UserError(f"vision.format={config.format} reads models of type {' or '.join(types)}, but {config.path} is of type {found!r}")
     look = read_json(find(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
-    find(config.path, [*HF_FILES, *(f"{name}.index.json" for name in HF_FILES)], revision=config.revision, key="vision.path")
+    find(config.path, HF_FILES, revision=config.revision, key="vision.path")
     settings = {"revision": "main" if config.revision == UNVERIFIED else config.revision, "dtype": torch.float32, **kwargs}
     try:
         mean, std = _per_channel(look, "image_mean"), _per_channel(look, "image_std")
@@ -197,8 +197,8 @@ def _create(name: str, kwargs: dict[str, int], *, pretrained: bool = False) -> n
         return timm.create_model(name, pretrained=pretrained, **(kwargs if pretrained else {**kwargs, "num_classes": 0}))
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(f"timm cannot build {name} with {kwargs}: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"timm could not load the weights of {name}: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, OSError, KeyError) as error:
+        raise UserError(f"timm could not load the weights of {name}: {sentence(error)}") from None
 
 
 def _known(name: str) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from src.config import VisionConfig
 from src.errors import UserError, nearest
-from src.model.stored import find, identity_of, sentence
+from src.model.stored import identity_of, sentence, weight_files
 from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, load_tower
 
 POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
@@ -202,9 +202,13 @@ def identity(config: VisionConfig) -> dict[str, str]:
     path = config.path
     if config.format == "timm" and not path:
         path = timm.get_pretrained_cfg(config.architecture).hf_hub_id
+        if not path:
+            raise UserError(
+                f"vision.architecture={config.architecture} has weights in no hub repository, so a checkpoint could not name them; "
+                "take another of timm's, or a folder as vision.path"
+            )
     names = {"open_clip": OPEN_CLIP_FILES, "pmc_clip": PMC_CLIP_FILES}.get(config.format, HF_FILES)
-    file = find(path, names, revision=config.revision, key="vision.path")
-    return identity_of(path, [file], revision=config.revision)
+    return identity_of(path, weight_files(path, names, revision=config.revision, key="vision.path"), revision=config.revision)
 
 
 def _kept(layer: int, depth: int) -> int:

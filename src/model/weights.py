@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 
 from src.data.prompt import IMAGE
 from src.errors import UserError
-from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json, sentence
+from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json, sentence, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -59,12 +59,7 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
 
 def language_identity(path: str, *, revision: str) -> dict[str, str]:
     """{id, revision, sha256} of the frozen weights; for several files the sha256 of their names and sha256s."""
-    index = find(path, [*INDEX_FILES, *WEIGHT_FILES], revision=revision, key="language.path")
-    files = [index]
-    if index.suffix == ".json":
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        files = [find(path, [shard], revision=revision, key="language.path") for shard in shards]
-    return identity_of(path, files, revision=revision)
+    return identity_of(path, weight_files(path, [*INDEX_FILES, *WEIGHT_FILES], revision=revision, key="language.path"), revision=revision)
 
 
 def load_tokenizer(path: str, *, revision: str, key: str) -> PreTrainedTokenizerBase:
