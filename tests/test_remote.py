@@ -51,9 +51,10 @@ class Handler(SimpleHTTPRequestHandler):
             return
         content = path.read_bytes()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        if fault != "cut without a length":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if fault == "cut":
+        if fault.startswith("cut"):
             self.wfile.write(content[: len(content) // 2])
             self.connection.close()
             return
@@ -121,9 +122,22 @@ def test_what_fails_is_fetched_again(server, tmp_path, faults):
     assert server.asked[TAR] == len(faults) + (faults != ["slow"])
 
 
-def test_a_cut_index_is_fetched_again(server, tmp_path):
-    server.faults |= {"/alpha/index.arrow": ["cut"], "/alpha/manifest.json": ["cut"]}
+@pytest.mark.parametrize("fault", ["cut", "cut without a length"])
+def test_a_cut_index_is_fetched_again(server, tmp_path, fault):
+    server.faults |= {"/alpha/index.arrow": [fault], "/alpha/manifest.json": [fault]}
     assert len(RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))) == 77
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "manifest.json", "index.arrow"])
+def test_a_file_of_the_cache_that_a_crash_left_cut_is_fetched_again(server, tmp_path, name):
+    cache = Cache(str(tmp_path / "cache"))
+    expected = RemoteShards(f"{server.url}/alpha", cache)[0]
+    (kept,) = (tmp_path / "cache").glob(f"*/{name}")
+    whole = kept.read_bytes()
+    kept.unlink()  # what is open and mapped stays as it is
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert RemoteShards(f"{server.url}/alpha", cache)[0] == expected
+    assert kept.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

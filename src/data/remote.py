@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from src.data.shards import Shards
@@ -26,7 +27,6 @@ from src.errors import UserError, nearest
 
 ATTEMPTS, FIRST_WAIT = 6, 0.5  # of one file; seconds before the second attempt, doubled each time
 SILENCE = 60  # seconds without a byte after which a connection counts as lost
-MANIFESTS = ("manifest.json", "manifest.new")
 AHEAD = 4  # tars of a source fetched at once, ahead of the stream
 OPEN_FILES = 8  # an open file keeps its disk space, even when the cache has dropped it
 
@@ -92,19 +92,22 @@ class RemoteShards(Shards):
     def _descriptor(self, number: int) -> int:
         """The tar, open, fetched first where it is not in the cache."""
         path = self._path(number)
+        tar = self.manifest["shards"][number]
         with contextlib.suppress(FileNotFoundError):
-            return _opened(path)
+            return _opened(path, tar["bytes"])
         with _locked(path):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                return _opened(path)
-            tar = self.manifest["shards"][number]
+                return _opened(path, tar["bytes"])
             _make_room(self.cache, tar["bytes"])
             fetch(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
-            return _opened(path)
+            return _opened(path, tar["bytes"])
 
 
-def fetch(url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-    """The file under its final name once it is whole; a lost connection is tried again, a wrong checksum once. Raises `UserError`."""
+def fetch(url: str, path: Path, *, size: int | None = None, sha256: str | None = None, read: Callable[[Path], Any] | None = None) -> None:
+    """The file under its final name once it is whole; a lost connection is tried again, a wrong checksum once. Raises `UserError`.
+
+    `read` raises a `ValueError` for a file that is not whole: not every server says how long one is.
+    """
     files, name = _filesystem(url)
     coming, said, wrong = path.with_name(path.name + ".part"), "", 0
     for attempt in range(ATTEMPTS):
@@ -116,6 +119,11 @@ def fetch(url: str, path: Path, *, size: int | None = None, sha256: str | None =
             raise Absent(f"{url} does not exist") from None
         except Exception as error:  # each file system raises what it likes
             said = f"{type(error).__name__} {error}".strip()[:200]
+            continue
+        try:
+            _ = read and read(coming)
+        except ValueError as error:
+            said = f"what came is not it, or not all of it: {str(error).splitlines()[0]}"
             continue
         found = coming.stat().st_size
         if size is not None and found != size:
@@ -134,7 +142,7 @@ def _fetch_index(url: str, folder: Path) -> None:
     """Manifest, and the index where it is not that of the build and audit that stand there now."""
     root, _, source = url.rpartition("/")
     try:
-        fetch(f"{url}/manifest.json", folder / "manifest.new")
+        fetch(f"{url}/manifest.json", folder / "manifest.new", read=_tars)
     except Absent:
         raise Absent(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
     state = (folder / "manifest.new").read_bytes()
@@ -143,14 +151,36 @@ def _fetch_index(url: str, folder: Path) -> None:
         state += (folder / "audit.json").read_bytes()
     held = folder / "index.sha256"  # of manifest and audit, which the index goes with
     digest = hashlib.sha256(state).hexdigest()
-    if not held.exists() or held.read_text() != digest:
-        fetch(f"{url}/index.arrow", folder / "index.arrow")
+    if not held.exists() or held.read_text() != digest or not _readable(folder / "index.arrow", _index):
+        fetch(f"{url}/index.arrow", folder / "index.arrow", read=_index)
         held.write_text(digest)
-    if (folder / "manifest.json").exists():
-        before, now = ({tar["name"]: tar["sha256"] for tar in json.loads((folder / name).read_bytes())["shards"]} for name in MANIFESTS)
-        for name in before.items() - now.items():  # of another build under the same name
-            (folder / name[0]).unlink(missing_ok=True)
+    before, now = (_tars(path) if _readable(path, _tars) else {} for path in (folder / "manifest.json", folder / "manifest.new"))
+    for path in folder.glob("*.tar"):
+        if before.get(path.name) != now.get(path.name):  # of another build under the same name
+            path.unlink(missing_ok=True)
     (folder / "manifest.new").replace(folder / "manifest.json")
+
+
+def _tars(manifest: Path) -> dict[str, str]:
+    """Name and checksum of each shard."""
+    try:
+        return {tar["name"]: tar["sha256"] for tar in json.loads(manifest.read_bytes())["shards"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no manifest of shards ({error})") from None
+
+
+def _index(path: Path) -> int:
+    """Its rows; Arrow writes what it needs to open a file at the end of it."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).num_rows
+
+
+def _readable(path: Path, read: Callable[[Path], Any]) -> bool:
+    """Whether a file of the cache is there and whole: a machine may have gone down while it was written."""
+    try:
+        read(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _make_room(cache: Cache, size: int) -> None:
@@ -178,8 +208,12 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile holds the file open too
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path, size: int) -> int:
+    """Raises FileNotFoundError for one that is not whole too."""
     descriptor = os.open(path, os.O_RDONLY)
+    if os.fstat(descriptor).st_size != size:
+        os.close(descriptor)
+        raise FileNotFoundError(path)
     os.utime(descriptor)  # used just now
     return descriptor
 
