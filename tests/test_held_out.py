@@ -9,6 +9,7 @@ from data_prep.shards import Build, build_all
 from src.data.budget import parts as budget
 from src.data.held_out import sides
 from src.data.shards import Shards
+from src.plan import tokenizer_of
 from src.training.epochs import in_steps
 from tests.conftest import parts
 
@@ -80,4 +81,4 @@ def test_the_stream_the_check_the_length_and_the_plan_agree(build, configure):
     groups = opened.column("group")
     assert not {groups[int(key.partition(":")[2])] for key in checked} & {groups[int(key.partition(":")[2])] for key in drawn}
     assert module.fingerprint["records"]["alpha"].startswith("196 ")
-    assert budget(config.mix, config.data, steps=steps)[0].records == 196
+    assert budget(config.mix, config.data, steps=steps, tokenizer=tokenizer_of(config.language))[0].records == 196
