@@ -24,10 +24,11 @@ def test_random_batches_are_padded_as_they_were_when_the_targets_were_set(name, 
     assert abs(share - supervised) < 2
 
 
-def test_grouped_batches_hold_one_modality_and_little_padding():
-    batches = peers.batches(WORKLOADS["a"], "grouped")[WARM_UP:]
+@pytest.mark.parametrize(("side", "least", "most"), [("llava", 35, 50), ("grouped", 0, 5)])
+def test_grouped_batches_hold_one_modality_and_by_length_little_padding(side, least, most):
+    batches = peers.batches(WORKLOADS["a"], side)[WARM_UP:]
     assert [len({sample.num_images for sample in batch}) for batch in batches] == [1] * STEPS
-    assert peers.padding(batches)[0] < 5
+    assert least < peers.padding(batches)[0] < most
 
 
 def test_ours_trains_on_every_sample_of_the_plain_batches():

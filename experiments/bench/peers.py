@@ -40,7 +40,7 @@ class Cost:
 
 
 def trained(name: str, side: str) -> Cost:
-    """Eight steps of a side after one to warm up: `ours`, `plain` (random batches) or `grouped` (LLaVA's)."""
+    """Eight steps of a side after one to warm up: `ours`, `plain` (random batches), `llava` or `grouped` (see `grouped`)."""
     pinned()
     size = WORKLOADS[name]
     return ours(size) if side == "ours" else peer(size, batches(size, side))
@@ -56,17 +56,21 @@ def batches(size: Workload, side: str) -> list[list[Encoded]]:
     """The batches of a peer: one to warm up, then those that are timed."""
     made = workload.samples(size, MEGABATCH)
     in_order = [made[at : at + size.batch] for at in range(0, len(made), size.batch)]
-    return in_order[: WARM_UP + STEPS] if side == "plain" else grouped(made, size)
+    return in_order[: WARM_UP + STEPS] if side == "plain" else grouped(made, size, by_length=side == "grouped")
 
 
-def grouped(made: list[Encoded], size: Workload) -> list[list[Encoded]]:
-    """LLaVA's `group_by_modality_length`: batches of one modality, sorted by length within a megabatch.
+def grouped(made: list[Encoded], size: Workload, *, by_length: bool) -> list[list[Encoded]]:
+    """Batches of one modality, in random order of lengths or sorted by length within a megabatch, as transformers' `group_by_length`.
 
-    The timed ones stand evenly over the lengths of each modality, in proportion to its share.
+    LLaVA's `group_by_modality_length` sorts the samples of one optimizer step only, to deal long and short ones evenly to the
+    processes (llava_trainer.py): in one process it groups by modality alone. The timed batches stand evenly over the megabatch, in
+    proportion to the modalities.
     """
     timed, warm = [], []
     for images in (0, 1):
-        mine = sorted((sample for sample in made if sample.num_images == images), key=lambda sample: -len(sample.ids))
+        mine = [sample for sample in made if sample.num_images == images]
+        if by_length:
+            mine.sort(key=lambda sample: -len(sample.ids))
         whole = [mine[at : at + size.batch] for at in range(0, len(mine) - size.batch + 1, size.batch)]
         wanted = round(STEPS * len(mine) / len(made))
         timed += [whole[int((n + 0.5) * len(whole) / wanted)] for n in range(wanted)]
