@@ -105,6 +105,8 @@ def atomically(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a machine that goes down may leave the name on an empty file
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
