@@ -35,11 +35,9 @@ def open_run(folder: Path, config: dict) -> None:
     """Creates the folder and its config.yaml, or checks that the folder belongs to this configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        stored = flat(read_config(folder))
-        now = flat(mask(config))
-        changed = [key for key in sorted(stored.keys() | now.keys()) if stored.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
+        changed = {key: said for key, said in changes(read_config(folder), mask(config)).items() if not key.startswith(MAY_CHANGE)}
         if changed:
-            said = "; ".join(f"{key} was {stored.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
+            said = "; ".join(list(changed.values())[:3])
             onward = f" with init=run:{config['name']} to train on from it" if all(key.startswith("optim.") for key in changed) else ""
             raise UserError(f"{folder} holds a different configuration ({said}); choose another name=...{onward}, or remove the folder")
     try:
@@ -82,6 +80,13 @@ def flat(config: dict, prefix: str = "") -> dict:
     for key, value in config.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return out
+
+
+def changes(then: dict, now: dict) -> dict[str, str]:
+    """Keys that differ, each with what it was and is, for people."""
+    then, now = flat(then), flat(now)
+    changed = (key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key))
+    return {key: f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in changed}
 
 
 def mask(config: dict) -> dict:

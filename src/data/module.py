@@ -31,7 +31,7 @@ from src.data.prompt import Encoded, Prompter
 from src.data.remote import Cache, is_remote
 from src.data.shards import Shards
 from src.errors import UserError
-from src.run import first_rank, flat
+from src.run import changes, first_rank
 
 
 def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, rows: dict[str, np.ndarray] | None = None) -> dict:
@@ -221,10 +221,9 @@ class DataModule(lightning.LightningDataModule):
         return {"consumed": self.trainer.global_step if self.trainer else self.consumed, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        then, now = flat(state["fingerprint"]), flat(self.fingerprint)
-        changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+        changed = changes(state["fingerprint"], self.fingerprint)
         if changed:
-            said = "; ".join(f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
+            said = "; ".join(list(changed.values())[:3])
             raise UserError(
                 f"cannot resume: the data is not what it was when the checkpoint was written ({said}); "
                 "restore it, or start a run with another name"

@@ -7,6 +7,7 @@ keys and values; gate and up) read it once for all their adapters and sum its gr
 Legend: N tokens, I inputs, O outputs, R rank, or the ranks of all layers together.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -22,15 +23,15 @@ ADAPTER = "default"
 def fuse(model: nn.Module) -> None:
     """Changes peft's layers in place; parameters, their names and what they compute stay. Dropout needs peft's own way."""
     for layer in model.modules():
-        if isinstance(layer, Linear) and fused(layer):
-            layer.forward = partial(_alone, layer)  # type: ignore[method-assign]
+        if fused(layer):
+            layer.forward = partial(_alone, layer)
 
 
 def fused(layer: nn.Module) -> bool:
     return isinstance(layer, Linear) and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
 
 
-def _alone(layer: Linear, x: Tensor) -> Tensor:
+def _alone(layer: nn.Module, x: Tensor) -> Tensor:
     return together(x, layer)[0]
 
 
@@ -53,18 +54,18 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx, x: Tensor, scales: list[float], *parts: Any) -> tuple[Tensor, ...]:
         weights, biases, downs, ups = (parts[n::4] for n in range(4))
         ctx.scales, ctx.ranks = scales, [len(down_RI) for down_RI in downs]
-        x_NI, a_RI = x.flatten(0, -2), torch.cat(downs)
-        low_NR = x_NI @ a_RI.T
+        x_NI = x.flatten(0, -2)
+        low_NR = x_NI @ _joined(downs).T
         made = []
         for w_OI, bias_O, b_OR, scale, own_NR in zip(weights, biases, ups, scales, low_NR.split(ctx.ranks, 1), strict=True):
             made.append(F.linear(x_NI, w_OI, bias_O).addmm_(own_NR, b_OR.T, alpha=scale).view(*x.shape[:-1], len(w_OI)))
-        ctx.save_for_backward(x, a_RI, low_NR, *weights, *ups)
+        ctx.save_for_backward(x, low_NR, *weights, *downs, *ups)
         return tuple(made)
 
     @staticmethod
     def backward(ctx, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        x, a_RI, low_NR, *both = ctx.saved_tensors
-        weights, ups = both[: len(dys)], both[len(dys) :]
+        x, low_NR, *parts = ctx.saved_tensors
+        weights, downs, ups = (parts[n * len(dys) : (n + 1) * len(dys)] for n in range(3))
         dlow, dups, dx_NI = [], [], None
         for dy, w_OI, b_OR, scale, own_NR in zip(dys, weights, ups, ctx.scales, low_NR.split(ctx.ranks, 1), strict=True):
             dy_NO = dy.flatten(0, -2)
@@ -73,7 +74,12 @@ class _Adapted(torch.autograd.Function):
             dups.append((own_NR.T @ dy_NO).mul_(scale).T)
             if ctx.needs_input_grad[0]:
                 dx_NI = dy_NO @ w_OI if dx_NI is None else dx_NI.addmm_(dy_NO, w_OI)
-        dlow_NR = torch.cat(dlow, 1)
+        dlow_NR = _joined(dlow, 1)
         ddowns = (dlow_NR.T @ x.flatten(0, -2)).split(ctx.ranks)
-        dx = None if dx_NI is None else dx_NI.addmm_(dlow_NR, a_RI).view_as(x)
+        dx = None if dx_NI is None else dx_NI.addmm_(dlow_NR, _joined(downs)).view_as(x)
         return dx, None, *chain(*((None, None, *both) for both in zip(ddowns, dups, strict=True)))
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """A layer alone pays for no copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

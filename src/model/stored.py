@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from src.errors import UserError
 
 UNVERIFIED = "unverified"  # a revision that nobody read at a named source
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ID = re.compile(r"(datasets/)?(?!\.)[\w.-]+/[\w.-]+")
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from src.config import VisionConfig
 from src.errors import UserError, nearest
-from src.model.stored import UNVERIFIED, complain, find, load_exactly, read_json, read_tensors, sentence
+from src.model.stored import INDEX_FILES, UNVERIFIED, WEIGHT_FILES, complain, find, load_exactly, read_json, read_tensors, sentence
 
 # OpenAI CLIP's, which BiomedCLIP, PMC-CLIP and PubMedCLIP kept (open_clip's constants.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,7 +23,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PMC_CLIP_FILES = ("image_encoder(resnet50).pth", "checkpoint.pt")
-HF_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+HF_FILES = (*WEIGHT_FILES, *INDEX_FILES)
 
 
 @dataclass

@@ -9,12 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 
 from src.data.prompt import IMAGE
 from src.errors import UserError
-from src.model.stored import UNVERIFIED, complain, find, identity_of, read_json, sentence, weight_files
+from src.model.stored import INDEX_FILES, UNVERIFIED, WEIGHT_FILES, complain, find, identity_of, read_json, sentence, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 NOT_LLAMA = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")  # of Gemma 2, Granite, Cohere
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
