@@ -1,6 +1,8 @@
 """`make help` tells of every target, the lock is complete and names no address, and the mini run is a list of commands that exist."""
 
 import importlib.util
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -32,6 +34,62 @@ def test_the_browser_tests_fail_where_there_is_no_browser(tmp_path):
     found = subprocess.run(words, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert found.returncode != 0
     assert found.stderr.startswith("no Chromium found; install Debian's package chromium and run make test-browser again\n")
+
+
+STARTS = "installing the packages of requirements.lock into .venv: 6 to 7 GB on disk, several minutes\n"
+# They print their arguments instead of installing; a real uv or pip shows its progress unless it is told --quiet.
+UV = '#!/bin/sh\necho "uv $*"\n'
+PIP = '#!/bin/sh\n[ "$*" = "-m venv .venv" ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python\necho "python $*"\n'
+
+
+def setup(folder: Path, *, uv: bool, terminal: bool, pip: str = PIP) -> tuple[int, str]:
+    """Exit code and output of `make setup` with programs that only print what they were asked to do."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, script in {"uv": UV, "python": pip}.items():
+        (programs / name).write_text(script if name != "uv" or uv else "#!/bin/sh\nexit 1\n")
+        (programs / name).chmod(0o755)
+    (folder / "Makefile").write_text(MAKEFILE)
+    (folder / "requirements.lock").touch()
+    (folder / ".venv").mkdir()
+    path = os.pathsep.join((str(programs), os.environ["PATH"], os.defpath))
+    words = ["make", "setup", f"PYTHON={programs / 'python'}"]
+    inside, outside = pty.openpty() if terminal else (None, subprocess.PIPE)
+    done = subprocess.Popen(words, cwd=folder, env={"PATH": path}, stdout=outside, stderr=subprocess.STDOUT, text=True)
+    if not terminal:
+        output = done.communicate()[0]
+    else:
+        os.close(outside)
+        output = "".join(iter(lambda: read(inside), ""))
+        os.close(inside)
+    return done.wait(), output.replace("\r\n", "\n")
+
+
+def read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 4096).decode()
+    except OSError:  # Linux: the other end is closed
+        return ""
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uv", "pip"])
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_setup_says_what_it_installs_and_shows_progress_on_a_terminal(tmp_path, uv, terminal):
+    code, output = setup(tmp_path, uv=uv, terminal=terminal)
+    assert code == 0, output
+    assert STARTS in output
+    assert re.search(r"^installed in \d+ seconds$", output, re.M)
+    (install,) = (line for line in output.splitlines() if "pip install" in line)
+    assert install.startswith("uv" if uv else "python")
+    assert ("--quiet" in install) == (not terminal)
+    assert (tmp_path / ".venv" / ".ready").exists()
+
+
+def test_setup_that_fails_is_not_taken_for_done(tmp_path):
+    code, output = setup(tmp_path, uv=False, terminal=False, pip=PIP.replace('echo "python $*"', 'case "$*" in *install*) exit 3;; esac'))
+    assert code != 0
+    assert "installed" not in output
+    assert not (tmp_path / ".venv" / ".ready").exists()
 
 
 def test_every_target_that_runs_python_sets_it_up_first():
