@@ -1,11 +1,15 @@
 """Small things in the true formats: shards built by data_prep, a LLaMA folder with its own tokenizer, a configuration."""
 
+# ruff: noqa: E402 (the environment is replaced before torch and others are imported)
+
 import json
-import os
+import random
+import shutil
 from pathlib import Path
 
-# The tests run tiny models, on which threads only wait for one another.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from tests import isolation
+
+FOLDER = isolation.isolate()  # before the imports below, which read the environment
 
 import numpy as np
 import pytest
@@ -22,6 +26,27 @@ from src.model.vlm import VLM, build
 
 ORGANS = ("lung", "liver", "kidney", "heart", "brain", "spine")
 SENTENCES = [f"Question: which organ is shown here? Answer: the {organ} Caption: a chest x-ray of {organ}\n" for organ in ORGANS]
+
+
+def pytest_unconfigure():
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_state():
+    """Fixtures of a module may change the environment for its tests, but not for those of another."""
+    with isolation.restored():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _test_state():
+    """Random numbers that a test does not seed, and the state of the process, do not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    with isolation.restored():
+        yield
 
 
 @pytest.fixture(scope="session")
