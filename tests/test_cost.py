@@ -6,7 +6,7 @@ from src.config import Train, typed
 from src.errors import UserError
 from src.model.cost import Sample, blueprint, count, packed
 from src.model.vlm import build
-from src.plan import memory, on_meta
+from src.plan import measure, memory, on_meta
 
 
 def parameters(model) -> dict[str, tuple[int, int]]:
@@ -41,14 +41,12 @@ def test_the_real_7b_costs_little_more_than_it_must():
     """
     found = {}
     for how in ("none", "cheap", "full"):
-        config = typed(Train, compose("train", ["+experiment=full_mix", f"trainer.recompute={how}"]))
-        model = blueprint(config).to(torch.bfloat16)
-        assert parameters(model)["language"][1] == 19_988_480
-        batch = packed(model, Sample(images=1, text=61, supervised=30), rows=1, row_tokens=1032)
-        found[how] = count(model, on_meta(batch))
+        config = typed(Train, compose("train", ["+experiment=full_mix", f"trainer.recompute={how}", "data.row_tokens=1032"]))
+        assert config.trainer.precision == "bf16-mixed"
+        found[how] = measure(config, Sample(images=1, text=61, supervised=30), how=how)
         # As text, so that the encoder sees one blank image per batch and the language model is left.
-        batch = packed(model, Sample(images=0, text=257, supervised=30), rows=1, row_tokens=1032)
-        found[f"{how}, text"] = count(model, on_meta(batch))
+        found[f"{how}, text"] = measure(config, Sample(images=0, text=257, supervised=30), how=how)
+    assert parameters(blueprint(config))["language"][1] == 19_988_480
     least = 4 * 6.476e9 + 4 * 131e6 * 30 / 258 + 6 * 20.0e6
     per_token = {how.removesuffix(", text"): cost.flops / cost.tokens for how, cost in found.items() if how.endswith("text")}
     assert least < per_token["none"] <= 1.03 * least

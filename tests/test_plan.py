@@ -6,13 +6,14 @@ import resource
 import psutil
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from src.cli import compose
-from src.config import Plan, Train, typed
+from src.config import RECOMPUTE, Plan, Train, typed
 from src.errors import UserError
 from src.model import loss
 from src.model.cost import Cost, Sample, blueprint, count, packed
-from src.plan import fullest, memory, on_meta, plan
+from src.plan import fullest, measure, measure_layers, memory, on_meta, plan
 from src.training.optim import optimizer
 from tests.conftest import parts
 from tests.processes import server
@@ -61,6 +62,16 @@ def test_a_plan_says_nothing_else(words, recwarn):
 def test_a_plan_of_what_cannot_be_is_one_sentence(words, override, said):
     with pytest.raises(UserError, match=said):
         plan(typed(Plan, compose("plan", [*words, override])))
+
+
+@pytest.mark.parametrize("how", RECOMPUTE)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_measuring_one_middle_layer_for_all_counts_what_the_whole_model_counts(configure, monkeypatch, how, frozen):
+    """Also where the first layer differs from the others because its input needs no gradient."""
+    monkeypatch.setattr("src.model.cost._language", lambda config: LlamaConfig(**(SHAPE | {"num_hidden_layers": 5})))
+    rates = ["optim.lr.vision=0", "optim.lr.projector=0"] if frozen else []
+    config = configure(f"trainer.recompute={how}", "language.path=any/hub", *rates)
+    assert measure(config, SAMPLE, how=how) == measure_layers(config, SAMPLE, 5)
 
 
 def grown(config: Train, answer) -> None:

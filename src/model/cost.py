@@ -51,12 +51,14 @@ class Cost:
     saved: int  # bytes that are kept for the backward pass
 
 
-def blueprint(config: Train, *, device: str = "meta", shape: dict[str, int] | None = None) -> VLM:
+def blueprint(config: Train, *, device: str = "meta", shape: dict[str, int] | None = None, layers: int | None = None) -> VLM:
     """The model of a configuration on the meta device, or with random weights on another. Stored weights are read only for their
-    shapes, where they are on this disk; `shape` stands for those of the language model."""
+    shapes, where they are on this disk; `shape` stands for those of the language model, of which `layers` are built."""
     with torch.device(device):
         vision = _vision(config)
-        base = LlamaForCausalLM(LlamaConfig(**shape) if shape else _language(config))
+        architecture = LlamaConfig(**shape) if shape else _language(config)
+        architecture.num_hidden_layers = layers or architecture.num_hidden_layers
+        base = LlamaForCausalLM(architecture)
         tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
         language = Language(base.to(getattr(torch, config.language.dtype)), tokenizer, config.language.lora)  # type: ignore[arg-type]
         projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
@@ -84,6 +86,11 @@ def _vision(config: Train) -> Vision:
 def _language(config: Train) -> LlamaConfig:
     path = config.language.path
     return AutoConfig.from_pretrained(path) if on_disk(path, key="language.path") else LlamaConfig(**LLAMA_7B)
+
+
+def layers_of(config: Train) -> int:
+    """Number of layers of the language model."""
+    return _language(config).num_hidden_layers
 
 
 def on_disk(path: str, *, key: str) -> bool:
