@@ -23,9 +23,33 @@ from src.cli import compose
 from src.config import Train, typed
 from src.data.module import DataModule
 from src.model.vlm import VLM, build
+from src.training import validation
+
+validation.LONGEST = 3  # tokens: the answers of a model that has learned nothing do not end before the limit
 
 ORGANS = ("lung", "liver", "kidney", "heart", "brain", "spine")
 SENTENCES = [f"Question: which organ is shown here? Answer: the {organ} Caption: a chest x-ray of {organ}\n" for organ in ORGANS]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="the core of the tests: none that is marked slow, one case of each function")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("fast"):
+        chosen = core(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def core(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The first case of every test function that is not marked slow."""
+    chosen: dict[str, pytest.Item] = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            chosen.setdefault(item.nodeid.partition("[")[0], item)
+    return list(chosen.values())
 
 
 def pytest_unconfigure():

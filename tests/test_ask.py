@@ -66,6 +66,7 @@ def test_a_list_of_images_and_a_strange_file_name(run):
     assert len(ask(configured(folder, "question=q", f"image=[{pictures}/a.png,{pictures}/b.png]"))[0]["image"]) == 2
 
 
+@pytest.mark.slow
 def test_a_frame_of_a_dicom_file_is_asked_about(run, tmp_path):
     """By `frame=`, and by the column of a table; the answer is that to the frame's picture."""
     folder, _ = run
@@ -179,6 +180,7 @@ def test_a_model_that_never_saw_an_image_takes_none(shards, language, tmp_path, 
         ask(configured(folder, "question=q", f"image={run[1]}/a.png"))
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_answer_or_one_json_line(run, monkeypatch, capsys):
     folder, pictures = run
     words = [f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=8", "accelerator=cpu"]

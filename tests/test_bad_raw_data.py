@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +26,7 @@ from data_prep.phantom.writers.pmc_oa import FOLDER
 from data_prep.shards import Build, build_all
 from src.data.shards import Shards
 from src.errors import UserError
+from tests.processes import server
 
 SOURCES = ("pmc_oa", "quilt_1m", "medicat", "roco", "pubmedvision", "vqa_med_2019", "medqa", "pubmedqa", "ubench")
 NUM = 24  # items of each split
@@ -298,8 +298,9 @@ def build_and_die(raw: Path, out: Path) -> None:
     build(raw, out, "roco")
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_is_continued(raw, tmp_path):
-    process = get_context("forkserver").Process(target=build_and_die, args=(raw, tmp_path / "out"))
+    process = server.Process(target=build_and_die, args=(raw, tmp_path / "out"))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL

@@ -44,6 +44,7 @@ def test_trials_are_nested_in_the_order_of_their_seed():
     assert len({tuple(t.sources) for t in every if len(t.sources) == 11}) == SEEDS
 
 
+@pytest.mark.slow
 def test_every_trial_sees_equally_many_samples_with_images():
     for trial in trials():
         config = typed(Train, compose("train", trial.overrides()))

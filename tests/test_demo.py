@@ -104,6 +104,7 @@ def test_a_visitor_gets_the_model_s_answer_and_asks_on(client, answerer, file):
     assert len(chat) == 4
 
 
+@pytest.mark.slow
 def test_the_map_and_the_comparison_come_back(client, file):
     chat, *_ = ask(client, file, "which organ?")
     heat, meaning = client.predict(handle_file(file), chat, api_name="/look")
@@ -130,6 +131,7 @@ def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
     assert without == pytest.approx(likelihood(answerer, Query("which organ?", [blank]), "lung")[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_who_asks_before_the_model_is_loaded_is_told_and_waits(answerer, file):
     desk: Future = Future()
     with running(desk, LIMITS, name="run:tiny") as demo:
@@ -221,6 +223,7 @@ def test_a_dicom_file_becomes_its_picture(demo, client, tmp_path):
     assert len(ask(client, path, "which organ?")[0]) == 2
 
 
+@pytest.mark.slow
 def test_hostile_uploads_are_refused_with_one_sentence_and_leave_nothing(demo, tmp_path):
     before = {path for path in demo.folder.rglob("*") if path.is_file()}
     for name, (data, said) in hostile(tmp_path).items():
@@ -423,6 +426,7 @@ def test_the_demo_is_no_proxy(demo, elsewhere, method, route, spelt):
     assert fetched == []
 
 
+@pytest.mark.slow
 def test_only_what_the_page_needs_can_be_posted(demo):
     named = {"api_name": "ask", "event_id": "e", "path": "p"}
     open_ = {"/login", "/login/", "/gradio_api/upload"} | {f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset", "reset/")}
@@ -530,6 +534,7 @@ def test_responses_forbid_sniffing(demo):
         assert httpx.get(f"{demo.url}{path}").headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_that_it_is_busy(answerer, file):
     with running(seated(answerer, Limits(queue=2)), Limits(queue=2), name="run:tiny") as demo:
         clients = [Client(demo.url, verbose=False) for _ in range(6)]
@@ -560,6 +565,7 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
     assert not (tmp_path / "old").exists()
 
 
+@pytest.mark.slow
 def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
     limits = Limits(megapixels=1, megabytes=1, keep_seconds=1)
     with running(seated(answerer, limits), limits, name="run:tiny", examples=[(file, "which organ?")]) as demo:
@@ -582,6 +588,7 @@ def test_nothing_is_kept_after_the_end(answerer):
     assert not [thread for thread in threading.enumerate() if "weep" in thread.name]
 
 
+@pytest.mark.slow
 def test_other_machines_need_a_password(answerer, file):
     with pytest.raises(UserError, match=r"host=0\.0\.0\.0 can be reached from other machines; give auth=user:password"):
         running(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0").__enter__()
@@ -652,6 +659,7 @@ def asked_for(monkeypatch) -> set[str]:
     return hosts
 
 
+@pytest.mark.slow
 def test_the_demo_tells_nobody_anything(answerer, file, asked_for):
     """Neither gradio's statistics nor its look for a newer version."""
     with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ?")]) as demo:

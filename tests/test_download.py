@@ -186,6 +186,7 @@ def test_a_hub_dataset_arrives_checked_and_its_revision_is_locked(server, tmp_pa
     assert {path for _, path, _ in server.asked} == {f"/api/datasets/flaviagiammarino/path-vqa/revision/{COMMIT}"}
 
 
+@pytest.mark.slow
 def test_a_cut_connection_is_continued_where_it_was_cut(server, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what it keeps of a cut file comes in such pieces
     server.cut[ON_CDN] = 2
@@ -272,6 +273,7 @@ def test_a_zenodo_record_is_fetched_checked_and_unpacked(server, tmp_path):
     assert (tmp_path / "vqa_med_2019" / "VQA-Med.zip").read_bytes() == server.zenodo[10499039]["VQA-Med.zip"]
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_for_a_while_is_asked_again(server, tmp_path):
     server.status["/zenodo/"] = 503
     server.zenodo[10499039] = {"VQA-Med.zip": zipped({vqa_med("train"): b"x"})}
@@ -411,6 +413,7 @@ def test_a_restricting_licence_has_to_be_accepted_by_name(server, tmp_path):
         download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
 
 
+@pytest.mark.slow
 def test_mistakes_at_the_door(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["sources=pathvaq", f"raw={tmp_path}"])

@@ -44,6 +44,7 @@ def test_every_question_is_answered_once_per_condition(run):
         assert all(set(line) - {"cut"} == FIELDS for line in found)
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_files(run):
     evaluate(config(run))
     said = json.loads((run / "evaluate.json").read_text())
@@ -59,6 +60,7 @@ def test_the_scores_are_those_of_the_files(run):
     assert said["metrics"]["vqa/pooled/real/all/bleu1"]["n"] == 8  # text-only questions are in no pool
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_ends_with_the_same_answers(run):
     evaluate(config(run))
     path = run / "predictions" / "alpha.real.jsonl"
@@ -72,6 +74,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_answers(run):
         assert now == before
 
 
+@pytest.mark.slow
 def test_a_limit_asks_less_and_loses_nothing(run):
     evaluate(config(run))
     folder = run / "predictions"
@@ -92,6 +95,7 @@ def test_a_limit_asks_less_and_loses_nothing(run):
     assert again["vqa/alpha/real/all/bleu1"] == whole["metrics"]["vqa/alpha/real/all/bleu1"]
 
 
+@pytest.mark.slow
 def test_answers_of_another_checkpoint_are_not_kept(run):
     evaluate(config(run))
     path = run / "predictions" / "alpha.real.jsonl"
@@ -133,6 +137,7 @@ def test_every_image_belongs_to_one_rank():
     assert mine([4, 2], ["x", "y"], Team()) == [4, 2]
 
 
+@pytest.mark.slow
 def test_drawn_answers_are_the_same_in_another_batch_and_differ_by_seed(run):
     def drawn(*overrides: str) -> list[str]:
         evaluate(config(run, "benchmarks=[alpha]", "images=[real]", "temperature=2", *overrides))
@@ -144,6 +149,7 @@ def test_drawn_answers_are_the_same_in_another_batch_and_differ_by_seed(run):
     assert drawn("seed=1") != first
 
 
+@pytest.mark.slow
 def test_text_only_questions_cannot_be_shown_an_image(run):
     with pytest.raises(UserError, match=r"benchmark 'gamma' has no images, images=\['real'\] cannot be shown"):
         evaluate(config(run, "images=[real]"))

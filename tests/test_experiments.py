@@ -93,16 +93,18 @@ def test_every_trial_differs_in_one_setting(name):
 
 
 @pytest.mark.slow
-def test_every_trial_trains_three_steps(small):
-    """Some forty runs in one test, since those that start from another run come after it."""
-    for name in sorted(FILES, key=lambda name: name in SECOND):
-        for number, point in enumerate(trials(name)):
-            where = f"name={name}" if number == 0 else f"name={name}{number}"
+@pytest.mark.parametrize("name", FILES)
+def test_every_trial_trains_three_steps(name, small):
+    """A run that starts from another one is trained after it."""
+    for experiment in ["full_mix", name] if name in SECOND else [name]:
+        for number, point in enumerate(trials(experiment)):
+            where = f"name={experiment}" if number == 0 else f"name={experiment}{number}"
             config = typed(Train, compose("train", [*tiny(point, small), where]))
             validate(config)
             assert (train(config) / "result.json").exists(), point
 
 
+@pytest.mark.slow
 def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
     mix = configure("mix.only=[alpha,beta]", "mix.leave_out=[beta]").mix
     assert mix.drawn == {"alpha": 2.0}

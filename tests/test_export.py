@@ -114,6 +114,7 @@ def test_the_image_changes_the_logits(exported):
     assert (one - other).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_pipeline_answers_our_answer(exported):
     _, out, trained = exported
     image = picture(5, size=(32, 32))  # no resizing, so that transformers' own default gives equal pixels
@@ -135,6 +136,7 @@ def test_a_conversation_is_spelt_as_in_training(exported):
     assert spelt == trained.prompter.prefix(1) + asked.prompt
 
 
+@pytest.mark.slow
 def test_the_exported_folder_answers_here_too(exported):
     _, out, trained = exported
     queries = [Query(question, [picture(n), picture(n + 1)]) for n, question in enumerate(QUESTIONS)] + [Query(QUESTIONS[0])]
@@ -169,6 +171,7 @@ def test_the_adapter_on_the_base_gives_the_same_logits(exported, language):
     assert (found - before).abs().max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["hf", "adapter", "timm"])
 def test_the_lines_of_a_card_run_as_they_are(exported, part, tmp_path, monkeypatch, capsys):
     """Beside the folder of the part, with nothing but a picture."""
@@ -189,6 +192,7 @@ def test_the_lines_of_a_card_run_as_they_are(exported, part, tmp_path, monkeypat
         assert eval(call, names | {"pipeline": pipeline})[0]["input_text"]
 
 
+@pytest.mark.slow
 def test_merging_is_done_in_float32(exported, tmp_path):
     """A bfloat16 base plus its adapter, rounded once; adding in bfloat16 would round the small update away."""
     folder, _, _ = exported
@@ -218,6 +222,7 @@ def mini_sized(shards, language, tmp_path_factory):
     return folder, answerer(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 2**-4)])
 def test_at_the_size_of_the_mini_run(mini_sized, tmp_path, dtype, most):
     """`most` difference of a logit, relative to the largest one; in float32 24 answers are the same strings to the last token."""
@@ -239,6 +244,7 @@ def test_at_the_size_of_the_mini_run(mini_sized, tmp_path, dtype, most):
             assert processor.decode(made, skip_special_tokens=True).strip() == mine[at]
 
 
+@pytest.mark.slow
 def test_the_written_weights_are_the_run_s_to_the_last_digits(mini_sized, tmp_path):
     """In float32 our own sums are 1.9e-5 from the exact ones; in float64 only the rounding of the merged weights is left."""
     folder, trained = mini_sized
@@ -257,6 +263,7 @@ def test_the_written_weights_are_the_run_s_to_the_last_digits(mini_sized, tmp_pa
         torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_export_is_byte_identical(exported, tmp_path):
     folder, out, _ = exported
     again = run_export(folder, tmp_path / "again")
@@ -264,6 +271,7 @@ def test_a_second_export_is_byte_identical(exported, tmp_path):
     assert run_export(folder, out) == out  # into the same folder: nothing to do
 
 
+@pytest.mark.slow
 def test_a_folder_that_differs_is_left_alone(exported, tmp_path):
     folder, out, _ = exported
     copy = tmp_path / "copy"
@@ -309,6 +317,7 @@ def test_the_card_tells_licences_scores_and_limits(exported):
         assert not any(hole in card for hole in ("HERE", "BASE", "TODO", "More Information Needed"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
@@ -325,6 +334,7 @@ def test_other_shapes_are_exact_too(shards, language, tmp_path, changes, part):
     assert (out / part / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run_changes", "export_changes", "said"),
     [
@@ -348,6 +358,7 @@ def test_what_cannot_be_exported_is_one_sentence(shards, language, tmp_path, run
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_and_a_missing_base_are_one_sentence(shards, language, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(language, base)
@@ -366,6 +377,7 @@ def test_the_tokenizer_of_the_export_knows_the_image_token(exported):
     assert tokenizer(" ".join(ORGANS)).input_ids == exported[2].prompter.tokens([" ".join(ORGANS)])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf_clip", "hf_vit"])
 def test_encoders_of_transformers_are_exported_as_they_are(shards, language, tmp_path, kind):
     path = hf_folder(tmp_path / "encoder", tiny_clip() if kind == "hf_clip" else tiny_vit())
@@ -393,6 +405,7 @@ def tiny_vit() -> ViTModel:
     return scatter(ViTModel(ViTConfig(**small), add_pooling_layer=False))
 
 
+@pytest.mark.slow
 def test_a_space_installs_whatever_its_modules_import():
     """A hosted Space has gradio with what that requires, and the requirements that are shipped; the tests' machine has more."""
     gradio = {re.split(r"[^\w.-]", line)[0] for line in requires("gradio") or [] if "extra ==" not in line}

@@ -102,6 +102,7 @@ def test_likelihoods_are_those_of_the_training_pass(model, asked):
             assert total == pytest.approx(logprobs.gather(1, torch.tensor(ids)[:, None]).sum().item(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sampled_answer_does_not_depend_on_its_batch(model, asked):
     for n, question in enumerate(asked):
         question.seed = n
@@ -133,6 +134,7 @@ def test_a_model_that_never_stops_is_cut(model, asked):
     assert all(answer.text and answer.cut and answer.line()["cut"] for answer in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
 @pytest.mark.parametrize("batch", [64, 5, 1])
 @torch.inference_mode()

@@ -43,6 +43,7 @@ def test_whole_groups_are_held_out_once_and_for_all(build):
     assert set(checked) < set(sides(opened, decontaminate=True, validate=20)[1])
 
 
+@pytest.mark.slow
 def test_small_sources_and_those_of_large_groups_keep_what_they_have(build):
     small = build("delta", [f"patient {n}" for n in range(90)])
     drawn, checked = sides(small, decontaminate=True, validate=256)
@@ -69,6 +70,7 @@ def test_nothing_is_held_out_of_a_run_that_checks_nothing(build):
     assert (len(drawn), len(checked)) == (90, 0)
 
 
+@pytest.mark.slow
 def test_the_stream_the_check_the_length_and_the_plan_agree(build, configure):
     """Of a source without a validation split, several epochs never show what decides the best checkpoint."""
     opened = build("alpha", [f"patient {n // 2}" for n in range(200)])

@@ -85,6 +85,7 @@ def test_rows_that_predict_nothing_train_nothing(how):
     assert all(grad is not None and not grad.any() for grad in (de_BTH, *adapters))
 
 
+@pytest.mark.slow
 def test_behind_its_attention_the_last_layer_meets_only_what_predicts(configure):
     """Forward and backward: 4 FLOPs per weight of its output projection and its three of the MLP, 6 per weight of their adapters, and
     the head's 4."""

@@ -61,6 +61,7 @@ def test_dropout_stays_as_peft_has_it():
     assert all(torch.equal(one, other) for one, other in zip(step(theirs, x), step(ours, x), strict=True))
 
 
+@pytest.mark.slow
 def test_no_product_is_left_out_of_the_count(configure, monkeypatch):
     """Against peft's own layers, one after another."""
     model = build(configure())

@@ -269,6 +269,7 @@ def test_a_question_with_options_cannot_be_answered_without_its_image():
     assert guessed / len(test) < 0.33
 
 
+@pytest.mark.slow
 def test_every_benchmark_is_asked_on_its_phantom(built, shards, language, tmp_path):
     folder, _ = finish(overrides(shards, language, tmp_path))
     names = ["vqa_rad", "vqa_rad_disjoint", "slake", "pmc_vqa", "medqa", "medmcqa"]

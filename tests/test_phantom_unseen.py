@@ -64,6 +64,7 @@ def test_shapes_are_none_that_the_mix_shows_in_that_technique():
     assert octmnist.write.keywords["modality"] == "oct"
 
 
+@pytest.mark.slow
 def test_the_warts_are_there(tmp_path):
     folders = {name: write(name, tmp_path) for name in ("pad_ufes_20", "malaria", "sicapv2")}
     assert (folders["malaria"] / "cell_images/Uninfected/Thumbs.db").exists()

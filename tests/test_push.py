@@ -193,6 +193,7 @@ def test_a_hub_that_is_not_there_is_one_sentence(out, monkeypatch):
         push(out, "user/name", parts=["hf"], texts={})
 
 
+@pytest.mark.slow
 def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp_path):
     """The two lines of the README: what `out` holds does not depend on `push`, what the hub gets names its own repositories."""
     folder, _ = finish(overrides(shards, language, tmp_path), "vision.architecture_kwargs.depth=2")

@@ -89,6 +89,7 @@ def tars(folder: Path) -> list[Path]:
     return sorted((folder / "cache").glob("*/*.tar"))
 
 
+@pytest.mark.slow
 def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server, tmp_path):
     here, there = parts(configure())[1], data()
     assert there.fingerprint == here.fingerprint
@@ -106,6 +107,7 @@ def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server,
     assert {path.rpartition("/")[2] for path in server.asked - before} == {"manifest.json", "audit.json"}  # all else was kept
 
 
+@pytest.mark.slow
 def test_workers_share_the_cache(data, server):
     stream = data().stream()
     loader = iter(DataLoader(stream, batch_size=None, num_workers=2))

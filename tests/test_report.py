@@ -87,6 +87,7 @@ def test_counts_are_those_of_the_manifest(tmp_path, shards):
     assert cells[7:10] == [str(counts[split]["written"]) for split in ("train", "val", "test")]
 
 
+@pytest.mark.slow
 def test_phantoms_are_named(tmp_path):
     path = write_run(tmp_path, "one") / "train.json"
     write_run(tmp_path, "other", seed=1)

@@ -1,11 +1,15 @@
 """What holds for every file of the repository."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from tests.conftest import core
 
 ROOT = Path(__file__).parent.parent
 LISTED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -62,6 +66,23 @@ def test_code_is_ascii():
 def test_what_data_preparation_and_training_share_is_the_record():
     """Training can be read without data_prep."""
     assert found(r"^\s*(from|import) data_prep\b", [name for name in PYTHON if name.startswith("src/")]) == []
+
+
+def test_fast_tests_are_one_case_of_each_function_that_is_not_slow():
+    def item(name: str, *marks: str) -> SimpleNamespace:
+        return SimpleNamespace(nodeid=f"tests/test_x.py::{name}", get_closest_marker=dict.fromkeys(marks, True).get)
+
+    items = [item("one[a]"), item("one[b]"), item("two"), item("three", "slow"), item("four[a]", "slow"), item("four[b]")]
+    assert core(items) == [items[0], items[2], items[5]]
+
+
+def test_every_test_file_has_a_fast_test():
+    """Nothing of the repository is left out of `make test-fast`."""
+    for name in PYTHON:
+        if name.startswith("tests/test_") and "mark.browser" not in read(name):
+            functions = [node for node in ast.parse(read(name)).body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+            slow = [node for node in functions if any("slow" in ast.unparse(mark) for mark in node.decorator_list)]
+            assert len(slow) < len(functions), name
 
 
 def test_every_configuration_is_yaml():

@@ -89,6 +89,7 @@ def test_where_not_even_the_failure_can_be_written_the_sweep_goes_on(tmp_path, m
     assert failure(tmp_path) == f"{tmp_path}/failed.json cannot be read"
 
 
+@pytest.mark.slow
 def test_every_verb_goes_on_after_a_failed_trial(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, "good")
     answered = []
@@ -107,6 +108,7 @@ def test_every_verb_goes_on_after_a_failed_trial(tmp_path, monkeypatch, capsys):
     assert failure(tmp_path / "evaluate" / "run=gone") == f"no run 'gone' in {tmp_path}/; found good"
 
 
+@pytest.mark.slow
 def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
     """Model and trainer know each other."""
     models, alive = [], []

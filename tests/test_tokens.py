@@ -130,6 +130,7 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
     assert ["about" in line for line in said.splitlines()[1:3]] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language, tmp_path, configure, capsys):
     moved = shutil.copytree(language, tmp_path / "moved")
     build(raw, tmp_path / "out", moved)

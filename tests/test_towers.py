@@ -179,6 +179,7 @@ def test_pmc_clip_features_are_those_of_the_modified_resnet(pmc_clip, tmp_path):
     assert (ours.size, ours.num_patches, ours.width, ours.poolings()) == (224, 49, 2048, ("cls", "mean"))
 
 
+@pytest.mark.slow
 def test_pmc_clip_has_32_heads_and_reads_the_bare_tower(pmc_clip, tmp_path):
     torch.save(pmc_clip.state_dict(), tmp_path / "image_encoder(resnet50).pth")
     ours = load_vision(VisionConfig(format="pmc_clip", path=str(tmp_path / "image_encoder(resnet50).pth")))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import run
-from src.config import Train
+from src.cli import compose
+from src.config import Train, typed
 from src.errors import UserError
 from src.model.cost import Sample, count, packed
 from src.model.vlm import VLM, build
@@ -22,6 +23,7 @@ from src.training.checkpoint import load
 from src.training.epochs import in_steps
 from src.training.module import Training, keep_inputs
 from tests import processes
+from tests.conftest import overrides
 
 
 def trained(folder: Path, name: str = "step=6.ckpt") -> dict[str, torch.Tensor]:
@@ -41,10 +43,16 @@ def losses(folder: Path) -> list[tuple]:
     return [(row["step"], row["samples"], row["tokens"], row["loss"], row["val"], row["grad_norm"]) for row in steps(folder)]
 
 
+@pytest.fixture(scope="module")
+def whole_once(shards, language, tmp_path_factory):
+    words = overrides(shards, language, tmp_path_factory.mktemp("outputs"))
+    return train(typed(Train, compose("train", [*words, "name=whole", "language.lora.dropout=0.1", "data.workers=2"])))
+
+
 @pytest.fixture
-def whole(configure):
-    """An uninterrupted run with dropout and two workers."""
-    return train(configure("name=whole", "language.lora.dropout=0.1", "data.workers=2"))
+def whole(whole_once, tmp_path):
+    """An uninterrupted run with dropout and two workers; a copy, since tests damage it."""
+    return Path(shutil.copytree(whole_once, tmp_path / "outputs" / "whole"))
 
 
 @pytest.mark.slow
@@ -93,6 +101,7 @@ def test_a_finished_run_is_not_trained_again(configure, whole, capsys):
     assert (whole / "result.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_passed_over_with_a_warning(configure, whole, capsys):
     (whole / "train.json").unlink()
     newest = whole / "checkpoints" / "step=6.ckpt"
@@ -113,6 +122,7 @@ def rot(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
@@ -135,6 +145,7 @@ def test_a_checkpoint_that_is_none_is_passed_over(configure, capsys, spoil, faul
     assert (folder / "checkpoints" / "step=2 copy.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_log_that_a_crash_cut_short_is_continued(configure):
     config = configure("trainer.log_every=1", "trainer.check_every=2", "optim.steps=4")
     stop_after(config, 3)
@@ -145,6 +156,7 @@ def test_a_log_that_a_crash_cut_short_is_continued(configure):
     assert all(row["grad_norm"] for row in steps(log.parent))
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configure, whole, capsys):
     expected = trained(whole)
     (whole / "train.json").unlink()
@@ -206,12 +218,14 @@ def distances(one: Path, other: Path) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
+@pytest.mark.slow
 def test_the_update_does_not_depend_on_accumulation(configure):
     one, many = (train(configure(*DOUBLE, f"name=slots{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     assert distances(one, many) < 1e-6
     assert [row["tokens"] for row in steps(one)] == [row["tokens"] for row in steps(many)]
 
 
+@pytest.mark.slow
 def test_nor_does_it_in_single_precision_beyond_rounding(configure):
     one, many = (train(configure(*SINGLE, f"name=single{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     start = dict(build(configure(*SINGLE)).named_parameters())
@@ -223,6 +237,7 @@ def test_nor_does_it_in_single_precision_beyond_rounding(configure):
     assert [float(row["loss"]) for row in steps(one)] == pytest.approx([float(row["loss"]) for row in steps(many)], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (4, 4)])
 def test_accumulation_may_change_between_stop_and_resume(configure, before, after):
     one = train(configure(*DOUBLE, "name=one"))
@@ -313,6 +328,7 @@ def test_the_world_may_change_at_every_stop(configure, tmp_path):
     assert distances(one, folder) < 1e-6
 
 
+@pytest.mark.slow
 def test_devices_that_are_not_there_are_one_sentence(configure, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"trainer.accelerator=gpu and trainer.devices=1, and torch finds 0 GPUs .*; set trainer=cpu"):
@@ -357,6 +373,7 @@ def break_losses(monkeypatch, times: int) -> None:
     monkeypatch.setattr(VLM, "forward", forward)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
     break_losses(monkeypatch, 1)
     config = configure("trainer.accumulate=2")
@@ -367,6 +384,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
     assert 4 < len(json.loads(listed)["samples"]) < 16  # one of two slots
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_can_be_left_out(configure, monkeypatch):
     """It moves no parameter, and is counted; the run goes on as if its gradient had been nothing."""
     config = configure("trainer.nonfinite=skip", "optim.steps=1", "optim.warmup=0", "trainer.log_every=1")
@@ -383,6 +401,7 @@ def test_a_step_that_is_not_finite_can_be_left_out(configure, monkeypatch):
     assert not same(trained(longer), initial)
 
 
+@pytest.mark.slow
 def test_epochs_are_steps_of_the_records_of_the_mix(configure):
     """180 training records in batches of 16."""
     assert in_steps(configure("optim.steps=null", "optim.epochs=2")).optim.steps == round(2 * 180 / 16)
@@ -392,6 +411,7 @@ def test_epochs_are_steps_of_the_records_of_the_mix(configure):
         in_steps(configure("optim.steps=null", "optim.epochs=1", "optim.warmup=40"))
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
     def training_step(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -406,6 +426,7 @@ def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
         train(configure())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -462,11 +483,13 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(configure, tmp_pat
     assert processes.wait([first, second]) == [2, -signal.SIGKILL]
     said = "error: another process of this run has ended or cannot be reached; run the same command again: it resumes"
     assert said in (tmp_path / "log.0").read_text()
+    config.trainer.check_every = 30
     run_ranks(config, tmp_path / "again", 2)
     assert (saved / "step=30.ckpt").exists()
     assert "resuming from" in (tmp_path / "again.0").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards, tmp_path, workers):
     shutil.copytree(shards, tmp_path / "root")
@@ -476,6 +499,7 @@ def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards
     assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{found.value}")
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(configure, monkeypatch):
     """The second Ctrl-C; Lightning alone would exit with 1 and without a word."""
 
@@ -487,6 +511,7 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(con
         train(configure())
 
 
+@pytest.mark.slow
 def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_path):
     """The text beside it is as it was, so nothing else tells that the shard has changed."""
     tar = shutil.copytree(shards, tmp_path / "root") / "alpha" / "train-000000.tar"
@@ -495,6 +520,7 @@ def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_p
         train(configure(f"data.root={tmp_path}/root"))
 
 
+@pytest.mark.slow
 def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
     def training_step(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -504,6 +530,7 @@ def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
         train(configure())
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
     """Projector alone, then the rest with the projector frozen: the second checkpoint holds both, so it needs no first run."""
     first = train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
@@ -523,6 +550,7 @@ def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
     assert all(float(row["lr/vision"]) > 0 for row in steps(second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -539,6 +567,7 @@ def test_a_stage_has_the_adapters_of_the_run_that_it_starts_from(configure, over
     train(configure("name=third", "init=run:align", "optim.steps=1", "optim.warmup=0", override))
 
 
+@pytest.mark.slow
 def test_a_stage_is_continued_like_any_run(configure, tmp_path):
     train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
     stage = ["init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}", "trainer.check_every=2"]
@@ -559,6 +588,7 @@ def test_a_start_that_is_not_there_is_one_sentence(configure, init, said):
         train(configure(f"init={init}"))
 
 
+@pytest.mark.slow
 def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
     """Adapters fit only the weights that they were trained on: at a resume, and when the run is loaded."""
     shutil.copytree(language, tmp_path / "other")
@@ -576,6 +606,7 @@ def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
     assert stored["weights"]["language"]["sha256"] == hashlib.sha256((language / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_frozen_weights_that_changed_in_their_place(configure, language, tmp_path):
     shutil.copytree(language, tmp_path / "mine")
     config = configure(f"language.path={tmp_path}/mine", "trainer.check_every=2")
@@ -607,6 +638,7 @@ def test_the_log_speaks_of_every_source(whole):
     assert float(rows[-1]["seconds"]) > float(rows[0]["seconds"])
 
 
+@pytest.mark.slow
 def test_what_did_not_fit_stands_in_the_log(configure):
     """Every token of a window of samples (two steps) is either trained on or counted as cut, in any number of slots."""
     words = ["optim.steps=2", "optim.warmup=1", "trainer.log_every=2", "data.validate=0", "trainer.accumulate=2"]
@@ -615,6 +647,7 @@ def test_what_did_not_fit_stands_in_the_log(configure):
     assert int(short[0]["cut_tokens"]) == int(long[0]["tokens"]) - int(short[0]["tokens"]) > 0
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
     """A bfloat16 language model with float32 adapters, as the full recipe has it."""
     mixed = ["trainer.precision=bf16-mixed", "language.dtype=bfloat16"]
@@ -630,6 +663,7 @@ def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
         assert count(model, batch).saved == pytest.approx(count(planned, batch).saved, rel=0.1)  # its norms stay in float32
 
 
+@pytest.mark.slow
 def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_path):
     """By the manifests that it was trained on, which may be gone when its card is written."""
     root = shutil.copytree(shards, tmp_path / "shards")
@@ -639,6 +673,7 @@ def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_pa
     assert json.loads((folder / "train.json").read_text())["phantoms"] == ["beta"]
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_before_the_fused_update_of_a_gpu(configure, monkeypatch):
     """In mixed precision, which Lightning's own clipping refuses with it."""
     usual, norms = torch.optim.AdamW, []

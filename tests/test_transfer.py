@@ -65,6 +65,7 @@ def run(place, *overrides):
     return verb.transfer(config)
 
 
+@pytest.mark.slow
 def test_cells_accumulate_and_are_computed_once(place, monkeypatch):
     folder = run(place, "encoder=run:mini", "benchmark=dots", "name=one")
     first = json.loads((folder / "transfer.json").read_text())
@@ -84,6 +85,7 @@ def test_cells_accumulate_and_are_computed_once(place, monkeypatch):
     assert both["seconds"] > first["seconds"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_that_of_the_run_and_its_predictions_are_files(place):
     folder = run(place, "encoder=run:mini", "benchmark=dots", "protocol=[knn,few_shot]")
     assert folder == place / "outputs/mini"
@@ -109,6 +111,7 @@ def test_a_run_that_was_trained_on_is_computed_again(place):
     assert (folder / "transfer/dots/run:mini/probe.jsonl").read_text() != before
 
 
+@pytest.mark.slow
 def test_fine_tuning_runs_through_the_same_cells(place):
     folder = run(place, "encoder=scratch:mini", "benchmark=dots", "protocol=finetune", "name=three")
     (cell,) = json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]
@@ -143,6 +146,7 @@ def test_a_broken_picture_in_the_last_set_ends_it_before_the_first_fit(place, mo
     assert fitted == []
 
 
+@pytest.mark.slow
 def test_cells_of_pictures_that_have_changed_are_left_out_of_the_table(place, capsys):
     paint(place / "raw/moving")
     folder = run(place, "encoder=[run:mini,scratch:mini]", "benchmark=[moving,dots]", "name=six")
@@ -159,6 +163,7 @@ def test_cells_of_pictures_that_have_changed_are_left_out_of_the_table(place, ca
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_architectures_from_scratch_are_two_encoders(place):
     smaller = yaml.safe_load((place / "outputs/mini/config.yaml").read_text())
     smaller["vision"] |= {"format": "scratch", "path": "", "architecture": "vit_base_patch16_224"}
@@ -174,6 +179,7 @@ def test_two_architectures_from_scratch_are_two_encoders(place):
     assert {cell["encoder"]: cell["parameters"] for cell in cells} == {label: cell["parameters"] for label, cell in found.items()}
 
 
+@pytest.mark.slow
 def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monkeypatch):
     folder = run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
     said = {"found": {"a": 3}, "trained_on": True, "start": None}
@@ -183,6 +189,7 @@ def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monke
     assert [cell["overlap"] for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]] == [said]
 
 
+@pytest.mark.slow
 def test_the_table_knows_which_of_its_sets_are_phantoms(place, monkeypatch):
     paint(place / "raw/drawn")
     (place / "raw/drawn" / PHANTOM).touch()
@@ -195,6 +202,7 @@ def test_the_table_knows_which_of_its_sets_are_phantoms(place, monkeypatch):
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["dots", "drawn"]
 
 
+@pytest.mark.slow
 def test_a_sweep_fills_one_table(place, monkeypatch):
     words = ["-m", "encoder=run:mini,scratch:mini", "benchmark=dots,spots", "protocol=knn", "name=nine", "resamples=50", "seeds=1"]
     monkeypatch.setattr(sweep, "failures", {})

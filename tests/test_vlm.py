@@ -67,12 +67,14 @@ def test_only_adapters_of_the_language_model_train(configure):
     assert all("lora_A" in name or "lora_B" in name for name in trainable)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_starts_at_random(configure):
     one, same, other = (build(configure(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["projector.linear_1.weight"], other["projector.linear_1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "share", "apart"), [("cheap", 0.97, 1e-5), ("full", 0.25, 0.0)])
 def test_recomputing_saves_memory_and_changes_nothing(configure, how, share, apart):
     """With dropout: what is computed again draws what was drawn before. `cheap` has gradients of its own, equal to rounding."""

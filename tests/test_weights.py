@@ -245,6 +245,7 @@ def test_a_model_whose_logits_would_not_be_its_own_is_refused(language, tmp_path
         load(folder)
 
 
+@pytest.mark.slow
 def test_a_window_of_attention_is_as_long_as_a_sample_may_be(configure, language, tmp_path):
     folder = of_family(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
     build(configure(f"language.path={folder}", "data.row_tokens=100"))
