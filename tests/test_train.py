@@ -430,7 +430,7 @@ def test_what_the_machine_lacks_is_one_sentence(configure, monkeypatch, error, s
         train(configure())
 
 
-LOST = r"a data worker was lost \(.*\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1; the same"
+LOST = r"a data worker was lost \(.*\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1;"
 
 
 def test_training_reports_a_killed_data_worker_in_one_sentence(configure, monkeypatch):
