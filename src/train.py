@@ -4,7 +4,6 @@ import errno
 import json
 import multiprocessing
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def train(config: Train) -> Path:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
-        except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             found = trouble(error, config, folder)
             if found is None:
                 raise
@@ -104,14 +103,6 @@ def trouble(error: Exception, config: Train, folder: Path) -> str | None:
         return f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{folder} cannot be written ({error.strerror}); make room and run the same command again: it resumes"
-    # Torch finds out by itself, or this process was just fetching what that worker had made.
-    cut_off = isinstance(error, ConnectionError | EOFError) or (isinstance(error, FileNotFoundError) and error.filename is None)
-    killed = re.search(r"DataLoader worker \(pid.*?\) (.*?)\.", said)
-    if cut_off or killed:
-        return (
-            f"a data worker {killed[1] if killed else 'is gone'}, mostly because the machine or its /dev/shm is out of memory; run the "
-            f"same command again, perhaps with fewer than data.workers={config.data.workers}: it resumes"
-        )
     if lost(error):
         return "another process of this run has ended or cannot be reached; run the same command again: it resumes"
     return None

@@ -13,18 +13,18 @@ ranks and accumulation slots.
 import hashlib
 import json
 import math
-import signal
 from collections.abc import Iterator
 
 import lightning
 import numpy as np
 import torch
 import xxhash
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from src.config import Data, Mix
 from src.data.held_out import open_sources, split_rows
 from src.data.images import pixels
+from src.data.loader import Loader, prepare_worker
 from src.data.mixture import Mixture
 from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import Encoded, Prompter
@@ -194,7 +194,7 @@ class DataModule(lightning.LightningDataModule):
             slots=self.slots,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         stream = self.stream(rank=self.trainer.global_rank, world=self.trainer.world_size)
         stream.start = self.consumed * self.slots
         return self._loader(stream)
@@ -230,19 +230,13 @@ class DataModule(lightning.LightningDataModule):
             )
         self.consumed = state["consumed"]
 
-    def _loader(self, stream: Stream) -> DataLoader:
+    def _loader(self, stream: Stream) -> Loader:
         workers = self.data.workers
-        return DataLoader(
+        return Loader(
             stream,
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_stay,
+            worker_init_fn=prepare_worker,
         )
-
-
-def _stay(worker: int) -> None:
-    """Signals that stop a run reach its whole process group: the training process still needs its workers to finish the step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
