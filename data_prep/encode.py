@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, Resampling
 
-from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, decodes_directly, rgb
+from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, rgb, segments
 
 
 class BadImage(Exception):
@@ -45,7 +45,7 @@ def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
     """The fast path; a ValueError says that this file is not for it."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height)
-    segments = _segments(data)
+    parts = _segments(data)
     if not decodes_directly(data, colours):
         raise ValueError("CMYK or rotated")
     kept = max(width, height) <= max_side and colours != "Gray"
@@ -54,7 +54,7 @@ def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
     pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer)
     image = Image.fromarray(pixels)
     if kept:
-        return Encoded(segments.head + data[segments.scan :], width, height, perceptual_hash(image))
+        return Encoded(parts.head + data[parts.scan :], width, height, perceptual_hash(image))
     return _bounded(image, (width, height), pixels, max_side=max_side, quality=quality)
 
 
@@ -103,20 +103,14 @@ class _Segments:
 
 
 def _segments(data: bytes) -> _Segments:
-    """Walks the marker segments before the first scan. Kept are the tables and the two segments that tell the colour space
-    (JFIF, Adobe); APPn and comments, which may name a patient, go. Raises ValueError where there is no such structure."""
+    """Kept are the tables and the two segments that tell the colour space (JFIF, Adobe); APPn and comments, which may name a patient,
+    go. Raises ValueError as `segments` does."""
     kept, at = [data[:2]], 2
-    while at + 4 <= len(data):
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if data[at] != 0xFF or marker == 0xFF:
-            raise ValueError("no marker where one is due")
-        if marker == 0xDA:  # start of scan: pixel data from here to the end
-            return _Segments(b"".join(kept), at)
-        body = data[at : at + 2 + length]
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe":
+    for marker, at, end in segments(data):
+        body = data[at:end]
+        if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
             kept.append(body)
-        at += 2 + length
-    raise ValueError("no scan")
+    return _Segments(b"".join(kept), at)
 
 
 HASH_SIDE = 32

@@ -53,9 +53,10 @@ def test_grey_and_other_formats_come_out_as_rgb():
     assert np.array_equal(decode(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
 
 
-def file_of(image: Image.Image, kind: str, *, orientation: int = 1, **options) -> bytes:
+def file_of(image: Image.Image, kind: str, *, orientation: int | None = 1, **options) -> bytes:
     exif = Image.Exif()
-    exif[274] = orientation
+    if orientation:
+        exif[274] = orientation
     out = io.BytesIO()
     image.save(out, kind, exif=exif, **options)
     return out.getvalue()
@@ -72,6 +73,7 @@ def unusual_files() -> dict[str, bytes]:
     files |= {"float.tif": file_of(Image.fromarray(smooth(64, 96)[..., 0] / np.float32(1000)), "TIFF")}
     files |= {f"rotated {n}.jpg": file_of(picture, "JPEG", orientation=n, quality=95) for n in range(2, 9)}
     files |= {"rotated.png": file_of(picture, "PNG", orientation=6), "rotated.webp": file_of(picture, "WEBP", orientation=8, lossless=True)}
+    files |= {"rotated by XMP.jpg": file_of(picture, "JPEG", orientation=None, quality=95, xmp=b'<rdf tiff:Orientation="6"/>')}
     files |= {"alpha.png": file_of(clear, "PNG"), "palette.png": file_of(palette, "PNG", transparency=1)}
     adobe = file_of(ImageChops.invert(picture.convert("CMYK")), "JPEG", quality=95)  # Pillow inverts once more
     at = adobe.index(b"\xff\xee")  # the segment that says that the values are inverted

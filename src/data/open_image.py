@@ -4,6 +4,7 @@ Which files are accepted, and how large they may be, is decided where they are r
 """
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -12,6 +13,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # wi
 MAX_PIXELS = 50_000_000  # of a file that is prepared, asked about or shown; checked before the image is decoded
 MIN_SIDE = 8  # pixels; smaller images show nothing
 ORIENTATION = 274  # EXIF tag
+APP1, SCAN = 0xE1, 0xDA  # JPEG markers: EXIF or XMP metadata; what follows is pixel data
 TURNS = {  # EXIF orientation -> how the image becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,7 +67,27 @@ def decodes_directly(jpeg: bytes, colours: str) -> bool:
     """Whether a JPEG decoder gives the pixels of `rgb`: the image is upright, and its colour space (of the header) is not CMYK."""
     if colours not in ("YCbCr", "RGB", "Gray"):
         return False
-    if b"Exif\0\0" not in jpeg and b"tiff:Orientation" not in jpeg:
-        return True
+    try:
+        if all(marker != APP1 for marker, _, _ in segments(jpeg)):
+            return True
+    except ValueError:  # Pillow may still find its way
+        pass
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         return orientation(image) not in TURNS
+
+
+def segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments of a JPEG file up to the header of its first scan.
+
+    Raises ValueError where there is no such structure.
+    """
+    at = 2
+    while at + 4 <= len(jpeg):
+        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+        if jpeg[at] != 0xFF or marker == 0xFF:
+            raise ValueError("a JPEG file has no marker where one is due")
+        yield marker, at, end
+        if marker == SCAN:
+            return
+        at = end
+    raise ValueError("a JPEG file has no scan")
