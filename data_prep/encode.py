@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, Resampling
 
-MAX_PIXELS = 50_000_000  # checked in the header, before anything is decoded
-MIN_SIDE = 8  # pixels; the paper-thin and the 1x1 show nothing
-FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]  # no EPS: it would start an interpreter
-ORIENTATION = 274  # EXIF tag
+from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, rgb, segments
 
 
 class BadImage(Exception):
@@ -31,10 +28,8 @@ def encode(data: bytes, *, max_side: int, quality: int) -> Encoded:
     """The image as RGB JPEG (4:2:0 at `quality`), its longer side at most `max_side` pixels, without metadata.
 
     An RGB JPEG within the bound keeps its pixel data byte for byte, only its metadata segments go. A larger one is decoded
-    at the smallest eighth that is not below the bound, then resized bicubically. Everything else goes through Pillow:
-    EXIF rotation is applied, transparency becomes white, 16-bit and float grey is scaled by its own range, CMYK is read
-    as Adobe writes it (inverted) or as it stands without an Adobe marker, of an animation the first frame is taken.
-    Raises `BadImage`.
+    at the smallest eighth that is not below the bound, then resized bicubically. Everything else is opened by Pillow and
+    converted by `src.data.open_image.rgb`. Raises `BadImage`.
     """
     if simplejpeg.is_jpeg(data):
         try:
@@ -50,8 +45,8 @@ def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
     """The fast path; a ValueError says that this file is not for it."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height)
-    segments = _segments(data)
-    if colours not in ("YCbCr", "RGB", "Gray") or (segments.exif and _orientation(data) != 1):
+    parts = _segments(data)
+    if not decodes_directly(data, colours):
         raise ValueError("CMYK or rotated")
     kept = max(width, height) <= max_side and colours != "Gray"
     bound = 4 * HASH_SIDE if kept else max_side
@@ -59,7 +54,7 @@ def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> Encoded:
     pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer)
     image = Image.fromarray(pixels)
     if kept:
-        return Encoded(segments.head + data[segments.scan :], width, height, perceptual_hash(image))
+        return Encoded(parts.head + data[parts.scan :], width, height, perceptual_hash(image))
     return _bounded(image, (width, height), pixels, max_side=max_side, quality=quality)
 
 
@@ -83,10 +78,7 @@ def open_image(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                image.load()
-                inverted = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
-                upright = ImageOps.exif_transpose(image)
-                return _rgb(ImageChops.invert(upright) if inverted else upright)  # Pillow takes every CMYK JPEG for Adobe's
+                return rgb(image)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -95,19 +87,6 @@ def open_image(data: bytes) -> Image.Image:
         raise BadImage(f"image of more than {MAX_PIXELS // 1_000_000} megapixels: {error}") from None
     except Exception as error:  # decoders of foreign bytes raise whatever they like
         raise BadImage(f"broken image: {type(error).__name__} {error}"[:200]) from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = values.min(), values.max()
-        grey = np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -119,32 +98,19 @@ def _check_size(width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class _Segments:
-    exif: bool
     head: bytes  # what is before the first scan, without metadata
     scan: int  # where the first scan begins
 
 
 def _segments(data: bytes) -> _Segments:
-    """Walks the marker segments before the first scan. Kept are the tables and the two segments that tell the colour space
-    (JFIF, Adobe); APPn and comments, which may name a patient, go. Raises ValueError where there is no such structure."""
-    kept, exif, at = [data[:2]], False, 2
-    while at + 4 <= len(data):
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if data[at] != 0xFF or marker == 0xFF:
-            raise ValueError("no marker where one is due")
-        if marker == 0xDA:  # start of scan: pixel data from here to the end
-            return _Segments(exif, b"".join(kept), at)
-        body = data[at : at + 2 + length]
-        exif |= marker == 0xE1 and body[4:8] == b"Exif"
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe":
+    """Kept are the tables and the two segments that tell the colour space (JFIF, Adobe); APPn and comments, which may name a patient,
+    go. Raises ValueError as `segments` does."""
+    kept, at = [data[:2]], 2
+    for marker, at, end in segments(data):
+        body = data[at:end]
+        if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
             kept.append(body)
-        at += 2 + length
-    raise ValueError("no scan")
-
-
-def _orientation(data: bytes) -> int:
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        return image.getexif().get(ORIENTATION, 1)
+    return _Segments(b"".join(kept), at)
 
 
 HASH_SIDE = 32

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep.encode import BadImage, open_image
 from data_prep.thumbnail import open_grey
+from src.data.open_image import rgb
 from src.data.shards import Shards
 from src.errors import UserError
 
@@ -88,7 +89,7 @@ def _classification(name: str, raw: Path) -> EvaluationSet:
 
 def _from_raw(image: Path | np.ndarray) -> Image.Image:
     if not isinstance(image, Path):
-        return Image.fromarray(image)
+        return rgb(Image.fromarray(image))
     try:
         return open_image(image.read_bytes())
     except BadImage as error:

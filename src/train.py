@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from src import run, sweep, tracking
+from src import ancestry, run, sweep, tracking
 from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
@@ -71,6 +71,9 @@ def train(config: Train) -> Path:
         resume = newest(folder / "checkpoints")
         if resume:
             print(f"resuming from {resume}")
+        if run.first_rank() and not (resume and (folder / ancestry.FILE).exists()):
+            manifests = {source: opened.manifest for source, opened in data.shards.items()}
+            ancestry.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests)
         module.train()
         trainer = trainer_for(config, callbacks=[saver, log])
         try:
@@ -91,7 +94,7 @@ def train(config: Train) -> Path:
             print(f"stopped by {signal.Signals(number).name} at step {trainer.global_step} and saved; the same command resumes")
             raise SystemExit(128 + number)
         said |= {"data": short(data.fingerprint), "shards": data.fingerprint["shards"], "records": data.fingerprint["records"]}
-        said["phantoms"] = sorted(source for source, opened in data.shards.items() if opened.manifest.get("phantom"))
+        said["phantoms"] = ancestry.phantoms(ancestry.lineage(folder))
         said["metrics"] = throughput(log.totals)
     return folder
 

@@ -51,8 +51,9 @@ def transfer(config: Transfer) -> Path:
                 for protocol in several(config.protocol):
                     for name in [f"probe_{shots}shot" for shots in probe.SHOTS] if protocol == "few_shot" else [protocol]:
                         compute(CellFile(folder, data.name, encoder.label, name), data, encoder, config)
-        cells = read_cells(folder, data={data.name: data.fingerprint for data in sets})
+        cells, left_out = read_cells(folder, data={data.name: data.fingerprint for data in sets})
         said |= table(cells, resamples=config.resamples, seed=config.seed)
+        said["transfer"]["left_out"] = left_out
         said["phantoms"] = sorted({facts["benchmark"] for facts, _ in cells if facts.get("phantom")})
     tracking.update(folder)
     return folder

@@ -119,6 +119,14 @@ def test_unreadable_images_are_named_together(tmp_path):
         list(batches(data, np.arange(20), size=16, batch=4, threads=2))
 
 
+def test_fingerprint_follows_the_version_of_reading(tmp_path, monkeypatch):
+    """Results on images that an older version read otherwise are computed again."""
+    images(tmp_path / "mine")
+    before = read("mine", raw=tmp_path).fingerprint
+    monkeypatch.setattr(classification, "READING", b"1")
+    assert read("mine", raw=tmp_path).fingerprint != before
+
+
 def test_arrays_and_files_give_the_same_pixels(tmp_path):
     grey = rng.integers(0, 256, (40, 40), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")

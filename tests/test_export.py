@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from data_prep.phantom.weights.language import SHAPE, VOCABULARY
+from src.ancestry import write_lineage
 from src.cli import compose
 from src.config import Export, typed
 from src.data.read_image import png
@@ -435,14 +436,51 @@ def test_every_restriction_of_a_source_is_named(exported):
 
 def test_a_card_tells_what_was_trained_on_phantoms(exported):
     folder, trained = finished(exported[0].parent, exported[0].name)
-    sources = [source | {"name": name} for source, name in zip(tell(folder, trained).sources, ("a", "b", "c"), strict=True)]
-    story = Story("tiny", trained, json.loads((folder / "result.json").read_text()), sources)
-    part, whole = "**Trained in part on phantoms.** Images and texts of a were", "**Trained on phantoms.** Images and texts were"
-    for phantoms, said in (([], ""), (["a"], part), (["a", "b", "c"], whole)):
-        story.phantoms = phantoms
+    story = tell(folder, trained)
+    part, whole = "**Trained in part on phantoms.** Images and texts of alpha were", "**Trained on phantoms.** Images and texts were"
+    for count, expected in ((0, ""), (1, part), (3, whole)):
+        story.sources = [source | {"phantom": number < count} for number, source in enumerate(story.sources)]
         for text in (card(story, library="timm", usage=""), texts(story, repository=None)["README.md"]):
-            assert said in text
-            assert ("phantoms" in text) == bool(phantoms)
+            assert expected in text
+            assert ("phantoms" in text) == bool(count)
+
+
+@pytest.fixture
+def family(words):
+    """(folders of grandparent, parent and child; all trained). The grandparent used non-commercial data, the parent phantoms."""
+    folders = []
+    for name, source, init in (("grandparent", "medicat", None), ("parent", "slake", "grandparent"), ("child", "alpha", "parent")):
+        changes = [f"name={name}", f"mix.shares={{{source}: 1}}", f"init={f'run:{init}' if init else 'null'}"]
+        folder, _ = finish([word for word in words if not word.startswith("mix.shares")], *changes)
+        manifest = {"licence": "", "counts": {"train": {"written": 1234}}, "phantom": source == "slake"}
+        write_lineage(folder, fingerprint={}, manifests={source: manifest})
+        folders.append(folder)
+    return folders
+
+
+def test_card_of_a_child_names_data_licences_and_phantoms_of_all_ancestors(family):
+    grandparent, parent, child = family
+    shutil.rmtree(grandparent)
+    shutil.rmtree(parent)
+    story = tell(*finished(child.parent, child.name))
+    text = card(story, library="timm", usage="")
+    assert strictest(story).startswith("non-commercial use only (from medicat); ")
+    assert "Continued from the weights of run `parent`, trained from run `grandparent`." in text
+    assert "| alpha (`alpha`) | 100.0% | 1,234 |" in text
+    assert "| MedICaT (`medicat`) in run `grandparent` | 100.0% | 1,234 | research, non-commercial" in text
+    assert "- Subramanian et al., MedICaT" in text
+    for warned in (text, texts(story, repository=None)["README.md"]):
+        assert "**Trained in part on phantoms.** Images and texts of slake in run `parent` were drawn" in warned
+
+
+def test_export_is_refused_where_a_parent_without_a_copied_record_is_gone(family, tmp_path):
+    grandparent, parent, child = family
+    for folder in (parent, child):
+        (folder / "lineage.json").unlink()  # as runs of older code
+    shutil.rmtree(grandparent)
+    with pytest.raises(UserError, match=r"run 'parent' continued init=run:grandparent, which is gone .*; put the folder of that run back"):
+        run_export(child, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_of_the_hub_is_linked(exported):

@@ -70,3 +70,12 @@ def test_jitter_moves_a_little_and_never_mirrors():
     assert moved.max() <= 255
     assert (moved[..., :16].sum((1, 2, 3)) > 3 * moved[..., 16:].sum((1, 2, 3))).all()
     assert not torch.equal(moved[0], moved[1])
+
+
+def test_jitter_is_float32_under_autocast():
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8))
+    torch.manual_seed(0)
+    expected = jitter(x)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(jitter(x), expected)

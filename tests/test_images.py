@@ -1,10 +1,15 @@
 import io
 
 import numpy as np
+import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageChops
 
+from data_prep.encode import encode
+from data_prep.evaluation_sets import _from_raw
+from src.data.classification import pixels
 from src.data.images import decode
+from src.data.read_image import read_image
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -46,3 +51,71 @@ def test_grey_and_other_formats_come_out_as_rgb():
     png = io.BytesIO()
     Image.fromarray(smooth(32, 32)).save(png, "PNG")
     assert np.array_equal(decode(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
+
+
+def file_of(image: Image.Image, kind: str, *, orientation: int | None = 1, **options) -> bytes:
+    exif = Image.Exif()
+    if orientation:
+        exif[274] = orientation
+    out = io.BytesIO()
+    image.save(out, kind, exif=exif, **options)
+    return out.getvalue()
+
+
+def unusual_files() -> dict[str, bytes]:
+    """Files whose pixels differ from what `Image.open(file).convert("RGB")` gives."""
+    picture = Image.fromarray(smooth(64, 96))
+    deep = Image.fromarray(smooth(64, 96)[..., 0].astype(np.uint16) * 16)  # 12 bits, as of a CT
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(smooth(64, 96)[..., 1]))
+    palette = picture.quantize(2)
+    files = {"12 bits.png": file_of(deep, "PNG"), "12 bits.tif": file_of(deep, "TIFF")}
+    files |= {"float.tif": file_of(Image.fromarray(smooth(64, 96)[..., 0] / np.float32(1000)), "TIFF")}
+    files |= {f"rotated {n}.jpg": file_of(picture, "JPEG", orientation=n, quality=95) for n in range(2, 9)}
+    files |= {"rotated.png": file_of(picture, "PNG", orientation=6), "rotated.webp": file_of(picture, "WEBP", orientation=8, lossless=True)}
+    files |= {"rotated by XMP.jpg": file_of(picture, "JPEG", orientation=None, quality=95, xmp=b'<rdf tiff:Orientation="6"/>')}
+    files |= {"alpha.png": file_of(clear, "PNG"), "palette.png": file_of(palette, "PNG", transparency=1)}
+    adobe = file_of(ImageChops.invert(picture.convert("CMYK")), "JPEG", quality=95)  # Pillow inverts once more
+    at = adobe.index(b"\xff\xee")  # the segment that says that the values are inverted
+    return files | {"cmyk.jpg": adobe[:at] + adobe[at + 2 + int.from_bytes(adobe[at + 2 : at + 4]) :]}
+
+
+@pytest.mark.parametrize("name", unusual_files())
+def test_transfer_audit_and_ask_read_the_pixels_that_shards_hold(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(unusual_files()[name])
+    shard = decode(encode(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
+    audit = np.asarray(_from_raw(path))
+    assert np.array_equal(audit, np.asarray(read_image(path)))
+    asked = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(pixels(path, size=32), asked)
+    assert np.abs(shard - asked).mean() < 1.5  # of 255; the shard is a JPEG file with a quarter of the colours
+    naive = pil(path.read_bytes(), 32)
+    assert np.abs(naive - asked.astype(int)).mean() > 15
+
+
+def test_arrays_of_16_bits_are_scaled_like_files(tmp_path):
+    deep = smooth(64, 96)[..., 0].astype(np.uint16) * 16
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(deep, size=32), pixels(tmp_path / "a.png", size=32))
+    assert np.array_equal(np.asarray(_from_raw(deep)), np.asarray(_from_raw(tmp_path / "a.png")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "damage", "size"),
+    [
+        ("JPEG", 0, b"nonsense", (96, 64)),  # no orientation can be read
+        ("PNG", 0, b"nonsense", (96, 64)),
+        ("JPEG", 11, b"\0", (64, 96)),  # the type of another tag: the orientation can be read
+    ],
+)
+def test_damaged_exif_data_does_not_keep_an_image_from_being_read(tmp_path, kind, at, damage, size):
+    exif = Image.Exif()
+    exif[270], exif[274] = "title", 6
+    data = bytearray(exif.tobytes())
+    data[6 + at : 6 + at + len(damage)] = damage
+    path = tmp_path / "a"
+    Image.fromarray(smooth(64, 96)).save(path, kind, exif=bytes(data))
+    encoded = encode(path.read_bytes(), max_side=384, quality=95)
+    assert (encoded.width, encoded.height) == read_image(path).size == size
+    assert np.abs(pixels(path, size=32).astype(int) - decode(encoded.jpeg, size=32)).mean() < 1.5

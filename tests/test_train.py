@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src import run
+from src.ancestry import ancestors
 from src.cli import compose
 from src.config import Train, typed
 from src.data.module import Stream
@@ -701,6 +702,33 @@ def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_pa
     (root / "beta" / "manifest.json").write_text(json.dumps(manifest | {"phantom": True}))
     folder = train(configure(f"data.root={root}", "optim.steps=1", "optim.warmup=0"))
     assert json.loads((folder / "train.json").read_text())["phantoms"] == ["beta"]
+
+
+def test_child_run_carries_the_records_of_its_ancestors(configure, shards, tmp_path):
+    root = shutil.copytree(shards, tmp_path / "shards")
+    manifest = json.loads((root / "beta" / "manifest.json").read_text())
+    (root / "beta" / "manifest.json").write_text(json.dumps(manifest | {"phantom": True, "licence": "no commercial use"}))
+    short = ["optim.steps=1", "optim.warmup=0", f"data.root={root}"]
+    parent = train(configure("name=parent", "mix.shares={alpha: 0, beta: 1, gamma: 0}", *short))
+    fingerprint = json.loads((parent / "train.json").read_text())["shards"]
+    config = configure("name=child", "init=run:parent", "mix.shares={alpha: 1, beta: 0, gamma: 0}", *short[:2], f"data.root={root}")
+    child = train(config)
+    shutil.rmtree(parent)
+    (record,) = ancestors(child)
+    assert (record["name"], record["fingerprint"]["shards"]) == ("parent", fingerprint)
+    assert [(one["name"], one["licence"], one["records"]) for one in record["sources"]] == [("beta", "no commercial use", 60)]
+    assert json.loads((child / "train.json").read_text())["phantoms"] == ["beta"]
+
+
+def test_resumed_child_keeps_the_records_of_its_first_start(configure):
+    train(configure("name=parent", "optim.steps=1", "optim.warmup=0"))
+    config = configure("name=child", "init=run:parent", "trainer.check_every=2")
+    stop_after(config, 2)
+    path = Path(config.outputs) / "child" / "lineage.json"
+    kept = path.read_text().replace('"alpha"', '"as it was"')
+    path.write_text(kept)
+    train(config)
+    assert path.read_text() == kept
 
 
 @pytest.mark.slow

@@ -153,14 +153,53 @@ def test_cells_of_pictures_that_have_changed_are_left_out_of_the_table(place, ca
     (place / "raw/moving/dark/0.png").unlink()
     run(place, "encoder=run:mini", "benchmark=moving", "name=six")
     path = folder / "transfer/moving/scratch/probe.json"
-    assert f"left out, since moving has changed since: {path}; compute it again, or remove it" in capsys.readouterr().out
+    assert f"left out, because the images of moving changed: {path}; compute it again, or remove it" in capsys.readouterr().out
     found = json.loads((folder / "transfer.json").read_text())
     assert "transfer/moving/scratch/probe/macro_f1" not in found["metrics"]
     assert [one["benchmark"] for one in found["transfer"]["differences"]] == ["dots"]
     run(place, "encoder=run:mini", "benchmark=dots", "name=six")  # where the changed set is not named, its newest cell tells
-    assert "left out, since moving" in capsys.readouterr().out
+    assert "left out, because the images of moving" in capsys.readouterr().out
     run(place, "encoder=scratch:mini", "benchmark=moving", "name=six")
     assert "left out" not in capsys.readouterr().out
+
+
+def test_cells_of_other_weights_of_an_encoder_are_left_out_of_the_table(place, capsys):
+    folder = run(place, "encoder=[run:mini,scratch:mini]", "benchmark=[dots,spots]", "protocol=knn", "name=eleven")
+    path = place / "outputs/mini/checkpoints/best.ckpt"
+    kept = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    torch.save({"state_dict": {name: value * 2 for name, value in state["state_dict"].items()}}, path)
+    capsys.readouterr()
+    run(place, "encoder=run:mini", "benchmark=dots", "protocol=knn", "name=eleven")
+    path.write_bytes(kept)
+    old = "transfer/spots/run:mini/knn.json"
+    why = "the weights of run:mini changed"
+    assert f"left out, because {why}: {folder / old}; compute it again, or remove it" in capsys.readouterr().out
+    found = json.loads((folder / "transfer.json").read_text())
+    assert found["transfer"]["left_out"] == [{"file": old, "why": why}]
+    assert "transfer/spots/run:mini/knn/macro_f1" not in found["metrics"]
+    assert "transfer/spots/scratch/knn/macro_f1" in found["metrics"]
+    assert "transfer/mean/run:mini/knn/macro_f1" not in found["metrics"]
+
+
+def test_cells_of_other_seeds_or_settings_of_an_encoder_are_left_out_of_the_table(place):
+    both = ["encoder=scratch:mini", "benchmark=[dots,spots]", "protocol=[knn,finetune]", "name=twelve"]
+    folder = run(place, *both)
+    run(place, both[0], "benchmark=dots", "protocol=finetune", "name=twelve", "finetune.weight_decay=0.5")
+    found = json.loads((folder / "transfer.json").read_text())["transfer"]
+    assert found["left_out"] == [{"file": "transfer/spots/scratch/finetune.json", "why": "the settings of finetune of scratch changed"}]
+    assert [one["protocol"] for one in found["means"]] == ["knn"]
+    run(place, both[0], "benchmark=dots", "protocol=knn", "name=twelve", "seeds=1")
+    found = json.loads((folder / "transfer.json").read_text())["transfer"]
+    assert [(cell["benchmark"], cell["protocol"], cell["seeds"]) for cell in found["cells"]] == [("dots", "knn", 1)]
+    assert {one["why"] for one in found["left_out"]} == {
+        "seeds= of scratch changed",
+        "seeds= and the settings of finetune of scratch changed",
+    }
+    run(place, *both)
+    found = json.loads((folder / "transfer.json").read_text())["transfer"]
+    assert found["left_out"] == []
+    assert len(found["cells"]) == 4
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.reporting.blocks import Figure, Table
+from src.reporting.blocks import Figure, Table, Text
 from src.reporting.stored import Stored
 from src.reporting.transfer import section
 from tests.stored import write_run, write_verb
@@ -73,3 +73,9 @@ def test_few_shot_curves_say_that_the_whole_validation_split_chose(blocks):
     points = [{"benchmark": "x", "encoder": "clip", "shots": shots, **SCORE} for shots in (1, 5)]
     (figure,) = (one for one in blocks([cell("x", "clip", "mean")], few_shot=points) if isinstance(one, Figure))
     assert "chosen on the whole validation split" in figure.caption
+
+
+def test_report_names_the_results_that_are_left_out(blocks):
+    left_out = [{"file": "transfer/x/clip/knn.json", "why": "seeds= of clip changed"}]
+    found = blocks([cell("x", "clip", "mean")], left_out=left_out)
+    assert Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap") in found

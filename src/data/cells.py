@@ -7,6 +7,7 @@ last and tells what the cell depends on; a cell whose `depends_on` still holds i
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,26 +52,43 @@ class CellFile:
         write_atomically(self.path, json.dumps({**named, **facts}, indent=1))
 
 
-def read_cells(folder: Path, *, data: dict[str, str]) -> list[tuple[dict, Cell]]:
-    """(facts, predictions) of every finished cell of a run, sorted by benchmark, encoder and protocol.
+# What a cell depends on -> what the message says has changed since.
+SETTINGS = {
+    "encoder": "the weights",
+    "architecture": "the architecture",
+    "seed": "seed=",
+    "seeds": "seeds=",
+    "finetune": "the settings of finetune",
+}
 
-    `data` are the fingerprints of the benchmarks as they are now; of others the newest cell tells. Cells of other images cannot be
-    compared with these, let alone in pairs: they are left out, which is printed.
+
+def read_cells(folder: Path, *, data: dict[str, str]) -> tuple[list[tuple[dict, Cell]], list[dict[str, str]]]:
+    """(facts, predictions) of the finished cells of a run that can be compared, sorted by path, and what was left out: {file, why}.
+
+    Cells of one benchmark must be of the same images: of those that `data` gives the fingerprints of, else of those of the newest cell.
+    Cells of one encoder must be of the same weights, seeds and settings: of those of its newest cell. A mean of others would be that of
+    no encoder.
     """
-    paths = sorted(folder.glob("transfer/*/*/*.json"))
-    now = {}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
-        facts = json.loads(path.read_text())
-        now[facts["benchmark"]] = facts["depends_on"]["data"]
-    now |= data
-    found = []
-    for path in paths:
-        facts, cell = read_cell(path)
-        if facts["depends_on"]["data"] == now[facts["benchmark"]]:
-            found.append((facts, cell))
+    facts_of = {path: json.loads(path.read_text()) for path in sorted(folder.glob("transfer/*/*/*.json"))}
+    images: dict[str, str] = {}
+    newest: dict[tuple[str, str], Any] = {}  # (encoder, setting)
+    for path in sorted(facts_of, key=lambda path: path.stat().st_mtime_ns):
+        facts = facts_of[path]
+        images[facts["benchmark"]] = facts["depends_on"]["data"]
+        newest |= {(facts["encoder"], key): facts["depends_on"][key] for key in SETTINGS if key in facts["depends_on"]}
+    images |= data
+    kept, left_out = [], []
+    for path, facts in facts_of.items():
+        depends_on = facts["depends_on"]
+        changed = [f"the images of {facts['benchmark']} changed"] if depends_on["data"] != images[facts["benchmark"]] else []
+        differ = [said for key, said in SETTINGS.items() if key in depends_on and depends_on[key] != newest[facts["encoder"], key]]
+        changed += [f"{' and '.join(differ)} of {facts['encoder']} changed"] if differ else []
+        if changed:
+            left_out.append({"file": path.relative_to(folder).as_posix(), "why": " and ".join(changed)})
+            print(f"left out, because {left_out[-1]['why']}: {path}; compute it again, or remove it")
         else:
-            print(f"left out, since {facts['benchmark']} has changed since: {path}; compute it again, or remove it")
-    return found
+            kept.append(read_cell(path))
+    return kept, left_out
 
 
 def distinct(chosen: list[Encoder], folder: Path) -> None:

@@ -17,12 +17,14 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from src.config import typed
-from src.data.images import decode
+from src.data.images import decode, squash
 from src.data.layouts import LAYOUTS, ClassificationConfig, Example
+from src.data.open_image import rgb
 from src.data.record import SPLITS
 from src.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
+READING = b"2"  # version of how images are read: results of another one are computed again
 SUMS = "md5sums.txt"  # lines of `md5sum`; what stands in it is checked before anything is read
 
 
@@ -103,7 +105,7 @@ def split(found: list[Example], labels_N: np.ndarray) -> list[Example]:
 
 def fingerprint(found: Iterable[Example], origin: Path | None = None) -> str:
     """Of keys, splits, labels, groups and of the images by size and time of their files: no image is read."""
-    state = xxhash.xxh3_128()
+    state = xxhash.xxh3_128(READING)
     for example in found:
         state.update("\t".join(example[:4]).encode())
         if isinstance(example.image, Path):
@@ -144,13 +146,10 @@ def batches(data: Classification, rows: np.ndarray, *, size: int, batch: int, th
 
 
 def pixels(image: Path | np.ndarray, *, size: int) -> np.ndarray:
-    """An encoded file or an array of grey or RGB pixels -> uint8 (3, size, size), squashed as in training."""
+    """An encoded file or an array of pixels -> uint8 (3, size, size), read and squashed as in training."""
     if isinstance(image, Path):
         return decode(image.read_bytes(), size=size)
-    found = Image.fromarray(image).convert("RGB")
-    if found.size != (size, size):
-        found = found.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(found).transpose(2, 0, 1)
+    return squash(rgb(Image.fromarray(image)), size)
 
 
 def _check(data: Classification) -> None:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
@@ -17,20 +17,19 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
+from src.data.open_image import MAX_PIXELS, MIN_SIDE, grey, rgb
 from src.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-MAX_PIXELS = 50_000_000  # as data preparation has it
 MAX_BYTES = 512 * 2**20
-MIN_SIDE = 8  # pixels; less shows nothing
 DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax: the whole data set is one zip stream, of unknown size
 
 
 def read_image(path: Path, *, frame: int | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
     """The picture in a file, upright, 8-bit RGB. `frame` counts from 0 and must be given where a file holds several.
 
-    16-bit and float grey is scaled by its own range, transparency becomes white, CMYK is read as Adobe writes it. DICOM is
-    rescaled, windowed as the file says (else by its own range) and MONOCHROME1 inverted (PS3.3 C.7.6.3, C.11.1, C.11.2).
+    Pictures are converted by `src.data.open_image.rgb`, as those of training. DICOM is rescaled, windowed as the file says (else by
+    its own range) and MONOCHROME1 inverted (PS3.3 C.7.6.3, C.11.1, C.11.2).
     Whatever cannot be shown is a `UserError` that names the file.
     """
     name = path.name if len(path.name) <= 80 else f"{path.name[:40]}...{path.name[-20:]}"
@@ -74,28 +73,7 @@ def _picture(path: Path, frame: int | None, max_pixels: int) -> Image.Image:
         if number:
             image.seek(number)
             _check_size(*image.size, max_pixels)
-        image.load()
-        foreign = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
-        upright = ImageOps.exif_transpose(image)
-        return _rgb(ImageChops.invert(upright) if foreign else upright)  # Pillow takes every CMYK JPEG for Adobe's
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey(np.asarray(image, dtype=np.float64))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    bare = Image.new("RGB", image.size)
-    bare.paste(image.convert("RGB"))  # a fresh picture carries no metadata
-    return bare
-
-
-def _grey(values_HW: np.ndarray, *, inverted: bool = False) -> Image.Image:
-    values_HW = np.nan_to_num(values_HW.astype(np.float64))
-    low, high = values_HW.min(), values_HW.max()
-    grey_HW = np.rint((values_HW - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-    return Image.fromarray(255 - grey_HW if inverted else grey_HW).convert("RGB")
+        return rgb(image)
 
 
 def _dicom(path: Path, frame: int | None, max_pixels: int) -> Image.Image:
@@ -131,9 +109,9 @@ def _windowed(stored_HW: np.ndarray, data: FileDataset) -> Image.Image:
     values_HW = apply_modality_lut(stored_HW, data)
     inverted = data.PhotometricInterpretation == "MONOCHROME1"
     if "VOILUTSequence" in data:
-        return _grey(apply_voi_lut(values_HW, data), inverted=inverted)
+        return grey(apply_voi_lut(values_HW, data), inverted=inverted)
     if "WindowWidth" not in data or "WindowCenter" not in data:
-        return _grey(values_HW, inverted=inverted)
+        return grey(values_HW, inverted=inverted)
     centre, width = float(_first(data.WindowCenter)), float(_first(data.WindowWidth))
     if str(data.get("VOILUTFunction", "LINEAR")) == "LINEAR":  # PS3.3 C.11.2.1.2.1
         low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
+from src.ancestry import lineage, missing_parent
 from src.config import Train
+from src.errors import UserError
 
 SOURCES = Path(__file__).resolve().parent.parent.parent / "data_prep" / "sources.yaml"
 DEFINITIONS = {
@@ -42,48 +44,57 @@ IN_PART = (
 
 @dataclass
 class Story:
-    """What a card tells: the run, its sources and its scores."""
+    """What a card tells: the run, its sources and its scores. `sources` include those of the runs whose weights it continued."""
 
     name: str
     config: Train
     result: dict[str, Any]
     sources: list[dict[str, Any]] = field(default_factory=list)
-    phantoms: list[str] = field(default_factory=list)  # sources that only stand for a dataset
+    ancestors: list[str] = field(default_factory=list)  # names of the runs whose weights it continued, the parent first
 
     @property
     def warning(self) -> str:
-        if not self.phantoms:
+        phantoms = [f"{source['name']}{_run(source)}" for source in self.sources if source["phantom"]]
+        if not phantoms:
             return ""
-        return PHANTOM if len(self.phantoms) == len(self.sources) else IN_PART.format(", ".join(self.phantoms))
+        return PHANTOM if len(phantoms) == len(self.sources) else IN_PART.format(", ".join(phantoms))
 
 
 def tell(folder: Path, config: Train) -> Story:
-    """Reads train.json, result.json, the manifests of the shards (where they are still there) and the licences of `sources.yaml`."""
+    """Reads the results of a run, the training records of the run and of its ancestors, and the licences of `sources.yaml`.
+
+    Raises `UserError` where the record of an ancestor is missing: a card without it would omit restrictions of its data.
+    """
+    records = lineage(folder)
+    if missing := missing_parent(records):
+        raise UserError(
+            f"{folder}: run '{records[-1]['name']}' continued init={missing}, which is gone and left no record of its data, so that "
+            "no card can name its licences; put the folder of that run back beside the others"
+        )
     trained = json.loads((folder / "train.json").read_text())
     result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"]}
     known = yaml.safe_load(SOURCES.read_text())
-    total = sum(config.mix.drawn.values())
     sources = []
-    for name, share in sorted(config.mix.drawn.items()):
-        if share > 0:
-            manifest = Path(config.data.root) / name / "manifest.json"
-            built = json.loads(manifest.read_text()) if manifest.exists() else {}
-            entry = known.get(name, {})
+    for number, record in enumerate(records):
+        for source in record["sources"]:
+            entry = known.get(source["name"], {})
             licence = entry.get("licence", {})
             sources.append(
                 {
-                    "name": name,
-                    "title": entry.get("title", name),
-                    "share": share / total,
-                    "records": built.get("counts", {}).get("train", {}).get("written"),
-                    "licence": built.get("licence") or licence.get("name", "unverified"),
+                    "name": source["name"],
+                    "ancestor": record["name"] if number else None,
+                    "title": entry.get("title", source["name"]),
+                    "share": source["share"],
+                    "records": source["records"],
+                    "licence": source["licence"] or licence.get("name", "unverified"),
                     "from": licence.get("from", "unsourced"),
                     "non_commercial": _word(licence.get("non_commercial", "unverified")),
                     "redistribute": _word(licence.get("redistribute", "unverified")),
                     "citation": entry.get("citation", ""),
+                    "phantom": bool(source["phantom"]),
                 }
             )
-    return Story(folder.name, config, result, sources, trained.get("phantoms", []))
+    return Story(folder.name, config, result, sources, [record["name"] for record in records[1:]])
 
 
 def strictest(story: Story) -> str:
@@ -95,7 +106,7 @@ def strictest(story: Story) -> str:
         ("non_commercial", "unverified", "research use only until its licence is verified"),
         ("redistribute", "unverified", "whether the data may be passed on is unverified"),
     ):
-        strict = [source["name"] for source in story.sources if source[key] == value]
+        strict = list(dict.fromkeys(source["name"] for source in story.sources if source[key] == value))
         if strict:
             found.append(f"{said} (from {', '.join(strict)})")
     return "; ".join(found) or "every source allows commercial use and redistribution"
@@ -116,6 +127,7 @@ def card(story: Story, *, library: str, usage: str) -> str:
         "tags": ["medical", "visual-question-answering", "research-only"],
     }
     encoder = config.vision.path or config.vision.architecture
+    origin = ", trained from ".join(f"run `{name}`" for name in story.ancestors)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
         "**For research. Not a medical device, not for clinical use, not for advice to patients.**\n",
@@ -123,6 +135,7 @@ def card(story: Story, *, library: str, usage: str) -> str:
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
         f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {result['git']}, data {result['data']}).\n",
+        *([f"Continued from the weights of {origin}.\n"] if origin else []),
         f"## Use\n\n{usage}\n",
         f"## Scores\n\n{scores(result['metrics'], of=whose)}\n",
         "## Intended use and limits\n\n"
@@ -146,10 +159,10 @@ def data_statement(story: Story) -> str:
     for source in story.sources:
         records = "not recorded" if source["records"] is None else f"{source['records']:,}"
         lines.append(
-            f"| {source['title']} (`{source['name']}`) | {source['share']:.1%} | {records} | {source['licence']} | {source['from']} "
-            f"| {source['non_commercial']} | {source['redistribute']} |"
+            f"| {source['title']} (`{source['name']}`){_run(source)} | {source['share']:.1%} | {records} | {source['licence']} "
+            f"| {source['from']} | {source['non_commercial']} | {source['redistribute']} |"
         )
-    cited = [f"- {source['citation']}" for source in story.sources if source["citation"]]
+    cited = dict.fromkeys(f"- {source['citation']}" for source in story.sources if source["citation"])
     return "\n".join(lines) + ("\n\n" + "\n".join(cited) if cited else "") + "\n"
 
 
@@ -181,6 +194,11 @@ def scores(metrics: dict[str, dict], *, of: str) -> str:
 
 def _interval(found: dict) -> str:
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _run(source: dict[str, Any]) -> str:
+    """Which ancestor was trained on the source; empty for a source of the run itself."""
+    return f" in run `{source['ancestor']}`" if source["ancestor"] else ""
 
 
 def _word(value: Any) -> str:

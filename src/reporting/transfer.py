@@ -16,6 +16,7 @@ def section(run: Stored) -> Section:
     protocols = {cell["protocol"] for cell in cells}
     whole = [one for one in found["differences"] if one["protocol"] in protocols]  # few-shot fits have their own drawing
     blocks: list = [Text(words, "finding") for words in verdicts(whole)]
+    blocks += [Text(f"{one['file']} is left out, because {one['why']}.", "gap") for one in found.get("left_out", [])]
     blocks.append(score_table(found, paint))
     blocks += encoder_table(cells)
     if whole:

@@ -11,6 +11,8 @@
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}
     few_shot      [{benchmark, encoder, shots, value, low, high, n}]    macro-F1 of the probe on that many training images per class
+
+src/transfer.py adds `left_out`: [{file, why}], the results in the folder that cannot be compared with these.
 """
 
 import re

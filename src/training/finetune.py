@@ -74,15 +74,19 @@ class Classifier(lightning.LightningModule):
 
 def jitter(x_N3HW: Tensor) -> Tensor:
     """Rotation by at most 10 degrees, scale and contrast by at most 10%, shift by at most 5% of the side; never a mirror image,
-    because left and right are labels. Pixels stay in 0..255, as floats."""
+    because left and right are labels. Pixels stay in 0..255, as floats.
+
+    The sampling grid is computed in float32, also under autocast: bfloat16 coordinates are up to a pixel off.
+    """
     n, device = len(x_N3HW), x_N3HW.device
     turn, scale, dx, dy, gain = (torch.rand(5, n, device=device) * 2 - 1) * torch.tensor([0.175, 0.1, 0.1, 0.1, 0.1], device=device)[
         :, None
     ]
     cos, sin = torch.cos(turn) * (1 + scale), torch.sin(turn) * (1 + scale)
     theta_N23 = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
-    grid = F.affine_grid(theta_N23, list(x_N3HW.shape), align_corners=False)
-    moved_N3HW = F.grid_sample(x_N3HW.float(), grid, padding_mode="border", align_corners=False)
+    with torch.autocast(device.type, enabled=False):
+        grid = F.affine_grid(theta_N23, list(x_N3HW.shape), align_corners=False)
+        moved_N3HW = F.grid_sample(x_N3HW.float(), grid, padding_mode="border", align_corners=False)
     mean_N = moved_N3HW.mean((1, 2, 3), keepdim=True)
     return ((moved_N3HW - mean_N) * (1 + gain.view(-1, 1, 1, 1)) + mean_N).clamp(0, 255)
 

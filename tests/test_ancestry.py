@@ -1,0 +1,72 @@
+"""A run folder carries the training records of all runs whose weights it continued."""
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from src.ancestry import ancestors, lineage, missing_parent, phantoms, write_lineage
+
+
+def started(outputs: Path, name: str, source: str, *, init: str | None = None, recorded: bool = True, phantom: bool = False) -> Path:
+    """The folder of a run on one source; without `recorded` as older code left it."""
+    folder = outputs / name
+    folder.mkdir(parents=True)
+    mix = {"shares": {source: 1.0}, "decontaminate": True}
+    config = {"name": name, "init": init, "mix": mix, "data": {"root": str(outputs.parent / "shards")}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = {"licence": f"licence of {source}", "counts": {"train": {"written": 7}}, "phantom": phantom}
+    if recorded:
+        write_lineage(folder, fingerprint={"shards": {source: f"print of {source}"}}, manifests={source: manifest})
+        return folder
+    shards = outputs.parent / "shards" / source
+    shards.mkdir(parents=True)
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "train.json").write_text(json.dumps({"shards": {source: f"print of {source}"}, "phantoms": [source] * phantom}))
+    return folder
+
+
+def test_lineage_survives_the_removal_of_all_ancestors(tmp_path):
+    started(tmp_path / "outputs", "grandparent", "a", phantom=True)
+    started(tmp_path / "outputs", "sweep/seed=1", "b", init="run:grandparent")
+    child = started(tmp_path / "outputs", "child", "c", init="run:sweep/seed=1")
+    for name in ("grandparent", "sweep"):
+        shutil.rmtree(tmp_path / "outputs" / name)
+    moved = child.rename(tmp_path / "child")
+    records = lineage(moved)
+    assert missing_parent(records) is None
+    assert [record["name"] for record in records] == ["child", "sweep/seed=1", "grandparent"]
+    assert [record["sources"][0]["licence"] for record in ancestors(moved)] == ["licence of b", "licence of a"]
+    assert [record["fingerprint"]["shards"] for record in ancestors(moved)] == [{"b": "print of b"}, {"a": "print of a"}]
+    assert phantoms(records) == ["a"]
+
+
+def test_lineage_of_older_runs_is_read_from_their_folders(tmp_path):
+    outputs = tmp_path / "outputs"
+    started(outputs, "grandparent", "a", recorded=False, phantom=True)
+    started(outputs, "sweep/seed=1", "b", init="run:grandparent", recorded=False)
+    child = started(outputs, "child", "c", init="run:sweep/seed=1", recorded=False)
+    read = lineage(child)
+    shutil.rmtree(outputs)
+    for name, source, init in (("grandparent", "a", None), ("sweep/seed=1", "b", "run:grandparent"), ("child", "c", "run:sweep/seed=1")):
+        started(outputs, name, source, init=init, phantom=source == "a")
+    assert read == lineage(child)
+
+
+def test_lineage_ends_where_an_older_parent_is_gone(tmp_path):
+    outputs = tmp_path / "outputs"
+    started(outputs, "parent", "b", init="run:grandparent", recorded=False)
+    child = started(outputs, "child", "c", init="run:parent")
+    assert missing_parent(lineage(child)) == "run:grandparent"
+    started(outputs, "grandparent", "a")
+    assert missing_parent(lineage(child)) is None
+
+
+def test_copied_records_are_those_of_the_parent_when_the_child_started(tmp_path):
+    outputs = tmp_path / "outputs"
+    started(outputs, "parent", "a")
+    child = started(outputs, "child", "c", init="run:parent")
+    shutil.rmtree(outputs / "parent")
+    started(outputs, "parent", "b")
+    assert [record["sources"][0]["name"] for record in ancestors(child)] == ["a"]
