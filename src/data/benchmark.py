@@ -118,7 +118,7 @@ def _closed(record: Record) -> dict:
     return {"closed": said == "CLOSED"} if said in ("OPEN", "CLOSED") else {}
 
 
-def conditions(test: Questions, wanted: list[str], *, images: bool) -> list[str]:
+def conditions(test: Questions, wanted: list[str], *, images: bool = True) -> list[str]:
     """The image conditions under which a benchmark is asked. A text-only one is asked once, as `none`; so is a run without `images`, which
     has learnt nothing of what the projector makes of them."""
     for condition in wanted:

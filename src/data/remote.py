@@ -151,8 +151,7 @@ def _fetch_index(url: str, folder: Path) -> None:
         state += (folder / "audit.json").read_bytes()
     except Absent:  # shards that were not audited have none
         (folder / "audit.json").unlink(missing_ok=True)
-    held = folder / "index.sha256"  # of manifest and audit, which the index goes with
-    digest = hashlib.sha256(state).hexdigest()
+    held, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # of manifest and audit, which the index goes with
     if not held.exists() or held.read_text() != digest or not _readable(folder / "index.arrow", _index):
         fetch(f"{url}/index.arrow", folder / "index.arrow", read=_index)
         held.write_text(digest)
