@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_prep import arguments
 from data_prep.atomic import atomic, full_disk_explained
-from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
+from data_prep.evaluation_sets import EvaluationSet, evaluation_sets, question_hashes
 from data_prep.index import write_index
 from data_prep.near import near
 from data_prep.thumbnail import SAME, correlation, hashes, open_grey, variants
@@ -26,6 +26,8 @@ from src.data.record import SPLITS
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError, command, nearest
 
+BLOCK = 4096  # records whose text is read at once
+
 
 @dataclass
 class Audit:
@@ -33,7 +35,8 @@ class Audit:
 
     python -m data_prep.audit out=data/shards raw=data/raw
 
-    Test sets are all benchmarks of conf/benchmark that are on disk. Shards stay as they are; mixes leave such records out.
+    Test sets are the test split of every source under out= and the classification sets of conf/benchmark under raw=. Shards stay as
+    they are; mixes leave such records out.
 
     out         folder that holds the shards OUT/<source>
     raw         folder that holds classification sets RAW/<benchmark>; without it they are named as not checked
@@ -75,32 +78,37 @@ class Known:
 
     def __init__(self, sets: list[EvaluationSet]):
         self.sets = sets
-        self.images = [(number, opener) for number, one in enumerate(sets) for opener in one.images]
-        found = [hashes(variants(opener())) for _, opener in tqdm(self.images, desc="test images", disable=None)]
+        self.images = [(one, image) for one in sets for image in one.images]
+        found = [hashes(variants(image.open())) for _, image in tqdm(self.images, desc="test images", disable=None)]
         self.hashes = np.concatenate(found) if found else np.empty(0, np.uint64)
         self.variants = len(found[0]) if found else 1
 
     def variants_of(self, image: int) -> np.ndarray:
-        return variants(self.images[image][1]())
+        return variants(self.images[image][1].open())
 
 
 def audit(name: str, shards: Shards, known: Known, absent: list[str]) -> dict[str, Any]:
     leaks: defaultdict[int, set[str]] = defaultdict(set)
-    free = shards.column("split") != SPLITS.index("test")
-    for row, number in _same_images(shards, known, free):
-        leaks[row].add(known.sets[number].name)
-    for one in known.sets:
-        if len(one.texts):
-            for row in np.flatnonzero(free & np.isin(shards.column("text_hash"), one.texts)).tolist():
-                leaks[row].add(one.name)
+    trained: defaultdict[str, set[str]] = defaultdict(set)  # test set -> keys of its records that stand in the training split
+    split = shards.column("split")
+    free, train = split != SPLITS.index("test"), split == SPLITS.index("train")
+    matches = [(row, *known.images[image]) for row, image in _same_images(shards, known, free)]
+    for row, test, keys in [*((row, test, image.keys) for row, test, image in matches), *_same_texts(shards, known, free)]:
+        leaks[row].add(test.name)
+        if train[row]:
+            trained[test.name].update(keys)
     names = [",".join(sorted(leaks[row])) if row in leaks else "" for row in range(len(shards))]
     columns = {field.name: shards.arrow(field.name) for field in SCHEMA} | {"leaks_into": column(names, pa.string())}
+    (shards.folder / "audit.json").unlink(missing_ok=True)  # an audit that is interrupted here leaves none, rather than that of before
     write_index(shards.folder, columns)
     said = {
-        "checked": {one.name: len(one.images) or len(one.texts) for one in known.sets},
+        "manifest": shards.manifest["fingerprint"],  # of the build that was checked
+        "checked": {one.name: one.size for one in known.sets},
+        "fingerprints": {one.name: one.fingerprint for one in known.sets},
         "not_checked": absent,
         "leaks": dict(sorted(Counter(name for found in leaks.values() for name in found).items())),
         "records": len(leaks),
+        "test_records_in_train": {test: sorted(keys) for test, keys in sorted(trained.items())},
         "images": {"all": int(shards.column("num_images").sum()), "different": len(np.unique(shards.image_hashes()[1]))},
         "groups_on_two_sides": _groups_on_two_sides(shards, ("test",), ("train", "val")),
         "groups_in_train_and_val": _groups_on_two_sides(shards, ("train",), ("val",)),
@@ -118,20 +126,45 @@ def _same_images(shards: Shards, known: Known, free: np.ndarray) -> list[tuple[i
 
 
 def same_images(row_N: np.ndarray, hash_N: np.ndarray, known: Known, images: Callable[[int], list[bytes]]) -> list[tuple[int, int]]:
-    """(row, number of the evaluation set) of every row that holds a test image, among rows with these hashes."""
+    """(row, position in `known.images`) of every row and test image that it holds, among rows with these hashes."""
     places, queries = near(hash_N, known.hashes)
     pairs = np.unique(np.stack([queries // known.variants, row_N[places]], 1), axis=0)  # (test image, row)
-    found, held, variants_VHW = set(), -1, np.empty(0)
+    found, held, variants_VHW = [], -1, np.empty(0)
     for image, row in tqdm(pairs.tolist(), desc="look-alikes", disable=None):
-        number = known.images[image][0]
-        if (row, number) in found:
-            continue
         if image != held:
             held, variants_VHW = image, known.variants_of(image)
         thumbnails = [variants(open_grey(data))[0] for data in images(row)]
         if max(correlation(variants_VHW, thumbnail) for thumbnail in thumbnails) >= SAME:
-            found.add((row, number))
-    return sorted(found)
+            found.append((row, image))
+    return found
+
+
+def _same_texts(shards: Shards, known: Known, free: np.ndarray) -> Iterator[tuple[int, EvaluationSet, list[str]]]:
+    """(row, test set, keys of the test records) of every row that holds the text of a test record, or, where the row has no image
+    either, its question: a question is known by heart whatever the answer and the order of the options."""
+    sets = [one for one in known.sets if one.texts]
+    if not sets:
+        return
+    rows = np.flatnonzero(free & (shards.column("num_images") == 0))
+    row_Q, hash_Q = _questions(shards, rows)
+    row_Q = np.concatenate([np.flatnonzero(free), row_Q])
+    hash_Q = np.concatenate([shards.column("text_hash")[free], hash_Q])
+    for one in sets:
+        known_Q = np.isin(hash_Q, np.fromiter(one.texts, np.uint64))
+        for row, hashed in zip(row_Q[known_Q].tolist(), hash_Q[known_Q].tolist(), strict=True):
+            yield row, one, one.texts[hashed]
+
+
+def _questions(shards: Shards, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, hash) of every question of these rows, int64 and uint64."""
+    row_of, found = [], []
+    for at in tqdm(range(0, len(rows), BLOCK), desc="questions", disable=None):
+        block = rows[at : at + BLOCK].tolist()
+        for row, record in zip(block, shards.texts(block), strict=True):
+            hashed = question_hashes(record)
+            row_of += [row] * len(hashed)
+            found += hashed
+    return np.array(row_of, np.int64), np.array(found, np.uint64)
 
 
 def _groups_on_two_sides(shards: Shards, here: tuple[str, ...], there: tuple[str, ...]) -> int:

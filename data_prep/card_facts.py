@@ -83,10 +83,8 @@ def gather(out: Path, shares: dict[str, float]) -> list[Facts]:
     found = []
     for name, share in shares.items():
         shards = Shards(out / name)
-        path = out / name / "audit.json"
-        audit = json.loads(path.read_text()) if path.exists() else {}
         entry = known.get(name) or Source(name=name, reader="", files={}, title=name, licence=known["jsonl"].licence)
-        found.append(Facts(entry, share / total, shards, audit))
+        found.append(Facts(entry, share / total, shards, shards.audit or {}))
     return found
 
 

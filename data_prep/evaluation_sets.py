@@ -1,79 +1,97 @@
 """The test sets that a model will be judged on, as far as they are on disk: what training records must not contain."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
+from data_prep.cut import text_hash
 from data_prep.encode import BadImage, open_image
 from data_prep.thumbnail import open_grey
 from src.data.open_image import rgb
+from src.data.record import Record
 from src.data.shards import Shards
+from src.data.test_sets import described, set_name
 from src.errors import UserError
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "benchmark"
+
+@dataclass
+class TestImage:
+    """`keys` are the test records that show it; a classification set has none."""
+
+    open: Callable[[], Image.Image]
+    keys: list[str] = field(default_factory=list)
 
 
 @dataclass
 class EvaluationSet:
-    """The test split of one benchmark. `images` open one by one; `texts` are the text hashes where there is no image."""
+    """The test split of one benchmark: its images, and the hashes of the texts and questions that stand without an image."""
 
     name: str
-    images: list[Callable[[], Image.Image]] = field(default_factory=list)
-    texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    images: list[TestImage] = field(default_factory=list)
+    texts: dict[int, list[str]] = field(default_factory=dict)  # hash -> keys of the test records with this text or question
+    fingerprint: str = ""  # of the build or the files that were read
+
+    @property
+    def size(self) -> int:
+        """Images, and records without one."""
+        return len(self.images) + len({key for keys in self.texts.values() for key in keys})
 
 
 def evaluation_sets(shards: dict[str, Shards], raw: Path | None, *, own: Sequence[str] = ()) -> tuple[list[EvaluationSet], list[str]]:
-    """(the sets that are on disk, the names of those that are not): every file of `conf/benchmark`, and the classification sets `own`.
+    """(the sets that are on disk, the names of those that are not): every file of `conf/benchmark`, the test split of every other
+    source of `shards`, and the classification sets `own`.
 
     Questions come from `shards`, classification sets from `raw/<name>`. Benchmarks on the same rows (such as the official and
     the image-disjoint split of VQA-RAD) are one set under the first name. One of `own` that cannot be read raises `UserError`.
     """
     if own and raw is None:
         raise UserError(f"benchmarks={','.join(own)} stand below raw=, which is missing; give raw=...")
-    found, absent, seen = [], [], set()
-    for path in sorted(CONF.glob("*.yaml")):
-        said = yaml.safe_load(path.read_text())
-        if "layout" in said:
-            there = raw is not None and (raw / path.stem).is_dir()
-            made = _classification(path.stem, raw) if there and raw else None
-        else:
-            place = (said["source"], said["split"])
-            if place in seen:
-                continue
-            seen.add(place)
-            made = _questions(path.stem, said, shards)
+    classified = [name for name, one in described().items() if "layout" in one]
+    there = [name for name in classified if raw is not None and (raw / name).is_dir()]
+    found = [_classification(name, raw) for name in dict.fromkeys([*there, *own]) if raw]
+    absent = [name for name in classified if name not in there]
+    splits = [(one["source"], one["split"]) for one in described().values() if "layout" not in one]
+    for source, split in dict.fromkeys([*splits, *((source, "test") for source in shards)]):
+        made = _questions(source, split, shards[source]) if source in shards else None
         if made:
             found.append(made)
-        else:
-            absent.append(path.stem)
-    known = {one.name for one in found}
-    return found + [_classification(name, raw) for name in own if raw and name not in known], absent
+        elif (source, split) in splits:
+            absent.append(set_name(source, split))
+    return sorted(found, key=lambda one: one.name), sorted(absent)
 
 
-def _questions(name: str, said: dict[str, Any], shards: dict[str, Shards]) -> EvaluationSet | None:
-    source = shards.get(said["source"])
-    rows = source.rows(said["split"]) if source else np.empty(0, np.int64)
-    if source is None or not len(rows):
+def _questions(source: str, split: str, shards: Shards) -> EvaluationSet | None:
+    rows = shards.rows(split)
+    if not len(rows):
         return None
-    row_of, hashes = source.image_hashes()
-    here = np.isin(row_of, rows)
-    if not here.any():
-        return EvaluationSet(name, texts=np.unique(source.column("text_hash")[rows]))
-    # Many questions stand on one picture; blank ones of different patients have one hash.
-    told = [hashes[here], *(source.column(column)[row_of[here]].astype(np.uint64) for column in ("group", "width", "height"))]
-    _, first = np.unique(np.stack(told), axis=1, return_index=True)
-    kept = np.unique(row_of[here][first])
-    return EvaluationSet(name, images=[opener for row in kept for opener in _openers(source, int(row))])
+    made = EvaluationSet(set_name(source, split), fingerprint=shards.manifest["fingerprint"])
+    groups, widths, heights = (shards.column(name) for name in ("group", "width", "height"))
+    row_N, hash_N = shards.image_hashes()
+    here_N = np.isin(row_N, rows)
+    images: dict[tuple, TestImage] = {}  # many questions stand on one image; blank ones of different patients have one hash
+    before: Counter[int] = Counter()
+    for row, hashed in zip(row_N[here_N].tolist(), hash_N[here_N].tolist(), strict=True):
+        opener = partial(_from_shards, shards, row, before[row])
+        before[row] += 1
+        image = images.setdefault((hashed, groups[row], widths[row], heights[row]), TestImage(opener))
+        image.keys.append(shards.arrow("key")[row].as_py())
+    made.images = list(images.values())
+    text_only = rows[shards.column("num_images")[rows] == 0].tolist()
+    text_hashes = shards.column("text_hash")
+    for row, record in zip(text_only, shards.texts(text_only), strict=True):
+        for hashed in {int(text_hashes[row]), *question_hashes(record)}:
+            made.texts.setdefault(hashed, []).append(record.key)
+    return made
 
 
-def _openers(source: Shards, row: int) -> list[Callable[[], Image.Image]]:
-    return [partial(_from_shards, source, row, position) for position in range(int(source.column("num_images")[row]))]
+def question_hashes(record: Record) -> list[int]:
+    """Of each question of a record without its answer and its options, or of its caption."""
+    return [text_hash(question) for question, _ in record.turns] or [text_hash(record.caption)]
 
 
 def _from_shards(source: Shards, row: int, position: int) -> Image.Image:
@@ -84,7 +102,8 @@ def _classification(name: str, raw: Path) -> EvaluationSet:
     from src.data import classification  # brings torch along, which only this needs
 
     data = classification.read(name, raw=raw)
-    return EvaluationSet(name, images=[partial(_from_raw, data.examples[row].image) for row in data.rows("test")])
+    images = [TestImage(partial(_from_raw, data.examples[row].image)) for row in data.rows("test")]
+    return EvaluationSet(name, images=images, fingerprint=data.fingerprint)
 
 
 def _from_raw(image: Path | np.ndarray) -> Image.Image:

@@ -33,6 +33,7 @@ def merge(
     _write_quarantine(folder, parts)
     _check_quarantine(folder, entry.name, counts, parts, quarantine_limit)
     tars = [part for part in parts if part.tar]
+    (folder / "audit.json").unlink(missing_ok=True)  # its findings stand in the index that is now written anew
     join_parts(folder, tars)
     manifest = {
         "source": entry.name,

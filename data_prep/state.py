@@ -38,7 +38,7 @@ def continues(folder: Path, state: str) -> bool:
     if path.exists():
         if json.loads(path.read_bytes())["state"] == state:
             return True
-        for name in ("manifest.json", "parts/state.json", "index.arrow", "quarantine.jsonl"):
+        for name in ("manifest.json", "parts/state.json", "index.arrow", "audit.json", "quarantine.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for old in chain(folder.glob("parts/*-??????.arrow"), folder.glob("*-??????.tar")):
             old.unlink()

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from src import run, team, tracking
 from src.cli import verb
 from src.config import Evaluate, Train, one_of, typed
-from src.data import answers, benchmark, contamination, controls
+from src.data import answers, benchmark, controls
 from src.data.answers import Answers
 from src.data.benchmark import Questions
+from src.data.overlap import mark, overlaps
 from src.data.remote import Cache
 from src.errors import UserError, nearest
 from src.model.generate import Generator, ask
@@ -36,7 +37,7 @@ def evaluate(config: Evaluate) -> Path:
     root = config.data_root or trained.data.root
     cache = Cache(trained.data.cache, trained.data.cache_gb)
     tests = [benchmark.read(name, root=root, limit=config.limit, cache=cache) for name in several(config.benchmarks) or BENCHMARKS]
-    asked = {test.name: benchmark.conditions(test, config.images) for test in tests}
+    asked = {test.name: benchmark.conditions(test, config.images, images=trained.data.images) for test in tests}
     path = choose(folder, config.checkpoint)
 
     with run.verb(folder, "evaluate") as said, team.joined() as ranks:
@@ -48,9 +49,9 @@ def evaluate(config: Evaluate) -> Path:
         decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
         generator = Generator(model.to(device(config.accelerator)), prompter, batch=config.batch, **decoding)
         depends_on = {"checkpoint": _digest(path), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
+        if ranks.first:  # who writes the files
+            said["seen"] = mark_seen(tests, stored, path, outputs=config.outputs)
         for test in tests:
-            if not trained.mix.decontaminate and not contamination.mark(test, trained.mix, trained.data.root):
-                print(f"{test.name}: whether training has seen its questions is not known, since its sources have no audit.json")
             for condition in asked[test.name]:
                 about = {**depends_on, "shards": test.shards.manifest["fingerprint"]}
                 about |= {"cycle": benchmark.cycle(test, seed=config.seed)} if condition == "shuffled" else {}
@@ -67,6 +68,23 @@ def evaluate(config: Evaluate) -> Path:
         said |= summary.summarise(found, pooled=[test.name for test in tests if test.pooled], resamples=config.resamples, seed=config.seed)
     tracking.update(folder)
     return folder
+
+
+def mark_seen(tests: list[Questions], stored: dict, checkpoint: Path, *, outputs: str) -> dict[str, dict]:
+    """Marks the questions that the run was trained on, by the audits as they are now. Prints and gives what is known per benchmark."""
+    found = overlaps(stored, checkpoint, {test.set_name: test.shards.manifest["fingerprint"] for test in tests}, outputs=outputs)
+    named: dict[str, list[str]] = {}  # note -> benchmarks
+    for test in tests:
+        mark(test, found[test.set_name])
+        for note in found[test.set_name].notes:
+            named.setdefault(note, []).append(test.name)
+    for note, names in named.items():
+        print(f"{', '.join(names)}: {note}")
+    partly = [test.name for test in tests if not found[test.set_name].complete]
+    if partly:
+        print(f"{', '.join(partly)}: whether training has seen the questions that are not marked as seen is unknown")
+    about = {test.name: found[test.set_name] for test in tests}
+    return {name: {"records": one.found, "complete": one.complete, "notes": one.notes} for name, one in about.items()}
 
 
 def found_by(test: Questions, folder: Path, conditions: list[str]) -> dict[str, list[dict]]:

@@ -14,6 +14,7 @@ from src import ancestry, run, sweep, tracking
 from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
+from src.data.shards import Shards
 from src.errors import UserError
 from src.model.vlm import build, census, table
 from src.plan import advice
@@ -55,6 +56,7 @@ def train(config: Train) -> Path:
             load(model, choose(Path(config.outputs) / config.init.removeprefix("run:"), "best"), whole=False)
         said |= {"parts": census(model, config), "weights": model.weights}
         print(table(said["parts"]))
+        said["audits"] = audits(data.shards, config)
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
 
@@ -97,6 +99,20 @@ def train(config: Train) -> Path:
         said["phantoms"] = ancestry.phantoms(ancestry.lineage(folder))
         said["metrics"] = throughput(log.totals)
     return folder
+
+
+def audits(shards: dict[str, Shards], config: Train) -> dict[str, str | None]:
+    """The fingerprint of each source's audit, by which an evaluation tells a later one; warns of sources that have none."""
+    found = {source: opened.audit["fingerprint"] if opened.audit else None for source, opened in shards.items()}
+    absent = ", ".join(source for source, audit in found.items() if audit is None)
+    if absent and run.first_rank():
+        root = config.data.root
+        print(
+            f"warning: no audit has compared the present build of {absent} with the test sets, so records that stand in one may be trained "
+            f"on whatever mix.decontaminate says; run `python -m data_prep.audit out={root} raw=data/raw` "
+            f"(or `make audit OUT={root} RAW=data/raw`) before training"
+        )
+    return found
 
 
 def trouble(error: Exception, config: Train, folder: Path) -> str | None:

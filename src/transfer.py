@@ -63,7 +63,9 @@ def compute(file: CellFile, data: Classification, encoder: Encoder, config: Tran
     """One cell: fits on train, chooses on val, and predicts the test split once per seed."""
     depends_on = {"encoder": encoder.identity, "architecture": plain(encoder.config), "data": data.fingerprint, "seeds": config.seeds}
     depends_on |= {"seed": config.seed} | ({"finetune": plain(config.finetune)} if file.protocol == "finetune" else {})
-    seen = overlap(encoder.run, encoder.checkpoint, data.name, outputs=config.outputs) if encoder.checkpoint else None
+    seen = None
+    if encoder.checkpoint:
+        seen = overlap(encoder.run, encoder.checkpoint, data.name, fingerprint=data.fingerprint, outputs=config.outputs)
     now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
     if file.finished(depends_on):
         file.note(**now)  # an audit may have looked since

@@ -99,10 +99,11 @@ def leaks(out: Path, source: str) -> dict[str, str]:
 def test_copies_are_found_and_nothing_else(out, capsys):
     said = audit_all(Audit(out=out))
     found = leaks(out, "mix")
-    assert {key for key, name in found.items() if name == "vqa_rad"} == {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
+    copies = {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
+    assert {key for key, name in found.items() if "vqa_rad" in name.split(",")} == copies
     assert {key for key, name in found.items() if name == "pubmedqa"} == {"asked"}
-    assert said["mix"]["leaks"] == {"pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
-    assert said["mix"]["checked"] == {"pubmedqa": 20, "vqa_rad": 20}
+    assert said["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
+    assert said["mix"]["checked"] == {"mix": 1, "pubmedqa": 20, "vqa_rad": 20}
     assert "pathvqa" in said["mix"]["not_checked"]
     printed = capsys.readouterr().out
     assert "not checked, since not on disk: breastmnist" in printed
@@ -121,9 +122,82 @@ def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
     for path in (out / "vqa_rad").iterdir():  # a benchmark that is gone is no longer checked
         if path.is_file():
             path.unlink()
-    assert audit_all(Audit(out=out))["mix"]["leaks"] == {"pubmedqa": 1}
+    assert audit_all(Audit(out=out))["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1}
     assert {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")} == tars
     assert Shards(out / "mix")[5].key
+
+
+def build_own(tmp_path: Path, name: str, **splits: list[dict]) -> Path:
+    """Own data of these lines per split; gives the folder of all shards."""
+    for split, lines in splits.items():
+        (tmp_path / "raw" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    build_all(Build(sources=[name], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
+    return tmp_path / "shards"
+
+
+def test_audit_checks_the_test_split_of_own_data(tmp_path):
+    folder = tmp_path / "raw" / "my_scans"
+    images = [save(folder / f"{n}.jpg", scene(n)) for n in range(20)]
+    asked = [{"image": image, "question": "What is it?", "answer": "a cell"} for image in images]
+    train = [{"id": f"train{n}", **one} for n, one in enumerate(asked[:15])]
+    test = [{"id": f"test{n}", **one, "question": question} for n, one in enumerate(asked[10:]) for question in ("Where is it?",)]
+    test += [{"id": "no image", "question": "Is 3 odd?", "answer": "yes"}]
+    train += [{"id": "text", "question": "Is 3 odd?", "answer": "yes"}]
+    out = build_own(tmp_path, "my_scans", train=train, val=[{"id": "val", **asked[17]}], test=test)
+    said = audit_all(Audit(out=out))["my_scans"]
+    assert said["checked"] == {"my_scans": 11}  # ten images and a text
+    assert said["leaks"] == {"my_scans": 7}
+    assert {key for key, name in leaks(out, "my_scans").items() if name} == {*(f"train{n}" for n in range(10, 15)), "text", "val"}
+    keys = Shards(out / "my_scans").column("key")
+    assert set(said["test_records_in_train"]["my_scans"]) == {key for key in keys if key in [f"test{n}" for n in range(5)] or "no" in key}
+
+
+def test_audit_names_every_test_record_on_an_image_that_was_trained_on(out):
+    """Also those that show a mirrored or cut copy, and those of a text."""
+    said = audit_all(Audit(out=out))["mix"]
+    keys = {name: Shards(out / name).column("key") for name in ("vqa_rad", "pubmedqa")}
+    assert said["test_records_in_train"]["vqa_rad"] == sorted(keys["vqa_rad"])
+    assert said["test_records_in_train"]["pubmedqa"] == [keys["pubmedqa"][3]]
+
+
+def test_audit_finds_a_text_question_whatever_its_answer_and_options(tmp_path):
+    question = "Which drug is given first?"
+    options = {"question": question, "choices": ["aspirin", "heparin"]}
+    train = [
+        {"id": "other answer", **options, "answer": "heparin"},
+        {"id": "other order", "question": "which drug is  given FIRST?", "choices": ["heparin", "aspirin"], "answer": "aspirin"},
+        {"id": "other question", "question": "Which drug is given last?", "answer": "aspirin"},
+        {"id": "on an image", "image": save(tmp_path / "raw" / "exam" / "scan.jpg", scene(1)), "question": question, "answer": "rest"},
+    ]
+    out = build_own(tmp_path, "exam", train=train, test=[{"id": "test", **options, "answer": "aspirin"}])
+    said = audit_all(Audit(out=out))["exam"]
+    found = list(leaks(out, "exam").values())[: len(train)]
+    assert found == ["exam", "exam", "", ""]  # a question about an image is another question
+    assert said["test_records_in_train"] == {"exam": ["test"]}
+
+
+def test_audit_of_an_earlier_build_is_none(tmp_path):
+    lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
+    out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
+    assert Shards(out / "own").audit is None
+    said = audit_all(Audit(out=out))["own"]
+    assert Shards(out / "own").audit == said
+    build_own(tmp_path, "own", train=lines, test=lines[2:])
+    assert not (out / "own" / "audit.json").exists()
+    (out / "own" / "audit.json").write_text(json.dumps(said))  # such as one that was copied there
+    assert Shards(out / "own").audit is None
+
+
+def test_audit_goes_with_the_index_that_it_filled(tmp_path):
+    """The index of the same build, written again, holds no findings."""
+    lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
+    out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
+    audit_all(Audit(out=out))
+    (out / "own" / "index.arrow").unlink()
+    build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
+    assert set(leaks(out, "own").values()) == {""}
+    assert Shards(out / "own").audit is None
 
 
 def test_classification_sets_are_checked_too(out, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from src.report import report
 from src.reporting import groups
 from src.reporting.compare_transfer import own_means
 from src.reporting.stored import find
+from src.scoring import summary
 from tests.stored import items, write_run, write_verb
 
 
@@ -73,6 +75,19 @@ def test_other_records_of_the_same_shards_are_other_data(tmp_path):
         path = write_run(tmp_path, f"sweep/{seed}", seed=seed) / "train.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"records": {"alpha": digest}}))
     assert "These runs were trained on different data of alpha" in made(tmp_path, "runs=sweep/*")
+
+
+def test_run_without_images_is_compared_by_its_answers_without_images(tmp_path):
+    """It has no others; `write_run` leaves files of answers to images too, such as those of an earlier version."""
+    write_run(tmp_path, "sweep/seeing", right=8)
+    blind = write_run(tmp_path, "sweep/blind", data__images=False)
+    write_verb(blind, "evaluate", summary.summarise({"alpha": {"none": items("", 4)}}, pooled=["alpha"], resamples=50, seed=0))
+    (blind / "predictions" / "alpha.none.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items("", 4)))
+    page = made(tmp_path, "runs=sweep/*", "baseline=sweep/seeing")
+    report = (tmp_path / "sweep/report.md").read_text()
+    assert "did not answer the same questions" not in page
+    assert re.search(r"\| [^|]*minus [^|]*\| exact match \| 16 \| 1 \| -0\.500", report)
+    assert re.search(r"\| data\.images=False \| 0 \| 0\.500 \[", report)
 
 
 def test_an_unfinished_run_that_is_averaged_is_marked(tmp_path):

@@ -14,6 +14,7 @@ from src.data.held_out import open_sources
 from src.data.images import decode
 from src.data.module import fingerprint
 from src.data.prompt import IGNORE
+from src.data.record import SPLITS
 from src.errors import UserError
 from tests.conftest import parts
 
@@ -183,10 +184,13 @@ def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_pat
 
 
 def leak_everything(folder, *, but: int = 0) -> None:
+    """Marks the training records after the first `but` as those of a test set."""
     with pa.OSFile(str(folder / "index.arrow")) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
     at = batch.schema.get_field_index("leaks_into")
-    batch = batch.set_column(at, batch.schema.field(at), pa.array([""] * but + ["pathvqa"] * (batch.num_rows - but)))
+    splits = batch.column("split").to_pylist()
+    found = ["pathvqa" if split == SPLITS.index("train") and n >= but else "" for n, split in enumerate(splits)]
+    batch = batch.set_column(at, batch.schema.field(at), pa.array(found))
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 

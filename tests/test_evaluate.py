@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from src.cli import compose
-from src.config import Evaluate, typed
+from src.config import Evaluate, Report, typed
 from src.errors import UserError
 from src.evaluate import evaluate, mine
+from src.report import report
 from src.reporting.stored import Stored
 from src.scoring.predictions import read_predictions
 from src.scoring.summary import summarise
@@ -155,6 +156,20 @@ def test_text_only_questions_cannot_be_shown_an_image(run):
         evaluate(config(run, "images=[real]"))
     evaluate(config(run, "benchmarks=gamma", "images=[real,none]"))
     assert {path.name for path in (run / "predictions").glob("gamma.*.jsonl")} == {"gamma.none.jsonl", "gamma.majority.jsonl"}
+
+
+def test_blind_run_is_asked_without_images_only(words, capsys):
+    folder, _ = finish(words, "data.images=false")
+    with pytest.raises(UserError, match=r"images=\['real'\]: the run was trained without images \(data.images=false\)"):
+        evaluate(config(folder, "images=[real]"))
+    evaluate(config(folder))
+    conditions = {path.stem.split(".")[1] for path in (folder / "predictions").glob("alpha.*.jsonl")}
+    assert conditions == {"none", "majority", "colour"}
+    one = Stored("tiny", folder)
+    assert not any("/real" in key for key in one.metrics)
+    assert (one.condition, one.answered, one.seen) == ("none", ["alpha", "gamma"], [])
+    report(typed(Report, compose("report", ["runs=tiny", f"outputs={folder.parent}", "resamples=20"])))
+    assert "| alpha | none | 8 |" in (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data_prep.audit import Audit, audit_all
 from data_prep.shards import Build, build_all
 from src.data.budget import parts as budget
 from src.data.held_out import sides
@@ -18,10 +19,13 @@ from tests.conftest import parts
 def build(tmp_path):
     """`build("delta", groups=[...])` is a text-only source without a validation split, a record per named group."""
 
-    def built(name: str, groups: list[str], *, val: int = 0) -> Shards:
+    def built(name: str, groups: list[str], *, val: int = 0, leaking: int = 0) -> Shards:
+        """`leaking` of the validation records, the first ones, are test records too."""
         (tmp_path / "raw" / name).mkdir(parents=True)
-        for split, of in (("train", groups), ("val", [f"val {n}" for n in range(val)])):
-            lines = [{"question": f"{name} {split} {n}?", "answer": f"{n}", "id": f"{split}{n}", "group": at} for n, at in enumerate(of)]
+        splits = {"train": groups, "val": [f"val {n}" for n in range(val)], "test": [f"test {n}" for n in range(leaking)]}
+        for split, of in splits.items():
+            asked = "val" if split == "test" else split
+            lines = [{"question": f"{name} {asked} {n}?", "answer": f"{n}", "id": f"{split}{n}", "group": at} for n, at in enumerate(of)]
             if lines:
                 (tmp_path / "raw" / name / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         build_all(Build(sources=[name], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
@@ -63,6 +67,24 @@ def test_a_validation_split_is_used_as_it_is(build):
         drawn, checked = sides(opened, decontaminate=True, validate=validate)
         assert drawn.tolist() == opened.rows("train").tolist()
         assert checked.tolist() == opened.rows("val")[:found].tolist()
+
+
+def test_leaking_validation_records_do_not_choose_the_best_checkpoint(build):
+    opened = build("delta", [f"patient {n}" for n in range(90)], val=7, leaking=3)
+    audit_all(Audit(out=opened.folder.parent))
+    opened = Shards(opened.folder)
+    val = opened.rows("val")
+    assert sides(opened, decontaminate=True, validate=4)[1].tolist() == val[3:].tolist()
+    assert sides(opened, decontaminate=False, validate=4)[1].tolist() == val[:4].tolist()
+
+
+def test_source_whose_validation_records_all_leak_gives_up_training_records(build):
+    opened = build("delta", [f"patient {n}" for n in range(90)], val=3, leaking=3)
+    audit_all(Audit(out=opened.folder.parent))
+    opened = Shards(opened.folder)
+    drawn, checked = sides(opened, decontaminate=True, validate=4)
+    assert (len(drawn), len(checked)) == (86, 4)
+    assert set(checked) < set(opened.rows("train").tolist())
 
 
 def test_nothing_is_held_out_of_a_run_that_checks_nothing(build):

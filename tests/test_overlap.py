@@ -13,6 +13,7 @@ from PIL import Image
 from data_prep.audit import Audit, audit_all
 from data_prep.shards import Build, build_all
 from src.config import Data, Mix, typed
+from src.data import classification
 from src.data.module import fingerprint
 from src.data.overlap import overlap
 from src.data.shards import Shards
@@ -57,8 +58,12 @@ def trained(place: Path, name: str, *, decontaminate: bool = True, init: str | N
     return run, path
 
 
+def fingerprint_of(place: Path) -> str:
+    return classification.read("dots", raw=place / "raw").fingerprint
+
+
 def answer(place: Path, run: tuple[dict, Path], benchmark: str = "dots") -> tuple[dict, bool | None]:
-    said = overlap(*run, benchmark, outputs=str(place / "outputs"))
+    said = overlap(*run, benchmark, fingerprint=fingerprint_of(place), outputs=str(place / "outputs"))
     return said["found"], said["trained_on"]
 
 
@@ -97,11 +102,33 @@ def test_an_audit_of_other_shards_says_nothing_of_those_of_then(place):
     assert answer(place, (run, path)) == ({"mix": 4}, None)
 
 
+def test_an_audit_of_another_build_of_the_test_set_says_nothing(place):
+    audit(place)
+    run = trained(place, "clean")
+    said = overlap(*run, "dots", fingerprint="another build", outputs=str(place / "outputs"))
+    assert said["trained_on"] is None
+    assert said["notes"] == ["the audit of mix has looked for another build of dots; run `make audit`"]
+
+
+def test_an_audit_of_a_former_build_says_nothing(place):
+    audit(place)
+    run = trained(place, "clean")
+    path = place / "shards/mix/audit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": "another build"}))
+    assert answer(place, run) == ({}, None)
+
+
+def test_runs_that_continue_each_other_in_a_circle_are_told(place):
+    audit(place)
+    trained(place, "parent", init="run:child")
+    assert answer(place, trained(place, "child", init="run:parent")) == ({"mix": 4}, None)
+
+
 def test_weights_that_a_run_began_with_are_named(place):
     run, path = trained(place, "one")
-    assert overlap(run, path, "dots", outputs="nowhere")["start"] == "org/weights"
+    assert overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] == "org/weights"
     run["vision"]["format"] = "scratch"
-    assert overlap(run, path, "dots", outputs="nowhere")["start"] is None
+    assert overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] is None
 
 
 def test_a_set_of_ones_own_needs_the_folder_that_it_stands_in(place):

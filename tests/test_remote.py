@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from data_prep.audit import Audit, audit_all
 from src.config import Mix, missing_files, validate
 from src.data import benchmark, budget, remote
 from src.data.remote import Cache, RemoteShards
@@ -105,6 +106,16 @@ def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server,
     again = data()
     again.stream().batch(0, slot=0)
     assert {path.rpartition("/")[2] for path in server.asked - before} == {"manifest.json", "audit.json"}  # all else was kept
+
+
+def test_audit_that_is_gone_from_the_address_is_gone_from_the_cache(data, shards, server, tmp_path):
+    server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
+    audit_all(Audit(out=server.folder))
+    assert data().shards["alpha"].audit
+    (server.folder / "alpha" / "audit.json").unlink()
+    again = data()
+    assert again.shards["alpha"].audit is None
+    assert again.shards["beta"].audit
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_prep.audit import Audit, audit_all
 from src import run
 from src.ancestry import ancestors
 from src.cli import compose
@@ -58,6 +59,21 @@ def whole_once(shards, language, tmp_path_factory):
 def whole(whole_once, tmp_path):
     """An uninterrupted run with dropout and two workers; a copy, since tests damage it."""
     return Path(shutil.copytree(whole_once, tmp_path / "outputs" / "whole"))
+
+
+def test_training_warns_of_sources_without_an_audit_and_records_audits(configure, shards, tmp_path, capsys):
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    audit_all(Audit(out=root))
+    (root / "beta" / "audit.json").unlink()
+    manifest = root / "gamma" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "built again"}))
+    capsys.readouterr()
+    folder = train(configure(f"data.root={root}", "optim.steps=3", "trainer.check_every=3"))
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "audit" in line]
+    assert said.startswith("warning: no audit has compared the present build of beta, gamma with the test sets")
+    assert f"`python -m data_prep.audit out={root} raw=data/raw`" in said
+    alpha = json.loads((root / "alpha" / "audit.json").read_text())["fingerprint"]
+    assert json.loads((folder / "train.json").read_text())["audits"] == {"alpha": alpha, "beta": None, "gamma": None}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_prep.audit import Known, same_images
 from data_prep.encode import encode
-from data_prep.evaluation_sets import EvaluationSet
+from data_prep.evaluation_sets import EvaluationSet, TestImage
 from data_prep.phantom.draw import render
 from data_prep.phantom.world import item_rng, sample_scene
 from data_prep.thumbnail import open_grey
@@ -57,7 +57,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 def main(tests: int, others: int) -> None:
     originals = [drawn("test", n) for n in tqdm(range(tests), desc="test images", disable=None)]
     held = [jpeg(image, 92) for image in originals]
-    known = Known([EvaluationSet("phantom", images=[partial(open_grey, data) for data in held])])
+    known = Known([EvaluationSet("phantom", images=[TestImage(partial(open_grey, data)) for data in held])])
     train: list[bytes] = []
     kinds: list[str] = []
     for kind, copy in KINDS.items():

@@ -37,7 +37,8 @@ class Answers:
         self.team.wait()
         if self.team.first:
             lines = self.lines | self._parts()
-            asked = [{**lines.pop(item["id"]), **item} for item in items]
+            answered = [{key: value for key, value in lines.pop(item["id"]).items() if key != "seen"} for item in items]
+            asked = [{**line, **item} for line, item in zip(answered, items, strict=True)]  # an item may no longer say what it had seen
             write(self.path, [*asked, *lines.values()])
             self._drop_parts()
 

@@ -15,6 +15,7 @@ from src.data.images import decode
 from src.data.record import Record
 from src.data.remote import Cache, is_remote, open_shards
 from src.data.shards import Shards
+from src.data.test_sets import set_name
 from src.errors import UserError, nearest
 
 CONDITIONS = ("real", "shuffled", "blank", "none")
@@ -43,6 +44,13 @@ class Questions:
     whole: list[int]  # the rows without a limit
     pooled: bool
     choices: bool
+    source: str = ""
+    split: str = "test"
+
+    @property
+    def set_name(self) -> str:
+        """The test set that the audit knows these questions as, or as a part of."""
+        return set_name(self.source, self.split)
 
     @cached_property
     def items(self) -> list[dict]:
@@ -78,7 +86,7 @@ def read(name: str, *, root: str | Path, limit: int = 0, cache: Cache | None = N
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
     pooled = known.pooled and bool(shards.column("num_images")[rows].any())
-    return Questions(name, shards, rows.tolist(), whole.tolist(), pooled, known.choices)
+    return Questions(name, shards, rows.tolist(), whole.tolist(), pooled, known.choices, known.source, known.split)
 
 
 def names() -> list[str]:
@@ -110,12 +118,15 @@ def _closed(record: Record) -> dict:
     return {"closed": said == "CLOSED"} if said in ("OPEN", "CLOSED") else {}
 
 
-def conditions(test: Questions, wanted: list[str]) -> list[str]:
-    """The image conditions under which a benchmark is asked. A text-only one is asked once, as `none`."""
+def conditions(test: Questions, wanted: list[str], *, images: bool = True) -> list[str]:
+    """The image conditions under which a benchmark is asked. A text-only one is asked once, as `none`; so is a run without `images`, which
+    has learnt nothing of what the projector makes of them."""
     for condition in wanted:
         one_of("images", condition, CONDITIONS)
-    if test.shards.column("num_images")[test.rows].any():
+    if images and test.shards.column("num_images")[test.rows].any():
         return list(wanted)
+    if "none" not in wanted and not images:
+        raise UserError(f"images={wanted}: the run was trained without images (data.images=false) and can be shown none; add 'none'")
     if "none" not in wanted:
         raise UserError(f"benchmark '{test.name}' has no images, images={wanted} cannot be shown; add 'none' or leave the benchmark out")
     return ["none"]

@@ -29,11 +29,12 @@ def split_rows(shards: dict[str, Shards], mix: Mix, *, validate: int) -> tuple[d
 def sides(shards: Shards, *, decontaminate: bool, validate: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows that may be drawn, at most `validate` rows that are checked), int64, ascending.
 
-    What is checked is the beginning of the validation split. A source without one gives up training records, by whole groups in the
+    What is checked is the beginning of the validation split. With `decontaminate` neither side holds a record that leaks into a test
+    set: what is checked chooses the best checkpoint. A source without a validation record gives up training records, by whole groups in the
     order of their hash: the first that come to `validate` records, without groups that alone are more than `MOST` of the source, and
     never more than that together. It depends on no seed, so that runs over several seeds are on the same data.
     """
-    train, val = shards.rows("train", decontaminate=decontaminate), shards.rows("val")
+    train, val = (shards.rows(split, decontaminate=decontaminate) for split in ("train", "val"))
     if len(val) or not validate or not len(train):
         return train, val[:validate]
     groups = shards.column("group")

@@ -41,7 +41,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, r
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.drawn.items())),
         "decontaminate": mix.decontaminate,
-        "records": {source: _rows_digest(rows) for source, rows in drawn},  # an audit changes them
+        "records": {source: rows_digest(rows) for source, rows in drawn},  # an audit changes them
         "seed": seed,
         "window": data.window,
         "global_batch": data.global_batch,
@@ -50,7 +50,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, r
     }
 
 
-def _rows_digest(rows: np.ndarray) -> str:
+def rows_digest(rows: np.ndarray) -> str:
     return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.data)[:8]})"
 
 

@@ -1,8 +1,8 @@
-"""Whether a benchmark is unseen: which training samples of a run, and of the runs it continues, the audit found in its test split."""
+"""What a run has seen of a test set: which of its training records, and of those of the runs that it continues, the audit found there."""
 
-import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,70 +10,142 @@ import pyarrow.compute as pc
 import torch
 from omegaconf import DictConfig
 
-from src.config import Data, Mix, typed
-from src.data.module import fingerprint
+from src.config import Mix, typed
+from src.data.benchmark import Questions
+from src.data.held_out import sides
+from src.data.module import rows_digest
 from src.data.record import SPLITS
+from src.data.remote import Cache, open_shards
 from src.data.shards import Shards
 from src.errors import UserError
 from src.run import read_run
 from src.training.checkpoint import choose
 
 
-def overlap(run: dict, checkpoint: Path, benchmark: str, *, outputs: str) -> dict:
-    """{found: samples per source, trained_on: bool or None, start: public weights that the run began with, or None}.
+@dataclass
+class Overlap:
+    """Of a run, of one of its stages or of one source: `trained_on` is None where nobody can tell, and `notes` then say why."""
 
-    `found` is from the `leaks_into` column of the shards of the mix, of the run and of those that it continues by `init=run:`.
-    `trained_on` is None where nobody can tell: no audit has looked for this benchmark, the shards have been built anew since, or a run
-    is gone. What the weights in `start` were trained on is never known.
+    found: dict[str, int] = field(default_factory=dict)  # source -> training records that stand in the test set
+    trained_on: bool | None = False
+    complete: bool = True  # whether `seen` is all that was trained on
+    seen: set[str] = field(default_factory=set)  # keys of the test records that stand in the records trained on
+    notes: list[str] = field(default_factory=list)
+
+
+def unknown(note: str, found: dict[str, int] | None = None) -> Overlap:
+    return Overlap(found or {}, None, False, notes=[note])
+
+
+def joined(parts: list[Overlap]) -> Overlap:
+    """Trained on if any part was; else unknown if any part is."""
+    answers = [part.trained_on for part in parts]
+    whole = Overlap(trained_on=True if True in answers else None if None in answers else False)
+    whole.complete = all(part.complete for part in parts)
+    for part in parts:
+        whole.found |= {source: max(count, whole.found.get(source, 0)) for source, count in part.found.items()}
+        whole.seen |= part.seen
+        whole.notes += [note for note in part.notes if note not in whole.notes]
+    return whole
+
+
+def overlaps(run: dict, checkpoint: Path, benchmarks: dict[str, str], *, outputs: str) -> dict[str, Overlap]:
+    """Of each test set, given with the fingerprint of its build, what the run and those that it continues by `init=run:` have seen.
+
+    A run has seen what the audit finds in its training split and what `mix.decontaminate` did not leave out at the time: with false, or
+    because the audit came after training, which shows in other rows than those that the checkpoint says were drawn from. Nobody can tell
+    where no audit has looked for this build of the test set, the shards have been built anew since, or a run is gone. Nor is it ever
+    known what the public weights that a run began with were trained on.
     """
-    found: dict[str, int] = {}
-    answers = []
+    parts: dict[str, list[Overlap]] = {benchmark: [] for benchmark in benchmarks}
     for stage in _stages(run, checkpoint, outputs):
-        here, answer = _asked(*stage, benchmark) if stage else ({}, None)
-        found |= {source: max(count, found.get(source, 0)) for source, count in here.items()}
-        answers.append(answer)
+        found = dict.fromkeys(benchmarks, unknown(stage)) if isinstance(stage, str) else _of_stage(*stage, benchmarks)
+        for benchmark, one in found.items():
+            parts[benchmark].append(one)
+    return {benchmark: joined(found) for benchmark, found in parts.items()}
+
+
+def overlap(run: dict, checkpoint: Path, benchmark: str, *, fingerprint: str, outputs: str) -> dict:
+    """{found, trained_on, notes} of one set as in `Overlap`, and `start`: public weights that the run began with, or None."""
+    found = overlaps(run, checkpoint, {benchmark: fingerprint}, outputs=outputs)[benchmark]
     vision = run["vision"]
     start = None if vision["format"] == "scratch" else vision["path"] or vision["architecture"]
-    return {"found": found, "trained_on": True if True in answers else None if None in answers else False, "start": start}
+    return {"found": found.found, "trained_on": found.trained_on, "notes": found.notes, "start": start}
 
 
-def _stages(run: dict, checkpoint: Path, outputs: str) -> Iterator[tuple[dict, Path] | None]:
-    """The run and, one after the other, those whose weights it continued; None for one that is gone."""
+def mark(test: Questions, found: Overlap) -> None:
+    """Gives items `seen`: true where the image, or the text where there is none, was trained on; false only where all that was is known."""
+    for item in test.items:
+        if item["id"] in found.seen:
+            item["seen"] = True
+        elif found.complete:
+            item["seen"] = False
+
+
+def _stages(run: dict, checkpoint: Path, outputs: str) -> Iterator[tuple[dict, Path] | str]:
+    """The run and, one after the other, those whose weights it continued; a note in place of one that is gone."""
     yield run, checkpoint
+    before = {run.get("name")}
     while run.get("init"):
+        name = run["init"].removeprefix("run:")
         try:
-            folder, run = read_run(outputs, run["init"].removeprefix("run:"))
+            folder, run = read_run(outputs, name)
             checkpoint = choose(folder, "best")
         except UserError:
-            yield None
+            yield f"run '{name}', whose weights were continued, is gone from {outputs}/"
             return
+        if name in before:
+            yield f"run '{name}', whose weights were continued, has been trained anew since"
+            return
+        before.add(name)
         yield run, checkpoint
 
 
-def _asked(run: dict, checkpoint: Path, benchmark: str) -> tuple[dict[str, int], bool | None]:
-    """Samples found per source, and whether this run was trained on them: with mix.decontaminate=false, or where an audit came after it,
-    which shows in other rows than those that the checkpoint says were drawn from."""
-    root, mix = Path(run["data"]["root"]), typed(Mix, DictConfig(run["mix"]))
-    if not all(_audited(root / source, benchmark) for source in mix.drawn):
-        return {}, None
-    shards = {source: Shards(root / source) for source in mix.drawn}
-    found = {source: count for source, opened in shards.items() if (count := _count(opened, benchmark))}
+def _of_stage(run: dict, checkpoint: Path, benchmarks: dict[str, str]) -> dict[str, Overlap]:
+    mix, data = typed(Mix, DictConfig(run["mix"])), run["data"]
+    cache = Cache(data.get("cache", Cache.folder), data.get("cache_gb", Cache.gigabytes))
     then = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("DataModule", {}).get("fingerprint", {})
-    if then.get("shards") != {source: opened.manifest["fingerprint"] for source, opened in shards.items()}:
-        return found, None
-    if not found or not mix.decontaminate:
-        return found, bool(found)
+    parts: dict[str, list[Overlap]] = {benchmark: [] for benchmark in benchmarks}
+    for source in mix.drawn:
+        try:
+            shards = open_shards(data["root"], source, cache=cache)
+        except UserError:
+            shards = None
+        for benchmark, fingerprint in benchmarks.items():
+            if shards is None:
+                one = unknown(f"{source} is not in data.root={data['root']}; put its shards there")
+            else:
+                one = _of_source(source, shards, then, mix, data.get("validate", 0), benchmark, fingerprint)
+            parts[benchmark].append(one)
+    return {benchmark: joined(found) for benchmark, found in parts.items()}
+
+
+def _of_source(source: str, shards: Shards, then: dict, mix: Mix, validate: int, benchmark: str, fingerprint: str) -> Overlap:
+    """`then` is the fingerprint of the data that was recorded at training."""
+    audit = shards.audit
+    if audit is None:
+        return unknown(f"{source} has no audit of its present build; run `make audit`")
+    if benchmark not in audit["checked"]:
+        return unknown(f"the audit of {source} has not looked for {benchmark}; run `make audit` where it is on disk")
+    count = _count(shards, benchmark)
+    found = {source: count} if count else {}
+    if audit["fingerprints"][benchmark] != fingerprint:
+        return unknown(f"the audit of {source} has looked for another build of {benchmark}; run `make audit`", found)
+    if then.get("shards", {}).get(source) != shards.manifest["fingerprint"]:
+        return unknown(f"the shards of {source} are not known to be those that were trained on", found)
+    if not count:
+        return Overlap()
+    seen = set(audit["test_records_in_train"].get(benchmark, []))
+    if not mix.decontaminate:
+        return Overlap(found, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
     if "records" not in then:
-        return found, None
-    now = fingerprint(shards, mix, seed=0, data=typed(Data, DictConfig(run["data"])))["records"]
-    return found, any(then["records"][source] != now[source] for source in found)
-
-
-def _audited(folder: Path, benchmark: str) -> bool:
-    path = folder / "audit.json"
-    return path.exists() and benchmark in json.loads(path.read_bytes())["checked"]
+        return unknown(f"the checkpoint does not say which records of {source} were trained on", found)
+    if then["records"][source] == rows_digest(sides(shards, decontaminate=True, validate=validate)[0]):
+        return Overlap(found)
+    return Overlap(found, True, seen=seen, notes=[f"the audit of {source} has changed since the training, which left out other records"])
 
 
 def _count(shards: Shards, benchmark: str) -> int:
+    """Training records that the audit found in this test set."""
     names = pa.array(shards.column("leaks_into")[shards.column("split") == SPLITS.index("train")], pa.string())
     return int(pc.sum(pc.match_substring_regex(names, rf"(^|,){re.escape(benchmark)}(,|$)")).as_py() or 0)

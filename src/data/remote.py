@@ -146,11 +146,12 @@ def _fetch_index(url: str, folder: Path) -> None:
     except Absent:
         raise Absent(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
     state = (folder / "manifest.new").read_bytes()
-    with contextlib.suppress(Absent):  # shards without an audit have none
+    try:
         fetch(f"{url}/audit.json", folder / "audit.json")
         state += (folder / "audit.json").read_bytes()
-    held = folder / "index.sha256"  # of manifest and audit, which the index goes with
-    digest = hashlib.sha256(state).hexdigest()
+    except Absent:  # shards that were not audited have none
+        (folder / "audit.json").unlink(missing_ok=True)
+    held, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # of manifest and audit, which the index goes with
     if not held.exists() or held.read_text() != digest or not _readable(folder / "index.arrow", _index):
         fetch(f"{url}/index.arrow", folder / "index.arrow", read=_index)
         held.write_text(digest)

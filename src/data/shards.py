@@ -65,6 +65,15 @@ class Shards:
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
 
     @property
+    def audit(self) -> dict | None:
+        """What `make audit` recorded of this build; None where it has not checked it, but perhaps an earlier one."""
+        try:
+            found = json.loads((self.folder / "audit.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.get("manifest") == self.manifest["fingerprint"] else None
+
+    @property
     def where(self) -> str:
         """Where the build stands, for messages."""
         return str(self.folder)
@@ -89,7 +98,7 @@ class Shards:
         return self._index.column(name)
 
     def image_hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(row, perceptual hash) of every image, int64 and uint64, in no particular order."""
+        """(row, perceptual hash) of every image, int64 and uint64; those of a row stand in its order, rows in none."""
         first_N, more = self.column("image_hash"), self._index.column("more_hashes")
         shown = np.flatnonzero(first_N)
         counts_N = view(pc.binary_length(more)) // 8

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from src.data.contamination import RADIUS
 from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.stored import Stored, interval
@@ -133,8 +132,10 @@ def benchmark_blocks(scores: Scores, *, several: bool = False) -> list:
             Folded("Differences to answers without the image", [difference_table(scores, ("none", "blind", "colour", "majority"))])
         )
     main = "real" if "real" in scores else "none"
-    if "seen" in scores.get(main, {}) or "unseen" in scores.get(main, {}):
+    if "seen" in scores.get(main, {}):
         blocks.append(contamination_table(scores[main]))
+    elif "unseen" in scores.get(main, {}):
+        blocks.append(Text("No question of it is in the training data, by its image or its text, as far as the audit can tell."))
     if len(scores.get(main, {})) > 1:
         blocks.append(slice_table(scores, _equality(scores)))
         blocks.append(Folded("The same by BLEU-1", [slice_table(scores, "bleu1")]))
@@ -158,7 +159,7 @@ def condition_table(scores: Scores, *, pooled: bool) -> Table:
 
 
 def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
-    """All questions beside those that training has not held: the run was told to keep records that stand in test sets."""
+    """All questions beside those that the training data hold and, where that is known, those that they do not."""
     named = {"all": "all questions", "unseen": "image or text not in the training data", "seen": "image or text in the training data"}
     rows = []
     for part, words in named.items():
@@ -166,8 +167,8 @@ def contamination_table(parts: dict[str, dict[str, dict]]) -> Table:
             count = next(iter(parts[part].values()))["n"]
             rows.append([words, count, *(interval(parts[part].get(score)) for score in ("bleu1", "exact", "f1"))])
     caption = (
-        "Trained with mix.decontaminate=false: what of the score may be memory. Compare the second row with others. A copy of a test image "
-        f"that is mirrored, or cut until its perceptual hash is more than {RADIUS} bits away, counts as not in the training data."
+        "What of the score may be memory, by the audits as they were at the evaluation. Compare with other models on the questions that "
+        "are not in the training data; where that row is missing, not all of the training data was audited."
     )
     return Table(["scored", "questions", "BLEU-1", "exact match", "token F1"], rows, caption=caption)
 
@@ -211,7 +212,8 @@ def slice_table(scores: Scores, score: str) -> Table:
     """One row per kind of question, one column per condition."""
     main = scores.get("real") or scores["none"]
     there = [condition for condition in CONDITIONS if condition in scores]
-    order = [part for part in SLICES if part in main] + sorted(part for part in main if part not in SLICES)
+    parts = [part for part in main if part != "unseen" or "seen" in main]  # all questions, if none was seen
+    order = [part for part in SLICES if part in parts] + sorted(part for part in parts if part not in SLICES)
     rows = []
     for part in order:
         found = [interval(scores[condition].get(part, {}).get(score)) for condition in there]

@@ -18,10 +18,10 @@ from src.run import failure
 from src.scoring import statistics
 
 COLUMNS = {
-    "BLEU-1": "real/all/bleu1",
-    "exact match": "real/all/exact",
-    "closed accuracy": "real/closed/accuracy",
-    "exact match on findings": "real/type=finding/exact",
+    "BLEU-1": "all/bleu1",
+    "exact match": "all/exact",
+    "closed accuracy": "closed/accuracy",
+    "exact match on findings": "type=finding/exact",
 }
 
 
@@ -81,12 +81,12 @@ def score_blocks(found: list[Group], paint: dict[str, str]) -> list:
     for benchmark in _benchmarks(found):
         rows = []
         for one in found:
-            scores = [groups.score(one, f"vqa/{benchmark}/{key}") for key in COLUMNS.values()]
+            scores = [groups.score(one, f"vqa/{benchmark}/{one.condition}/{key}") for key in COLUMNS.values()]
             if any(scores):
                 rows.append([one.label, _seeds(one), *scores, Graph([(scores[0], paint[one.label])]) if scores[0] else None])
         caption = (
             f"{benchmark}: of one run the 95% bootstrap interval over images, of several seeds the mean with Student's t interval over "
-            "seeds, cut at 0 and 1. The drawing shows BLEU-1 from 0 to 1."
+            "seeds, cut at 0 and 1. The drawing shows BLEU-1 from 0 to 1. Runs trained without images (data.images=false) are shown none."
         )
         if rows:
             blocks.append(Table(["group", "seeds", *COLUMNS, ""], rows, caption=caption))
@@ -105,7 +105,7 @@ def doubts(found: list[Group]) -> list[str]:
 
 def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: int) -> list:
     """Paired differences to the baseline on all free-text image questions, corrected by Holm over this table."""
-    names = sorted({name for run in base.runs for name in run.verbs.get("evaluate", {}).get("pooled") or run.seen})
+    names = sorted({name for run in base.runs for name in run.verbs.get("evaluate", {}).get("pooled") or run.answered})
     others = [one for one in found if one is not base]
     if not names or not others:
         how = (
@@ -115,7 +115,7 @@ def difference_blocks(found: list[Group], base: Group, *, resamples: int, seed: 
     table, blocks = [], []
     for one in others:
         for scorer in ("bleu1", "exact"):
-            asked = [name for name in names if all(name in run.seen for run in one.measured)]
+            asked = [name for name in names if all(name in run.answered for run in one.measured)]
             metric = groups.difference(one, base, benchmarks=asked, scorer=scorer, resamples=resamples, seed=seed)
             if metric:
                 where = "" if asked == names else f" on {', '.join(asked)}"
@@ -162,7 +162,7 @@ def trend_blocks(found: list[Group]) -> list:
             axes[key] = at
     drawings = []
     for key, at in axes.items():
-        bleu1 = {one.label: groups.score(one, "vqa/pooled/real/all/bleu1") for one in found}
+        bleu1 = {one.label: groups.score(one, f"vqa/pooled/{one.condition}/all/bleu1") for one in found}
         for name, scores in (("BLEU-1", bleu1), ("mean macro-F1", own_means(found))):
             placed = sorted((at[label], score) for label, score in scores.items() if score)
             if len(placed) >= 3:

@@ -28,7 +28,7 @@ def section(run: Stored) -> Section:
         counts = opened.manifest["counts"]
         added = {name: sum(counts[split][name] for split in counts) for name in COUNTS}
         written = [counts[split]["written"] if split in counts else 0 for split in SPLITS]
-        leaks = len(opened.rows("train")) - len(opened.rows("train", decontaminate=True))
+        leaks = len(opened.rows("train")) - len(opened.rows("train", decontaminate=True)) if opened.audit else None
         rows.append([source, share / total, *added.values(), *written, leaks, opened.manifest.get("licence", "unverified")])
         refused += [[source, reason, number] for reason, number in _reasons(opened.folder).most_common(5)]
     blocks: list = []
@@ -46,8 +46,8 @@ def _caption(run: Stored) -> str:
     rule = "were left out of training" if run.config["mix"]["decontaminate"] else "were NOT left out of training (mix.decontaminate=false)"
     return (
         "Every record that came in is written, quarantined (broken), a duplicate (same image, question and answer) or filtered by a stated "
-        f"rule. Training records whose image or text stands in a test set {rule}; `make audit` finds them, and before it has run "
-        "the count is 0."
+        f"rule. Training records whose image or text stands in a test set {rule}; `make audit` finds them. A source "
+        "without a count has no audit of its present build."
     )
 
 

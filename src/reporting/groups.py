@@ -25,6 +25,10 @@ class Group:
     def seeds(self) -> list[int]:
         return [run.config.get("seed", 0) for run in self.runs]
 
+    @property
+    def condition(self) -> str:
+        return self.runs[0].condition
+
     @cached_property
     def measured(self) -> list[Stored]:
         return self.having("vqa/")
@@ -127,7 +131,8 @@ def student(count: int) -> float:
 
 
 def difference(one: Group, other: Group, *, benchmarks: list[str], scorer: str, resamples: int, seed: int) -> dict | None:
-    """`one` minus `other` on the same test questions with real images: value, low, high, n, p. None where they answered different ones.
+    """`one` minus `other` on the same test questions, each under its `condition`: value, low, high, n, p. None where they answered
+    different ones.
 
     Images are drawn with replacement and so are the seeds; seeds that both groups have are paired. p flips the sign of whole images.
     """
@@ -162,7 +167,7 @@ def _scores(run: Stored, benchmarks: list[str], scorer: str) -> dict[str, tuple[
     """Per question its score and its image."""
     found = {}
     for benchmark in benchmarks:
-        for item in run.predictions(benchmark, "real"):
+        for item in run.predictions(benchmark, run.condition):
             if scorer != "accuracy" or _decided(item):
                 value = scored(HEADLINE[scorer], item)
                 found[f"{benchmark}:{item['id']}"] = (value, f"{benchmark}:{item.get('image') or item['id']}")

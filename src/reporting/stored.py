@@ -65,9 +65,20 @@ class Stored:
         return answers.read(self.folder / "predictions" / f"{benchmark}.{condition}.jsonl")[:asked]
 
     @property
+    def condition(self) -> str:
+        """The image condition that the run is judged by: the question's own image, or none where it was trained without images."""
+        return "real" if self.config.get("data", {}).get("images", True) else "none"
+
+    @property
+    def answered(self) -> list[str]:
+        """The benchmarks that were answered under this condition."""
+        ending = f".{self.condition}.jsonl"
+        return sorted(path.name.removesuffix(ending) for path in (self.folder / "predictions").glob(f"*{ending}"))
+
+    @property
     def seen(self) -> list[str]:
         """The benchmarks that were answered with their own images."""
-        return sorted(path.name.removesuffix(".real.jsonl") for path in (self.folder / "predictions").glob("*.real.jsonl"))
+        return self.answered if self.condition == "real" else []
 
     @property
     def seconds(self) -> float:

@@ -6,7 +6,7 @@
                     seeds, n, groups, macro_f1, balanced_accuracy, auroc (each {value, low, high, n}), per_seed [macro-F1],
                     per_class [{class, precision, recall, f1, n}], confusion K x K (rows are labels; images, summed over seeds),
                     weights {id, revision, sha256}, parameters, input {size, mean, std}, counts {split: {class: n}}, split,
-                    overlap {found, trained_on, start} or None, seconds}]
+                    overlap {found, trained_on, notes, start} or None, seconds}]
     means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}

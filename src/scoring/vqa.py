@@ -135,15 +135,15 @@ SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
     """Masks (N,) of all questions, open and closed ones, and of each question type; only those that have a question.
 
-    Where items say whether training data held them (`seen`), also of those that it did not hold (`unseen`) and did.
+    Where items say whether training data held them (`seen`), also of those that it did not hold (`unseen`) and did. An item of which
+    that is unknown does not say it.
     """
     closed = np.array([_closed(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
     masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
     masks |= {f"type={name.replace('/', '-')}": types == name for name in sorted(set(types.tolist()) - {""})}
-    if any("seen" in item for item in items):
-        seen = np.array([bool(item.get("seen")) for item in items])
-        masks |= {"unseen": ~seen, "seen": seen}
+    for name, value in (("unseen", False), ("seen", True)):
+        masks[name] = np.array([item.get("seen") is value for item in items], dtype=bool)
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
