@@ -46,6 +46,26 @@ def test_a_gpu_runs_with_the_oldest_torch_too(monkeypatch, groups):
     assert attention.attend(torch.nn.Module(), query, key, value, None, spans=spans)[0].shape == (2, 12, 4, 8)
 
 
+def test_a_gpu_attends_with_the_flash_backend(monkeypatch):
+    """cuDNN keeps a graph for every geometry of packed rows. The backward pass takes the backend of the forward pass."""
+
+    def enabled() -> dict[str, bool]:
+        return {"flash": torch.backends.cuda.flash_sdp_enabled(), "cudnn": torch.backends.cuda.cudnn_sdp_enabled()}
+
+    def varlen_attn(q_LAE, *args, **kwargs):
+        seen.append(enabled())
+        return torch.empty_like(q_LAE)
+
+    seen: list[dict[str, bool]] = []
+    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    before = enabled()
+    states = [torch.empty(1, 2, 12, 8, device="meta", dtype=torch.bfloat16) for _ in "qkv"]
+    attention.attend(torch.nn.Module(), *states, None, spans=Spans.of([0, 5, 12], torch.device("meta")))
+    assert before["cudnn"]
+    assert seen == [{"flash": True, "cudnn": False}]
+    assert enabled() == before
+
+
 def test_generation_with_padding_is_that_of_sdpa():
     model = llama(heads=4, groups=4)
     ids, seen = torch.randint(3, 50, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.bench import gpu, peers, workload
+from experiments.bench.watch import Watch
 from experiments.bench.workload import STEPS, WARM_UP, WORKLOADS, Workload
 
 TINY = Workload("tiny", 4, 64, 1, 100, 16, padding=0, supervised=0)
@@ -60,6 +61,13 @@ def test_without_a_gpu_the_gpu_benchmark_is_one_sentence(monkeypatch, capsys):
     assert "lengths='eve'; did you mean 'even'?" in capsys.readouterr().err
 
 
+def test_a_cache_that_grows_with_every_step_shows_in_the_gpu_benchmark():
+    watch = Watch()
+    watch.times, watch.megabytes = [0.0, 1.0, 2.0, 4.0, 6.0], [500.0, 507.0, 514.0, 521.0, 528.0]
+    assert watch.megabytes_per_step == pytest.approx(7)
+    assert watch.slowdown == 2
+
+
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_at_a_small_size(tmp_path, monkeypatch):
     """One variant fits with half as many samples only; what was measured on other lengths stays."""
@@ -82,3 +90,4 @@ def test_the_gpu_benchmark_runs_at_a_small_size(tmp_path, monkeypatch):
     assert all(float(row["tokens_per_second"]) > float(row["samples_per_second"]) > 0 for row in rows)
     assert all(float(row["mfu"]) > 0 for row in rows)
     assert [bool(row["data_wait"]) for row in rows] == [True] * 4 + [False] * 2
+    assert all(float(row["slowdown"]) > 0 and row["host_mb_per_step"] for row in rows)

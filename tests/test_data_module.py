@@ -146,6 +146,22 @@ def test_another_order_refuses_to_resume(data, override, key):
         data(override).load_state_dict(data().state_dict())
 
 
+def test_shares_in_another_order_resume_on_the_same_stream(configure):
+    config, reordered = configure(), configure()
+    reordered.mix.shares = dict(reversed(config.mix.shares.items()))
+    one, other = parts(config)[1], parts(reordered)[1]
+    other.load_state_dict(one.state_dict())
+    for step in range(STEPS):
+        assert one.stream().batch(step, slot=0).keys == other.stream().batch(step, slot=0).keys
+
+
+def test_a_checkpoint_of_an_earlier_data_order_is_refused(data):
+    state = data().state_dict()
+    state["fingerprint"].pop("version")
+    with pytest.raises(UserError, match=r"cannot resume: .* version 1 depends on the order of mix\.shares"):
+        data().load_state_dict(state)
+
+
 def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)

@@ -25,6 +25,19 @@ def test_the_order_depends_on_the_seed_alone():
     assert not np.array_equal(first[1], other[1])
 
 
+def test_the_order_of_the_shares_does_not_change_the_stream():
+    reordered = Mixture(dict(reversed(SHARES.items())), ROWS, seed=3)
+    assert reordered.sources == mixture().sources == ["a", "b", "c"]
+    for column, expected in zip(reordered.take(0, 2 * BLOCK), mixture().take(0, 2 * BLOCK), strict=True):
+        assert np.array_equal(column, expected)
+
+
+def test_cards_do_not_depend_on_the_order_of_the_shares():
+    """Also where the first of two equal sources pays for tiny shares."""
+    shares = {"a": 1e9, "b": 1e9, "c": 1, "d": 1, "e": 1, "f": 1}
+    assert cards(shares) == cards(dict(reversed(shares.items())))
+
+
 def test_shares_are_exact_in_every_block():
     sources = mixture().take(0, 4 * BLOCK)[0].reshape(4, BLOCK)
     for block in sources:

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from transformers import ViTConfig, ViTModel
 
 from src.errors import UserError
-from src.model.towers import VisionConfig, save_open_clip
-from src.model.vision import POOLINGS, load_vision
+from src.model.towers import Tower, VisionConfig, save_open_clip
+from src.model.vision import POOLINGS, HfVit, load_vision
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 
@@ -53,12 +54,40 @@ def test_mean_and_std_belong_to_the_weights_and_not_to_checkpoints():
     assert vision.to("meta").mean.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224"])
-def test_every_trainable_parameter_gets_a_gradient(name):
-    """DDP waits for each of them."""
-    vision = scratch(name, image_size=64 if name.startswith("swin") else 32, layer=-2)
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("vit_tiny_patch16_224", {"norm"}),
+        ("vit_base_patch16_siglip_224", {"norm", "attn_pool"}),
+        ("beit_base_patch16_224", {"fc_norm"}),
+        ("eva02_tiny_patch14_224", {"fc_norm"}),
+        ("resnet18", set()),
+        ("swin_tiny_patch4_window7_224", set()),
+    ],
+)
+def test_every_trainable_parameter_gets_a_gradient(name, frozen):
+    """DDP waits for each of them. What the features do not depend on is frozen, and nothing else."""
+    small = {} if name.startswith(("resnet", "swin")) else {"architecture_kwargs": TINY}
+    vision = scratch(name, image_size=64 if name.startswith("swin") else 32, layer=-2, **small)
     vision(pixels(vision.size)).square().sum().backward()
-    assert [key for key, p in vision.named_parameters() if p.requires_grad and p.grad is None] == []
+    gradients = {key: p.grad is not None for key, p in vision.named_parameters()}
+    assert gradients == {key: p.requires_grad for key, p in vision.named_parameters()}
+    assert {key.split(".")[1] for key, reached in gradients.items() if not reached} == frozen
+
+
+def test_finding_unused_parameters_draws_nothing_and_changes_nothing():
+    vision = scratch("resnet18")
+    state, before = torch.get_rng_state(), {name: tensor.clone() for name, tensor in vision.state_dict().items()}
+    vision.train().freeze_unreached()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vision.state_dict().items())
+
+
+def test_the_pooler_of_a_transformers_vit_is_frozen():
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    module, half = ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)), (0.5, 0.5, 0.5)
+    vision = HfVit(Tower(module, 32, half, half), size=32, layer=-1)
+    assert {key.split(".")[1] for key, p in vision.named_parameters() if not p.requires_grad} == {"pooler", "layernorm"}
 
 
 def test_an_earlier_layer_is_the_same_block_of_the_whole_encoder():

@@ -22,6 +22,7 @@ from experiments.bench import peers, workload
 from experiments.bench.flops import ceiling, flops_per_token, now
 from experiments.bench.gpu_data import make_shards, pixels, sample_batches, words_tokenizer
 from experiments.bench.gpu_table import Row, name_of, show, write
+from experiments.bench.watch import Watch
 from experiments.bench.workload import IMAGE_ID
 from src.cli import compose
 from src.config import Train, one_of, typed
@@ -75,16 +76,17 @@ def measure(device: str, size: str, asked: list[str]) -> Iterator[Row]:
         for lengths in asked:
             make_shards(Path(folder), lengths, scale)
             for variant, run in variants(device, size, Path(folder), lengths, tokenizer).items():
-                micro, (seconds, samples, tokens, supervised, wait, model) = fitting(run, scale["micro"])
+                micro, (seconds, samples, tokens, supervised, wait, watch, model) = fitting(run, scale["micro"])
                 flops = tokens * flops_per_token(model, supervised / tokens)
                 peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
                 rate = flops / seconds / 1e12
-                yield Row(name_of(device), lengths, variant, micro, samples / seconds, tokens / seconds, rate, top, rate / top, peak, wait)
+                speed = (samples / seconds, tokens / seconds, rate, top, rate / top)
+                yield Row(name_of(device), lengths, variant, micro, *speed, peak, wait, watch.megabytes_per_step, watch.slowdown)
                 del model
                 release()
 
 
-Run = Callable[[int], tuple[float, int, int, int, float | None, Any]]
+Run = Callable[[int], tuple[float, int, int, int, float | None, Watch, Any]]
 
 
 def fitting(run: Run, micro: int) -> tuple[int, tuple]:
@@ -113,7 +115,8 @@ def started() -> float:
 
 
 def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Run]:
-    """Each trains the same samples, in micro-batches of so many: seconds, samples, real tokens, supervised tokens, waiting share, model."""
+    """Each trains the same samples, in micro-batches of so many: seconds, samples, real tokens, supervised tokens, waiting share,
+    host memory and time per step, model."""
 
     def settings(micro: int, *more: str) -> Train:
         return config(size, folder, lengths, device, (f"trainer.accumulate={SIZES[size]['batch'] // micro}", *more))
@@ -173,7 +176,7 @@ def one_per_row(settings: Train, device: str, tokenizer, batch: int) -> tuple:
 def fit(model: VLM, settings: Train, data) -> tuple:
     module, clock = Training(model, settings, sources=["bench"], folder=Path(settings.outputs)), Clock(settings.trainer.accumulate)
     trainer_for(settings, callbacks=[clock]).fit(module.train(), data)
-    return clock.seconds, clock.samples, int(clock.tokens), clock.supervised, clock.wait / clock.seconds, model
+    return clock.seconds, clock.samples, int(clock.tokens), clock.supervised, clock.wait / clock.seconds, clock.watch, model
 
 
 class Clock(lightning.Callback):
@@ -181,6 +184,7 @@ class Clock(lightning.Callback):
 
     def __init__(self, slots: int) -> None:
         self.slots, self.samples, self.tokens, self.supervised, self.wait = slots, 0, 0, 0, 0.0
+        self.watch = Watch()
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx > self.slots:
@@ -194,6 +198,8 @@ class Clock(lightning.Callback):
             self.supervised += len(batch.predicts_S)
         elif batch_idx == self.slots - 1:
             self._since = started()
+        if (batch_idx + 1) % self.slots == 0:
+            self.watch.record()
         self._ended = time.perf_counter()
 
     def on_train_end(self, trainer, module) -> None:
@@ -216,13 +222,15 @@ def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, 
     del model
     with mixed:
         step(inputs[0])
-        since = started()
+        since, watch = started(), Watch()
+        watch.record()
         for padded in inputs[1:]:
             step(padded)
+            watch.record()
         seconds = now() - since
     timed = [sample for samples in batches[1:] for sample in samples]
     supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
-    return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, peer
+    return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, watch, peer
 
 
 if __name__ == "__main__":

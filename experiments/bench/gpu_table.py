@@ -24,6 +24,8 @@ class Row:
     mfu: float
     peak_gb: float
     data_wait: float | None  # share of the time; None where batches were made beforehand
+    host_mb_per_step: float  # by which the memory of the process grows
+    slowdown: float  # time of a step in the second half of the run over that in the first
 
 
 def name_of(device: str) -> str:

@@ -2,16 +2,19 @@
 
 Positions are cut into blocks of `BLOCK`. A block is a shuffled deck with a fixed number of cards per source, so the shares
 are exact in every block. Card n of a source is its draw number; draw -> (epoch, k) -> that epoch's permutation of the
-source. Nothing is stored: seeking costs one deck, and neither workers nor world size can change the order.
+source. Nothing is stored: seeking costs one deck, and neither workers nor world size can change the order. Sources are numbered by
+name, so the order in which the shares are written does not matter.
 """
 
 import numpy as np
 
 BLOCK = 10_000
+VERSION = 2  # of the order of the stream. Version 1 numbered the sources as the shares were written
 
 
 def cards(shares: dict[str, float]) -> dict[str, int]:
     """Cards per source in a block, by largest remainder; every source with a positive share gets at least one."""
+    shares = dict(sorted(shares.items()))
     total = sum(shares.values())
     exact = {source: BLOCK * share / total for source, share in shares.items() if share > 0}
     dealt = {source: max(1, int(x)) for source, x in exact.items()}
@@ -28,7 +31,7 @@ class Mixture:
     """The stream over `rows` (per source: the row numbers that may be drawn)."""
 
     def __init__(self, shares: dict[str, float], rows: dict[str, np.ndarray], *, seed: int):
-        self.sources = [source for source in shares if shares[source] > 0]
+        self.sources = sorted(source for source in shares if shares[source] > 0)
         dealt = cards(shares)
         self.cards = np.array([dealt[source] for source in self.sources])
         self.rows = [rows[source] for source in self.sources]

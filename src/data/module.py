@@ -25,7 +25,7 @@ from src.config import Data, Mix
 from src.data.held_out import open_sources, split_rows
 from src.data.images import pixels
 from src.data.loader import Loader, prepare_worker
-from src.data.mixture import Mixture
+from src.data.mixture import VERSION, Mixture
 from src.data.packing import Batch, collate, deal, pack
 from src.data.prompt import Encoded, Prompter
 from src.data.remote import Cache, is_remote
@@ -38,6 +38,7 @@ def fingerprint(shards: dict[str, Shards], mix: Mix, *, seed: int, data: Data, r
     """What the order of the stream depends on. A run resumes only if all of it is unchanged. `rows`: that may be drawn, where known."""
     drawn = sorted((rows or split_rows(shards, mix, validate=data.validate)[0]).items())
     return {
+        "version": VERSION,
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.drawn.items())),
         "decontaminate": mix.decontaminate,
@@ -221,7 +222,14 @@ class DataModule(lightning.LightningDataModule):
         return {"consumed": self.trainer.global_step if self.trainer else self.consumed, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        changed = changes(state["fingerprint"], self.fingerprint)
+        stored = state["fingerprint"]
+        if stored.get("version") != VERSION:
+            raise UserError(
+                f"cannot resume: the checkpoint has version {stored.get('version', 1)} of the data order, this code {VERSION}; version 1 "
+                "depends on the order of mix.shares, so some records would repeat and others be lost; resume with the code that wrote it, "
+                "or start a run with another name and init=run:<name> to keep its weights"
+            )
+        changed = changes(stored, self.fingerprint)
         if changed:
             said = "; ".join(list(changed.values())[:3])
             raise UserError(

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -55,7 +56,10 @@ def blocks(q_LAE: Tensor, k_LGE: Tensor, v_LGE: Tensor, spans: Spans, *, scale: 
         edges, groups = spans.edges_on_device, {"enable_gqa": True} if grouped and GROUPS else {}
         if grouped and not GROUPS:
             k_LGE, v_LGE = (states.repeat_interleave(heads // states.shape[1], dim=1) for states in (k_LGE, v_LGE))
-        return varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, scale=scale, window_size=(-1, 0), **groups)
+        # On Hopper and Blackwell torch 2.15 prefers cuDNN, which builds a graph for every new geometry (number of samples, longest
+        # sample, places) and frees none; nearly every packed batch has a new one. Earlier versions take flash for causal attention anyway.
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return varlen_attn(q_LAE, k_LGE, v_LGE, edges, edges, spans.longest, spans.longest, scale=scale, window_size=(-1, 0), **groups)
     sizes = [stop - start for start, stop in pairwise(spans.edges)]
     parts = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (q_LAE, k_LGE, v_LGE)), strict=True)
     done = [

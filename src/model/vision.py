@@ -22,9 +22,8 @@ POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
 class Vision(nn.Module):
     """An image encoder that normalises by its own mean and std.
 
-    `size`: side of the square input in pixels; `num_patches`: P; `width`: D. Parameters that `forward` does not reach
-    (final norm, attention pool) start frozen, because DDP waits for a gradient of every trainable one; whoever trains on
-    pooled features turns them on with `requires_grad_(True)`.
+    `size`: side of the square input in pixels; `num_patches`: P; `width`: D. Every constructor ends with `freeze_unreached`;
+    whoever trains on pooled features turns the frozen parameters on with `requires_grad_(True)`.
     """
 
     trunk: Any  # a module of timm or transformers, whose attributes differ
@@ -39,6 +38,27 @@ class Vision(nn.Module):
         self.trunk, self.size = trunk, size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def freeze_unreached(self) -> None:
+        """Freezes parameters that `forward` does not use (final norm, attention pool): DDP waits for a gradient of every trainable one.
+
+        The autograd graph of a forward pass on the meta device names the used ones, which takes no memory and no arithmetic.
+        """
+        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        meta = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in named.items()}
+        image = torch.empty(1, 3, self.size, self.size, dtype=torch.uint8, device="meta")
+        with torch.enable_grad():
+            found = {torch.func.functional_call(self, meta, image).grad_fn} - {None}
+        nodes, used = list(found), set()
+        while nodes:
+            node = nodes.pop()
+            used.add(id(getattr(node, "variable", None)))
+            following = {following for following, _ in node.next_functions} - found - {None}
+            found |= following
+            nodes += following
+        for name, parameter in self.named_parameters():
+            if id(meta[name]) not in used:
+                parameter.requires_grad_(False)
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
         """uint8 pixels -> v_NPD, the features of the patches before the final norm (what transformers' Llava selects)."""
@@ -89,7 +109,7 @@ class TimmVit(Vision):
         trunk.blocks = trunk.blocks[: _kept(layer, len(trunk.blocks))]
         self.width, self.num_patches = trunk.embed_dim, trunk.patch_embed.num_patches
         self.has_cls = getattr(trunk, "cls_token", None) is not None
-        trunk.norm.requires_grad_(False)
+        self.freeze_unreached()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
         found = self.trunk.forward_intermediates(
@@ -118,7 +138,7 @@ class HfVit(Vision):
         trunk.config.num_hidden_layers = len(kept)
         self.interpolates = size != trunk.config.image_size
         self.width, self.num_patches = trunk.config.hidden_size, (size // trunk.config.patch_size) ** 2
-        self.norm.requires_grad_(False)
+        self.freeze_unreached()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         clip = hasattr(self.trunk, "post_layernorm")
@@ -158,9 +178,8 @@ class Grid(Vision):
         self.width, self.num_patches = stage["num_chs"], math.ceil(size / stage["reduction"]) ** 2
         self.has_pool = hasattr(getattr(trunk, "head", None), "pos_embed")
         trunk.prune_intermediate_layers(indices=[self.layer], prune_norm=True, prune_head=not self.has_pool)
-        if self.has_pool:
-            trunk.head.requires_grad_(False)
         self.train()
+        self.freeze_unreached()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
         v_NDhw = self.trunk.forward_intermediates(x_N3HW, indices=[self.layer], intermediates_only=True, stop_early=True)[0]
