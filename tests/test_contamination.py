@@ -25,7 +25,7 @@ from tests.test_audit import _build_as, _made, line, save, scene
 
 @pytest.fixture
 def out(tmp_path):
-    """VQA-RAD with two questions on each of 6 images, PubMedQA with texts; the mix holds images 1, 3 and 5 and text 2."""
+    """VQA-RAD with two questions on each of 6 images, PubMedQA with texts; the mix holds images 1, 3 and 5 and text 2; `clean` none."""
     raw = tmp_path / "raw"
     rad, text, mix = (_made(raw / name) for name in ("vqa_rad", "pubmedqa", "mix"))
     for n in range(6):
@@ -38,7 +38,8 @@ def out(tmp_path):
     for name, image in (("copy", scene(1)), ("half", half), ("mirrored", mirrored), *((f"other{n}", scene(100 + n)) for n in range(20))):
         line(mix, "train", id=name, image=save(mix / f"{name}.jpg", image, 60), caption=f"A scan, {name}")
     line(mix, "train", id="asked", question="is 2  ODD?", answer="No")
-    build_all(Build(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1))
+    line(_made(raw / "clean"), "train", question="What is a lung?", answer="an organ")
+    build_all(Build(sources=["mix", "clean"], raw=raw, out=tmp_path / "out", workers=1))
     for name in ("vqa_rad", "pubmedqa"):
         _build_as(name, raw, tmp_path / "out")
     return tmp_path / "out"
@@ -46,11 +47,11 @@ def out(tmp_path):
 
 @pytest.fixture
 def train(out, words, tmp_path):
-    """`train("name", "key=value", ...)` is the folder of a run on the source `mix`, as training leaves it."""
+    """`train("name", "key=value", ...)` is the folder of a run on the sources `mix` and `clean`, as training leaves it."""
 
     def trained(name: str, *changes: str) -> Path:
         run = [word for word in words if not word.startswith(("mix.shares", "name="))]
-        folder, config = finish([f"name={name}", *run], f"data.root={out}", "mix.shares={mix: 1}", *changes)
+        folder, config = finish([f"name={name}", *run], f"data.root={out}", "mix.shares={mix: 1, clean: 1}", *changes)
         path = folder / "checkpoints" / "best.ckpt"
         print_of = fingerprint(open_sources(out, config.mix), config.mix, seed=config.seed, data=config.data)
         torch.save(torch.load(path, weights_only=True) | {"DataModule": {"consumed": 1, "fingerprint": print_of}}, path)
@@ -76,7 +77,7 @@ SEEN = ["Is 2 odd?", "cell 1", "cell 1", "cell 3", "cell 3", "cell 5", "cell 5"]
 def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, train, capsys):
     early = train("early")  # mix.decontaminate=true, and nobody has looked yet
     assert marked(early, out)[:2] == ([], [])
-    assert "vqa_rad, pubmedqa: mix has no audit of its present build; run `make audit`\n" in capsys.readouterr().out
+    assert "vqa_rad, pubmedqa: run 'early': mix has no audit of its present build; run `make audit`\n" in capsys.readouterr().out
     audit_all(Audit(out=out))
     seen, unseen, said = marked(early, out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
@@ -87,7 +88,7 @@ def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, tra
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
 
 
-NEWER = "the audit of mix has changed since the training, which left out other records"
+NEWER = "run 'early': the audit of mix has changed since the training, which left out other records"
 
 
 def test_child_has_seen_what_its_parents_have_seen(out, train):

@@ -107,7 +107,7 @@ def test_an_audit_of_another_build_of_the_test_set_says_nothing(place):
     run = trained(place, "clean")
     said = overlap(*run, "dots", fingerprint="another build", outputs=str(place / "outputs"))
     assert said["trained_on"] is None
-    assert said["notes"] == ["the audit of mix has looked for another build of dots; run `make audit`"]
+    assert said["notes"] == ["run 'clean': the audit of mix has looked for another build of dots; run `make audit`"]
 
 
 def test_an_audit_of_a_former_build_says_nothing(place):

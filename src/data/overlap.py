@@ -1,12 +1,10 @@
 """What a run has seen of a test set: which of its training records, and of those of the runs that it continues, the audit found there."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -14,7 +12,6 @@ from src.config import Mix, typed
 from src.data.benchmark import Questions
 from src.data.held_out import sides
 from src.data.module import rows_digest
-from src.data.record import SPLITS
 from src.data.remote import Cache, open_shards
 from src.data.shards import Shards
 from src.errors import UserError
@@ -116,6 +113,7 @@ def _of_stage(run: dict, checkpoint: Path, benchmarks: dict[str, str]) -> dict[s
                 one = unknown(f"{source} is not in data.root={data['root']}; put its shards there")
             else:
                 one = _of_source(source, shards, then, mix, data.get("validate", 0), benchmark, fingerprint)
+            one.notes = [f"run '{run.get('name')}': {note}" for note in one.notes]
             parts[benchmark].append(one)
     return {benchmark: joined(found) for benchmark, found in parts.items()}
 
@@ -147,5 +145,6 @@ def _of_source(source: str, shards: Shards, then: dict, mix: Mix, validate: int,
 
 def _count(shards: Shards, benchmark: str) -> int:
     """Training records that the audit found in this test set."""
-    names = pa.array(shards.column("leaks_into")[shards.column("split") == SPLITS.index("train")], pa.string())
-    return int(pc.sum(pc.match_substring_regex(names, rf"(^|,){re.escape(benchmark)}(,|$)")).as_py() or 0)
+    leaking = np.setdiff1d(shards.rows("train"), shards.rows("train", decontaminate=True)).tolist()
+    names = shards.arrow("leaks_into")
+    return sum(benchmark in names[row].as_py().split(",") for row in leaking)
