@@ -1,6 +1,7 @@
 """A finished run answers its benchmarks: what it writes, what it refuses, and that an interrupted evaluation ends the same."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,21 @@ from src.scoring.predictions import read_predictions
 from src.scoring.summary import summarise
 from src.team import Team
 from tests import processes
+from tests.conftest import overrides
 from tests.runs import finish
 
 FIELDS = {"id", "source", "image", "type", "question", "references", "prediction", "confidence"}
 
 
+@pytest.fixture(scope="module")
+def run_once(shards, language, tmp_path_factory) -> Path:
+    return finish(overrides(shards, language, tmp_path_factory.mktemp("outputs")))[0]
+
+
 @pytest.fixture
-def run(words) -> Path:
-    return finish(words)[0]
+def run(run_once, tmp_path) -> Path:
+    """A finished run; a copy, since tests change it."""
+    return Path(shutil.copytree(run_once, tmp_path / "outputs" / run_once.name))
 
 
 def config(run: Path, *overrides: str) -> Evaluate:

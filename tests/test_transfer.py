@@ -51,6 +51,12 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch):
+    """Of the penalty of a linear probe; most of the time goes to its fits."""
+    monkeypatch.setattr("src.training.probe.GRID", (1e-3, 1e-1, 10))
+
+
 def run(place, *overrides):
     standard = [
         f"outputs={place}/outputs",
