@@ -39,7 +39,7 @@ def export(config: Export) -> Path:
         if "hf" in config.parts:
             dtype = getattr(torch, config.dtype or trained.language.dtype)
             save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.row_tokens))
-            said["logits"] = {"dtype": str(dtype).removeprefix("torch."), "max_difference": difference(model, partial / "hf")}
+            said["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | difference(model, partial / "hf")
         if "adapter" in config.parts:
             save_adapter(model, partial / "adapter", base=trained.language.path, revision=trained.language.revision)
         if "timm" in config.parts:
@@ -89,7 +89,8 @@ def main(config: Export) -> None:
     folder, _ = run.read_run(config.outputs, config.run)
     logits = json.loads((folder / "export.json").read_text()).get("logits")
     if logits:
-        print(f"logits of the reloaded export differ from the run's by at most {logits['max_difference']:.2g} ({logits['dtype']})")
+        largest = f"{logits['max_difference']:.2g} ({logits['dtype']}; the largest logit is {logits['largest']:.2g})"
+        print(f"logits of the reloaded export differ from the run's by at most {largest}")
     print(out)
 
 

@@ -4,6 +4,7 @@ import torch
 from src.data.packing import collate
 from src.model.vlm import build, census, table
 from tests.conftest import parts
+from tests.rounding import float32_norms, forward_steps, rounding
 from tests.test_packing import samples
 
 
@@ -29,6 +30,7 @@ def test_patches_stand_where_their_placeholders_stand(configure):
 def test_a_text_only_batch_touches_every_trainable_parameter_and_changes_no_loss(configure):
     """Else DDP would wait for ever for the rank that had no image."""
     model, data = parts(configure("mix.shares.alpha=0", "mix.shares.beta=0"))
+    model = model.double()
     batch = data.stream().batch(0, slot=0)
     assert len(batch.images_NCHW) == 0
     losses, _ = model(batch)
@@ -38,7 +40,8 @@ def test_a_text_only_batch_touches_every_trainable_parameter_and_changes_no_loss
             assert parameter.grad is not None, name
             assert "lora" in name or not parameter.grad.any(), name
     with torch.no_grad():
-        assert torch.allclose(model(batch)[0], losses)
+        apart = rounding(float32_norms(model.language.body.config), losses.max())
+        assert (model(batch)[0] - losses).abs().max() <= apart
 
 
 def test_a_batch_without_supervised_tokens_has_a_gradient_of_zero(configure):
@@ -75,12 +78,14 @@ def test_the_seed_decides_what_starts_at_random(configure):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "share", "apart"), [("cheap", 0.97, 1e-5), ("full", 0.25, 0.0)])
-def test_recomputing_saves_memory_and_changes_nothing(configure, how, share, apart):
+@pytest.mark.parametrize(("how", "share"), [("cheap", 0.97), ("full", 0.25)])
+def test_recomputing_saves_memory_and_changes_nothing(configure, how, share):
     """With dropout: what is computed again draws what was drawn before. `cheap` has gradients of its own, equal to rounding."""
     loss, grads, kept = forward_and_backward(configure("trainer.recompute=none", "language.lora.dropout=0.2"))
     other_loss, other_grads, other_kept = forward_and_backward(configure(f"trainer.recompute={how}", "language.lora.dropout=0.2"))
     assert loss == other_loss
+    config = build(configure()).language.body.config
+    apart = rounding(2 * forward_steps(config, length=160), 1) if how == "cheap" else 0.0
     assert grads.keys() == other_grads.keys()
     assert all((grads[name] - other_grads[name]).abs().max() <= apart * grads[name].abs().max() for name in grads)
     assert other_kept < share * kept
