@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from data_prep import arguments
 from data_prep.atomic import atomic, full_disk_explained
@@ -25,6 +23,8 @@ from data_prep.write import column
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA, Shards
 from src.errors import UserError, command, nearest
+from src.progress import Progress
+from src.tables import print_table
 
 BLOCK = 4096  # records whose text is read at once
 
@@ -79,7 +79,7 @@ class Known:
     def __init__(self, sets: list[EvaluationSet]):
         self.sets = sets
         self.images = [(one, image) for one in sets for image in one.images]
-        found = [hashes(variants(image.open())) for _, image in tqdm(self.images, desc="test images", disable=None)]
+        found = [hashes(variants(image.open())) for _, image in Progress(self.images, desc="test images", unit="image")]
         self.hashes = np.concatenate(found) if found else np.empty(0, np.uint64)
         self.variants = len(found[0]) if found else 1
 
@@ -130,7 +130,7 @@ def same_images(row_N: np.ndarray, hash_N: np.ndarray, known: Known, images: Cal
     places, queries = near(hash_N, known.hashes)
     pairs = np.unique(np.stack([queries // known.variants, row_N[places]], 1), axis=0)  # (test image, row)
     found, held, variants_VHW = [], -1, np.empty(0)
-    for image, row in tqdm(pairs.tolist(), desc="look-alikes", disable=None):
+    for image, row in Progress(pairs.tolist(), desc="look-alikes", unit="pair"):
         if image != held:
             held, variants_VHW = image, known.variants_of(image)
         thumbnails = [variants(open_grey(data))[0] for data in images(row)]
@@ -181,7 +181,7 @@ def _print_table(said: dict[str, dict[str, Any]], absent: list[str]) -> None:
         leaks = ", ".join(f"{name} {count:,}" for name, count in found["leaks"].items()) or "-"
         counts = [found[key] for key in ("records", "groups_on_two_sides", "groups_in_train_and_val")] + list(found["images"].values())
         table.add_row(source, leaks, *(f"{count:,}" for count in counts))
-    Console().print(table)
+    print_table(table)
     if absent:
         print(f"not checked, since not on disk: {', '.join(absent)}")
 

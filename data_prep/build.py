@@ -8,8 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep import cut
 from data_prep.atomic import full_disk_explained
 from data_prep.merge import merge
@@ -25,6 +23,7 @@ from data_prep.write import finished, write_shard
 from src.data.phantoms import PHANTOM
 from src.data.record import SPLITS
 from src.errors import UserError
+from src.progress import Progress
 
 
 @dataclass
@@ -95,11 +94,11 @@ def write_shards(entry: Source, config: Build, mapped: Map, vocabulary: Vocabula
             for chunk in cut.cut(READERS[entry.reader](raw, split, entry), split=split, keys=keys):
                 if chunk.shard not in left:
                     left[chunk.shard] = len(left) % parts == part and not finished(folder, chunk.shard)
-                bar.update(chunk.counts["in"])
+                progress.update(chunk.counts["in"])
                 if left[chunk.shard]:
                     yield chunk
 
-    with tqdm(total=_rows_expected(entry, raw), unit=" rows", desc=entry.name, disable=None) as bar:
+    with Progress(total=_rows_expected(entry, raw), unit="row", desc=entry.name) as progress:
         tokenizer = vocabulary.file if vocabulary else None
         packed = mapped(partial(pack, max_side=config.max_side, quality=config.quality, tokenizer=tokenizer), chunks())
         for first in packed:

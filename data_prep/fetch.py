@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from tqdm import tqdm
 
 from src.errors import UserError
+from src.progress import Progress
 
 ATTEMPTS, PATIENCE = 6, 1.0  # seconds before the second attempt; doubled each time
 CHUNK = 1 << 20
@@ -87,12 +87,12 @@ def _continue(remote: Remote, part: Path) -> None:
         have = have if response.status_code == 206 else 0
         _version(part).write_text(response.headers.get("ETag", ""))
         total = remote.size or have + int(response.headers.get("Content-Length", 0)) or None
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(remote.path).name, disable=None)
-        with part.open("r+b" if have else "wb") as file, bar:
+        progress = Progress(total=total, initial=have, unit="B", unit_scale=True, desc=Path(remote.path).name)
+        with part.open("r+b" if have else "wb") as file, progress:
             file.seek(have)
             for data in response.iter_bytes():
                 file.write(data)
-                bar.update(len(data))
+                progress.update(len(data))
             file.truncate()
 
 

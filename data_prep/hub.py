@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from data_prep.fetch import Remote, attempt, check
 from src.errors import UserError
+from src.progress import Progress
 
 
 def listing(repo: str, revision: str, patterns: list[str], *, endpoint: str) -> tuple[str, list[Remote]]:
@@ -36,7 +37,16 @@ def fetch(repo: str, commit: str, remote: Remote, folder: Path, *, endpoint: str
     wrong = (folder / remote.path).exists()
 
     def once() -> None:
-        hf_hub_download(repo, remote.path, repo_type="dataset", revision=commit, local_dir=folder, endpoint=endpoint, force_download=wrong)
+        hf_hub_download(
+            repo,
+            remote.path,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=folder,
+            endpoint=endpoint,
+            force_download=wrong,
+            tqdm_class=Progress,
+        )
 
     _attempt(once, f"{endpoint}/datasets/{repo}")
     check(folder / remote.path, remote)

@@ -3,7 +3,6 @@
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from data_prep import arguments, encode, slurm, sources
@@ -12,6 +11,7 @@ from data_prep.merge import COUNTS
 from data_prep.pool import workers
 from data_prep.tokens import vocabulary
 from src.errors import UserError, command, nearest
+from src.tables import print_table
 
 EXECUTORS = ("process", "slurm")
 OFF = 0.05  # share of the rows expected by which a split may differ before that is said
@@ -63,7 +63,7 @@ def _print_table(entry: sources.Source, manifest: dict[str, Any]) -> None:
         if counts["in"] or split in entry.expected:
             expected = entry.expected.get(split)
             table.add_row(entry.name, split, *(f"{counts[name]:,}" for name in COUNTS), f"{expected:,}" if expected else "")
-    Console().print(table)
+    print_table(table)
     if manifest.get("filtered"):
         print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
     for split, expected in entry.expected.items():

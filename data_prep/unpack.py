@@ -8,9 +8,8 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from src.errors import UserError
+from src.progress import Progress
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -44,7 +43,7 @@ def unpack_tar(archive: Path, folder: Path) -> None:
     try:
         with (
             archive.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name, disable=None) as packed,
+            Progress.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name) as packed,
             gzip.open(packed) as plain,
             tarfile.open(fileobj=plain, mode="r|") as file,
         ):

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from src.cli import verb
 from src.config import Ask
 from src.data.read_image import read_image
 from src.errors import UserError, nearest
 from src.model.query import Query, Sampling, source, spoken
 from src.overrides import quote_texts
+from src.progress import Progress
 from src.run import write_atomically
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def ask_all(config: Ask) -> Path:
     out = Path(config.out) if config.out else table.with_suffix(".answers.jsonl")
     answerer = _load(config)
     lines = []
-    for at in tqdm(range(0, len(rows), config.batch_size), unit="batch", dynamic_ncols=True, disable=None):
+    for at in Progress(range(0, len(rows), config.batch_size), desc="ask", unit="batch"):
         some = rows[at : at + config.batch_size]
         answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], sampling)
         lines += [_line(row, answer) for row, answer in zip(some, answers, strict=True)]

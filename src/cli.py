@@ -1,9 +1,10 @@
 """The door of every command: Hydra composes `conf/<verb>.yaml` and the overrides; a mistake becomes one sentence."""
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from src import sweep
 from src.config import typed
 from src.errors import UserError, command, nearest
 from src.overrides import quote_texts
+from src.quiet import quiet
+from src.run import first_rank
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 RUNS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys that take the name of a run
@@ -31,11 +34,13 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def task(composed):
-            config = typed(schema, composed)
-            if not sweep.multirun():
-                return command(main)(config)  # at once: Hydra would print a traceback and exit with 1
-            with sweep.trial():
-                return main(config)
+            quiet()  # also in the job of a trial on a cluster, which `command` does not start
+            with first_rank_prints():
+                config = typed(schema, composed)
+                if not sweep.multirun():
+                    return command(main)(config)  # at once: Hydra would print a traceback and exit with 1
+                with sweep.trial():
+                    return main(config)
 
         @command
         def run() -> None:
@@ -55,6 +60,16 @@ def verb(name: str, schema: type, *, validate: Callable | None = None) -> Callab
         return run
 
     return decorate
+
+
+@contextlib.contextmanager
+def first_rank_prints() -> Iterator[None]:
+    """Drops what the other ranks print to stdout; their errors go to stderr."""
+    if first_rank():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def spoken(word: str, schema: type) -> str:

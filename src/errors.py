@@ -2,8 +2,11 @@
 
 import difflib
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterable
+
+from src.quiet import quiet
 
 
 class UserError(Exception):
@@ -22,6 +25,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        quiet()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # else a log file gets what is printed at the end, after all progress lines
         try:
             main(*args, **kwargs)
         except UserError as mistake:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from src import run, team, tracking
 from src.cli import verb
@@ -21,7 +20,7 @@ from src.data.remote import Cache
 from src.errors import UserError, nearest
 from src.model.generate import Generator, ask
 from src.model.vlm import build
-from src.quiet import quiet
+from src.progress import Progress
 from src.scoring import summary
 from src.scoring.predictions import check_references, read_predictions
 from src.team import Team
@@ -41,7 +40,6 @@ def evaluate(config: Evaluate) -> Path:
     path = choose(folder, config.checkpoint)
 
     with run.verb(folder, "evaluate") as said, team.joined() as ranks:
-        quiet()
         said["checkpoint"] = path.name
         model = build(trained)
         load(model, path)
@@ -105,8 +103,7 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
     missing.sort(key=lambda n: test.items[n]["image"])  # the questions of one image in one block: its pixels are embedded once
     missing = mine(missing, [test.items[n]["image"] or test.items[n]["id"] for n in missing], file.team)
     block = 8 * generator.batch  # bounds the decoded images in memory
-    hidden = None if missing else True  # None: shown on a terminal only
-    with tqdm(total=len(missing), desc=f"{test.name} {condition}", unit="question", dynamic_ncols=True, disable=hidden) as bar:
+    with Progress(total=len(missing), desc=f"{test.name} {condition}", unit="question", disable=not missing) as progress:
         for at in range(0, len(missing), block):
             numbers = missing[at : at + block]
             seen = benchmark.images(test, numbers, condition, shown, mean=vision.mean, size=vision.size, exact=exact)
@@ -120,7 +117,7 @@ def answer(test: Questions, condition: str, generator: Generator, file: Answers,
             options = [test.items[n].get("choices", []) for n in numbers]
             for number, found in generator.choices(questions, options) if test.choices else generator.answers(questions):
                 file.add([{**test.items[numbers[number]], **found.line()}])
-                bar.update()
+                progress.update()
     file.finish(test.items)
 
 

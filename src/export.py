@@ -13,7 +13,6 @@ from src.errors import UserError, nearest
 from src.model.query import finished
 from src.model.vlm import build
 from src.overrides import quote_texts
-from src.quiet import quiet
 from src.release import card, space, usage
 from src.release.check import difference
 from src.release.folder import published
@@ -84,7 +83,6 @@ def texts(story: card.Story, parts: list[str], *, repository: str | None = None)
 
 @verb("export", Export)
 def main(config: Export) -> None:
-    quiet()
     out = export(config)
     folder, _ = run.read_run(config.outputs, config.run)
     logits = json.loads((folder / "export.json").read_text()).get("logits")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
@@ -20,7 +19,7 @@ from src.model.loss import CHUNK
 from src.model.stored import identity_of
 from src.model.vlm import VLM
 from src.model.weights import TOKENIZER_FILES
-from src.quiet import quiet
+from src.tables import print_table
 from src.training.epochs import in_steps
 
 GB = 1e9
@@ -104,34 +103,32 @@ def check(config: Plan) -> None:
 
 def plan(config: Plan) -> None:
     check(config)
-    quiet()
     config = in_steps(config)
     wanted, ask = config.trainer.recompute, config.plan
     sample = Sample(ask.images, ask.text, ask.supervised)
-    console = Console(width=120)
     model = blueprint(config)
     costs = {how: measure(config, sample, how=how) for how in RECOMPUTE}
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
     sources = budget.parts(config.mix, config.data, steps=config.optim.length, tokenizer=tokenizer_of(config.language))
-    console.print(budget.table(sources, patches=model.vision.num_patches))
+    print_table(budget.table(sources, patches=model.vision.num_patches))
     if others := sorted({part.counted_by for part in sources if part.counted_by and not part.exact}):
-        console.print(
+        print(
             f"{', '.join(others)}, which counted tokens, is not known to be the tokenizer of language.path={config.language.path}, so that "
             "these numbers are estimates; build the shards with its tokenizer to have them counted"
         )
-    console.print(parameters(model))
+    print_table(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
     tokens = fullest(config, cost, slots=ranks * config.trainer.accumulate)
     seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
-    console.print(by_part(need, tokens))
-    console.print(
+    print_table(by_part(need, tokens))
+    print(
         f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
     )
-    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
+    print_table(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
 
 
 def tokenizer_of(language: Language) -> dict[str, str]:

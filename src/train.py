@@ -18,7 +18,6 @@ from src.data.shards import Shards
 from src.errors import UserError
 from src.model.vlm import build, census, table
 from src.plan import advice
-from src.quiet import quiet
 from src.training.checkpoint import choose, load, newest
 from src.training.epochs import in_steps
 from src.training.log import Log
@@ -39,7 +38,6 @@ def train(config: Train) -> Path:
         print(f"{folder} is trained already; choose another name=... to train again")
         return folder
 
-    quiet()
     lightning.seed_everything(config.seed, verbose=False)
     with run.alone(folder), tracking.training(folder, config) as board, run.verb(folder, "train") as said:
         model = build(config)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -31,14 +32,32 @@ def _run(config: Any, log: Path, environment: dict[str, str], verb: str) -> None
     os.environ.update(environment)
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that a shell started
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+    _redirect(log)
     try:
         getattr(importlib.import_module(f"src.{verb}"), verb)(config)
     except UserError as mistake:
         print(f"error: {mistake}", flush=True)
         raise SystemExit(2) from None
+
+
+def command(module: str, words: list[str], log: Path, environment: dict[str, str]) -> BaseProcess:
+    """`python -m <module> <words>`; stdout and stderr go to `log`."""
+    process = server.Process(target=_main, args=(module, words, log, environment))
+    process.start()
+    return process
+
+
+def _main(module: str, words: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    _redirect(log)
+    sys.argv = [module, *words]
+    importlib.import_module(module).main()
+
+
+def _redirect(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
 
 
 def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | None]:
@@ -56,13 +75,18 @@ def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | No
 
 def ranks(config: Any, log: Path, *, world: int, verb: str = "train") -> list[BaseProcess]:
     """One process per rank, as torchrun starts them."""
+    numbered = environments(world=world)
+    return [start(config, log.with_suffix(f".{rank}"), environment, verb=verb) for rank, environment in enumerate(numbered)]
+
+
+def environments(*, world: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    numbered = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    return [start(config, log.with_suffix(f".{rank}"), environment, verb=verb) for rank, environment in enumerate(numbered)]
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 150) -> None:

@@ -454,12 +454,12 @@ def test_a_redirect_is_followed_and_a_file_that_changed_in_between_begins_anew(s
 def test_progress_counts_what_was_there_before(server, tmp_path, monkeypatch):
     shown = []
 
-    class Bar(fetch.tqdm):
+    class Recorder(fetch.Progress):
         def __init__(self, **settings):
             shown.append((settings["initial"], settings["total"]))
             super().__init__(**settings)
 
-    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(fetch, "Progress", Recorder)
     server.zenodo[1] = {"a.bin": b"x" * 5000}
     server.cut["a.bin"] = 1
     fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)

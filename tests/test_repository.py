@@ -43,6 +43,8 @@ def read(name: str) -> str:
         pytest.param(r"\.extractall\(|pickle\.loads?\(", CODE, id="archives and pickles that may do anything"),
         pytest.param(r"trust_remote_code=True|weights_only=False|_target_:", TEXT, id="code that travels with weights"),
         pytest.param(r"^(from \.|import \.)", PYTHON, id="relative imports"),
+        pytest.param(r"import tqdm|from tqdm", [name for name in CODE if name != "src/progress.py"], id="progress of another kind"),
+        pytest.param(r"\bConsole\(", [name for name in CODE if name != "src/tables.py"], id="tables printed in another way"),
     ],
 )
 def test_nowhere(pattern, names):

@@ -4,13 +4,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep import arguments
 from data_prep.phantom.sheet import sheet
 from data_prep.phantom.writers import MINI, WRITERS
 from data_prep.phantom.writers.folder import complete
 from src.errors import UserError, command, nearest
+from src.progress import Progress
 
 
 @dataclass
@@ -44,7 +43,7 @@ def main(words: list[str]) -> None:
     for name in chosen:
         if name not in WRITERS:
             raise UserError(f"sources names '{name}', which no phantom stands for{nearest(name, WRITERS)}")
-    for name in tqdm(chosen, unit="dataset", desc="phantoms", disable=None):
+    for name in Progress(chosen, unit="dataset", desc="phantoms"):
         writer = WRITERS[name]
         num = {split: max(4, round(size * config.scale)) if split == "train" else size for split, size in writer.SIZES.items()}
         complete(config.out / name, {"seed": config.seed, "num": num}, lambda folder: writer.write(folder, seed=config.seed, num=num))  # noqa: B023

@@ -12,13 +12,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.measured import Measured
 from src.environment import environment
 from src.errors import UserError, command, nearest
 from src.run import git, write_atomically
+from src.tables import print_table
 
 GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep")
 OUT = Path("outputs/bench/result.json")
@@ -52,6 +52,7 @@ def run(group: str) -> None:
     for measured in importlib.import_module(f"experiments.bench.{group}").measure():
         found.append(measured)
         keep(group, found)
+        print(f"{measured.name} {measured.value:.3g}")
     show(group, found)
 
 
@@ -72,7 +73,7 @@ def show(group: str, found: list[Measured]) -> None:
     table = Table(group, "value", "rounds", "ours", "peer", "unit", "target", box=None, pad_edge=False)
     for one in found:
         table.add_row(*row(one), "" if one.met else "[red]missed[/red]")
-    Console(width=140).print(table)
+    print_table(table)
     rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
     lines = [[group, *row(one), "yes" if one.met else "no", git()] for one in found]
     kept = [list(line.values()) for line in rows if line["group"] != group]

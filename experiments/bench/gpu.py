@@ -32,7 +32,6 @@ from src.data.prompt import Prompter
 from src.errors import UserError, command
 from src.model import cost
 from src.model.vlm import VLM
-from src.quiet import quiet
 from src.train import trainer_for
 from src.training.module import Training
 
@@ -59,7 +58,6 @@ def main(words: list[str]) -> None:
     one_of("size", asked["size"], tuple(SIZES))
     for lengths in asked["lengths"].split(","):
         one_of("lengths", lengths, LENGTHS)
-    quiet()
     rows: list[Row] = []
     for row in measure(asked["device"], asked["size"], asked["lengths"].split(",")):
         rows.append(row)

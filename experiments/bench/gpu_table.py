@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
+
+from src.tables import print_table
 
 
 @dataclass
@@ -47,7 +48,7 @@ def show(rows: list[Row]) -> None:
     table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in cells(row).values()))
-    Console(width=160).print(table)
+    print_table(table)
 
 
 def cells(row: Row) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm import tqdm
-
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, TEXT_SOURCES, Trial, trials
 from experiments.breadth.work import RAW, baseline, quiet, work
 from src.errors import UserError, command
+from src.progress import Progress
 
 SHARDS = "data/phantom/shards"
 RESULTS = Path("experiments/breadth/results.csv")
@@ -34,7 +33,7 @@ def main(words: list[str]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet, (str(log),)) as pool:
         waiting = [pool.submit(baseline), *(pool.submit(work, trial) for trial in trials())]
-        for done in tqdm(as_completed(waiting), total=len(waiting), desc="breadth", unit="trial"):
+        for done in Progress(as_completed(waiting), total=len(waiting), desc="breadth", unit="trial"):
             done.result()
     write(RESULTS)
     print(f"{RESULTS}; make experiments renders the table and the plot from it")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from data_prep.audit import Known, same_images
 from data_prep.encode import encode
@@ -23,6 +22,7 @@ from data_prep.evaluation_sets import EvaluationSet, TestImage
 from data_prep.phantom.draw import render
 from data_prep.phantom.world import item_rng, sample_scene
 from data_prep.thumbnail import open_grey
+from src.progress import Progress
 from src.run import git
 
 SEED = 20
@@ -55,7 +55,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def main(tests: int, others: int) -> None:
-    originals = [drawn("test", n) for n in tqdm(range(tests), desc="test images", disable=None)]
+    originals = [drawn("test", n) for n in Progress(range(tests), desc="test images", unit="image")]
     held = [jpeg(image, 92) for image in originals]
     known = Known([EvaluationSet("phantom", images=[TestImage(partial(open_grey, data)) for data in held])])
     train: list[bytes] = []
@@ -63,7 +63,7 @@ def main(tests: int, others: int) -> None:
     for kind, copy in KINDS.items():
         train += [jpeg(copy(image), 60 if "60" in kind else 92) for image in originals]
         kinds += [kind] * tests
-    train += [jpeg(drawn("train", n), 92) for n in tqdm(range(others), desc="other pictures", disable=None)]
+    train += [jpeg(drawn("train", n), 92) for n in Progress(range(others), desc="other pictures", unit="image")]
     kinds += ["not a copy"] * others
     encoded = [encode(data, max_side=384, quality=90) for data in train]
     hashes = np.array([one.hash for one in encoded], np.uint64)

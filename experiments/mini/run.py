@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+
+from src.tables import print_table
 
 MIX = "pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
 BENCHMARKS = "pathvqa,vqa_med_2019,vqa_rad,vqa_rad_disjoint,slake,pmc_vqa,medqa,medmcqa,pubmedqa"
@@ -87,23 +88,22 @@ def needs_no_image(metrics: dict) -> str | None:
 
 def show(seconds: dict[str, float], result: dict) -> None:
     """What each stage took, the main numbers, and where the report is."""
-    console = Console(width=120)
     table = Table("stage", "seconds", "budget", box=None, pad_edge=False)
     for name, spent in seconds.items():
         table.add_row(name, f"{spent:.0f}", f"{STAGES[name][0]}")
     table.add_row("all", f"{sum(seconds.values()):.0f}", f"{sum(budget for budget, _ in STAGES.values())}")
-    console.print(table)
+    print_table(table)
     metrics = result["metrics"]
     table = Table("", *("real", "shuffled", "blank", "majority", "real - shuffled", "real - blank"), box=None, pad_edge=False)
     for label, key in ROWS.items():
         columns = ("real", "shuffled", "blank", "majority", "real_minus_shuffled", "real_minus_blank")
         table.add_row(label, *(shown(metrics.get(f"vqa/pooled/{column}/{key}"), bounds="minus" in column) for column in columns))
-    console.print(table)
+    print_table(table)
     for key, value in metrics.items():
         if key.startswith("transfer/") and key.endswith("/probe/macro_f1"):
             _, benchmark, encoder, *_ = key.split("/")
-            console.print(f"{benchmark}, {encoder}: macro-F1 of a linear probe {shown(value, bounds=True)}", highlight=False)
-    console.print(f"largest stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html", highlight=False)
+            print(f"{benchmark}, {encoder}: macro-F1 of a linear probe {shown(value, bounds=True)}")
+    print(f"largest stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html")
 
 
 ROWS = {

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.progress import Progress
 
 UNVERIFIED = "unverified"  # a revision that nobody read at a named source
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -50,7 +51,14 @@ def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
     for name in names:
         try:
             # Each vain attempt to connect takes half a minute of retries: one is enough.
-            file = hf_hub_download(path.removeprefix("datasets/"), name, repo_type=kind, revision=pinned, local_files_only=not reached)
+            file = hf_hub_download(
+                path.removeprefix("datasets/"),
+                name,
+                repo_type=kind,
+                revision=pinned,
+                local_files_only=not reached,
+                tqdm_class=Progress,
+            )
             return Path(file)
         except LocalEntryNotFoundError:
             reason, reached = "not in the local cache, and the hub was not reached", False

@@ -23,8 +23,9 @@ def load_language(path: str, *, revision: str, dtype: torch.dtype) -> tuple[PreT
     pad -1: ids of an early port) contradicts its own vocabulary (<s> 1, </s> 2). Code that travels with weights is never run.
     """
     # Looked for by hand: without its vocabulary file transformers builds a tokenizer of three tokens and says nothing.
-    for names in (["config.json"], TOKENIZER_FILES, [*INDEX_FILES, *WEIGHT_FILES]):
+    for names in (["config.json"], TOKENIZER_FILES):
         find(path, names, revision=revision, key="language.path")
+    weight_files(path, [*INDEX_FILES, *WEIGHT_FILES], revision=revision, key="language.path")  # a download shows its progress
     tokenizer = load_tokenizer(path, revision=revision, key="language.path")
     try:
         config = AutoConfig.from_pretrained(path, revision=_pinned(revision), trust_remote_code=False)

@@ -10,10 +10,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from tqdm import tqdm
 
 from src.data.classification import Classification, batches
 from src.model.vision import Vision
+from src.progress import Progress
 from src.run import atomically
 
 
@@ -38,9 +38,9 @@ def extract(vision: Vision, data: Classification, *, device: torch.device, batch
     """f_NF float32 of every pooling, in the order of `data.examples`, from one pass in float32 whatever the device."""
     vision = vision.to(device)
     found: dict[str, list[np.ndarray]] = {}
-    with tqdm(total=len(data.examples), desc=f"{data.name}: features", unit="image", dynamic_ncols=True, leave=False, disable=None) as bar:
+    with Progress(total=len(data.examples), desc=f"{data.name}: features", unit="image", leave=False) as progress:
         for x_N3HW in batches(data, np.arange(len(data.examples)), size=vision.size, batch=batch, threads=threads):
             for how, f_NF in vision.features(x_N3HW.to(device, non_blocking=True)).items():
                 found.setdefault(how, []).append(f_NF.float().cpu().numpy())
-            bar.update(len(x_N3HW))
+            progress.update(len(x_N3HW))
     return {how: np.concatenate(parts) for how, parts in found.items()}

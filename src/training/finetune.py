@@ -11,12 +11,14 @@ import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.config import FineTune
 from src.data.classification import Classification, batches
 from src.model.vision import Vision
+from src.progress import Progress
 from src.training.probe import Fit, macro_f1
 
 CHECKS = 10  # validations per run
@@ -120,9 +122,10 @@ def finetune(
         lightning.seed_everything(seed, verbose=False)
         model = Classifier(build(), pooling=pooling, weights_K=weights_K, lr=lr, config=config).train()
         settings = {"size": model.vision.size, "batch": config.batch, "threads": threads}
-        trainer = trainer_for(config, device=device, folder=folder)
         train = Loader(data, data.rows("train"), steps=config.steps, seed=seed, **settings)
-        trainer.fit(model, train, Loader(data, data.rows("val"), **settings))
+        with Progress(total=config.steps, desc=f"{data.name}: fine-tuning, lr={lr:g}", unit="step", leave=False) as progress:
+            trainer = trainer_for(config, device=device, folder=folder, progress=progress)
+            trainer.fit(model, train, Loader(data, data.rows("val"), **settings))
         assert model.best is not None  # ten validations, or one per step
         tried.append((*model.best, lr, model))
     (f1, _), state, lr, model = max(tried, key=lambda one: one[0])
@@ -134,7 +137,7 @@ def finetune(
     return Fit(pooling, {"lr": lr}, f1, p_NK.double().numpy())
 
 
-def trainer_for(config: FineTune, *, device: torch.device, folder: Path) -> lightning.Trainer:
+def trainer_for(config: FineTune, *, device: torch.device, folder: Path, progress: Progress) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -143,6 +146,7 @@ def trainer_for(config: FineTune, *, device: torch.device, folder: Path) -> ligh
         val_check_interval=max(1, config.steps // CHECKS),
         check_val_every_n_epoch=None,
         gradient_clip_val=1.0,
+        callbacks=[LambdaCallback(on_train_batch_end=lambda *_: progress.update())],
         num_sanity_val_steps=0,
         logger=False,
         default_root_dir=folder,

@@ -1,4 +1,4 @@
-"""`log.csv` and the progress bar: what the run is doing, for people and for the report."""
+"""`log.csv` and the progress: what the run is doing, for people and for the report."""
 
 import csv
 import io
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from tqdm import tqdm
 
 from src.data.packing import Batch
+from src.progress import Progress
 from src.run import write_atomically
 
 
 class Log(lightning.Callback):
-    """One row of `log.csv` every `log_every` optimizer steps, the same values to `board`; a bar with rates and time left."""
+    """One row of `log.csv` every `log_every` optimizer steps, the same values to `board`; the progress with rates and time left."""
 
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
         self.path, self.log_every, self.board = path, log_every, board
@@ -33,9 +33,7 @@ class Log(lightning.Callback):
                 after = {name: float(value) for name, value in row.items() if value}
                 self.board.log(after | rates(before, after) | {"step": int(row["step"])})
                 before = after
-            self._bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step", dynamic_ncols=True, disable=None
-            )
+            self._progress = Progress(total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step")
 
     def on_train_batch_start(self, trainer, module, batch: Batch, batch_idx: int) -> None:
         self._wait += time.perf_counter() - self._batch_ended
@@ -44,15 +42,19 @@ class Log(lightning.Callback):
         step = trainer.global_step
         if step != self._step:
             self._step = step
-            if trainer.is_global_zero:
-                self._bar.update(1)
             if step % self.log_every == 0 and step != self._written:
                 self.write(trainer, module, step, validation={})
+            if trainer.is_global_zero:
+                self._progress.update(step - self._progress.n)
         self._batch_ended = time.perf_counter()
 
     def on_train_end(self, trainer, module) -> None:
         if trainer.is_global_zero:
-            self._bar.close()
+            self._progress.close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        if hasattr(self, "_progress"):  # an error message begins on a new line
+            self._progress.close()
 
     def state_dict(self) -> dict:
         return dict(self.totals)
@@ -85,7 +87,11 @@ class Log(lightning.Callback):
         if trainer.is_global_zero:
             self._append(row)
             pace = rates(before, self.totals)
-            self._bar.set_postfix({"loss": f"{row['loss']:.3f}"} | {name: f"{rate:.0f}" for name, rate in pace.items()})
+            losses = [f"{name} {row[name]:.3f}" for name in ("loss", "val") if name in row]
+            self._progress.set_postfix_str(", ".join([*losses, *(f"{rate:,.1f} {name}" for name, rate in pace.items())]), refresh=False)
+            if validation:  # before `on_train_batch_end` counts this step
+                self._progress.n = step
+                self._progress.report()
             if self.board:
                 self.board.log(row | pace)
         module.reset_sums()

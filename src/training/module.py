@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning
@@ -103,7 +104,7 @@ class Training(lightning.LightningModule):
             counts |= {"ready": micro, "started": micro, "processed": micro, "completed": micro - 1}
 
     @torch.no_grad()
-    def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
+    def validation_losses(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss per supervised token for each source of the fixed validation list, summed over ranks before dividing."""
         sums = torch.zeros(2, len(self.sources), dtype=torch.float32, device=self.device)
         self.model.eval()

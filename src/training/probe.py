@@ -14,6 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from src.progress import Progress
+
 GRID = tuple(10 ** (-5 + 2 * n / 3) for n in range(10))  # 1e-5 .. 10: sklearn's C, the inverse strength of the penalty
 SMALL = 20_000_000  # numbers in a feature matrix up to which one thread is fastest
 NEIGHBOURS = (1, 5, 10, 20, 50)
@@ -66,7 +68,8 @@ def _best(train: Split, val: Split, test: Split, classes: int, method: Method) -
     # On small matrices the threads of BLAS wait for one another: on busy cores that costs a hundredfold.
     with threadpool_limits(1 if max(f_NF.size for f_NF in train.features.values()) < SMALL else None, user_api="blas"):
         for pooling, f_NF in train.features.items():
-            for setting, score in method(f_NF, train.labels_N, classes):
+            fits = method(f_NF, train.labels_N, classes)
+            for setting, score in Progress(fits, desc=f"{method.__name__} on {pooling}", unit="fit", leave=False):
                 p_NK = score(val.features[pooling])
                 loss = -np.log(np.maximum(p_NK[np.arange(len(p_NK)), val.labels_N], 1e-7)).mean()
                 tried.append((macro_f1(val.labels_N, p_NK), -loss, pooling, setting, score))

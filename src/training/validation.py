@@ -7,6 +7,7 @@ from src.data.images import pixels
 from src.data.module import DataModule
 from src.data.packing import Batch
 from src.model.generate import Asked, Generator, ask
+from src.progress import Progress
 from src.scoring.vqa import f1
 from src.training.log import Log
 from src.training.module import Training
@@ -31,7 +32,7 @@ class Validation:
             self.batches = self.data.validation_batches(**share)
             self.questions = self._questions(**share)
         with trainer.precision_plugin.forward_context():
-            losses = self.module.validation_losses(self.batches)
+            losses = self.module.validation_losses(Progress(self.batches, desc="validation losses", unit="batch", leave=False))
             scores = self.scores()
         mean = sum(losses.values()) / len(losses) if losses else None
         found = {f"val/{source}": loss for source, loss in losses.items()} | {f"f1/{source}": score for source, score in scores.items()}
@@ -43,7 +44,8 @@ class Validation:
         model, sources = self.module.model, self.module.sources
         sums = torch.zeros(2, len(sources), dtype=torch.float32, device=self.module.device)
         generator = Generator(model, self.data.prompter, batch=16, max_new_tokens=LONGEST)
-        for number, answer in generator.answers([asked for asked, _, _ in self.questions]):
+        answers = generator.answers([asked for asked, _, _ in self.questions])
+        for number, answer in Progress(answers, total=len(self.questions), desc="validation answers", unit="question", leave=False):
             _, source, references = self.questions[number]
             sums[:, source] += torch.tensor([f1(answer.text, references), 1.0]).to(sums)
         model.train()

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from src.data.prompt import pieces
 from src.data.shards import Shards
+from src.progress import Progress
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 VOCABULARY = 1024
@@ -31,8 +31,8 @@ def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None
     model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    with trange(steps, desc="language stand-in", unit="step", dynamic_ncols=True, disable=None) as bar:
-        for step in bar:
+    with Progress(range(steps), desc="language stand-in", unit="step") as progress:
+        for step in progress:
             starts = torch.randint(len(stream_T) - TOKENS, (ROWS,))
             ids_BT = torch.stack([stream_T[start : start + TOKENS] for start in starts])
             loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
@@ -42,7 +42,7 @@ def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.2f}")
+                progress.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
 

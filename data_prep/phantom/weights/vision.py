@@ -15,11 +15,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import trange
 
 from src.data.images import decode
 from src.data.shards import Shards
 from src.model.towers import CLIP_MEAN, CLIP_STD, save_open_clip
+from src.progress import Progress
 
 ARCHITECTURE = "vit_base_patch16_224"
 KWARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
@@ -42,8 +42,8 @@ def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / (0.1 * steps), (steps - step) / (0.5 * steps)))
     order = torch.cat([torch.randperm(len(images_N3HW)) for _ in range(steps * BATCH // len(images_N3HW) + 1)])
     trunk.train()
-    with trange(steps, desc="vision stand-in", unit="step", dynamic_ncols=True, disable=None) as bar:
-        for step in bar:
+    with Progress(range(steps), desc="vision stand-in", unit="step") as progress:
+        for step in progress:
             picked = order[step * BATCH : (step + 1) * BATCH]
             x_N3HW = (shifted(images_N3HW[picked]).float() - mean) / std
             logits_NW = head(trunk.forward_features(x_N3HW)[:, 1:])
@@ -54,7 +54,7 @@ def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.2f}")
+                progress.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     save_open_clip(out, trunk.eval(), timm_model_name=ARCHITECTURE, kwargs=KWARGS)
 
 
