@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -39,13 +38,13 @@ def evaluate(config: Evaluate) -> Path:
     asked = {test.name: benchmark.conditions(test, config.images, images=trained.data.images) for test in tests}
     path = choose(folder, config.checkpoint)
 
-    with run.verb(folder, "evaluate") as said, team.joined() as ranks:
+    with team.joined() as ranks, run.verb(folder, "evaluate") as said:
         said["checkpoint"] = path.name
         model = build(trained)
         load(model, path)
         prompter = model.prompter(budget=config.row_tokens or trained.data.row_tokens)
         decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
-        generator = Generator(model.to(device(config.accelerator)), prompter, batch=config.batch, **decoding)
+        generator = Generator(model.to(device(config.accelerator, ranks)), prompter, batch=config.batch, **decoding)
         depends_on = {"checkpoint": _digest(path), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
         if ranks.first:  # who writes the files
             said["seen"] = mark_seen(tests, stored, path, outputs=config.outputs)
@@ -90,10 +89,10 @@ def found_by(test: Questions, folder: Path, conditions: list[str]) -> dict[str, 
     return {condition: answers.read(predictions(folder, test, condition))[: len(test.rows)] for condition in conditions}
 
 
-def device(accelerator: str) -> torch.device:
-    """The GPU of this rank, or the CPU."""
+def device(accelerator: str, ranks: Team) -> torch.device:
+    """The GPU of this rank, or the CPU. A rank to which Slurm shows its own GPU alone takes that one."""
     found = torch.cuda.is_available() and accelerator != "cpu"
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if found else "cpu")
+    return torch.device(f"cuda:{ranks.local % torch.cuda.device_count()}" if found else "cpu")
 
 
 def answer(test: Questions, condition: str, generator: Generator, file: Answers, *, exact: bool, seed: int) -> None:

@@ -226,8 +226,12 @@ VERBS = ("train", "evaluate", "transfer", "export")
 
 
 def first_rank() -> bool:
-    """Whether this process writes the run's files: the only one, or the first of those that torchrun, Slurm or Lightning started."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    """Whether this process writes the run's files: the only one, or the first of those that torchrun, Slurm or Lightning started.
+
+    RANK counts over all nodes, so nothing else matters where it is set: torchrun may run inside of any task of Slurm.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
 def git() -> str:

@@ -70,6 +70,15 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was_and_nothing_beside_it(
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
 
 
+def test_the_rank_of_torchrun_decides_inside_of_a_slurm_task(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert run.first_rank()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("RANK", "8")
+    assert not run.first_rank()
+
+
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
     assert run.first_rank()
