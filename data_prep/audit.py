@@ -158,7 +158,7 @@ def _same_texts(shards: Shards, known: Known, free: np.ndarray) -> Iterator[tupl
 def _questions(shards: Shards, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(row, hash) of every question of these rows, int64 and uint64."""
     row_of, found = [], []
-    for at in tqdm(range(0, len(rows), BLOCK), desc="questions", disable=None):
+    for at in Progress(range(0, len(rows), BLOCK), desc="questions", unit="block"):
         block = rows[at : at + BLOCK].tolist()
         for row, record in zip(block, shards.texts(block), strict=True):
             hashed = question_hashes(record)
