@@ -54,6 +54,7 @@ def test_seen_questions_are_marked(out):
     assert not any(item["seen"] for item in other.items)
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_what_training_held(out, words):
     """From the run's configuration to the keys of `evaluate.json`."""
     audit_all(Audit(out=out))
