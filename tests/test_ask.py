@@ -58,6 +58,7 @@ def test_a_question_is_taken_as_it_is_written(run, question):
     assert configured(run[0], f"question={question}").question == question
 
 
+@pytest.mark.slow
 def test_a_list_of_images_and_a_strange_file_name(run):
     folder, pictures = run
     strange = pictures / "scan, no. 1 (copy).png"
@@ -173,6 +174,7 @@ def test_mistakes_in_a_table_are_named_with_their_row(run, tmp_path, table, said
     assert not (tmp_path / "t.answers.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_an_image_takes_none(shards, language, tmp_path, run):
     folder, _ = finish(overrides(shards, language, tmp_path), "data.images=false")
     assert ask(configured(folder, "question=q"))
@@ -198,6 +200,7 @@ def test_the_command_prints_one_answer_or_one_json_line(run, monkeypatch, capsys
     assert capsys.readouterr().err == 'error: give either question="..." or batch=FILE\n'
 
 
+@pytest.mark.slow
 def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, capsys):
     folder, pictures = run
     note = "no image was given; the answer rests on the question alone"

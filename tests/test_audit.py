@@ -111,6 +111,7 @@ def test_copies_are_found_and_nothing_else(out, capsys):
     assert line.split()[-2:] == [f"{count:,}" for count in said["mix"]["images"].values()]
 
 
+@pytest.mark.slow
 def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
     before = len(Shards(out / "mix").rows("train", decontaminate=True))
     first = audit_all(Audit(out=out))["mix"]
@@ -200,6 +201,7 @@ def test_audit_goes_with_the_index_that_it_filled(tmp_path):
     assert Shards(out / "own").audit is None
 
 
+@pytest.mark.slow
 def test_classification_sets_are_checked_too(out, tmp_path):
     test = [np.asarray(scene(1000 + n).resize((64, 64))) for n in range(3)]
     arrays = {"test_images": np.stack(test), "test_labels": np.array([[0], [1], [0]], np.uint8)}
@@ -211,6 +213,7 @@ def test_classification_sets_are_checked_too(out, tmp_path):
     assert {key for key, name in leaks(out, "mix").items() if name == "breastmnist"} >= {"other-0", "other-1", "other-2"}
 
 
+@pytest.mark.slow
 def test_a_broken_test_image_is_named(out, tmp_path):
     folder = tmp_path / "raw" / "mine"
     folder.mkdir()
@@ -225,6 +228,7 @@ def test_a_broken_test_image_is_named(out, tmp_path):
         audit_all(Audit(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
 
 
+@pytest.mark.slow
 def test_groups_on_two_sides_are_counted(out, tmp_path):
     for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1"), ("val", "patient 2"), ("val", "patient 3")):
         folder = tmp_path / "raw" / "grouped"
@@ -235,6 +239,7 @@ def test_groups_on_two_sides_are_counted(out, tmp_path):
     assert (said["groups_on_two_sides"], said["groups_in_train_and_val"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(out):
     index = (out / "mix" / "index.arrow").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -261,6 +266,7 @@ def test_different_test_images_of_one_hash_are_all_known(tmp_path):
     assert len(found.images) == 2
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_sentence(out, tmp_path, capsys):
     with pytest.raises(UserError, match=r"source 'mxi' has no shards in .*; did you mean 'mix'"):
         audit_all(Audit(out=out, sources=["mxi"]))

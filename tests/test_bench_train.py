@@ -39,6 +39,7 @@ def test_ours_trains_on_every_sample_of_the_plain_batches():
     assert sum(int((batch.sources_BT >= 0).sum()) for batch in packed) == sum(len(sample.ids) for sample in samples)
 
 
+@pytest.mark.slow
 def test_both_sides_have_the_same_losses_over_updates(monkeypatch):
     monkeypatch.setitem(WORKLOADS, "tiny", TINY)
     monkeypatch.setattr(peers, "pinned", lambda: None)

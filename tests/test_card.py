@@ -43,6 +43,7 @@ def test_the_page_stands_alone(written):
     assert "<b>Left out:</b> nothing." in page
 
 
+@pytest.mark.slow
 def test_the_croissant_file_is_valid_and_names_every_shard(written, shards):
     described = json.loads((written / "croissant.json").read_text())
     dataset = mlcroissant.Dataset(str(written / "croissant.json"))

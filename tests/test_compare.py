@@ -42,6 +42,7 @@ def test_an_unfinished_run_is_shown_with_its_step(tmp_path):
     assert "unfinished, step 20 of 40" in made(tmp_path, "runs=sweep/*")
 
 
+@pytest.mark.slow
 def test_scored_files_stand_beside_a_run_and_are_never_seeds_of_one_group(tmp_path):
     write_run(tmp_path, "ours", right=8, root="x")
     for name, right in (("theirs", 4), ("others", 2)):
@@ -124,6 +125,7 @@ def test_a_failure_that_a_full_disk_cut_short_breaks_no_report(tmp_path):
     assert "failed.json cannot be read" in made(tmp_path, "runs=sweep/*")
 
 
+@pytest.mark.slow
 def test_few_shot_curves_are_compared_and_more_groups_than_colours_are_dashed(tmp_path):
     for number in range(9):
         folder = write_run(tmp_path, f"sweep/{number}", optim__steps=20 + number)

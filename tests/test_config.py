@@ -73,6 +73,7 @@ def test_a_mistake_is_one_sentence(words, override, sentence):
     assert said([*words, override]).startswith(sentence)
 
 
+@pytest.mark.slow
 def test_shares_that_do_not_match_the_shards(words, shards):
     assert said([*words, "+mix.shares.alhpa=1"]).startswith(
         f"mix.shares names alhpa, but data.root={shards} has no such shards; did you mean 'alpha'?; build them"
@@ -85,6 +86,7 @@ def test_a_missing_value_is_named(words):
     assert said([word for word in words if not word.startswith("name=")]) == "config key 'name' has no value; give name=..."
 
 
+@pytest.mark.slow
 def test_every_trial_of_a_sweep_is_checked_before_the_first(words):
     with pytest.raises(UserError, match=r"optim.steps must be at least 1, found 0"):
         check("train", Train, [*words, "optim.steps=6,0"], many=True, validate=validate)

@@ -74,6 +74,7 @@ def marked(folder: Path, out: Path) -> tuple[list[str], list[str], dict[str, dic
 SEEN = ["Is 2 odd?", "cell 1", "cell 1", "cell 3", "cell 3", "cell 5", "cell 5"]  # image 3 at half size, image 5 mirrored
 
 
+@pytest.mark.slow
 def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, train, capsys):
     early = train("early")  # mix.decontaminate=true, and nobody has looked yet
     assert marked(early, out)[:2] == ([], [])
@@ -91,6 +92,7 @@ def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, tra
 NEWER = "run 'early': the audit of mix has changed since the training, which left out other records"
 
 
+@pytest.mark.slow
 def test_child_has_seen_what_its_parents_have_seen(out, train):
     train("grandparent")
     audit_all(Audit(out=out))

@@ -58,6 +58,7 @@ def test_the_real_7b_costs_little_more_than_it_must():
     assert kept["full"] <= 0.5
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_optimizer_holds(configure):
     config = configure()
     model = build(config)

@@ -44,6 +44,7 @@ def global_batch(data, step: int, *, world: int, slots: int) -> tuple[list, list
     return rows, [key for batch in batches for key in batch.keys], torch.cat([batch.images_NCHW for batch in batches])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "slots"), [(1, 4), (2, 1), (2, 2), (4, 1), (4, 4)])
 def test_a_step_is_the_same_for_any_ranks_and_slots(data, world, slots):
     module = data()
@@ -55,6 +56,7 @@ def test_a_step_is_the_same_for_any_ranks_and_slots(data, world, slots):
         assert torch.equal(images, other[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_never_change_the_order(data, workers):
     module = data()
@@ -79,6 +81,7 @@ def test_steps_hold_every_position_of_the_mixture_once(data):
         assert sorted(seen) == sorted(drawn)
 
 
+@pytest.mark.slow
 def test_seeking_is_reading_on(data):
     reads, seeks = data(), data()
     for step in range(STEPS):
@@ -121,6 +124,7 @@ def test_validation_is_fixed_disjoint_over_ranks_and_never_of_the_training_split
     assert sorted(split) == sorted(keys)
 
 
+@pytest.mark.slow
 def test_state_is_the_steps_taken_and_what_the_order_depends_on(data):
     module, other = data(), data("optim.steps=9")
     module.consumed = 7
@@ -174,6 +178,7 @@ def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
     assert before["shards"]["beta"] != after["shards"]["beta"]
 
 
+@pytest.mark.slow
 def test_an_audit_changes_the_fingerprint_of_a_run_that_obeys_it(configure, shards, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
@@ -190,6 +195,7 @@ def test_an_audit_changes_the_fingerprint_of_a_run_that_obeys_it(configure, shar
     assert of(shards, "mix.decontaminate=false") == of(copy, "mix.decontaminate=false")
 
 
+@pytest.mark.slow
 def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
@@ -211,6 +217,7 @@ def leak_everything(folder, *, but: int = 0) -> None:
         writer.write_batch(batch)
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
@@ -224,6 +231,7 @@ def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path
         [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row_tokens", "said"), [(16, r"2 image\(s\) of 4 tokens .* row_tokens=16; set it to 17 or more"), (17, None)])
 def test_images_that_do_not_fit_are_refused_before_the_first_step(data, row_tokens, said):
     """Sources of one, two and no images of four tokens; a blind run has none."""

@@ -90,6 +90,7 @@ def text_of(message: dict) -> str:
     return content if isinstance(content, str) else content[0]["text"]
 
 
+@pytest.mark.slow
 def test_a_visitor_gets_the_model_s_answer_and_asks_on(client, answerer, file):
     image = Image.open(file).convert("RGB")
     chat, emptied, status = ask(client, file, "which organ is shown?")
@@ -144,6 +145,7 @@ def test_who_asks_before_the_model_is_loaded_is_told_and_waits(answerer, file):
         assert text_of(job.result(60)[0][-1]) == answerer.answers([Query("which organ?", [read_image(file)])], Sampling(8))[0].text
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_to_the_visitor(client, file):
     for question, said in ((" ", "the question is empty"), ("long " * 40, "at most 80 are taken"), ("a\x00b", "control characters")):
         with pytest.raises(AppError, match=said):
@@ -166,6 +168,7 @@ def test_a_script_that_the_vocabulary_lacks_is_told(answerer, file, question):
         answerer.model.language.tokenizer = old
 
 
+@pytest.mark.slow
 def test_a_model_without_eyes_has_no_demo(shards, language, tmp_path, monkeypatch, capsys):
     folder, _ = finish(overrides(shards, language, tmp_path), "data.images=false")
     monkeypatch.setattr(sys, "argv", ["demo", f"model=run:{folder.name}", f"outputs={folder.parent}"])
@@ -175,6 +178,7 @@ def test_a_model_without_eyes_has_no_demo(shards, language, tmp_path, monkeypatc
     assert "was trained without images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_settings_beyond_the_limits_are_refused(client, file, answerer):
     for beyond in ({"tokens": 10**6}, {"temperature": 9}, {"top_p": 0}):
         with pytest.raises(AppError, match="than m"):
@@ -185,6 +189,7 @@ def test_settings_beyond_the_limits_are_refused(client, file, answerer):
         desk._sampling("many", 0, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_conversation_sent_by_anybody_is_bounded(client, file):
     chat = [{"role": role, "content": said("word " * 500)} for _ in range(50) for role in ("user", "assistant")]
     assert len(ask(client, file, "which organ?", chat)[0]) <= 2 * LIMITS.turns + 2
@@ -192,6 +197,7 @@ def test_a_conversation_sent_by_anybody_is_bounded(client, file):
     assert len(ask(client, file, "which organ?", odd)[0]) == 2
 
 
+@pytest.mark.slow
 def test_markup_is_shown_as_text(client, file):
     chat, *_ = ask(client, file, "<img src=x onerror=alert(1)>")
     chat[-1]["content"] = said("<script>alert(2)</script>")
@@ -517,6 +523,7 @@ def test_requests_that_gradio_would_break_on(demo):
         assert httpx.get(f"{demo.url}gradio_api/file={clean}", headers={"Range": f"bytes={ranges}"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_conversation_is_not_written_into_a_file(demo):
     assert httpx.get(f"{demo.url}gradio_api/deep_link?session_hash=a").status_code == 405
     assert not (demo.folder / "deep_links").exists()
@@ -579,6 +586,7 @@ def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
         assert (demo.folder / "examples" / "0.png").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_after_the_end(answerer):
     with running(seated(answerer, LIMITS), LIMITS, name="run:tiny") as demo:
         assert post(demo, picture("PNG")).status_code == 200

@@ -87,6 +87,7 @@ def test_batched_answers_are_greedy_decoding_one_by_one(model, asked):
         assert [found[n].text for n in range(len(asked))] == expected
 
 
+@pytest.mark.slow
 def test_confidence_is_the_mean_log_probability_of_the_answer(model, asked):
     found = dict(generator(model).answers(asked))
     for n in (0, 13, 18):
@@ -104,6 +105,7 @@ def test_the_answer_depends_on_the_image(model, asked):
     assert [here[n].text for n in range(4)] != [there[n].text for n in range(4)]
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_training_pass(model, asked):
     options = [["lung", "the left lung", "a liver"][: 1 + n % 3] for n in range(len(asked))]
     found = generator(model, batch=7).likelihoods(asked, options)
@@ -137,6 +139,7 @@ def test_a_long_question_is_cut_to_the_budget_and_keeps_its_end(model):
     assert model.language.tokenizer.decode(made.prompt).endswith("where?\nAnswer:")
 
 
+@pytest.mark.slow
 def test_a_model_that_never_stops_is_cut(model, asked):
     """Its end of sequence is never the likeliest token: every answer has exactly the allowed length."""
     with torch.no_grad():

@@ -257,6 +257,7 @@ def test_options_are_four_of_one_kind():
             right(choices, answer)
 
 
+@pytest.mark.slow
 def test_a_question_with_options_cannot_be_answered_without_its_image():
     """Best guess from the options: the one that was right most often among the training questions that offer it."""
     offered, was_right = Counter(), Counter()

@@ -35,6 +35,7 @@ def digests(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 def test_a_phantom_is_read_as_the_real_set_would_be(tmp_path, name):
     folder = write(name, tmp_path)

@@ -56,6 +56,7 @@ def test_the_encoder_opens_as_biomedclip_does(weights):
     assert encoder(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 64, vision.KWARGS["embed_dim"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["language/model.safetensors", "language/tokenizer.json", "vision/open_clip_model.safetensors"])
 def test_the_same_seed_gives_the_same_bytes(weights, again, file):
     assert hashlib.sha256((weights / file).read_bytes()).digest() == hashlib.sha256((again / file).read_bytes()).digest()

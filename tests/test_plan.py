@@ -40,6 +40,7 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
         assert 0 < none < cheap < full
 
 
+@pytest.mark.slow
 def test_a_plan_says_nothing_else(words, recwarn):
     """Not what libraries have to say to those who wrote it."""
     plan(typed(Plan, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
@@ -64,6 +65,7 @@ def test_a_plan_of_what_cannot_be_is_one_sentence(words, override, said):
         plan(typed(Plan, compose("plan", [*words, override])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RECOMPUTE)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_measuring_one_middle_layer_for_all_counts_what_the_whole_model_counts(configure, monkeypatch, how, frozen):

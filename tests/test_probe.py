@@ -64,6 +64,7 @@ def test_nearest_neighbour_by_hand():
     assert found.probabilities_NK.tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.slow
 def test_few_shots_are_drawn_per_class_and_by_seed():
     train, val, test = splits(gap=1.0)
     one = few_shot(train, val, test, shots=1, seed=0, classes=3).probabilities_NK

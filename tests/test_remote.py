@@ -179,6 +179,7 @@ def test_a_small_cache_keeps_what_was_used_last(server, tmp_path):
     assert server.asked[TAR] == 2
 
 
+@pytest.mark.slow
 def test_a_cache_below_the_mix_is_told_once_with_what_would_do(data, server, monkeypatch, capsys):
     """The manifests of three sources, of which the mix draws; shards of test splits are not needed."""
     need = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
@@ -216,6 +217,7 @@ def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards
     assert (other[0].source, other[0].images) == ("gamma", [])
 
 
+@pytest.mark.slow
 def test_an_address_is_not_looked_for_on_the_disk(configure, data, server):
     assert missing_files(configure("data.root=https://example.org/shards")) == []
     validate(configure(f"data.root={server.url}"))

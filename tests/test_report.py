@@ -229,6 +229,7 @@ def test_a_question_of_two_benchmarks_counts_once(tmp_path):
     assert {name for name, _ in drawn} == {"alpha"}
 
 
+@pytest.mark.slow
 def test_mixes_of_equal_size_are_no_curve(tmp_path):
     """Four mixes, two of which have as many sources: nothing to draw a line through."""
     for name, sources in (("all", "abc"), ("two", "ab"), ("other_two", "bc"), ("one", "a")):

@@ -69,10 +69,12 @@ def client():
         yield client
 
 
+@pytest.mark.slow
 def test_what_no_page_sends_is_refused(client):
     assert uploads.strange(client) == ([], 0)
 
 
+@pytest.mark.slow
 def test_the_trial_sees_what_an_unguarded_demo_keeps(monkeypatch):
     async def unguarded(self, scope, receive, send) -> None:
         await self.app(scope, receive, send)
@@ -84,6 +86,7 @@ def test_the_trial_sees_what_an_unguarded_demo_keeps(monkeypatch):
     assert heard.leaked == ["a.png is served as it was sent"]
 
 
+@pytest.mark.slow
 def test_an_upload_is_read_by_nobody_who_was_not_told_its_name(client):
     heard = uploads.Heard()
     uploads.send(client, "a.png", uploads.readable()[0], heard)

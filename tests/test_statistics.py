@@ -51,6 +51,7 @@ def test_a_resample_without_an_item_takes_no_part():
     assert found[:, 0].tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """Clusters of correlated answers with a known mean: 95% of the intervals hold it, and few of those that ignore clusters."""
     rng = np.random.default_rng(0)

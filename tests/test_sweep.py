@@ -67,6 +67,7 @@ def test_a_full_disk_costs_one_trial_and_only_what_is_missing_runs_again(run, wo
     assert (folders[1] / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_where_not_even_the_failure_can_be_written_the_sweep_goes_on(tmp_path, monkeypatch, capsys):
     """What is there afterwards can be read."""
     monkeypatch.setattr(sweep, "failures", {})
@@ -156,6 +157,7 @@ def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, over
     assert not outputs(words).exists()
 
 
+@pytest.mark.slow
 def test_several_devices_per_trial_are_refused_with_the_command_that_works(run, words):
     code, _, err = run("-m", "seed=0,1", "trainer.devices=2", "trainer.accelerator=gpu", "hydra/launcher=submitit_local")
     assert code == 2

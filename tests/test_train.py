@@ -214,6 +214,7 @@ def test_another_configuration_in_the_same_folder_is_refused(configure, whole):
         train(configure("name=whole", "language.lora.dropout=0.1", "language.lora.rank=4"))
 
 
+@pytest.mark.slow
 def test_a_damaged_config_is_one_sentence(configure, whole):
     for damaged in ("", "{{{", "only words", "\0"):
         (whole / "config.yaml").write_text(damaged)
