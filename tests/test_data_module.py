@@ -114,13 +114,6 @@ def test_steps_hold_every_position_of_the_mixture_once(data):
         assert sorted(seen) == sorted(drawn)
 
 
-def test_more_ranks_than_a_step_can_fill_are_a_warning(configure, capsys):
-    for ranks in (1, 2, 16):
-        config = configure(f"trainer.devices={ranks}")
-        warn_if_ranks_wait(config, parts(config)[1])
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["warning"]
-
-
 def test_seeking_is_reading_on(data):
     reads, seeks = data(), data()
     for step in range(STEPS):
@@ -273,3 +266,10 @@ def test_images_that_do_not_fit_are_refused_before_the_first_step(data, row_toke
     else:
         with pytest.raises(UserError, match=f"'beta/train[0-9]+': {said}"):
             data(*words)
+
+
+def test_more_ranks_than_a_step_can_fill_are_a_warning(configure, capsys):
+    for ranks in (1, 2, 16):
+        config = configure(f"trainer.devices={ranks}")
+        warn_if_ranks_wait(config, parts(config)[1])
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["warning"]
