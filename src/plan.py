@@ -12,7 +12,7 @@ from torch import nn
 from src.cli import compose, verb
 from src.config import RECOMPUTE, Language, Plan, Train, sound
 from src.data import budget
-from src.data.packing import Batch
+from src.data.packing import Balance, Batch, starvation
 from src.errors import UserError
 from src.model.cost import Cost, Sample, blueprint, count, layers_of, packed
 from src.model.loss import CHUNK
@@ -83,9 +83,14 @@ def memory(config: Train, model: VLM, cost: Cost, *, working: float, reserve: fl
 
 
 def fullest(config: Train, cost: Cost, *, slots: int) -> int:
-    """Tokens of the largest micro-batch: whole rows are dealt over the slots of a step, so that some hold one more than others."""
-    rows = math.ceil(config.data.global_batch * cost.tokens / cost.samples / config.data.row_tokens)
-    return math.ceil(rows / slots) * config.data.row_tokens
+    """Tokens of the largest micro-batch: of `slots` per rank, some of one rank hold a whole row more than others. With more ranks the
+    largest one has an average sample more than the mean, or a single sample that fills a row."""
+    step = math.ceil(config.data.global_batch * cost.tokens / cost.samples / config.data.row_tokens)
+    ranks = config.trainer.devices * config.trainer.nodes
+    if ranks == 1:
+        return math.ceil(step / slots) * config.data.row_tokens
+    sample = math.ceil(cost.tokens / cost.samples)
+    return max(config.data.row_tokens, (step * config.data.row_tokens // (ranks * slots * sample) + 1) * sample)
 
 
 def check(config: Plan) -> None:
@@ -121,14 +126,31 @@ def plan(config: Plan) -> None:
     print_table(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
+<<<<<<< HEAD
     tokens = fullest(config, cost, slots=ranks * config.trainer.accumulate)
     seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
     print_table(by_part(need, tokens))
     print(
+=======
+    tokens = fullest(config, cost, slots=config.trainer.accumulate)
+    lengths = budget.lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
+    lengths = lengths or [cost.tokens // cost.samples] * config.data.window
+    used = Balance.of(lengths, ranks, global_batch=config.data.global_batch, row_tokens=config.data.row_tokens).used
+    seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks * used)
+    console.print(by_part(need, tokens))
+    console.print(
+>>>>>>> h/ranks
         f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
+        + (f", of which each computes {used:.0%} and waits for the fullest in the rest" if ranks > 1 else "")
     )
+<<<<<<< HEAD
     print_table(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
+=======
+    if ranks > 1 and (warning := starvation(lengths, ranks, data=config.data, slots=config.trainer.accumulate)):
+        console.print(warning)
+    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
+>>>>>>> h/ranks
 
 
 def tokenizer_of(language: Language) -> dict[str, str]:
@@ -149,7 +171,7 @@ def advice(config: Train, gigabytes: float | None = None) -> str:
         ranks = config.trainer.devices * config.trainer.nodes
         per_rank = config.data.global_batch // ranks
         slots = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0]
-        slots = [n for n in slots if fullest(config, cost, slots=ranks * n) <= fits]
+        slots = [n for n in slots if fullest(config, cost, slots=n) <= fits]
         if fits >= config.data.row_tokens and slots:
             return (
                 f"set trainer.accumulate={slots[0]} and trainer.recompute={how}, with which python -m src.plan expects it to fit into "

@@ -14,6 +14,7 @@ from src import ancestry, run, sweep, tracking
 from src.cli import verb
 from src.config import Train, plain, validate
 from src.data.module import DataModule, short
+from src.data.packing import starvation
 from src.data.shards import Shards
 from src.errors import UserError
 from src.model.vlm import build, census, table
@@ -57,6 +58,7 @@ def train(config: Train) -> Path:
         said["audits"] = audits(data.shards, config)
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {short(data.fingerprint)}: {', '.join(counts)}")
+        warn_if_ranks_wait(config, data)
 
         module = Training(model, config, sources=data.mixture.sources, folder=folder)
         every = config.trainer.log_every
@@ -151,6 +153,15 @@ def trainer_for(config: Train, *, callbacks: list) -> lightning.Trainer:
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
+
+
+def warn_if_ranks_wait(config: Train, data: DataModule) -> None:
+    """Prints a warning if the samples of the first window cannot keep the ranks busy."""
+    world = config.trainer.devices * config.trainer.nodes
+    if world > 1 and run.first_rank():
+        lengths = [len(sample.ids) for row in data.stream().window(0) for sample, _, _ in row]
+        if warning := starvation(lengths, world, data=config.data, slots=config.trainer.accumulate):
+            print(warning)
 
 
 def throughput(totals: dict) -> dict:

@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
+from experiments.bench import ranks
 from experiments.bench.made import picture, tiled
 from experiments.bench.measured import in_turn, ratio, single
 from src.data.images import decode
@@ -23,6 +25,11 @@ def test_a_group_replaces_only_its_own_figures(tmp_path, monkeypatch):
     assert {name: one["value"] for name, one in stored.items()} == {"bench/index_open_ms": 7, "bench/stream_pixels": 0.6}
     assert stored["bench/index_open_ms"]["group"] == "data"
     assert {"low", "high", "n", "ours", "peer", "unit"} <= stored["bench/index_open_ms"].keys()
+
+
+def test_the_table_of_ranks_is_that_of_the_readme():
+    readme = Path("experiments/bench/README.md").read_text()
+    assert readme.split("<!-- ranks -->\n")[1].split("\n<!-- /ranks -->")[0] == ranks.table()
 
 
 def test_words_name_groups():

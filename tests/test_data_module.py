@@ -16,6 +16,7 @@ from src.data.module import fingerprint
 from src.data.prompt import IGNORE
 from src.data.record import SPLITS
 from src.errors import UserError
+from src.train import warn_if_ranks_wait
 from tests.conftest import parts
 
 STEPS = 5
@@ -36,24 +37,58 @@ def rows_of(batch) -> list[tuple[list[int], list[int]]]:
     return rows
 
 
-def global_batch(data, step: int, *, world: int, slots: int) -> tuple[list, list[str], torch.Tensor]:
+def batches_of(data, step: int, *, world: int, slots: int) -> list[list]:
+    """The batches of a step, by rank and slot."""
     data.slots = slots
-    batches = [data.stream(rank=rank, world=world).batch(step, slot=slot) for rank in range(world) for slot in range(slots)]
-    assert max(len(rows_of(b)) for b in batches) - min(len(rows_of(b)) for b in batches) <= 1
-    rows = [row for batch in batches for row in rows_of(batch)]
-    return rows, [key for batch in batches for key in batch.keys], torch.cat([batch.images_NCHW for batch in batches])
+    streams = [data.stream(rank=rank, world=world) for rank in range(world)]
+    return [[stream.batch(step, slot=slot) for slot in range(slots)] for stream in streams]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("world", "slots"), [(1, 4), (2, 1), (2, 2), (4, 1), (4, 4)])
-def test_a_step_is_the_same_for_any_ranks_and_slots(data, world, slots):
+@pytest.mark.parametrize("slots", [2, 4])
+def test_one_rank_deals_the_rows_of_a_step_over_its_slots(data, slots):
     module = data()
     for step in range(STEPS):
-        rows, keys, images = global_batch(module, step, world=1, slots=1)
-        other = global_batch(module, step, world=world, slots=slots)
-        assert rows == other[0]
-        assert keys == other[1]
-        assert torch.equal(images, other[2])
+        [[whole]], [dealt] = batches_of(module, step, world=1, slots=1), batches_of(module, step, world=1, slots=slots)
+        assert [row for batch in dealt for row in rows_of(batch)] == rows_of(whole)
+        assert [key for batch in dealt for key in batch.keys] == whole.keys
+        assert torch.equal(torch.cat([batch.images_NCHW for batch in dealt]), whole.images_NCHW)
+        counts = [len(rows_of(batch)) for batch in dealt]
+        assert max(counts) - min(counts) <= 1
+
+
+def samples_of(batch) -> list[tuple[str, list[int], list[int], bytes]]:
+    """(key, ids, labels, pixels) of each sample."""
+    found, image = [], 0
+    edges = [*(batch.positions_BT.flatten() == 0).nonzero()[:, 0].tolist(), batch.ids_BT.numel()]
+    spans = [(a, b) for a, b in itertools.pairwise(edges) if batch.sources_BT.flatten()[a] >= 0]
+    for key, (start, stop) in zip(batch.keys, spans, strict=True):
+        ids = batch.ids_BT.flatten()[start:stop]
+        count = int(torch.isin(torch.arange(start, stop), batch.places_K).sum()) // 4
+        pixels = batch.images_NCHW[image : image + count].numpy().tobytes()
+        found.append((key, ids.tolist(), batch.labels_BT.flatten()[start:stop].tolist(), pixels))
+        image += count
+    return found
+
+
+@pytest.mark.parametrize(("world", "slots"), [(2, 1), (2, 2), (4, 1), (4, 4), (16, 1)])
+def test_a_step_has_the_same_samples_for_any_ranks_and_slots(data, world, slots):
+    module = data()
+    for step in range(STEPS):
+        [[whole]] = batches_of(module, step, world=1, slots=1)
+        ranks = batches_of(module, step, world=world, slots=slots)
+        assert sorted(sample for batches in ranks for batch in batches for sample in samples_of(batch)) == sorted(samples_of(whole))
+
+
+def test_ranks_and_slots_get_equal_numbers_of_tokens_without_padding(data):
+    """Sixteen samples in about three rows of 160: whole rows would leave one of four ranks empty."""
+    module = data()
+    for step in range(STEPS):
+        ranks = batches_of(module, step, world=4, slots=2)
+        longest = max(len(ids) for batches in ranks for batch in batches for _, ids, _, _ in samples_of(batch))
+        tokens = [[batch.ids_BT.numel() for batch in batches] for batches in ranks]
+        assert all((batch.sources_BT >= 0).all() for batches in ranks for batch in batches)
+        assert max(map(sum, tokens)) - min(map(sum, tokens)) <= longest
+        assert all(max(slots) - min(slots) <= longest for slots in tokens)
 
 
 @pytest.mark.slow
@@ -242,3 +277,10 @@ def test_images_that_do_not_fit_are_refused_before_the_first_step(data, row_toke
     else:
         with pytest.raises(UserError, match=f"'beta/train[0-9]+': {said}"):
             data(*words)
+
+
+def test_more_ranks_than_a_step_can_fill_are_a_warning(configure, capsys):
+    for ranks in (1, 2, 16):
+        config = configure(f"trainer.devices={ranks}")
+        warn_if_ranks_wait(config, parts(config)[1])
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["warning"]

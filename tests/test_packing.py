@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.packing import collate, deal, pack
+from src.data.packing import Balance, collate, deal, pack, split, starvation
 from src.data.prompt import IGNORE, Encoded
 from src.model.vlm import build
 from tests.rounding import float32_norms, rounding
@@ -35,6 +35,40 @@ def test_deal_covers_all_rows_evenly(rows, slots):
     dealt = [deal(rows, slots, slot) for slot in range(slots)]
     assert [row for part in dealt for row in part] == list(range(rows))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 8, 32, 200])
+def test_split_gives_equal_tokens_and_loses_nothing(parts):
+    lengths = (197 + np.random.default_rng(0).lognormal(4, 0.9, 128).clip(8, 1500)).astype(int).tolist()
+    shares = split(lengths, parts)
+    tokens = [sum(lengths[item] for item in share) for share in shares]
+    assert sorted(item for share in shares for item in share) == list(range(128))
+    assert max(tokens) - min(tokens) <= max(lengths)
+    assert sum(not share for share in shares) == max(0, parts - 128)
+    assert split(lengths, parts) == shares
+
+
+def test_ranks_of_a_split_step_wait_less_than_a_tenth_of_their_time():
+    """128 samples fill about 17 rows of 2,048: whole rows would use 8 ranks for 74% and 16 for 56% of their time."""
+    lengths = (197 + np.random.default_rng(0).lognormal(4, 0.9, 2048).clip(8, 1500)).astype(int).tolist()
+    found = {world: Balance.of(lengths, world, global_batch=128, row_tokens=2048) for world in (1, 8, 16)}
+    assert found[1] == Balance(used=1.0, empty=0.0)
+    assert 0.9 < found[16].used < found[8].used < 1
+    assert found[16].empty == 0
+
+
+def test_ranks_without_enough_samples_are_a_warning_with_the_batch_that_fills_them(configure):
+    """Samples of 10 to 40 tokens: two per rank differ much, eight do not."""
+    data = configure("data.window=256", "data.global_batch=16").data
+    lengths = np.random.default_rng(0).integers(10, 41, 256).tolist()
+    used = {size: Balance.of(lengths, 8, global_batch=size, row_tokens=160).used for size in (16, 32, 64, 128, 256)}
+    fills = next(size for size, share in used.items() if share >= 0.9)
+    assert starvation(lengths, 2, data=data, slots=1) is None
+    said = starvation(lengths, 8, data=data, slots=1)
+    assert f"8 processes compute {used[16]:.0%} of their time" in said
+    assert "data.global_batch=16 gives each 2 samples per step" in said
+    assert f"a new run with data.global_batch={fills} would compute {used[fills]:.0%}" in said
+    assert "take fewer processes, or a larger data.window" in starvation(lengths[:16], 16, data=configure("data.window=16").data, slots=1)
 
 
 def test_dealing_twice_is_dealing_once():

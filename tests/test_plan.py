@@ -108,13 +108,41 @@ def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
     assert need.fixed + need.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
 
 
+def average(batches: list) -> Cost:
+    real = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
+    return Cost(real, sum(batch.num_samples for batch in batches), 0, 0)
+
+
 @pytest.mark.parametrize("slots", [1, 4, 8])
 def test_no_micro_batch_of_the_stream_is_larger_than_the_plan_says(configure, slots):
-    """Whole rows are dealt: over eight slots, nine rows are two for one of them."""
+    """One rank takes whole rows: over eight slots, nine rows are two for one of them."""
     config = configure(f"trainer.accumulate={slots}", "data.row_tokens=60")
     _, data = parts(config)
     batches = [data.stream().batch(step, slot=slot) for step in range(2) for slot in range(slots)]
-    real = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
-    cost = Cost(real, sum(batch.num_samples for batch in batches), 0, 0)
     largest = max(batch.ids_BT.numel() for batch in batches)
-    assert largest <= fullest(config, cost, slots=slots) < largest + 60
+    assert largest <= fullest(config, average(batches), slots=slots) < largest + 60
+
+
+@pytest.mark.parametrize(("ranks", "slots"), [(2, 1), (4, 1), (4, 4), (16, 1)])
+def test_no_micro_batch_of_several_ranks_is_larger_than_the_plan_says(configure, ranks, slots):
+    config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={slots}", "data.row_tokens=60")
+    _, data = parts(config)
+    streams = [data.stream(rank=rank, world=ranks) for rank in range(ranks)]
+    batches = [stream.batch(step, slot=slot) for stream in streams for step in range(2) for slot in range(slots)]
+    largest = max(batch.ids_BT.numel() for batch in batches)
+    cost = average(batches)
+    assert largest <= fullest(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
+
+
+def test_a_plan_counts_the_rank_that_the_others_wait_for(words, capsys):
+    """Sixteen samples for sixteen ranks: all wait for the longest."""
+    keys = ["plan.images=1", "plan.text=12", "plan.supervised=6", "plan.tflops=1e-9", "plan.reserve=0"]
+    hours = {}
+    for ranks in (1, 16):
+        plan(typed(Plan, compose("plan", [*words, *keys, f"trainer.devices={ranks}"])))
+        said = " ".join(capsys.readouterr().out.split())
+        hours[ranks] = float(said.split("samples take ")[1].split(" h")[0])
+    used = int(said.split("of which each computes ")[1].split("%")[0]) / 100
+    assert used < 0.9
+    assert hours[1] / hours[16] == pytest.approx(16 * used, rel=0.02)
+    assert f"warning: 16 processes compute {used:.0%} of their time" in said

@@ -4,12 +4,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 from rich.table import Column, Table
 
 from src.config import Data, Mix
 from src.data.held_out import sides
-from src.data.mixture import BLOCK, cards
+from src.data.mixture import BLOCK, Mixture, cards
 from src.data.remote import Absent, Cache, is_remote, open_shards
 from src.data.shards import Shards
 
@@ -57,6 +58,28 @@ def parts(mix: Mix, data: Data, *, steps: int, tokenizer: dict[str, str]) -> lis
     return found
 
 
+def lengths(mix: Mix, data: Data, *, patches: int, seed: int) -> list[int] | None:
+    """Tokens of the samples of the first window of a run, those of prompts left out; None where a source is not built yet."""
+    opened = {name: shards for name in mix.drawn if (shards := _shards(name, data))}
+    rows = {name: sides(shards, decontaminate=mix.decontaminate, validate=data.validate)[0] for name, shards in opened.items()}
+    if len(rows) < len(mix.drawn) or not all(map(len, rows.values())):
+        return None
+    mixture = Mixture(mix.drawn, rows, seed=seed)
+    numbers_W, rows_W = mixture.take(0, data.window)
+    tokens_W = np.zeros(data.window)
+    for number, name in enumerate(mixture.sources):
+        at_W, shards = numbers_W == number, opened[name]
+        images = shards.column("num_images")[rows_W[at_W]] * data.images
+        tokens_W[at_W] = _text(shards, rows_W[at_W]) + images * patches
+    return tokens_W.clip(1, data.row_tokens).astype(int).tolist()
+
+
+def _text(shards: Shards, rows: np.ndarray) -> np.ndarray:
+    """Text tokens per record: counted when the shards were built, else estimated from characters."""
+    counted = shards.manifest.get("tokenizer")
+    return shards.column("tokens")[rows] if counted else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
+
+
 def _shards(name: str, data: Data) -> Shards | None:
     if not is_remote(data.root) and not (Path(data.root) / name / "manifest.json").exists():
         return None
@@ -69,7 +92,7 @@ def _shards(name: str, data: Data) -> Shards | None:
 def _built(shards: Shards, mix: Mix, data: Data, tokenizer: dict[str, str], *, draws: int, name: str) -> Part:
     rows, _ = sides(shards, decontaminate=mix.decontaminate, validate=data.validate)
     counted, same_by = shards.manifest.get("tokenizer"), "sha256" if "sha256" in tokenizer else "id"
-    tokens = shards.column("tokens")[rows] if counted else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
+    tokens = _text(shards, rows)
     tars = shards.manifest["shards"]
     return Part(
         name,

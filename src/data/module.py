@@ -3,8 +3,9 @@
     Step 1  window w covers positions [w * window, (w + 1) * window) of the mixture
     Step 2  their texts are read and tokenised; images are only counted
     Step 3  the samples are packed, best fit decreasing, into rows of `row_tokens`; the rows are shuffled
-    Step 4  the rows are dealt evenly over window / global_batch steps, and within a step over ranks x accumulation slots
-    Step 5  the rows of one slot become a batch: now the images are read and decoded
+    Step 4  the rows are dealt evenly over window / global_batch steps
+    Step 5  the rows of a step or, for several ranks, its samples are shared over ranks and accumulation slots
+    Step 6  the rows of one slot become a batch: now the images are read and decoded
 
 So a step needs nothing but its window: seeking is O(1), and the samples of a step are the same for any number of workers,
 ranks and accumulation slots.
@@ -26,7 +27,7 @@ from src.data.held_out import open_sources, split_rows
 from src.data.images import pixels
 from src.data.loader import Loader, prepare_worker
 from src.data.mixture import VERSION, Mixture
-from src.data.packing import Batch, collate, deal, pack
+from src.data.packing import Batch, collate, deal, pack, share
 from src.data.prompt import Encoded, Prompter
 from src.data.remote import Cache, is_remote
 from src.data.shards import Shards
@@ -89,9 +90,8 @@ class Stream(IterableDataset):
 
     def batch(self, step: int, *, slot: int) -> Batch:
         """The rows of accumulation slot `slot` of this rank in optimizer step `step`."""
-        rows = self.step_rows(step)
-        mine = deal(len(rows), self.world * self.slots, self.rank * self.slots + slot)
-        return self.to_batch([rows[n] for n in mine])
+        rows = share(self.step_rows(step), rank=self.rank, world=self.world, slot=slot, slots=self.slots)
+        return self.to_batch(rows)
 
     def step_rows(self, step: int) -> list[list[tuple[Encoded, int, int]]]:
         """Rows of (sample, source number, row in the index) of one optimizer step, over all ranks and slots."""

@@ -1,14 +1,17 @@
-"""Samples -> rows of a fixed token budget -> the steps and slots that train on them -> tensors.
+"""Samples -> rows of a fixed token budget -> the steps, ranks and slots that train on them -> tensors.
 
 Legend: B rows, T tokens, N images, C channels, H height, W width.
 """
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from src.config import Data
 from src.data.prompt import IGNORE, Encoded
 
 
@@ -41,6 +44,77 @@ def pack(lengths: list[int], budget: int) -> list[list[int]]:
 def deal(num_rows: int, num_slots: int, slot: int) -> range:
     """The rows of one slot when `num_rows` are dealt evenly over `num_slots`; counts differ by at most one."""
     return range(num_rows * slot // num_slots, num_rows * (slot + 1) // num_slots)
+
+
+def split(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Item numbers per part, ascending: each item, longest first, goes to the part with the fewest tokens.
+
+    Token counts differ by at most the longest item, and no part is empty while another holds two items.
+    """
+    items: list[list[int]] = [[] for _ in range(parts)]
+    heap = [(0, part) for part in range(parts)]
+    for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        tokens, part = heap[0]
+        items[part].append(item)
+        heapq.heapreplace(heap, (tokens + lengths[item], part))
+    return [sorted(part) for part in items]
+
+
+Item = tuple[Encoded, int, int]  # a sample, the number of its source, its row in the index
+
+
+def share(rows: list[list[Item]], *, rank: int, world: int, slot: int, slots: int) -> list[list[Item]]:
+    """What one slot of one rank takes of the rows of a step.
+
+    A step has few rows (17 of 2,048 tokens for 128 samples), so whole rows would leave many of several ranks waiting. Instead its
+    samples are split so that ranks, and slots within a rank, get equal numbers of tokens; those of a slot form one row without padding.
+    """
+    if world == 1:
+        return [rows[n] for n in deal(len(rows), slots, slot)]
+    items = [item for row in rows for item in row]
+    for parts, part in ((world, rank), (slots, slot)):
+        items = [items[n] for n in split([len(sample.ids) for sample, _, _ in items], parts)[part]]
+    return [items] if items else []
+
+
+ENOUGH = 0.9  # of the time of several ranks; below it, their waiting for each other is worth a warning
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How evenly steps load the ranks, which wait for the fullest of them in every step."""
+
+    used: float  # share of the time of a rank in which it computes
+    empty: float  # share of ranks without a sample in a step
+
+    @staticmethod
+    def of(lengths: list[int], world: int, *, global_batch: int, row_tokens: int) -> "Balance":
+        """Of the steps of a window of samples of these lengths."""
+        packed = pack(lengths, row_tokens)
+        rows = [packed[n] for n in np.random.default_rng(0).permutation(len(packed))]
+        loads = []
+        for step in range(steps := len(lengths) // global_batch):
+            tokens = [lengths[item] for n in deal(len(rows), steps, step) for item in rows[n]]
+            loads.append([sum(tokens[n] for n in part) for part in split(tokens, world)])
+        loads_SW = np.array(loads)
+        return Balance(float(loads_SW.mean(1).sum() / loads_SW.max(1).sum()), float((loads_SW == 0).mean()))
+
+
+def starvation(lengths: list[int], world: int, *, data: Data, slots: int) -> str | None:
+    """A warning with the numbers that fix it, where `world` ranks would wait much of their time for samples of these lengths."""
+    used = {
+        size: Balance.of(lengths, world, global_batch=size, row_tokens=data.row_tokens).used
+        for size in range(data.global_batch, data.window + 1, world * slots)
+        if data.window % size == 0
+    }
+    if used[data.global_batch] >= ENOUGH:
+        return None
+    larger = [f"a new run with data.global_batch={size} would compute {part:.0%}" for size, part in used.items() if part >= ENOUGH]
+    cure = [*larger, "take fewer processes, or a larger data.window and data.global_batch in a new run"][0]
+    return (
+        f"warning: {world} processes compute {used[data.global_batch]:.0%} of their time and wait for the fullest of them in the rest: "
+        f"data.global_batch={data.global_batch} gives each {data.global_batch / world:.3g} samples per step; {cure}"
+    )
 
 
 @dataclass

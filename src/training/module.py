@@ -124,7 +124,7 @@ class Training(lightning.LightningModule):
         self.samples += batch.num_samples
         self.cut += batch.cut
         self.tokens += (batch.sources_BT >= 0).sum()
-        self.places += batch.ids_BT.shape[0] * self.config.data.row_tokens
+        self.places += batch.ids_BT.numel()
 
     def _refuse_step(self, optimizer: torch.optim.Optimizer, losses: list[float], *, everywhere: int) -> None:
         """Lists the samples of losses that are not finite, or, where only the gradient is not, all of the step; then stops, or updates
