@@ -126,31 +126,20 @@ def plan(config: Plan) -> None:
     print_table(parameters(model))
     cost, need = found[wanted]
     ranks, samples = config.trainer.devices * config.trainer.nodes, config.optim.length * config.data.global_batch
-<<<<<<< HEAD
-    tokens = fullest(config, cost, slots=ranks * config.trainer.accumulate)
-    seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks)
-    print_table(by_part(need, tokens))
-    print(
-=======
     tokens = fullest(config, cost, slots=config.trainer.accumulate)
     lengths = budget.lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
     lengths = lengths or [cost.tokens // cost.samples] * config.data.window
     used = Balance.of(lengths, ranks, global_batch=config.data.global_batch, row_tokens=config.data.row_tokens).used
     seconds = samples * cost.flops / cost.samples / (ask.tflops * 1e12 * ranks * used)
-    console.print(by_part(need, tokens))
-    console.print(
->>>>>>> h/ranks
+    print_table(by_part(need, tokens))
+    print(
         f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
         f"{seconds / 3600:.1f} h on {ranks} x {ask.gpu} at {ask.tflops} TFLOP/s (expected, not measured)"
         + (f", of which each computes {used:.0%} and waits for the fullest in the rest" if ranks > 1 else "")
     )
-<<<<<<< HEAD
-    print_table(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
-=======
     if ranks > 1 and (warning := starvation(lengths, ranks, data=config.data, slots=config.trainer.accumulate)):
-        console.print(warning)
-    console.print(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
->>>>>>> h/ranks
+        print(warning)
+    print_table(budgets({how: need for how, (_, need) in found.items()}, ask.memory, row_tokens=config.data.row_tokens))
 
 
 def tokenizer_of(language: Language) -> dict[str, str]:

@@ -122,6 +122,8 @@ def trouble(error: Exception, config: Train, folder: Path) -> str | None:
         return f"out of memory with trainer.accumulate={config.trainer.accumulate}; {advice(config)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{folder} cannot be written ({error.strerror}); make room and run the same command again: it resumes"
+    if isinstance(error, OSError) and error.filename and folder in (path := Path(str(error.filename))).parents:
+        return f"{path} cannot be used ({error.strerror}); make it readable and writable, or choose another name=... or outputs=..."
     if lost(error):
         return "another process of this run has ended or cannot be reached; run the same command again: it resumes"
     return None

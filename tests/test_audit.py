@@ -9,10 +9,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from data_prep import near as search
-from data_prep.audit import Audit, audit_all, main
-from data_prep.evaluation_sets import evaluation_sets
+from data_prep.audit import Audit, Known, _print_table, audit_all, main
+from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
 from data_prep.near import RADIUS, near
 from data_prep.shards import Build, build_all
+from src import progress
 from src.data.shards import Shards
 from src.errors import UserError
 
@@ -264,6 +265,17 @@ def test_different_test_images_of_one_hash_are_all_known(tmp_path):
     assert len(np.unique(shards.column("image_hash"))) == 1
     (found,), _ = evaluation_sets({"vqa_rad": shards}, None)
     assert len(found.images) == 2
+
+
+def test_audit_writes_progress_lines_and_whole_names_without_a_terminal(monkeypatch, capsys):
+    names = [f"benchmark_{n}_2019" for n in range(8)]
+    counts = {"records": 1, "groups_on_two_sides": 2, "groups_in_train_and_val": 3, "images": {"all": 4, "different": 5}}
+    _print_table({"vqa_med_2019_disjoint": {"leaks": dict.fromkeys(names, 1), **counts}}, [])
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split() == ["vqa_med_2019_disjoint", *" 1, ".join(names).split(), "1", *"12345"]
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    Known([EvaluationSet("x", images=[TestImage(lambda: Image.new("L", (64, 64)))])])
+    assert "test images: image 1/1, " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src import progress
 from src.cli import compose
 from src.config import Evaluate, Report, typed
 from src.errors import UserError
@@ -51,6 +52,14 @@ def test_every_question_is_answered_once_per_condition(run):
         found = lines(run / "predictions" / f"alpha.{condition}.jsonl")
         assert len({line["id"] for line in found}) == len(found) == 8
         assert all(set(line) - {"cut"} == FIELDS for line in found)
+
+
+def test_evaluate_writes_progress_lines_without_a_terminal(run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    evaluate(config(run))
+    printed = capsys.readouterr().err
+    assert "alpha shuffled: question 8/8, " in printed
+    assert "gamma none: question 8/8, " in printed
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from src.cli import compose
 from src.config import RECOMPUTE, Plan, Train, typed
-from src.errors import UserError
+from src.errors import UserError, command
 from src.model import loss
 from src.model.cost import Cost, Sample, blueprint, count, packed
 from src.plan import fullest, measure, measure_layers, memory, on_meta, plan
@@ -42,8 +42,8 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
 
 @pytest.mark.slow
 def test_a_plan_says_nothing_else(words, recwarn):
-    """Not what libraries have to say to those who wrote it."""
-    plan(typed(Plan, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
+    """The command shows no warning of a library."""
+    command(plan)(typed(Plan, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
     assert [str(one.message) for one in recwarn] == []
 
 

@@ -190,6 +190,19 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configu
     assert same(trained(whole), expected)
 
 
+@pytest.mark.parametrize("name", ["log.csv", "checkpoints"])
+def test_train_names_a_file_of_the_run_folder_that_cannot_be_used(configure, name):
+    """A folder in place of a file, or a file in place of a folder, stands for every path that the system refuses."""
+    path = Path(configure().outputs) / "tiny" / name
+    if name == "log.csv":
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(UserError, match=rf"{name} cannot be used \(.*\); make it readable and writable, or choose another name=\.\.\."):
+        train(configure())
+
+
 def test_what_stands_in_a_run_folder(configure, whole):
     result = json.loads((whole / "result.json").read_text())
     assert set(result) == {"name", "commands", "git", "data", "seconds", "peak_rss_mb", "metrics"}

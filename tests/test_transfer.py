@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from src import sweep
+from src import progress, sweep
 from src import transfer as verb
 from src.cli import compose
 from src.config import Transfer, typed
@@ -69,6 +69,14 @@ def run(place, *overrides):
     ]
     config = typed(Transfer, compose("transfer", [*standard, *(word.replace("benchmark=", "benchmarks=") for word in overrides)]))
     return verb.transfer(config)
+
+
+def test_transfer_writes_progress_lines_without_a_terminal(place, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    run(place, "encoder=run:mini", "benchmark=dots", "name=lines", "protocol=[probe,finetune]", "seeds=1")
+    printed = capsys.readouterr().err
+    for line in ("dots: features: image 30/30, ", "logistic on mean: fit 10, ", "dots: fine-tuning, lr=3e-05: step 2/2, "):
+        assert line in printed
 
 
 @pytest.mark.slow
