@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from data_prep import near as search
 from data_prep.audit import Audit, Known, _print_table, audit_all, main
-from data_prep.evaluation_sets import EvaluationSet, evaluation_sets
+from data_prep.evaluation_sets import EvaluationSet, TestImage, evaluation_sets
 from data_prep.near import RADIUS, near
 from data_prep.shards import Build, build_all
 from src import progress
