@@ -5,45 +5,47 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from data_prep import arguments, encode, slurm, sources
-from data_prep.build import Build, build
-from data_prep.merge import COUNTS
-from data_prep.pool import workers
-from data_prep.tokens import vocabulary
-from src.errors import UserError, command, nearest
-from src.tables import print_table
+from data_prep import sources
+from data_prep.build import encode, slurm
+from data_prep.build.finalize import COUNTS
+from data_prep.build.process_pool import process_map
+from data_prep.build.source import BuildConfig, build_source
+from data_prep.build.token_counts import tokenizer_file
+from src.runtime import arguments
+from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.tables import print_table
 
 EXECUTORS = ("process", "slurm")
 OFF = 0.05  # share of the rows expected by which a split may differ before that is said
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
-    build_all(arguments.parse(Build, words))
+    build_all(arguments.parse_arguments(BuildConfig, words))
 
 
-def build_all(config: Build) -> dict[str, dict[str, Any]]:
+def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
     """The manifests by source. Every source is looked up before the first is built."""
     _validate(config)
-    entries = [sources.find(name, config.raw) for name in config.sources]
+    entries = [sources.find_source(name, config.raw) for name in config.sources]
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}' needs the raw folder {config.raw / entry.name}, which does not exist")
     manifests = {}
-    with vocabulary(config.tokenizer) as counting, workers(config.workers) as mapped:
+    with tokenizer_file(config.tokenizer) as counting, process_map(config.workers) as mapped:
         if config.executor == "slurm":
             slurm.write_shards(entries, config, counting)
         for entry in entries:
-            manifests[entry.name] = build(entry, config, mapped, counting)
+            manifests[entry.name] = build_source(entry, config, mapped, counting)
             _print_table(entry, manifests[entry.name])
     return manifests
 
 
-def _validate(config: Build) -> None:
+def _validate(config: BuildConfig) -> None:
     if not config.sources:
         raise UserError("sources= names no source")
     if config.executor not in EXECUTORS:
-        raise UserError(f"executor={config.executor!r}{nearest(config.executor, EXECUTORS)}")
+        raise UserError(f"executor={config.executor!r}{suggest(config.executor, EXECUTORS)}")
     for name, low, high in (
         ("workers", 1, 1024),
         ("jobs", 1, 1024),

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from src.data.record import SPLITS
-from src.errors import UserError, nearest
+from src.runtime.errors import UserError, suggest
 
 SOURCES_YAML = Path(__file__).with_name("sources.yaml")
 
@@ -69,14 +69,14 @@ class Source:
         return {split: self.counts[split] for split in SPLITS if split in self.counts}
 
 
-def load(path: Path = SOURCES_YAML) -> dict[str, Source]:
+def load_sources(path: Path = SOURCES_YAML) -> dict[str, Source]:
     """Every entry of `sources.yaml`; an unknown key or split in it is a `UserError`."""
     return {name: _source(name, entry) for name, entry in yaml.load(path.read_text(), Loader=yaml.CSafeLoader).items()}
 
 
-def find(name: str, raw: Path) -> Source:
+def find_source(name: str, raw: Path) -> Source:
     """The entry of a source; a folder `raw/name` that holds jsonl or parquet tables needs none."""
-    entries = load()
+    entries = load_sources()
     if name in entries:
         return entries[name]
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -87,7 +87,7 @@ def find(name: str, raw: Path) -> Source:
             return Source(name=name, reader=layout, files=own.files, columns=own.columns, licence=own.licence)
     raise UserError(
         f"source '{name}' is not in sources.yaml, and {raw / name} holds neither train.jsonl, val.jsonl or test.jsonl "
-        f"nor parquet tables{nearest(name, entries)}"
+        f"nor parquet tables{suggest(name, entries)}"
     )
 
 
@@ -95,13 +95,13 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
     allowed = {one.name for one in fields(Source)} - {"name"}
     for key in entry:
         if key not in allowed:
-            raise UserError(f"sources.yaml: {name} has an unknown key '{key}'{nearest(key, allowed)}")
+            raise UserError(f"sources.yaml: {name} has an unknown key '{key}'{suggest(key, allowed)}")
     for split in entry["files"]:
         if split not in SPLITS:
-            raise UserError(f"sources.yaml: {name}.files has an unknown split '{split}'{nearest(split, SPLITS)}")
+            raise UserError(f"sources.yaml: {name}.files has an unknown split '{split}'{suggest(split, SPLITS)}")
     for split in entry.get("counts", {}):
         if split not in (*SPLITS, "from"):
-            raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{nearest(split, SPLITS)}")
+            raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{suggest(split, SPLITS)}")
     licence = {"source" if key == "from" else key: _word(value) for key, value in entry.get("licence", {}).items()}
     files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
     return Source(

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from experiments.breadth import analysis as breadths
-from src.cli import CONF
-from src.errors import UserError, command
+from src.runtime.cli import CONF
+from src.runtime.errors import UserError, report_user_errors
 
 FOLDER = Path(__file__).parent
 Rows = list[dict[str, str]]
@@ -148,7 +148,7 @@ def rendered(table: Table, folder: Path = FOLDER) -> tuple[Path, str]:
     return path, put(path.read_text(), table.name, table.render(rows_of(folder / table.file)))
 
 
-@command
+@report_user_errors
 def main() -> None:
     for table in TABLES:
         path, text = rendered(table)

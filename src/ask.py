@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli import verb
-from src.config import Ask
-from src.data.read_image import read_image
-from src.errors import UserError, nearest
-from src.model.query import Query, Sampling, source, spoken
-from src.overrides import quote_texts
-from src.progress import Progress
-from src.run import write_atomically
+from src.config.ask import AskConfig
+from src.data.image_io import read_image
+from src.inference.query import Sampling, VQAQuery, find_model, validate_question
+from src.runtime.cli import command
+from src.runtime.cli_quoting import quote_free_text
+from src.runtime.errors import UserError, suggest
+from src.runtime.progress import Progress
+from src.runtime.run_folder import write_atomically
 
 if TYPE_CHECKING:
-    from src.model.answer import Answerer
+    from src.inference.vqa_model import VQAModel
     from src.model.generate import Answer
 
 COLUMNS = ("id", "question", "image", "frame")
@@ -26,7 +26,7 @@ NO_IMAGE = "no image was given; the answer rests on the question alone"
 
 
 @dataclass
-class Row:
+class QuestionRow:
     """One question of a table, with the files it is about."""
 
     id: str
@@ -35,15 +35,15 @@ class Row:
     frame: int | None
 
 
-def ask(config: Ask) -> list[dict]:
+def ask(config: AskConfig) -> list[dict]:
     """The answer as one line of a predictions file."""
-    row = Row("", spoken(config.question or ""), _files(config.image), config.frame)
+    row = QuestionRow("", validate_question(config.question or ""), _files(config.image), config.frame)
     query, sampling = _query(row), _sampling(config)
     answerer = _load(config)
     return [_line(row, answerer.answers([query], sampling)[0])]
 
 
-def ask_all(config: Ask) -> Path:
+def ask_all(config: AskConfig) -> Path:
     """Every question of the table, in its order; writes the file when all are answered."""
     table = Path(config.batch or "")
     rows, sampling = read_table(table), _sampling(config)
@@ -61,7 +61,7 @@ def ask_all(config: Ask) -> Path:
     return out
 
 
-def read_table(table: Path) -> list[Row]:
+def read_table(table: Path) -> list[QuestionRow]:
     """CSV or JSONL with `question` and optionally `image`, `frame`, `id`; image paths are relative to the table's folder."""
     if not table.is_file():
         raise UserError(f"batch={table} is no file")
@@ -78,13 +78,13 @@ def read_table(table: Path) -> list[Row]:
     for number, entry in enumerate(found, start=1):
         unknown = [name for name in entry if name not in COLUMNS] if isinstance(entry, dict) else ["?"]
         if unknown:
-            raise UserError(f"{table}, row {number}: unknown column '{unknown[0]}'{nearest(str(unknown[0]), COLUMNS)}")
+            raise UserError(f"{table}, row {number}: unknown column '{unknown[0]}'{suggest(str(unknown[0]), COLUMNS)}")
         if not str(entry.get("question") or "").strip():
             raise UserError(f"{table}, row {number} has no question")
     return [_row(entry, number, table) for number, entry in enumerate(found, start=1)]
 
 
-def _row(entry: dict, number: int, table: Path) -> Row:
+def _row(entry: dict, number: int, table: Path) -> QuestionRow:
     images = entry.get("image") or []
     names = images.split("|") if isinstance(images, str) else images
     frame = entry.get("frame")
@@ -92,12 +92,12 @@ def _row(entry: dict, number: int, table: Path) -> Row:
         chosen = None if frame in (None, "") else int(frame)
     except (TypeError, ValueError):
         raise UserError(f"{table}, row {number}: frame={frame!r} is no number") from None
-    return Row(str(entry.get("id") or number), str(entry["question"]), [table.parent / name.strip() for name in names], chosen)
+    return QuestionRow(str(entry.get("id") or number), str(entry["question"]), [table.parent / name.strip() for name in names], chosen)
 
 
-def _query(row: Row, where: str = "") -> Query:
+def _query(row: QuestionRow, where: str = "") -> VQAQuery:
     try:
-        return Query(row.question, [read_image(path, frame=row.frame) for path in row.images])
+        return VQAQuery(row.question, [read_image(path, frame=row.frame) for path in row.images])
     except UserError as mistake:
         raise UserError(f"{where}{mistake}") from None
 
@@ -106,24 +106,24 @@ def _files(image) -> list[Path]:
     return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
 
 
-def _load(config: Ask) -> "Answerer":
-    found = source(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-    from src.model.answer import answerer  # imports torch: every mistake so far was told without it
+def _load(config: AskConfig) -> "VQAModel":
+    found = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    from src.inference.vqa_model import vqa_model_from_source  # imports torch: every mistake so far was told without it
 
-    return answerer(found)
+    return vqa_model_from_source(found)
 
 
-def _sampling(config: Ask) -> Sampling:
+def _sampling(config: AskConfig) -> Sampling:
     return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
 
 
-def _line(row: Row, answer: "Answer") -> dict:
+def _line(row: QuestionRow, answer: "Answer") -> dict:
     line = {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
     return line if row.images else line | {"note": NO_IMAGE}
 
 
-@verb("ask", Ask)
-def main(config: Ask) -> None:
+@command("ask", AskConfig)
+def main(config: AskConfig) -> None:
     if (config.question is None) == (config.batch is None):
         raise UserError('give either question="..." or batch=FILE')
     if config.batch:
@@ -136,5 +136,5 @@ def main(config: Ask) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_texts(sys.argv[1:], texts=("model", "question", "image", "batch", "out"))
+    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("model", "question", "image", "batch", "out"))
     main()

@@ -15,34 +15,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli import verb
-from src.config import Demo, Train
-from src.data.read_image import png, read_image
+from src.config.demo import DemoConfig
+from src.config.train import TrainConfig
+from src.data.image_io import read_image, to_png
 from src.data.shards import Shards
-from src.errors import UserError
-from src.model.query import Source, source
-from src.overrides import quote_texts
+from src.inference.query import ModelSource, find_model
+from src.runtime.cli import command
+from src.runtime.cli_quoting import quote_free_text
+from src.runtime.errors import UserError
 from src.serving.limits import Limits
 
 if TYPE_CHECKING:
-    from src.serving.desk import Desk
+    from src.serving.handlers import DemoHandlers
 
 EXAMPLES = 6  # of a run's test images
 
 
 @dataclass
-class Running:
+class RunningDemo:
     """A demo that answers at `url`; `folder` holds the pictures of its visitors for a while."""
 
     url: str
     folder: Path
 
 
-def serve(found: Source, limits: Limits, **more) -> None:
+def serve(found: ModelSource, limits: Limits, **more) -> None:
     """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; whoever asks meanwhile is told so and waits."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else the pictures would stay
-    desk: Future[Desk] = Future()
-    with contextlib.suppress(KeyboardInterrupt), running(desk, limits, name=found.name, **more) as demo:
+    desk: Future[DemoHandlers] = Future()
+    with contextlib.suppress(KeyboardInterrupt), running_demo(desk, limits, name=found.name, **more) as demo:
         print(f"{demo.url}   Ctrl-C stops it", flush=True)
         try:
             desk.set_result(_desk(found, limits))
@@ -53,17 +54,17 @@ def serve(found: Source, limits: Limits, **more) -> None:
             time.sleep(3600)
 
 
-def _desk(found: Source, limits: Limits) -> "Desk":
+def _desk(found: ModelSource, limits: Limits) -> "DemoHandlers":
     """Imports torch and what stands on it only now: that takes longer than opening the page."""
-    from src.model.answer import answerer
-    from src.serving.desk import Desk
+    from src.inference.vqa_model import vqa_model_from_source
+    from src.serving.handlers import DemoHandlers
 
-    return Desk(answerer(found), limits)
+    return DemoHandlers(vqa_model_from_source(found), limits)
 
 
 @contextlib.contextmanager
-def running(
-    desk: "Future[Desk]",
+def running_demo(
+    desk: "Future[DemoHandlers]",
     limits: Limits,
     *,
     name: str,
@@ -72,7 +73,7 @@ def running(
     auth: tuple[str, str] | None = None,
     public: bool = False,
     examples: list[tuple[Path, str]] | None = None,
-) -> Iterator[Running]:
+) -> Iterator[RunningDemo]:
     """The demo, until the block ends; then every picture is deleted. `desk` may get its result later; `port` None takes a free one.
 
     `public` takes strangers without a password: for a machine whose platform decides who reaches it.
@@ -86,8 +87,8 @@ def running(
         import gradio as gr  # reads its environment when it is imported
         from starlette.middleware import Middleware
 
-        from src.serving.guard import Guard, Sweeper
         from src.serving.page import MONO, SANS, STYLE, build
+        from src.serving.upload_middleware import UploadCleaner, UploadMiddleware
 
         ours = is_loopback if is_loopback(host) else (lambda name: True)  # what others call this machine is theirs to choose
         page = build(desk, limits, name=name, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
@@ -98,7 +99,7 @@ def running(
                 server_port=port or free_port(host),
                 auth=auth,
                 max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [Middleware(Guard, folder=folder, limits=limits, ours=ours)]},
+                app_kwargs={"middleware": [Middleware(UploadMiddleware, folder=folder, limits=limits, ours=ours)]},
                 theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
                 css=STYLE,
                 prevent_thread_lock=True,
@@ -117,9 +118,9 @@ def running(
             )
         except OSError:
             raise UserError(f"port={port} on {host} is taken; give another port=") from None
-        sweeper = Sweeper(folder, keep_seconds=limits.keep_seconds)
+        sweeper = UploadCleaner(folder, keep_seconds=limits.keep_seconds)
         try:
-            yield Running(url, folder)
+            yield RunningDemo(url, folder)
         finally:
             sweeper.stop()
             page.close(verbose=False)
@@ -153,7 +154,7 @@ def read_examples(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def images_of_a_run(config: Train, folder: Path) -> list[tuple[Path, str]]:
+def examples_from_run(config: TrainConfig, folder: Path) -> list[tuple[Path, str]]:
     """Pictures and questions that the run's own sources keep for testing, dealt over the sources; none where the shards are gone."""
     mixed = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
     opened = [Shards(source) for source in mixed if (source / "manifest.json").exists()]
@@ -173,7 +174,7 @@ def _copied(examples: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Pa
     (folder / "examples").mkdir(exist_ok=True)
     for number, (path, question) in enumerate(examples):
         target = folder / "examples" / f"{number}.png"
-        target.write_bytes(png(read_image(path)))
+        target.write_bytes(to_png(read_image(path)))
         yield target, question
 
 
@@ -186,22 +187,22 @@ def credentials(auth: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-@verb("demo", Demo)
-def main(config: Demo) -> None:
+@command("demo", DemoConfig)
+def main(config: DemoConfig) -> None:
     auth = credentials(config.auth)
     if not is_loopback(config.host) and auth is None:
         raise UserError(f"host={config.host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
     examples = read_examples(Path(config.examples)) if config.examples else []
     limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
-    found = source(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    found = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
     if found.config and not found.config.data.images:
         raise UserError(f"model={config.model} was trained without images (data.images=false); ask it with python -m src.ask")
     with tempfile.TemporaryDirectory() as spare:
         if not config.examples and found.config:
-            examples = images_of_a_run(found.config, Path(spare))
+            examples = examples_from_run(found.config, Path(spare))
         serve(found, limits, host=config.host, port=config.port, auth=auth, examples=examples)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_texts(sys.argv[1:], texts=("model", "auth", "examples"))
+    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("model", "auth", "examples"))
     main()

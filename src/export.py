@@ -6,60 +6,62 @@ from pathlib import Path
 
 import torch
 
-from src import run
-from src.cli import verb
-from src.config import Export, Train, one_of
-from src.errors import UserError, nearest
-from src.model.query import finished
-from src.model.vlm import build
-from src.overrides import quote_texts
+from src.config.export import ExportConfig
+from src.config.train import TrainConfig
+from src.inference.query import finished_run
+from src.model.vlm import build_vlm
 from src.release import card, space, usage
-from src.release.check import difference
-from src.release.folder import published
+from src.release.check import max_logit_difference
+from src.release.folder import atomic_folder
 from src.release.llava import save_llava
 from src.release.parts import save_adapter, save_timm
-from src.release.push import check_push, push, target
-from src.training.checkpoint import choose, load
+from src.release.push import check_push, push_folder, push_target
+from src.runtime import run_folder
+from src.runtime.cli import command
+from src.runtime.cli_quoting import quote_free_text
+from src.runtime.errors import UserError, suggest
+from src.runtime.schema import check_choice
+from src.training.checkpoint import choose_checkpoint, load_checkpoint
 
 PARTS = ("hf", "adapter", "timm", "space")
 
 
-def export(config: Export) -> Path:
+def export(config: ExportConfig) -> Path:
     """Writes `out/hf`, `out/adapter`, `out/timm` and `out/space`, checks the first, and uploads them if asked to."""
-    folder, trained = finished(config.outputs, config.run)
-    validate(config, trained)
-    path = choose(folder, config.checkpoint)
-    story = card.tell(folder, trained)
+    folder, trained = finished_run(config.outputs, config.run)
+    check_export_config(config, trained)
+    path = choose_checkpoint(folder, config.checkpoint)
+    story = card.collect_facts(folder, trained)
     out = Path(config.out)
-    with run.verb(folder, "export") as said, published(out) as partial:
-        model = build(trained)
-        load(model, path)
+    with run_folder.record(folder, "export") as said, atomic_folder(out) as partial:
+        model = build_vlm(trained)
+        load_checkpoint(model, path)
         model.eval()
         if "hf" in config.parts:
             dtype = getattr(torch, config.dtype or trained.language.dtype)
-            save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.row_tokens))
-            said["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | difference(model, partial / "hf")
+            save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.max_seq_len))
+            said["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | max_logit_difference(model, partial / "hf")
         if "adapter" in config.parts:
             save_adapter(model, partial / "adapter", base=trained.language.path, revision=trained.language.revision)
         if "timm" in config.parts:
             save_timm(model.vision, partial / "timm")
         if "space" in config.parts:
             space.save_space(partial / "space")
-        for name, text in texts(story, config.parts).items():
+        for name, text in render_texts(story, config.parts).items():
             (partial / name).write_text(text)
     if config.push:
-        push(out, config.push, parts=config.parts, texts=texts(story, config.parts, repository=config.push))
+        push_folder(out, config.push, parts=config.parts, texts=render_texts(story, config.parts, repository=config.push))
     return out
 
 
-def validate(config: Export, trained: Train) -> None:
+def check_export_config(config: ExportConfig, trained: TrainConfig) -> None:
     """What can be refused before anything is loaded."""
     for part in config.parts:
         if part not in PARTS:
-            raise UserError(f"parts names {part!r}{nearest(part, PARTS)}")
-    one_of("checkpoint", config.checkpoint, ("best", "last"))
+            raise UserError(f"parts names {part!r}{suggest(part, PARTS)}")
+    check_choice("checkpoint", config.checkpoint, ("best", "last"))
     if config.dtype is not None:
-        one_of("dtype", config.dtype, ("float32", "bfloat16", "float16"))
+        check_choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
     if not trained.data.images and {"hf", "space"} & set(config.parts):
         raise UserError(f"run '{config.run}' was trained without images (data.images=false); export its adapter alone with parts=[adapter]")
     if "space" in config.parts and "hf" not in config.parts:
@@ -68,23 +70,23 @@ def validate(config: Export, trained: Train) -> None:
         check_push(config.push)
 
 
-def texts(story: card.Story, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
+def render_texts(story: card.CardFacts, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
     """Cards and Space, by path in `out`: for a reader of the folder, or, with `repository`, of the hub."""
-    where = {part: target(repository, part) if repository else None for part in PARTS}
+    where = {part: push_target(repository, part) if repository else None for part in PARTS}
     found = {}
     for part, (library, *_) in usage.PARTS.items():
         if part in parts:
             lines = usage.lines(part, base=story.config.language.path, repository=where[part])
-            found[f"{part}/README.md"] = card.card(story, library=library, usage=lines)
+            found[f"{part}/README.md"] = card.model_card(story, library=library, usage=lines)
     if "space" in parts:
         found |= {f"space/{name}": text for name, text in space.texts(story, repository=where["hf"]).items()}
     return found
 
 
-@verb("export", Export)
-def main(config: Export) -> None:
+@command("export", ExportConfig)
+def main(config: ExportConfig) -> None:
     out = export(config)
-    folder, _ = run.read_run(config.outputs, config.run)
+    folder, _ = run_folder.read_run(config.outputs, config.run)
     logits = json.loads((folder / "export.json").read_text()).get("logits")
     if logits:
         largest = f"{logits['max_difference']:.2g} ({logits['dtype']}; the largest logit is {logits['largest']:.2g})"
@@ -93,5 +95,5 @@ def main(config: Export) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_texts(sys.argv[1:], texts=("run", "out", "push"))
+    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("run", "out", "push"))
     main()

@@ -18,14 +18,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data_prep.shards import Build, build_all
-from src.cli import compose
-from src.config import Train, typed
-from src.data.module import DataModule
-from src.model.vlm import VLM, build
-from src.training import validation
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
+from src.config.train import TrainConfig
+from src.data.datamodule import DataModule
+from src.model.vlm import VLM, build_vlm
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
+from src.training.callbacks import validation
 
-validation.LONGEST = 3  # tokens: the answers of a model that has learned nothing do not end before the limit
+validation.MAX_ANSWER_TOKENS = 3  # tokens: the answers of a model that has learned nothing do not end before the limit
 
 ORGANS = ("lung", "liver", "kidney", "heart", "brain", "spine")
 SENTENCES = [f"Question: which organ is shown here? Answer: the {organ} Caption: a chest x-ray of {organ}\n" for organ in ORGANS]
@@ -101,7 +103,7 @@ def shards(tmp_path_factory) -> Path:
         for split, count in (("train", 60), ("val", 9), ("test", 8)):
             lines = [make(raw / source, f"{split}{n}", rng) for n in range(count)]
             (raw / source / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    build_all(Build(sources=["alpha", "beta", "gamma"], raw=raw, out=out, workers=1))
+    build_all(BuildConfig(sources=["alpha", "beta", "gamma"], raw=raw, out=out, workers=1))
     return out
 
 
@@ -139,11 +141,11 @@ def overrides(shards: Path, language: Path, outputs: Path) -> list[str]:
         "mix=own",
         "mix.shares={alpha: 2, beta: 1, gamma: 1}",
         f"data.root={shards}",
-        "data.window=32",
-        "data.global_batch=16",
-        "data.row_tokens=160",
+        "data.packing_window=32",
+        "data.global_batch_size=16",
+        "data.max_seq_len=160",
         "data.workers=0",
-        "data.validate=4",
+        "data.val_samples=4",
         "vision=scratch",
         "vision.architecture=vit_tiny_patch16_224",
         "vision.image_size=32",
@@ -152,7 +154,7 @@ def overrides(shards: Path, language: Path, outputs: Path) -> list[str]:
         f"language.path={language}",
         "trainer=cpu",
         "trainer.log_every=2",
-        "trainer.check_every=3",
+        "trainer.val_every=3",
         "optim.steps=6",
         "optim.warmup=2",
     ]
@@ -162,15 +164,15 @@ def overrides(shards: Path, language: Path, outputs: Path) -> list[str]:
 def configure(words):
     """`configure("seed=1", ...)` is a typed configuration, composed from conf/ as the command does it."""
 
-    def composed(*overrides: str) -> Train:
-        return typed(Train, compose("train", [*words, *overrides]))
+    def composed(*overrides: str) -> TrainConfig:
+        return to_typed(TrainConfig, compose("train", [*words, *overrides]))
 
     return composed
 
 
-def parts(config: Train) -> tuple[VLM, DataModule]:
+def parts(config: TrainConfig) -> tuple[VLM, DataModule]:
     """The model and the data of a configuration."""
-    model = build(config)
-    prompter = model.prompter(budget=config.data.row_tokens)
+    model = build_vlm(config)
+    prompter = model.prompter(budget=config.data.max_seq_len)
     slots = config.trainer.accumulate
     return model, DataModule(config.mix, config.data, prompter=prompter, size=model.vision.size, seed=config.seed, slots=slots)

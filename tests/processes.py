@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["src.train"])

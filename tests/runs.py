@@ -7,11 +7,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.phantom.weights.language import train_tokenizer
-from src.cli import compose
-from src.config import Train, plain, typed
-from src.model.vlm import VLM, build
-from src.run import open_run, write_atomically
-from src.training.checkpoint import trained
+from src.config.train import TrainConfig
+from src.model.vlm import VLM, build_vlm
+from src.runtime.cli import compose
+from src.runtime.run_folder import open_run, write_atomically
+from src.runtime.schema import to_plain, to_typed
+from src.training.checkpoint import trained_state
 
 SCORES = {
     "vqa/pathvqa/real/all/bleu1": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 200},
@@ -20,14 +21,14 @@ SCORES = {
 }
 
 
-def finish(words: list[str], *changes: str) -> tuple[Path, Train]:
+def finish(words: list[str], *changes: str) -> tuple[Path, TrainConfig]:
     """A run folder as `train` and `evaluate` leave it, and its configuration."""
-    config = typed(Train, compose("train", [*words, *changes]))
+    config = to_typed(TrainConfig, compose("train", [*words, *changes]))
     folder = Path(config.outputs) / config.name
-    open_run(folder, plain(config))
+    open_run(folder, to_plain(config))
     (folder / "checkpoints").mkdir()
-    model = scattered(build(config))
-    torch.save({"state_dict": trained(model), "weights": model.weights}, folder / "checkpoints" / "best.ckpt")
+    model = scattered(build_vlm(config))
+    torch.save({"state_dict": trained_state(model), "weights": model.weights}, folder / "checkpoints" / "best.ckpt")
     for verb, metrics in (("train", {}), ("evaluate", SCORES)):
         said = {"verb": verb, "command": f"python -m src.{verb}", "git": "0" * 40, "seconds": 1.0, "peak_rss_mb": 1.0, "metrics": metrics}
         write_atomically(folder / f"{verb}.json", json.dumps(said | ({"data": "abc"} if verb == "train" else {})))

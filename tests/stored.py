@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from src import run
-from src.scoring import summary
+from src.evaluation import summary
+from src.runtime import run_folder
 
 ANSWERS = ("yes", "no", "left", "right")
 
@@ -19,7 +19,7 @@ def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: 
     """
     folder = outputs / name
     folder.mkdir(parents=True)
-    config = {"name": name, "seed": seed, "data": {"root": root, "global_batch": 4}, "optim": {"steps": 20}}
+    config = {"name": name, "seed": seed, "data": {"root": root, "global_batch_size": 4}, "optim": {"steps": 20}}
     config |= {"vision": {"path": "", "architecture": "vit"}, "language": {"path": "llama", "lora": {"rank": 8}}}
     config |= {"mix": {"shares": {"alpha": 1.0, "gamma": 0.5}, "decontaminate": True}}
     for key, value in keys.items():
@@ -65,4 +65,4 @@ def write_log(folder: Path) -> None:
 def write_verb(folder: Path, verb: str, said: dict) -> None:
     about = {"verb": verb, "command": f"python -m src.{verb}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
     (folder / f"{verb}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **said}))
-    run.rebuild(folder)
+    run_folder.rebuild_result(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from src.ancestry import ancestors, lineage, missing_parent, phantoms, write_lineage
+from src.data.lineage import ancestors, lineage, missing_parent, phantoms, write_lineage
 
 
 def started(outputs: Path, name: str, source: str, *, init: str | None = None, recorded: bool = True, phantom: bool = False) -> Path:

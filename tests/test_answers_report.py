@@ -1,8 +1,8 @@
 """What the page says of answers: one row per benchmark, and a difference only where Holm's p-value and the interval agree."""
 
+from src.evaluation import summary
 from src.reporting import answers
 from src.reporting.blocks import Table
-from src.scoring import summary
 from tests.stored import items
 
 

@@ -9,12 +9,13 @@ from PIL import Image
 
 from src import ask as command
 from src.ask import ask, ask_all
-from src.cli import compose
-from src.config import Ask, typed
-from src.errors import UserError
-from src.model.answer import load_answerer
-from src.model.query import Query, Sampling
-from src.overrides import quote_texts
+from src.config.ask import AskConfig
+from src.inference.query import Sampling, VQAQuery
+from src.inference.vqa_model import load_vqa_model
+from src.runtime.cli import compose
+from src.runtime.cli_quoting import quote_free_text
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.runs import finish, without_bytes
 from tests.test_read_image import RAMP, dicom
@@ -30,15 +31,15 @@ def run(shards, language, tmp_path_factory):
     return folder, pictures
 
 
-def configured(folder, *words: str) -> Ask:
+def configured(folder, *words: str) -> AskConfig:
     given = [f"model=run:{folder.name}", f"outputs={folder.parent}", "accelerator=cpu", "max_new_tokens=8", *words]
-    return typed(Ask, compose("ask", quote_texts(given, texts=("model", "question", "image", "batch", "out"))))
+    return to_typed(AskConfig, compose("ask", quote_free_text(given, texts=("model", "question", "image", "batch", "out"))))
 
 
 def test_an_answer_is_that_of_the_model_and_says_how_sure(run):
     folder, pictures = run
     (line,) = ask(configured(folder, "question=which organ is shown?", f"image={pictures}/a.png"))
-    found = load_answerer(str(folder)).answers([Query("which organ is shown?", [Image.open(pictures / "a.png")])], Sampling(8))[0]
+    found = load_vqa_model(str(folder)).answers([VQAQuery("which organ is shown?", [Image.open(pictures / "a.png")])], Sampling(8))[0]
     assert line["prediction"] == found.text
     assert line["confidence"] == pytest.approx(found.confidence, abs=1e-6)
     assert found.confidence < 0
@@ -74,8 +75,8 @@ def test_a_frame_of_a_dicom_file_is_asked_about(run, tmp_path):
     scan = dicom(tmp_path / "scan.dcm", np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]]))
     (line,) = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=2"))
     picture = Image.fromarray(np.rint(RAMP[:, ::-1] / 3820 * 255).astype(np.uint8)).convert("RGB")
-    query = Query("which organ is shown?", [picture])
-    found = load_answerer(str(folder)).answers([query], Sampling(8))[0]
+    query = VQAQuery("which organ is shown?", [picture])
+    found = load_vqa_model(str(folder)).answers([query], Sampling(8))[0]
     assert (line["prediction"], line["confidence"]) == (found.text, pytest.approx(found.confidence, abs=1e-6))
     other = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=0"))[0]
     assert other["confidence"] != pytest.approx(line["confidence"], abs=1e-6)
@@ -105,18 +106,18 @@ def test_a_table_is_answered_like_its_questions_one_by_one(run, tmp_path):
 
 
 def test_history_changes_the_prompt_and_the_oldest_turn_goes_first(run):
-    answerer = load_answerer(str(run[0]))
-    query = Query("and now?", history=[(f"turn {n} {'long ' * 5}?", f"answer {n}") for n in range(12)])
+    answerer = load_vqa_model(str(run[0]))
+    query = VQAQuery("and now?", history=[(f"turn {n} {'long ' * 5}?", f"answer {n}") for n in range(12)])
     text = answerer.model.language.tokenizer.decode(answerer.prepare(query, Sampling(8)).prompt)
     assert text.endswith("Question: turn 11 long long long long long ?\nAnswer:answer 11</s>Question: and now?\nAnswer:")
     assert "turn 0" not in text
 
 
 def test_sampling_is_repeatable_and_greedy_ignores_the_seed(run):
-    answerer = load_answerer(str(run[0]))
+    answerer = load_vqa_model(str(run[0]))
 
     def texts(**settings) -> list[str]:
-        return [answerer.answers([Query("which organ?")], Sampling(8, seed=seed, **settings))[0].text for seed in (0, 1, 0)]
+        return [answerer.answers([VQAQuery("which organ?")], Sampling(8, seed=seed, **settings))[0].text for seed in (0, 1, 0)]
 
     warm, greedy = texts(temperature=1.5), texts()
     assert warm[0] == warm[2] != warm[1]
@@ -124,9 +125,9 @@ def test_sampling_is_repeatable_and_greedy_ignores_the_seed(run):
 
 
 def test_the_stream_ends_with_the_answer(run):
-    answerer = load_answerer(str(run[0]))
-    grown = [answer.text for answer in answerer.stream(Query("which organ?"), Sampling(8))]
-    assert grown[-1] == answerer.answers([Query("which organ?")], Sampling(8))[0].text
+    answerer = load_vqa_model(str(run[0]))
+    grown = [answer.text for answer in answerer.stream(VQAQuery("which organ?"), Sampling(8))]
+    assert grown[-1] == answerer.answers([VQAQuery("which organ?")], Sampling(8))[0].text
     assert [len(text) for text in grown] == sorted(len(text) for text in grown)
 
 
@@ -218,12 +219,12 @@ def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, c
 )
 def test_a_script_that_the_vocabulary_lacks_is_one_sentence(run, question):
     """The phantom tokenizer has no bytes to fall back on, as LLaMA's has; unknown tokens would silently ask something else."""
-    answerer = load_answerer(str(run[0]))
+    answerer = load_vqa_model(str(run[0]))
     tokenizer = without_bytes()
     answerer.model.language.tokenizer = answerer.prompter.tokenizer = tokenizer
     with pytest.raises(UserError) as caught:
-        answerer.prepare(Query(question), Sampling(8))
+        answerer.prepare(VQAQuery(question), Sampling(8))
     assert str(caught.value).startswith("the question has characters that the model's vocabulary lacks: ")
     assert set(str(caught.value).rpartition(": ")[2].split()) <= set(question)
     assert "\n" not in str(caught.value)
-    answerer.prepare(Query("which organ is shown?"), Sampling(8))
+    answerer.prepare(VQAQuery("which organ is shown?"), Sampling(8))

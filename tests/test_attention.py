@@ -4,9 +4,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.data.packing import collate
-from src.model import attention
-from src.model.attention import Spans
-from src.model.vlm import build
+from src.model.fast import attention
+from src.model.fast.attention import PackedSequences
+from src.model.vlm import build_vlm
 from tests.rounding import float32_norms, gap, rounding
 from tests.test_packing import samples
 
@@ -25,7 +25,7 @@ def test_blocks_are_what_transformers_computes_with_a_dense_mask(groups):
     positions = torch.tensor([[*range(5), *range(4), *range(3)], [*range(7), *range(5)]])
     reference = model(ids, position_ids=positions, use_cache=False).logits
     model.set_attn_implementation(attention.NAME)
-    spans = Spans.of([0, 5, 9, 12, 19, 24], torch.device("cpu"))
+    spans = PackedSequences.of([0, 5, 9, 12, 19, 24], torch.device("cpu"))
     ours = model(ids, position_ids=positions, use_cache=False, spans=spans).logits
     assert (ours - reference).abs().max() <= rounding(float32_norms(model.config), reference.abs().max())
 
@@ -43,8 +43,8 @@ def test_a_gpu_runs_with_the_oldest_torch_too(monkeypatch, groups):
     monkeypatch.setattr(attention, "GROUPS", False)
     on_gpu = {"device": "meta", "dtype": torch.bfloat16}
     query, (key, value) = torch.empty(2, 4, 12, 8, **on_gpu), (torch.empty(2, groups, 12, 8, **on_gpu) for _ in "kv")
-    spans = Spans.of([0, 5, 9, 12, 19, 24], torch.device("meta"))
-    assert attention.attend(torch.nn.Module(), query, key, value, None, spans=spans)[0].shape == (2, 12, 4, 8)
+    spans = PackedSequences.of([0, 5, 9, 12, 19, 24], torch.device("meta"))
+    assert attention.packed_attention(torch.nn.Module(), query, key, value, None, spans=spans)[0].shape == (2, 12, 4, 8)
 
 
 def test_a_gpu_attends_with_the_flash_backend(monkeypatch):
@@ -61,7 +61,7 @@ def test_a_gpu_attends_with_the_flash_backend(monkeypatch):
     monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
     before = enabled()
     states = [torch.empty(1, 2, 12, 8, device="meta", dtype=torch.bfloat16) for _ in "qkv"]
-    attention.attend(torch.nn.Module(), *states, None, spans=Spans.of([0, 5, 12], torch.device("meta")))
+    attention.packed_attention(torch.nn.Module(), *states, None, spans=PackedSequences.of([0, 5, 12], torch.device("meta")))
     assert before["cudnn"]
     assert seen == [{"flash": True, "cudnn": False}]
     assert enabled() == before
@@ -79,19 +79,19 @@ def test_generation_with_padding_is_that_of_sdpa():
 
 
 def test_every_sample_and_every_padding_is_a_span(configure):
-    model = build(configure())
+    model = build_vlm(configure())
     made = samples(model, [5, 3, 4], images=[0, 1, 0])
     batch = collate(
         [made[:2], made[2:]], sources=[[0, 0], [0]], images=[torch.zeros(3, 32, 32).byte().numpy()], size=32, pad=2, image_id=330, keys=[]
     )
-    starts = (batch.positions_BT.flatten() == 0).nonzero()[:, 0].tolist()
-    assert batch.edges == [*starts, batch.ids_BT.numel()]
+    starts = (batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist()
+    assert batch.edges == [*starts, batch.input_ids_BT.numel()]
     assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).edges == [0, 1]
 
 
 def test_a_packed_row_costs_what_its_samples_cost_alone(configure):
     """Matrix products of attention included: nothing is computed between samples."""
-    model = build(configure())
+    model = build_vlm(configure())
     made = samples(model, [30, 50, 20, 40], images=[0, 0, 0, 0])
 
     def flops(rows) -> int:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from data_prep import near as search
-from data_prep.audit import Audit, Known, _print_table, audit_all, main
-from data_prep.evaluation_sets import EvaluationSet, TestImage, evaluation_sets
-from data_prep.near import RADIUS, near
-from data_prep.shards import Build, build_all
-from src import progress
+from data_prep.audit import hamming_search as search
+from data_prep.audit.evaluation_sets import EvaluationSet, TestImage, evaluation_sets
+from data_prep.audit.hamming_search import RADIUS, hamming_pairs
+from data_prep.audit.leaks import AuditConfig, KnownTestData, _print_table, audit_all, main
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
 from src.data.shards import Shards
-from src.errors import UserError
+from src.runtime import progress
+from src.runtime.errors import UserError
 
 COPIES = {
     "quality60": lambda image: image,
@@ -72,7 +73,7 @@ def out(tmp_path) -> Path:
     line(mix, "train", id="asked", question="is 3  ODD?", answer="No")
     line(mix, "train", id="unasked", question="Is 21 odd?", answer="no")
     line(mix, "test", id="held", image="grey-4.jpg", caption="its own test split")
-    entries = Build(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1)
+    entries = BuildConfig(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1)
     build_all(entries)
     for name in ("vqa_rad", "pubmedqa"):
         _build_as(name, raw, tmp_path / "out")
@@ -87,7 +88,7 @@ def _made(folder: Path) -> Path:
 def _build_as(name: str, raw: Path, out: Path) -> None:
     """Own data under the name of a known source."""
     (raw / name).rename(raw / "own")
-    build_all(Build(sources=["own"], raw=raw, out=out, workers=1))
+    build_all(BuildConfig(sources=["own"], raw=raw, out=out, workers=1))
     (raw / "own").rename(raw / name)
     (out / "own").rename(out / name)
 
@@ -98,7 +99,7 @@ def leaks(out: Path, source: str) -> dict[str, str]:
 
 
 def test_copies_are_found_and_nothing_else(out, capsys):
-    said = audit_all(Audit(out=out))
+    said = audit_all(AuditConfig(out=out))
     found = leaks(out, "mix")
     copies = {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
     assert {key for key, name in found.items() if "vqa_rad" in name.split(",")} == copies
@@ -115,16 +116,16 @@ def test_copies_are_found_and_nothing_else(out, capsys):
 @pytest.mark.slow
 def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
     before = len(Shards(out / "mix").rows("train", decontaminate=True))
-    first = audit_all(Audit(out=out))["mix"]
+    first = audit_all(AuditConfig(out=out))["mix"]
     index = (out / "mix" / "index.arrow").read_bytes()
     assert len(Shards(out / "mix").rows("train", decontaminate=True)) == before - first["records"]
-    assert audit_all(Audit(out=out, sources=["mix"]))["mix"] == first == json.loads((out / "mix" / "audit.json").read_text())
+    assert audit_all(AuditConfig(out=out, sources=["mix"]))["mix"] == first == json.loads((out / "mix" / "audit.json").read_text())
     assert (out / "mix" / "index.arrow").read_bytes() == index
     tars = {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")}
     for path in (out / "vqa_rad").iterdir():  # a benchmark that is gone is no longer checked
         if path.is_file():
             path.unlink()
-    assert audit_all(Audit(out=out))["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1}
+    assert audit_all(AuditConfig(out=out))["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1}
     assert {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")} == tars
     assert Shards(out / "mix")[5].key
 
@@ -134,7 +135,7 @@ def build_own(tmp_path: Path, name: str, **splits: list[dict]) -> Path:
     for split, lines in splits.items():
         (tmp_path / "raw" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    build_all(Build(sources=[name], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
+    build_all(BuildConfig(sources=[name], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
     return tmp_path / "shards"
 
 
@@ -147,7 +148,7 @@ def test_audit_checks_the_test_split_of_own_data(tmp_path):
     test += [{"id": "no image", "question": "Is 3 odd?", "answer": "yes"}]
     train += [{"id": "text", "question": "Is 3 odd?", "answer": "yes"}]
     out = build_own(tmp_path, "my_scans", train=train, val=[{"id": "val", **asked[17]}], test=test)
-    said = audit_all(Audit(out=out))["my_scans"]
+    said = audit_all(AuditConfig(out=out))["my_scans"]
     assert said["checked"] == {"my_scans": 11}  # ten images and a text
     assert said["leaks"] == {"my_scans": 7}
     assert {key for key, name in leaks(out, "my_scans").items() if name} == {*(f"train{n}" for n in range(10, 15)), "text", "val"}
@@ -157,7 +158,7 @@ def test_audit_checks_the_test_split_of_own_data(tmp_path):
 
 def test_audit_names_every_test_record_on_an_image_that_was_trained_on(out):
     """Also those that show a mirrored or cut copy, and those of a text."""
-    said = audit_all(Audit(out=out))["mix"]
+    said = audit_all(AuditConfig(out=out))["mix"]
     keys = {name: Shards(out / name).column("key") for name in ("vqa_rad", "pubmedqa")}
     assert said["test_records_in_train"]["vqa_rad"] == sorted(keys["vqa_rad"])
     assert said["test_records_in_train"]["pubmedqa"] == [keys["pubmedqa"][3]]
@@ -173,7 +174,7 @@ def test_audit_finds_a_text_question_whatever_its_answer_and_options(tmp_path):
         {"id": "on an image", "image": save(tmp_path / "raw" / "exam" / "scan.jpg", scene(1)), "question": question, "answer": "rest"},
     ]
     out = build_own(tmp_path, "exam", train=train, test=[{"id": "test", **options, "answer": "aspirin"}])
-    said = audit_all(Audit(out=out))["exam"]
+    said = audit_all(AuditConfig(out=out))["exam"]
     found = list(leaks(out, "exam").values())[: len(train)]
     assert found == ["exam", "exam", "", ""]  # a question about an image is another question
     assert said["test_records_in_train"] == {"exam": ["test"]}
@@ -183,7 +184,7 @@ def test_audit_of_an_earlier_build_is_none(tmp_path):
     lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
     out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
     assert Shards(out / "own").audit is None
-    said = audit_all(Audit(out=out))["own"]
+    said = audit_all(AuditConfig(out=out))["own"]
     assert Shards(out / "own").audit == said
     build_own(tmp_path, "own", train=lines, test=lines[2:])
     assert not (out / "own" / "audit.json").exists()
@@ -195,7 +196,7 @@ def test_audit_goes_with_the_index_that_it_filled(tmp_path):
     """The index of the same build, written again, holds no findings."""
     lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
     out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
-    audit_all(Audit(out=out))
+    audit_all(AuditConfig(out=out))
     (out / "own" / "index.arrow").unlink()
     build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
     assert set(leaks(out, "own").values()) == {""}
@@ -210,7 +211,7 @@ def test_classification_sets_are_checked_too(out, tmp_path):
         arrays |= {f"{split}_images": np.zeros((2, 64, 64, 3), np.uint8), f"{split}_labels": np.array([[0], [1]], np.uint8)}
     (tmp_path / "raw" / "breastmnist").mkdir()
     np.savez(tmp_path / "raw" / "breastmnist" / "breastmnist_224.npz", **arrays)
-    audit_all(Audit(out=out, raw=tmp_path / "raw"))
+    audit_all(AuditConfig(out=out, raw=tmp_path / "raw"))
     assert {key for key, name in leaks(out, "mix").items() if name == "breastmnist"} >= {"other-0", "other-1", "other-2"}
 
 
@@ -223,10 +224,10 @@ def test_a_broken_test_image_is_named(out, tmp_path):
         scene(n).save(folder / f"{n}.png")
         lines.append(f"{n}.png,{'ab'[n % 2]},{split}")
     (folder / "labels.csv").write_text("\n".join(lines))
-    audit_all(Audit(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+    audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:300])
     with pytest.raises(UserError, match=r"mine/4\.png cannot be compared with any record \(broken image: .*\); fetch it again"):
-        audit_all(Audit(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+        audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
 
 
 @pytest.mark.slow
@@ -235,8 +236,8 @@ def test_groups_on_two_sides_are_counted(out, tmp_path):
         folder = tmp_path / "raw" / "grouped"
         folder.mkdir(exist_ok=True)
         line(folder, split, question=f"What, {split} {group}?", answer="a", group=group)
-    build_all(Build(sources=["grouped"], raw=tmp_path / "raw", out=out, workers=1))
-    said = audit_all(Audit(out=out))["grouped"]
+    build_all(BuildConfig(sources=["grouped"], raw=tmp_path / "raw", out=out, workers=1))
+    said = audit_all(AuditConfig(out=out))["grouped"]
     assert (said["groups_on_two_sides"], said["groups_in_train_and_val"]) == (1, 1)
 
 
@@ -247,7 +248,7 @@ def test_a_full_disk_is_one_sentence(out):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
         with pytest.raises(UserError, match=r"no space is left for .*/mix or for temporary files"):
-            audit_all(Audit(out=out, sources=["mix"]))
+            audit_all(AuditConfig(out=out, sources=["mix"]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (out / "mix" / "index.arrow").read_bytes() == index
@@ -274,14 +275,14 @@ def test_audit_writes_progress_lines_and_whole_names_without_a_terminal(monkeypa
     row = capsys.readouterr().out.splitlines()[1]
     assert row.split() == ["vqa_med_2019_disjoint", *" 1, ".join(names).split(), "1", *"12345"]
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    Known([EvaluationSet("x", images=[TestImage(lambda: Image.new("L", (64, 64)))])])
+    KnownTestData([EvaluationSet("x", images=[TestImage(lambda: Image.new("L", (64, 64)))])])
     assert "test images: image 1/1, " in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_mistakes_are_one_sentence(out, tmp_path, capsys):
     with pytest.raises(UserError, match=r"source 'mxi' has no shards in .*; did you mean 'mix'"):
-        audit_all(Audit(out=out, sources=["mxi"]))
+        audit_all(AuditConfig(out=out, sources=["mxi"]))
     with pytest.raises(SystemExit):
         main([f"out={tmp_path / 'nothing'}"])
     assert "holds no finished shards; build them with `make shards`" in capsys.readouterr().err
@@ -300,7 +301,7 @@ def test_near_finds_exactly_what_comparing_all_finds(monkeypatch, pairs):
             queries[n] ^= np.uint64(1) << np.uint64(bit)
     corpus[200:220] = corpus[0]
     expected = np.argwhere(np.bitwise_count(corpus[:, None] ^ queries[None]) <= RADIUS)
-    found = np.stack(near(corpus, queries), 1)
+    found = np.stack(hamming_pairs(corpus, queries), 1)
     np.testing.assert_array_equal(found, expected)
-    for empty in (near(corpus[:0], queries), near(corpus, queries[:0])):
+    for empty in (hamming_pairs(corpus[:0], queries), hamming_pairs(corpus, queries[:0])):
         assert [len(part) for part in empty] == [0, 0]

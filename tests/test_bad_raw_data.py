@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import build as building
-from data_prep import cut, write
-from data_prep.merge import COUNTS
+from data_prep.build import chunking, shard_writer
+from data_prep.build import source as building
+from data_prep.build.finalize import COUNTS
+from data_prep.build.source import BuildConfig
 from data_prep.phantom.writers import WRITERS, medicat
 from data_prep.phantom.writers.pmc_oa import FOLDER
-from data_prep.shards import Build, build_all
+from data_prep.shards import build_all
 from src.data.shards import Shards
-from src.errors import UserError
+from src.runtime.errors import UserError
 from tests.processes import server
 
 SOURCES = ("pmc_oa", "quilt_1m", "medicat", "roco", "pubmedvision", "vqa_med_2019", "medqa", "pubmedqa", "ubench")
@@ -43,12 +44,12 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cut, "SHARD_ROWS", 10)
-    monkeypatch.setattr(cut, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(chunking, "SHARD_ROWS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_ROWS", 4)
 
 
 def build(raw: Path, out: Path, name: str, **settings) -> Shards:
-    build_all(Build(**{"sources": [name], "raw": raw, "out": out, "workers": 1, "quarantine_limit": 0.3, **settings}))
+    build_all(BuildConfig(**{"sources": [name], "raw": raw, "out": out, "workers": 1, "quarantine_limit": 0.3, **settings}))
     return Shards(out / name)
 
 
@@ -287,12 +288,12 @@ def test_a_file_that_may_not_grow_is_a_full_disk(raw, tmp_path, limit):
 
 def build_and_die(raw: Path, out: Path) -> None:
     """Killed in the middle of the second shard."""
-    cut.SHARD_ROWS, cut.CHUNK_ROWS = 10, 4
+    chunking.SHARD_ROWS, chunking.CHUNK_ROWS = 10, 4
 
     def dying(folder, shard, packed):
         if shard == "train-000001":
             packed = chain([next(packed)], (os.kill(os.getpid(), signal.SIGKILL) for _ in "x"))
-        return write.write_shard(folder, shard, packed)
+        return shard_writer.write_shard(folder, shard, packed)
 
     building.write_shard = dying
     build(raw, out, "roco")

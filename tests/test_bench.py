@@ -11,9 +11,9 @@ from experiments.bench import __main__ as bench
 from experiments.bench import ranks
 from experiments.bench.made import picture, tiled
 from experiments.bench.measured import in_turn, ratio, single
-from src.data.images import decode
+from src.data.image_transform import decode_jpeg
 from src.data.shards import Shards
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 
 def test_a_group_replaces_only_its_own_figures(tmp_path, monkeypatch):
@@ -72,6 +72,6 @@ def test_a_tiled_index_reads_the_one_tar_that_it_was_made_of(shards, tmp_path):
 @pytest.mark.parametrize(("height", "width", "grain"), [(384, 512, 2.7), (768, 1024, 1.5)])
 def test_made_pictures_lose_nothing_to_fast_decoding(height, width, grain):
     data = picture(np.random.default_rng(0), height=height, width=width, grain=grain)
-    away = np.abs(decode(data, size=224).astype(int) - decode(data, size=224, exact=True))
+    away = np.abs(decode_jpeg(data, size=224).astype(int) - decode_jpeg(data, size=224, exact=True))
     assert away.mean() <= 1.5
     assert math.isclose(len(data) / 1024, {384: 42, 768: 131}[height], rel_tol=0.05)

@@ -11,13 +11,15 @@ import torch
 from omegaconf import OmegaConf
 
 import src.evaluate
-from data_prep.shards import Build, build_all
-from src.cli import compose
-from src.config import Evaluate, typed
-from src.data import benchmark
-from src.errors import UserError
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
+from src.config.evaluate import EvaluateConfig
 from src.evaluate import evaluate
-from src.model.generate import ask
+from src.evaluation import benchmark
+from src.model.generate import make_request
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.runs import finish
 from tests.test_readers import image, put, put_lines, put_parquet, put_zip
@@ -76,7 +78,7 @@ def root(tmp_path_factory) -> Path:
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     raw_rows(raw)
     names = [name for name in PROMPTS if name != "vqa_rad_disjoint"]
-    build_all(Build(sources=names, raw=raw, out=out, workers=1))
+    build_all(BuildConfig(sources=names, raw=raw, out=out, workers=1))
     return out
 
 
@@ -87,13 +89,13 @@ def run(shards, language, tmp_path_factory) -> Path:
 
 def read_by_the_model(run: Path, root: Path, names: list[str], images: list[str]) -> dict[str, list[str]]:
     """Everything that `src.evaluate` gives the model to read, in the order in which it asks, by benchmark and condition."""
-    words = [f"run={run.name}", f"outputs={run.parent}", f"data_root={root}", f"benchmarks=[{','.join(names)}]", "row_tokens=512"]
+    words = [f"run={run.name}", f"outputs={run.parent}", f"data_root={root}", f"benchmarks=[{','.join(names)}]", "max_seq_len=512"]
     words += [f"images=[{','.join(images)}]", "resamples=10", "max_new_tokens=2", "accelerator=cpu"]
     seen: dict[str, list[str]] = {}
     asking = []
 
     def listening(record, *, prompter, **given):
-        question = ask(record, prompter=prompter, **given)
+        question = make_request(record, prompter=prompter, **given)
         seen[asking[-1]].append(prompter.tokenizer.decode(prompter.prefix(len(question.images)) + question.prompt))
         return question
 
@@ -102,11 +104,11 @@ def read_by_the_model(run: Path, root: Path, names: list[str], images: list[str]
         seen[asking[-1]] = []
         return answer(test, condition, *given, **more)
 
-    answer = src.evaluate.answer
+    answer = src.evaluate.answer_condition
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(src.evaluate, "ask", listening)
-        patch.setattr(src.evaluate, "answer", answering)
-        evaluate(typed(Evaluate, compose("evaluate", words)))
+        patch.setattr(src.evaluate, "make_request", listening)
+        patch.setattr(src.evaluate, "answer_condition", answering)
+        evaluate(to_typed(EvaluateConfig, compose("evaluate", words)))
     return seen
 
 
@@ -153,7 +155,7 @@ def test_an_image_for_a_text_only_benchmark_is_refused(run, root, name, conditio
 @pytest.mark.parametrize("name", TEXT_ONLY)
 def test_no_condition_finds_an_image_for_a_text_only_benchmark(root, name):
     """Asked past the refusal, there is still none to put before the words."""
-    test = benchmark.read(name, root=root)
+    test = benchmark.read_benchmark(name, root=root)
     for condition, rows in (("real", test.rows), ("blank", None), ("none", None)):
-        ((_, pixels),) = benchmark.images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)
+        ((_, pixels),) = benchmark.condition_images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)
         assert pixels == []

@@ -11,9 +11,10 @@ import yaml
 from experiments.breadth.analysis import estimate, plot, read, sentence, tables
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
 from experiments.tables import rows_of
-from src.cli import CONF, compose
-from src.config import Train, typed
-from src.data import classification
+from src.classification import dataset
+from src.config.train import TrainConfig
+from src.runtime.cli import CONF, compose
+from src.runtime.schema import to_typed
 
 
 def results(path: Path, *, slope: float, noise: float = 0.001, text: float = 0.0, best: float = 0.0) -> Path:
@@ -47,18 +48,18 @@ def test_trials_are_nested_in_the_order_of_their_seed():
 @pytest.mark.slow
 def test_every_trial_sees_equally_many_samples_with_images():
     for trial in trials():
-        config = typed(Train, compose("train", trial.overrides()))
+        config = to_typed(TrainConfig, compose("train", trial.overrides()))
         drawn = config.mix.drawn
         assert set(drawn) == {*trial.sources, *(TEXT_SOURCES if trial.text else ())}
         images = sum(share for source, share in drawn.items() if source in IMAGE_SOURCES) / sum(drawn.values())
-        assert images * config.data.global_batch * config.optim.steps == pytest.approx(IMAGES * STEPS)
+        assert images * config.data.global_batch_size * config.optim.steps == pytest.approx(IMAGES * STEPS)
         assert config.name == trial.name
 
 
 def test_the_sources_are_those_of_the_mix_and_no_benchmark_is_among_them():
     shares = yaml.safe_load((CONF / "mix/mini.yaml").read_text())["shares"]
     assert set(shares) == {*IMAGE_SOURCES, *TEXT_SOURCES}
-    assert set(BENCHMARKS) == {path.stem for path in classification.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    assert set(BENCHMARKS) == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
     assert not set(BENCHMARKS) & set(shares)
 
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from src.data.read_image import read_image
-from src.demo import running
-from src.model.answer import load_answerer
-from src.model.query import Query, Sampling
+from src.data.image_io import read_image
+from src.demo import running_demo
+from src.inference.query import Sampling, VQAQuery
+from src.inference.vqa_model import load_vqa_model
 from src.serving.limits import Limits
 from tests.conftest import overrides
 from tests.runs import finish
@@ -25,7 +25,7 @@ QUESTION = "Which organ is shown?"
 @pytest.fixture(scope="module")
 def answerer(shards, language, tmp_path_factory):
     folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
-    return load_answerer(str(folder), accelerator="cpu")
+    return load_vqa_model(str(folder), accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(answerer, file):
-    with running(seated(answerer, Limits()), Limits(), name="run:tiny", examples=[(file, "an example's question?")]) as demo:
+    with running_demo(seated(answerer, Limits()), Limits(), name="run:tiny", examples=[(file, "an example's question?")]) as demo:
         yield demo.url
 
 
@@ -80,7 +80,7 @@ def ask(page: Page, question: str) -> str:
 def test_upload_ask_read_and_open_the_map(page, url, answerer, file):
     upload(page, file)
     found = ask(page, QUESTION)
-    expected = answerer.answers([Query(QUESTION, [read_image(file)])], Sampling(32))[0].text
+    expected = answerer.answers([VQAQuery(QUESTION, [read_image(file)])], Sampling(32))[0].text
     assert "".join(found.split()) == "".join(expected.split())
     page.click("#look")
     page.wait_for_selector("#map img")

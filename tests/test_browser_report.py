@@ -3,9 +3,10 @@
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from src.cli import compose
-from src.config import Report, typed
+from src.config.report import ReportConfig
 from src.report import report
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 from tests.stored import write_run
 from tests.test_browser import CHROMIUM
 
@@ -22,7 +23,7 @@ def address(tmp_path_factory) -> str:
     for number in range(9):
         write_run(outputs, f"sweep/mix.only=[a_source_with_a_long_name],optim.steps={number}", right=number, optim__steps=20 + number)
     write_run(outputs, "sweep/again", seed=1, right=5, optim__steps=20)
-    return report(typed(Report, compose("report", [f"outputs={outputs}", "resamples=50", "runs=sweep/*"]))).as_uri()
+    return report(to_typed(ReportConfig, compose("report", [f"outputs={outputs}", "resamples=50", "runs=sweep/*"]))).as_uri()
 
 
 @pytest.fixture(scope="module")

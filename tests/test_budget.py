@@ -3,15 +3,15 @@
 import pytest
 from rich.console import Console
 
-from src.config import Mix
-from src.data import budget
-from src.data.budget import CHARACTERS_PER_TOKEN, parts
+from src.config.train import MixConfig
+from src.data import token_budget
 from src.data.shards import Shards
+from src.data.token_budget import CHARACTERS_PER_TOKEN, source_budgets
 
 
 def test_built_and_expected_sources(configure, shards):
-    mix = Mix({"alpha": 3, "beta": 1, "quilt_1m": 1, "medmcqa": 0}, decontaminate=True)
-    alpha, beta, quilt = parts(mix, configure().data, steps=1000, tokenizer={"id": "own"})
+    mix = MixConfig({"alpha": 3, "beta": 1, "quilt_1m": 1, "medmcqa": 0}, decontaminate=True)
+    alpha, beta, quilt = source_budgets(mix, configure().data, steps=1000, tokenizer={"id": "own"})
     opened = Shards(shards / "beta")
     rows = opened.rows("train")
     assert (beta.records, beta.images) == (len(rows), opened.column("num_images")[rows].sum())
@@ -24,11 +24,11 @@ def test_built_and_expected_sources(configure, shards):
 
 
 def test_text_only_sources_need_little_disk(configure):
-    mix = Mix({"medmcqa": 1, "slake": 1, "my_own": 1}, decontaminate=True)
-    medmcqa, slake, own = parts(mix, configure().data, steps=10, tokenizer={"id": "own"})
+    mix = MixConfig({"medmcqa": 1, "slake": 1, "my_own": 1}, decontaminate=True)
+    medmcqa, slake, own = source_budgets(mix, configure().data, steps=10, tokenizer={"id": "own"})
     assert medmcqa.images == 0
     assert medmcqa.disk / medmcqa.records < 0.1 * slake.disk / slake.records
     assert (own.records, own.disk, own.shards) == (0, 0, 0)
     console = Console(width=140, record=True)
-    console.print(budget.table([medmcqa, slake, own], patches=4))
+    console.print(token_budget.budget_table([medmcqa, slake, own], patches=4))
     assert "medmcqa (not built)" in console.export_text()

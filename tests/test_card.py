@@ -8,20 +8,22 @@ import mlcroissant
 import numpy as np
 import pytest
 
-from data_prep import card, card_markdown, sources
-from data_prep.audit import Audit, audit_all
-from data_prep.card_facts import gather, histogram, strictest
+from data_prep import sources
+from data_prep.audit.leaks import AuditConfig, audit_all
+from data_prep.build.source import BuildConfig
+from data_prep.card import markdown, render
+from data_prep.card.facts import gather_facts, histogram, usage_restrictions
 from data_prep.phantom.__main__ import main as draw
-from data_prep.shards import Build, build_all
-from src.errors import UserError
+from data_prep.shards import build_all
+from src.runtime.errors import UserError
 
 
 @pytest.fixture
 def written(shards, tmp_path):
     """The card of the test suite's own mix of three sources. A copy is audited: other tests read the shards of the session."""
     shards = Path(shutil.copytree(shards, tmp_path / "shards"))
-    audit_all(Audit(out=shards))
-    card.write("own", {"alpha": 2, "beta": 1, "gamma": 1}, shards, tmp_path / "card")
+    audit_all(AuditConfig(out=shards))
+    render.write_card("own", {"alpha": 2, "beta": 1, "gamma": 1}, shards, tmp_path / "card")
     return tmp_path / "card"
 
 
@@ -63,35 +65,35 @@ def test_images_that_come_again_are_told(written, shards):
 
 
 def test_filtered_rows_have_their_reasons(shards):
-    (one,) = gather(shards, {"gamma": 1})
-    assert "filtered" not in card_markdown.left_out(one)
+    (one,) = gather_facts(shards, {"gamma": 1})
+    assert "filtered" not in markdown.excluded_text(one)
     one.shards.manifest["filtered"] = {"language": 1200, "not histology": 3}
-    assert card_markdown.left_out(one).startswith("1,200 filtered: language; 3 filtered: not histology")
+    assert markdown.excluded_text(one).startswith("1,200 filtered: language; 3 filtered: not histology")
 
 
 def test_the_strictest_licence_names_who_limits(shards):
-    facts = gather(shards, {"alpha": 1, "beta": 1})
+    facts = gather_facts(shards, {"alpha": 1, "beta": 1})
     facts[0].entry = card_entry("quilt_1m")
     facts[1].entry = card_entry("slake")
-    assert strictest(facts) == "non-commercial use only (quilt_1m); must not be redistributed (quilt_1m)"
+    assert usage_restrictions(facts) == "non-commercial use only (quilt_1m); must not be redistributed (quilt_1m)"
     facts[0].entry = card_entry("vqa_rad")
-    assert strictest(facts) == "no restriction is known"
+    assert usage_restrictions(facts) == "no restriction is known"
 
 
 def test_licences_of_records_are_counted_and_limit_the_whole(shards):
-    facts = gather(shards, {"alpha": 1, "beta": 1})
+    facts = gather_facts(shards, {"alpha": 1, "beta": 1})
     facts[0].entry = facts[1].entry = card_entry("vqa_rad")
     assert facts[0].licences() == {}  # no record of alpha states one
     facts[0].shards.manifest["licences"] = {"CC BY": 1200, "": 30, "CC_BY-NC-ND 4.0": 2}
     facts[0].entry = card_entry("slake")
-    assert card_markdown.stated(facts[0]) == "CC BY 4.0; of its records: CC BY 1,200, none stated 30, CC_BY-NC-ND 4.0 2"
-    assert strictest(facts) == (
+    assert markdown.licence_text(facts[0]) == "CC BY 4.0; of its records: CC BY 1,200, none stated 30, CC_BY-NC-ND 4.0 2"
+    assert usage_restrictions(facts) == (
         "non-commercial use only (slake); no derivatives of some records (slake); some records state no licence (slake)"
     )
 
 
 def card_entry(name):
-    return sources.load()[name]
+    return sources.load_sources()[name]
 
 
 def test_phantoms_are_told_by_the_mark_in_their_raw_folder(tmp_path):
@@ -100,13 +102,13 @@ def test_phantoms_are_told_by_the_mark_in_their_raw_folder(tmp_path):
     draw([f"out={raw}", "sources=medqa", "scale=0.01"])
     (raw / "mine").mkdir()
     (raw / "mine" / "train.jsonl").write_text(json.dumps({"question": "Which organ?", "answer": "lung"}) + "\n")
-    manifests = build_all(Build(sources=["medqa", "mine"], raw=raw, out=out, workers=1))
+    manifests = build_all(BuildConfig(sources=["medqa", "mine"], raw=raw, out=out, workers=1))
     assert {name: manifest["phantom"] for name, manifest in manifests.items()} == {"medqa": True, "mine": False}
     said = "Phantoms, drawn by a program in the layout of the dataset that is named, with nothing of it: medqa."
-    card.write("own", {"medqa": 1, "mine": 1}, out, tmp_path / "card")
+    render.write_card("own", {"medqa": 1, "mine": 1}, out, tmp_path / "card")
     for name in ("card.md", "card.html", "croissant.json"):
         assert said in (tmp_path / "card" / name).read_text()
-    card.write("own", {"mine": 1}, out, tmp_path / "card")
+    render.write_card("own", {"mine": 1}, out, tmp_path / "card")
     assert "Phantom" not in (tmp_path / "card" / "card.md").read_text()
 
 
@@ -120,7 +122,7 @@ def test_histograms_count_everything():
 
 def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="mix='ful' names no file in conf/mix; did you mean 'full'"):
-        card.shares("ful")
+        render.mix_shares("ful")
     with pytest.raises(UserError, match="mix='own' states no shares of its own; name one of full"):
-        card.shares("own")
-    assert sum(card.shares("full").values()) == 3_343_055
+        render.mix_shares("own")
+    assert sum(render.mix_shares("full").values()) == 3_343_055

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
-from src.config import Evaluate, Report, typed
-from src.errors import UserError
-from src.evaluate import score
+from src.config.evaluate import EvaluateConfig
+from src.config.report import ReportConfig
+from src.evaluate import score_predictions
+from src.evaluation import summary
 from src.report import report
 from src.reporting import groups
 from src.reporting.compare_transfer import own_means
-from src.reporting.stored import find
-from src.scoring import summary
+from src.reporting.run_data import find_runs
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.stored import items, write_run, write_verb
 
 
 def made(outputs: Path, *overrides: str) -> str:
-    return report(typed(Report, compose("report", [f"outputs={outputs}", "resamples=50", *overrides]))).read_text()
+    return report(to_typed(ReportConfig, compose("report", [f"outputs={outputs}", "resamples=50", *overrides]))).read_text()
 
 
 def test_runs_on_different_data_are_shown_and_marked_and_not_averaged(tmp_path):
@@ -49,7 +51,7 @@ def test_scored_files_stand_beside_a_run_and_are_never_seeds_of_one_group(tmp_pa
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(item) + "\n" for item in items("x", right)))
         words = [f"predictions={file}", f"outputs={tmp_path}", "benchmarks=pathvqa", "resamples=9"]
-        score(typed(Evaluate, compose("evaluate", words)))
+        score_predictions(to_typed(EvaluateConfig, compose("evaluate", words)))
         for path in (tmp_path / "ours" / "predictions").glob("alpha.*.jsonl"):
             path.with_name(path.name.replace("alpha", "pathvqa")).write_text(path.read_text())
     said = json.loads((tmp_path / "ours" / "evaluate.json").read_text())
@@ -159,8 +161,8 @@ def test_the_runs_own_encoders_are_drawn_against_a_setting_and_the_baselines_are
         write_verb(folder, "transfer", {"metrics": metrics, "transfer": tables})
     page = made(tmp_path, "runs=sweep/*")
     assert page.count("<title>mean macro-F1 against optim.steps</title>") == 1
-    found = groups.group(find("sweep/*", tmp_path))
+    found = groups.group(find_runs("sweep/*", tmp_path))
     assert [score.value for score in own_means(found).values()] == [0.25, 0.5, 0.75]
     path = folder / "transfer.json"
     path.write_text(path.read_text().replace('["a", "b"]', '["a", "c"]'))
-    assert own_means(groups.group(find("sweep/*", tmp_path))) == {}
+    assert own_means(groups.group(find_runs("sweep/*", tmp_path))) == {}

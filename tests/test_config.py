@@ -7,14 +7,15 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.cli import CONF, check
-from src.config import Train, plain, typed, validate
-from src.errors import UserError
+from src.config.train import TrainConfig, check_train_config
+from src.runtime.cli import CONF, check_overrides
+from src.runtime.errors import UserError
+from src.runtime.schema import to_plain, to_typed
 
 
 def said(words: list[str]) -> str:
     with pytest.raises(UserError) as caught:
-        check("train", Train, words, validate=validate)
+        check_overrides("train", TrainConfig, words, validate=check_train_config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,13 +36,13 @@ def said(words: list[str]) -> str:
         ("optim.epochs=2", "give one of optim.steps=6 and optim.epochs=2.0, and set the other to null"),
         ("language.dtype=nf4", "language.dtype=nf4: 4-bit bases are refused, because adapters trained on rounded weights do not fit"),
         ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is refused, because a frozen 7B fits one device"),
-        ("trainer.nonfinite=ignore", "trainer.nonfinite='ignore'; allowed: skip, stop"),
+        ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
         ("optim.warmup=6", "optim.warmup=6 must be smaller than optim.steps=6"),
         ("optim.betas=[0.9]", "optim.betas must be two numbers from 0 to below 1, found [0.9]"),
         ("optim.schedule=cosin", "optim.schedule='cosin'; did you mean 'cosine'?"),
         ("trainer.precision=bf16-mix", "trainer.precision='bf16-mix'; did you mean 'bf16-mixed'?"),
         ("trainer.devices=0", "trainer.devices must be at least 1, found 0"),
-        ("trainer.keep=0", "trainer.keep must be at least 1, found 0"),
+        ("trainer.keep_last=0", "trainer.keep_last must be at least 1, found 0"),
         ("seed=-1", "seed must be at least 0, found -1"),
         ("seed=4294967296", "seed must be below 2^32, found 4294967296"),
         ("optim.lr.vision=nan", "optim.lr.vision must be a finite number, found nan"),
@@ -55,10 +56,10 @@ def said(words: list[str]) -> str:
         ("language.lora.targets=[]", "language.lora.targets must name a linear layer; optim.lr.language=0"),
         ("name=.", "name='.' must be the name of a folder inside outputs="),
         ("name=../elsewhere", "name='../elsewhere' must be the name of a folder inside outputs="),
-        ("data.global_batch=12", "data.window=32 must be a multiple of data.global_batch=12"),
+        ("data.global_batch_size=12", "data.packing_window=32 must be a multiple of data.global_batch_size=12"),
         (
             "trainer.accumulate=3",
-            "data.global_batch=16 must be divisible by trainer.devices x trainer.nodes x trainer.accumulate = 1 x 3",
+            "data.global_batch_size=16 must be divisible by trainer.devices x trainer.nodes x trainer.accumulate = 1 x 3",
         ),
         ("mix.shares.alpha=-1", "mix.shares must be at least 0 each and positive for at least one source, found {'alpha': -1.0, "),
         ("mix.shares={alpha: 0, beta: 0, gamma: 0}", "mix.shares must be at least 0 each and positive for at least one source"),
@@ -79,7 +80,7 @@ def test_shares_that_do_not_match_the_shards(words, shards):
         f"mix.shares names alhpa, but data.root={shards} has no such shards; did you mean 'alpha'?; build them"
     )
     assert "has no such shards; it holds alpha, beta, gamma; build them" in said([*words, "+mix.shares.x=1", "+mix.shares.y=1"])
-    check("train", Train, [*words, "mix.shares.gamma=0"], validate=validate)
+    check_overrides("train", TrainConfig, [*words, "mix.shares.gamma=0"], validate=check_train_config)
 
 
 def test_a_missing_value_is_named(words):
@@ -89,13 +90,13 @@ def test_a_missing_value_is_named(words):
 @pytest.mark.slow
 def test_every_trial_of_a_sweep_is_checked_before_the_first(words):
     with pytest.raises(UserError, match=r"optim.steps must be at least 1, found 0"):
-        check("train", Train, [*words, "optim.steps=6,0"], many=True, validate=validate)
+        check_overrides("train", TrainConfig, [*words, "optim.steps=6,0"], many=True, validate=check_train_config)
 
 
 def test_a_configuration_is_plain_values(configure):
     config = configure()
-    assert typed(Train, OmegaConf.create(plain(config))) == config
-    assert yaml.safe_load(yaml.safe_dump(plain(config))) == plain(config)
+    assert to_typed(TrainConfig, OmegaConf.create(to_plain(config))) == config
+    assert yaml.safe_load(yaml.safe_dump(to_plain(config))) == to_plain(config)
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -9,16 +9,18 @@ import torch
 import yaml
 from PIL import Image, ImageOps
 
-from data_prep.audit import Audit, audit_all
-from data_prep.shards import Build, build_all
-from src.cli import compose
-from src.config import Evaluate, typed
-from src.data import answers, benchmark
-from src.data.held_out import open_sources
-from src.data.module import fingerprint
+from data_prep.audit.leaks import AuditConfig, audit_all
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
+from src.config.evaluate import EvaluateConfig
+from src.data.datamodule import data_fingerprint
+from src.data.train_val_split import open_sources
 from src.evaluate import evaluate, mark_seen
+from src.evaluation import benchmark, predictions_file
+from src.metrics.vqa import score, slices
 from src.reporting.answers import benchmark_blocks, contamination_table
-from src.scoring.vqa import score, slices
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 from tests.runs import finish
 from tests.test_audit import _build_as, _made, line, save, scene
 
@@ -39,7 +41,7 @@ def out(tmp_path):
         line(mix, "train", id=name, image=save(mix / f"{name}.jpg", image, 60), caption=f"A scan, {name}")
     line(mix, "train", id="asked", question="is 2  ODD?", answer="No")
     line(_made(raw / "clean"), "train", question="What is a lung?", answer="an organ")
-    build_all(Build(sources=["mix", "clean"], raw=raw, out=tmp_path / "out", workers=1))
+    build_all(BuildConfig(sources=["mix", "clean"], raw=raw, out=tmp_path / "out", workers=1))
     for name in ("vqa_rad", "pubmedqa"):
         _build_as(name, raw, tmp_path / "out")
     return tmp_path / "out"
@@ -53,7 +55,7 @@ def train(out, words, tmp_path):
         run = [word for word in words if not word.startswith(("mix.shares", "name="))]
         folder, config = finish([f"name={name}", *run], f"data.root={out}", "mix.shares={mix: 1, clean: 1}", *changes)
         path = folder / "checkpoints" / "best.ckpt"
-        print_of = fingerprint(open_sources(out, config.mix), config.mix, seed=config.seed, data=config.data)
+        print_of = data_fingerprint(open_sources(out, config.mix), config.mix, seed=config.seed, data=config.data)
         torch.save(torch.load(path, weights_only=True) | {"DataModule": {"consumed": 1, "fingerprint": print_of}}, path)
         return folder
 
@@ -62,7 +64,7 @@ def train(out, words, tmp_path):
 
 def marked(folder: Path, out: Path) -> tuple[list[str], list[str], dict[str, dict]]:
     """Ids of the questions of VQA-RAD and PubMedQA that are marked seen, of those marked unseen, and what is said of the benchmarks."""
-    tests = [benchmark.read(name, root=out) for name in ("vqa_rad", "pubmedqa")]
+    tests = [benchmark.read_benchmark(name, root=out) for name in ("vqa_rad", "pubmedqa")]
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     said = mark_seen(tests, stored, folder / "checkpoints" / "best.ckpt", outputs=str(folder.parent))
     items = [item for test in tests for item in test.items]
@@ -79,7 +81,7 @@ def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, tra
     early = train("early")  # mix.decontaminate=true, and nobody has looked yet
     assert marked(early, out)[:2] == ([], [])
     assert "vqa_rad, pubmedqa: run 'early': mix has no audit of its present build; run `make audit`\n" in capsys.readouterr().out
-    audit_all(Audit(out=out))
+    audit_all(AuditConfig(out=out))
     seen, unseen, said = marked(early, out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
     assert said["vqa_rad"] == {"records": {"mix": 3}, "complete": True, "notes": [NEWER]}
@@ -95,7 +97,7 @@ NEWER = "run 'early': the audit of mix has changed since the training, which lef
 @pytest.mark.slow
 def test_child_has_seen_what_its_parents_have_seen(out, train):
     train("grandparent")
-    audit_all(Audit(out=out))
+    audit_all(AuditConfig(out=out))
     train("parent", "init=run:grandparent")
     seen, unseen, _ = marked(train("child", "init=run:parent"), out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
@@ -106,7 +108,7 @@ def test_child_has_seen_what_its_parents_have_seen(out, train):
 
 
 def test_what_is_known_to_be_seen_is_marked_where_not_all_is_known(out, train):
-    audit_all(Audit(out=out))
+    audit_all(AuditConfig(out=out))
     train("parent", "mix.decontaminate=false", "init=run:gone")
     seen, unseen, _ = marked(train("child", "init=run:parent"), out)
     assert (seen, unseen) == (SEEN, [])
@@ -114,17 +116,17 @@ def test_what_is_known_to_be_seen_is_marked_where_not_all_is_known(out, train):
 
 def test_an_evaluation_says_what_training_held(out, train):
     """From the run's configuration to the keys of `evaluate.json`, and in the files, where a mark that no longer holds goes."""
-    audit_all(Audit(out=out))
+    audit_all(AuditConfig(out=out))
     folder = train("dirty", "mix.decontaminate=false")
     asked = ["benchmarks=[vqa_rad]", "images=[real]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
-    config = typed(Evaluate, compose("evaluate", ["run=dirty", f"outputs={folder.parent}", *asked]))
+    config = to_typed(EvaluateConfig, compose("evaluate", ["run=dirty", f"outputs={folder.parent}", *asked]))
     evaluate(config)
     said = json.loads((folder / "evaluate.json").read_text())
     assert [said["metrics"][f"vqa/vqa_rad/real/{part}/bleu1"]["n"] for part in ("all", "seen", "unseen")] == [12, 6, 6]
     assert said["seen"]["vqa_rad"]["records"] == {"mix": 3}
     (out / "mix" / "audit.json").unlink()
     evaluate(config)
-    assert not any("seen" in item for item in answers.read(folder / "predictions" / "vqa_rad.real.jsonl"))
+    assert not any("seen" in item for item in predictions_file.read_predictions(folder / "predictions" / "vqa_rad.real.jsonl"))
 
 
 def test_scores_stand_side_by_side():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.scoring.controls import colour_answers, histogram, majority
+from src.metrics.baselines import colour_answers, histogram, majority_answers
 
 
 def test_majority_per_type():
@@ -11,13 +11,13 @@ def test_majority_per_type():
         {"type": "organ", "references": [answer]} for answer in ("Lung", "lung", "heart", "heart", "brain")
     ] + [{"type": "size", "references": ["small"]}] * 4  # fmt: skip
     test = [{"type": kind} for kind in ("organ", "size", "colour", None)]
-    assert majority(train, test) == ["heart", "small", "small", "small"]
-    assert majority([], test) == [""] * 4
+    assert majority_answers(train, test) == ["heart", "small", "small", "small"]
+    assert majority_answers([], test) == [""] * 4
 
 
 def test_majority_with_options_is_a_place():
     train = [{"type": "", "references": ["b"], "choices": ["a", "b", "c"]}] * 2 + [{"type": "", "references": ["x"], "choices": ["x", "y"]}]
-    assert majority(train, [{"choices": ["p", "q", "r"]}, {"choices": ["only"]}]) == ["q", "only"]
+    assert majority_answers(train, [{"choices": ["p", "q", "r"]}, {"choices": ["only"]}]) == ["q", "only"]
 
 
 def picture(colour: tuple[int, int, int]) -> np.ndarray:

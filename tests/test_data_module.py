@@ -1,4 +1,4 @@
-"""src/data/module.py: a step is a pure function of its number, whoever loads it."""
+"""src/data/datamodule.py: a step is a pure function of its number, whoever loads it."""
 
 import itertools
 import json
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.data.held_out import open_sources
-from src.data.images import decode
-from src.data.module import fingerprint
+from src.data.datamodule import data_fingerprint
+from src.data.image_transform import decode_jpeg
 from src.data.prompt import IGNORE
 from src.data.record import SPLITS
-from src.errors import UserError
+from src.data.train_val_split import open_sources
+from src.runtime.errors import UserError
 from src.train import warn_if_ranks_wait
 from tests.conftest import parts
 
@@ -30,7 +30,7 @@ def data(configure):
 def rows_of(batch) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of every row without its padding; the row of an empty slot is none."""
     rows = []
-    for ids, labels, sources in zip(batch.ids_BT.tolist(), batch.labels_BT.tolist(), batch.sources_BT.tolist(), strict=True):
+    for ids, labels, sources in zip(batch.input_ids_BT.tolist(), batch.labels_BT.tolist(), batch.sources_BT.tolist(), strict=True):
         length = sum(source >= 0 for source in sources)
         if length:
             rows.append((ids[:length], labels[:length]))
@@ -59,11 +59,11 @@ def test_one_rank_deals_the_rows_of_a_step_over_its_slots(data, slots):
 def samples_of(batch) -> list[tuple[str, list[int], list[int], bytes]]:
     """(key, ids, labels, pixels) of each sample."""
     found, image = [], 0
-    edges = [*(batch.positions_BT.flatten() == 0).nonzero()[:, 0].tolist(), batch.ids_BT.numel()]
+    edges = [*(batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist(), batch.input_ids_BT.numel()]
     spans = [(a, b) for a, b in itertools.pairwise(edges) if batch.sources_BT.flatten()[a] >= 0]
     for key, (start, stop) in zip(batch.keys, spans, strict=True):
-        ids = batch.ids_BT.flatten()[start:stop]
-        count = int(torch.isin(torch.arange(start, stop), batch.places_K).sum()) // 4
+        ids = batch.input_ids_BT.flatten()[start:stop]
+        count = int(torch.isin(torch.arange(start, stop), batch.image_token_index_K).sum()) // 4
         pixels = batch.images_NCHW[image : image + count].numpy().tobytes()
         found.append((key, ids.tolist(), batch.labels_BT.flatten()[start:stop].tolist(), pixels))
         image += count
@@ -85,7 +85,7 @@ def test_ranks_and_slots_get_equal_numbers_of_tokens_without_padding(data):
     for step in range(STEPS):
         ranks = batches_of(module, step, world=4, slots=2)
         longest = max(len(ids) for batches in ranks for batch in batches for _, ids, _, _ in samples_of(batch))
-        tokens = [[batch.ids_BT.numel() for batch in batches] for batches in ranks]
+        tokens = [[batch.input_ids_BT.numel() for batch in batches] for batches in ranks]
         assert all((batch.sources_BT >= 0).all() for batches in ranks for batch in batches)
         assert max(map(sum, tokens)) - min(map(sum, tokens)) <= longest
         assert all(max(slots) - min(slots) <= longest for slots in tokens)
@@ -100,18 +100,18 @@ def test_workers_never_change_the_order(data, workers):
     loader = iter(DataLoader(worked, batch_size=None, num_workers=workers))
     for one, other in zip(alone, [next(loader) for _ in range(STEPS)], strict=False):
         assert one.keys == other.keys
-        assert torch.equal(one.ids_BT, other.ids_BT)
+        assert torch.equal(one.input_ids_BT, other.input_ids_BT)
         assert torch.equal(one.images_NCHW, other.images_NCHW)
 
 
 def test_steps_hold_every_position_of_the_mixture_once(data):
     module = data()
     stream = module.stream()
-    size = module.data.window
+    size = module.data.packing_window
     for window in range(3):
         sources, rows = module.mixture.take(window * size, (window + 1) * size)
         drawn = [f"{module.mixture.sources[source]}:{row}" for source, row in zip(sources, rows, strict=True)]
-        steps = size // module.data.global_batch
+        steps = size // module.data.global_batch_size
         seen = [key for step in range(steps) for key in stream.batch(window * steps + step, slot=0).keys]
         assert sorted(seen) == sorted(drawn)
 
@@ -133,12 +133,12 @@ def test_batches_hold_the_pixels_and_answers_of_their_records(data):
     for key in batch.keys:
         source, _, row = key.partition(":")
         record = module.shards[source][int(row)]
-        images += [decode(image, size=32) for image in record.images]
+        images += [decode_jpeg(image, size=32) for image in record.images]
         answers.append(record.answer)
     assert np.array_equal(batch.images_NCHW.numpy(), np.stack(images))
-    assert int((batch.ids_BT == module.prompter.image_id).sum()) == len(images) * 4
+    assert int((batch.input_ids_BT == module.prompter.image_id).sum()) == len(images) * 4
     spelt = []
-    for labels, positions in zip(batch.labels_BT, batch.positions_BT, strict=True):
+    for labels, positions in zip(batch.labels_BT, batch.position_ids_BT, strict=True):
         starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(labels)]
         for start, stop in itertools.pairwise(starts):
             kept = labels[start:stop][labels[start:stop] != IGNORE].tolist()
@@ -174,9 +174,9 @@ def test_state_is_the_steps_taken_and_what_the_order_depends_on(data):
     [
         ("seed=1", "seed"),
         ("mix.shares.beta=2", "shares"),
-        ("data.global_batch=8", "global_batch"),
-        ("data.window=64", "window"),
-        ("data.row_tokens=170", "row_tokens"),
+        ("data.global_batch_size=8", "global_batch_size"),
+        ("data.packing_window=64", "window"),
+        ("data.max_seq_len=170", "max_seq_len"),
         ("mix.decontaminate=false", "decontaminate"),
     ],
 )
@@ -208,7 +208,9 @@ def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
     manifest["fingerprint"] = "changed"
     (copy / "beta" / "manifest.json").write_text(json.dumps(manifest))
     config = configure()
-    before, after = (fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data) for root in (shards, copy))
+    before, after = (
+        data_fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data) for root in (shards, copy)
+    )
     assert before["shards"]["alpha"] == after["shards"]["alpha"]
     assert before["shards"]["beta"] != after["shards"]["beta"]
 
@@ -221,7 +223,7 @@ def test_an_audit_changes_the_fingerprint_of_a_run_that_obeys_it(configure, shar
 
     def of(root, *overrides: str) -> dict:
         config = configure(*overrides)
-        return fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data)
+        return data_fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data)
 
     before, after = of(shards), of(copy)
     assert before["records"]["alpha"].startswith("60 (")
@@ -267,10 +269,10 @@ def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row_tokens", "said"), [(16, r"2 image\(s\) of 4 tokens .* row_tokens=16; set it to 17 or more"), (17, None)])
-def test_images_that_do_not_fit_are_refused_before_the_first_step(data, row_tokens, said):
+@pytest.mark.parametrize(("max_seq_len", "said"), [(16, r"2 image\(s\) of 4 tokens .* max_seq_len=16; set it to 17 or more"), (17, None)])
+def test_images_that_do_not_fit_are_refused_before_the_first_step(data, max_seq_len, said):
     """Sources of one, two and no images of four tokens; a blind run has none."""
-    words = [f"data.row_tokens={row_tokens}"]
+    words = [f"data.max_seq_len={max_seq_len}"]
     data(*words, "data.images=false")
     if said is None:
         data(*words).stream().batch(0, slot=0)

@@ -22,17 +22,18 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from src import demo as command
-from src.cli import compose
-from src.config import Demo, typed
-from src.data.read_image import read_image
-from src.demo import credentials, images_of_a_run, is_loopback, read_examples, running
-from src.errors import UserError
-from src.model.answer import load_answerer
-from src.model.occlusion import likelihood, occlude
-from src.model.query import Query, Sampling
-from src.serving.desk import Desk
-from src.serving.guard import Sweeper
+from src.config.demo import DemoConfig
+from src.data.image_io import read_image
+from src.demo import credentials, examples_from_run, is_loopback, read_examples, running_demo
+from src.inference.occlusion import likelihood, occlude
+from src.inference.query import Sampling, VQAQuery
+from src.inference.vqa_model import load_vqa_model
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
+from src.serving.handlers import DemoHandlers
 from src.serving.limits import Limits
+from src.serving.upload_middleware import UploadCleaner
 from tests.conftest import overrides
 from tests.runs import finish, without_bytes
 from tests.test_read_image import RAMP, dicom, hostile, picture
@@ -44,13 +45,13 @@ LIMITS = Limits(megapixels=1, megabytes=1, question=80)
 @pytest.fixture(scope="module")
 def answerer(shards, language, tmp_path_factory):
     folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
-    return load_answerer(str(folder), accelerator="cpu")
+    return load_vqa_model(str(folder), accelerator="cpu")
 
 
 def seated(answerer, limits: Limits) -> Future:
     """A desk whose model is there from the start."""
     desk: Future = Future()
-    desk.set_result(Desk(answerer, limits))
+    desk.set_result(DemoHandlers(answerer, limits))
     return desk
 
 
@@ -63,7 +64,7 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(answerer, file):
-    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ is shown?")]) as started:
+    with running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ is shown?")]) as started:
         yield started
 
 
@@ -94,13 +95,13 @@ def text_of(message: dict) -> str:
 def test_a_visitor_gets_the_model_s_answer_and_asks_on(client, answerer, file):
     image = Image.open(file).convert("RGB")
     chat, emptied, status = ask(client, file, "which organ is shown?")
-    expected = answerer.answers([Query("which organ is shown?", [image])], Sampling(8))[0]
+    expected = answerer.answers([VQAQuery("which organ is shown?", [image])], Sampling(8))[0]
     assert [text_of(message) for message in chat] == ["which organ is shown?", expected.text]
     assert emptied == ""
     assert "not calibrated" in status
     chat, _, _ = ask(client, file, "and which side?", chat)
     history = [("which organ is shown?", expected.text)]
-    second = answerer.answers([Query("and which side?", [image], history)], Sampling(8))[0]
+    second = answerer.answers([VQAQuery("and which side?", [image], history)], Sampling(8))[0]
     assert text_of(chat[-1]) == second.text
     assert len(chat) == 4
 
@@ -119,30 +120,30 @@ def test_the_map_and_the_comparison_come_back(client, file):
 
 def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
     image = Image.open(file).convert("RGB").resize((32, 32))
-    query = Query("which organ?", [image])
+    query = VQAQuery("which organ?", [image])
     found = occlude(answerer, query, "lung")
     assert found.drops_GG.shape == (2, 2)  # no more tiles than patches
     hidden = np.asarray(image).copy()
     hidden[16:, :16] = answerer.blank().numpy().transpose(1, 2, 0)[16:, :16]
-    score, tokens = likelihood(answerer, Query("which organ?", [Image.fromarray(hidden)]), "lung")
+    score, tokens = likelihood(answerer, VQAQuery("which organ?", [Image.fromarray(hidden)]), "lung")
     assert found.drops_GG[1, 0] == pytest.approx(found.whole - score, abs=1e-4)
     assert tokens == found.tokens
     blank = Image.fromarray(answerer.blank().numpy().transpose(1, 2, 0))
     without = likelihood(answerer, query, "lung", blank=True)[0]
-    assert without == pytest.approx(likelihood(answerer, Query("which organ?", [blank]), "lung")[0], abs=1e-4)
+    assert without == pytest.approx(likelihood(answerer, VQAQuery("which organ?", [blank]), "lung")[0], abs=1e-4)
 
 
 @pytest.mark.slow
 def test_who_asks_before_the_model_is_loaded_is_told_and_waits(answerer, file):
     desk: Future = Future()
-    with running(desk, LIMITS, name="run:tiny") as demo:
+    with running_demo(desk, LIMITS, name="run:tiny") as demo:
         job = Client(demo.url, verbose=False).submit(handle_file(file), "which organ?", [], *SETTINGS.values(), api_name="/ask")
         until = time.monotonic() + 60
         while not job.outputs() and time.monotonic() < until:
             time.sleep(0.01)
         assert job.outputs()[0][2] == "the model is still being loaded ..."
-        desk.set_result(Desk(answerer, LIMITS))
-        assert text_of(job.result(60)[0][-1]) == answerer.answers([Query("which organ?", [read_image(file)])], Sampling(8))[0].text
+        desk.set_result(DemoHandlers(answerer, LIMITS))
+        assert text_of(job.result(60)[0][-1]) == answerer.answers([VQAQuery("which organ?", [read_image(file)])], Sampling(8))[0].text
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def test_mistakes_are_told_to_the_visitor(client, file):
 @pytest.mark.parametrize("question", ["\u8fd9\u662f\u4ec0\u4e48?", "\u041a\u0430\u043a\u043e\u0439 \u043e\u0440\u0433\u0430\u043d?"])
 def test_a_script_that_the_vocabulary_lacks_is_told(answerer, file, question):
     old = answerer.model.language.tokenizer
-    desk = Desk(answerer, LIMITS)
+    desk = DemoHandlers(answerer, LIMITS)
     answerer.model.language.tokenizer = without_bytes()
     try:
         with pytest.raises(gradio.Error, match="the question has characters that the model's vocabulary lacks: "):
@@ -183,7 +184,7 @@ def test_settings_beyond_the_limits_are_refused(client, file, answerer):
     for beyond in ({"tokens": 10**6}, {"temperature": 9}, {"top_p": 0}):
         with pytest.raises(AppError, match="than m"):
             ask(client, file, "which organ?", **beyond)
-    desk = Desk(answerer, LIMITS)
+    desk = DemoHandlers(answerer, LIMITS)
     assert desk._sampling(10**6, -1, 7, -5) == Sampling(LIMITS.max_new_tokens, 0.0, 1.0, 0)
     with pytest.raises(UserError, match="must be numbers"):
         desk._sampling("many", 0, 1, 0)
@@ -543,7 +544,7 @@ def test_responses_forbid_sniffing(demo):
 
 @pytest.mark.slow
 def test_a_full_queue_says_that_it_is_busy(answerer, file):
-    with running(seated(answerer, Limits(queue=2)), Limits(queue=2), name="run:tiny") as demo:
+    with running_demo(seated(answerer, Limits(queue=2)), Limits(queue=2), name="run:tiny") as demo:
         clients = [Client(demo.url, verbose=False) for _ in range(6)]
 
         def one(client: Client) -> str:
@@ -563,7 +564,7 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
         if name == "examples/0.png":
-            sweeper = Sweeper(tmp_path, keep_seconds=3600)
+            sweeper = UploadCleaner(tmp_path, keep_seconds=3600)
     for name in ("examples/0.png", "old/picture.png"):
         os.utime(tmp_path / name, (time.time() - 3700,) * 2)
     sweeper.sweep()
@@ -575,7 +576,7 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
 @pytest.mark.slow
 def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
     limits = Limits(megapixels=1, megabytes=1, keep_seconds=1)
-    with running(seated(answerer, limits), limits, name="run:tiny", examples=[(file, "which organ?")]) as demo:
+    with running_demo(seated(answerer, limits), limits, name="run:tiny", examples=[(file, "which organ?")]) as demo:
         (clean,) = post(demo, picture("PNG")).json()
         assert httpx.get(f"{demo.url}gradio_api/file={clean}").status_code == 200
         until = time.monotonic() + 20
@@ -588,7 +589,7 @@ def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
 
 @pytest.mark.slow
 def test_nothing_is_kept_after_the_end(answerer):
-    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny") as demo:
+    with running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny") as demo:
         assert post(demo, picture("PNG")).status_code == 200
         folder = demo.folder
         assert list(folder.rglob("picture.png"))
@@ -599,10 +600,10 @@ def test_nothing_is_kept_after_the_end(answerer):
 @pytest.mark.slow
 def test_other_machines_need_a_password(answerer, file):
     with pytest.raises(UserError, match=r"host=0\.0\.0\.0 can be reached from other machines; give auth=user:password"):
-        running(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0").__enter__()
-    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0", public=True) as demo:  # as a Space asks for it
+        running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0").__enter__()
+    with running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny", host="0.0.0.0", public=True) as demo:  # as a Space asks for it
         assert httpx.get(f"http://127.0.0.1:{demo.url.strip('/').rpartition(':')[2]}/config").status_code == 200
-    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", auth=("lab", "a long password")) as demo:
+    with running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny", auth=("lab", "a long password")) as demo:
         assert httpx.get(f"{demo.url}config").status_code == 401
         assert post(demo, picture("PNG")).status_code == 401
         assert httpx.get(f"{demo.url}gradio_api/file={file}").status_code in (401, 403)
@@ -633,12 +634,12 @@ def test_examples_come_with_their_questions(tmp_path):
 
 def test_a_run_brings_test_images_of_its_sources(shards, language, tmp_path):
     _, config = finish(overrides(shards, language, tmp_path))
-    found = images_of_a_run(config, tmp_path)
+    found = examples_from_run(config, tmp_path)
     assert len(found) == 6
     assert all(read_image(path).size == (48, 40) for path, _ in found)
     assert {bool(question) for _, question in found} == {True, False}  # questions of one source, captions of another
     config.data.root = str(tmp_path / "gone")
-    assert images_of_a_run(config, tmp_path) == []
+    assert examples_from_run(config, tmp_path) == []
 
 
 @pytest.fixture
@@ -670,7 +671,7 @@ def asked_for(monkeypatch) -> set[str]:
 @pytest.mark.slow
 def test_the_demo_tells_nobody_anything(answerer, file, asked_for):
     """Neither gradio's statistics nor its look for a newer version."""
-    with running(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ?")]) as demo:
+    with running_demo(seated(answerer, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ?")]) as demo:
         assert httpx.get(demo.url).status_code == 200
         (clean,) = post(demo, file.read_bytes()).json()
         data = [file_data(clean), "which organ?", [], *SETTINGS.values()]
@@ -695,5 +696,5 @@ def test_the_page_asks_no_other_machine(demo):
 
 
 def test_the_command_checks_before_it_loads():
-    config = typed(Demo, compose("demo", ["model=run:none", "host=0.0.0.0"]))
+    config = to_typed(DemoConfig, compose("demo", ["model=run:none", "host=0.0.0.0"]))
     assert (config.port, config.queue) == (7860, 8)

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import fetch, hub, sources
-from data_prep.download import Download, download_all, main
-from data_prep.fetch import Remote, checksum
+from data_prep import sources
+from data_prep.download import http, hub
+from data_prep.download.datasets import DownloadConfig, download_all, main
+from data_prep.download.http import RemoteFile, checksum
+from data_prep.download.unpack import unpack_tar, unpack_zip
 from data_prep.phantom.writers import WRITERS
-from data_prep.unpack import unpack, unpack_tar
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -146,7 +147,7 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetch, "PATIENCE", 0.01)
+    monkeypatch.setattr(http, "PATIENCE", 0.01)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     running = Server()
     thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
@@ -164,7 +165,7 @@ def server(monkeypatch):
 
 
 def download(server: Server, raw: Path, *names: str, **more) -> None:
-    download_all(Download(sources=list(names), raw=raw, hub=server.address, zenodo=server.address, **more))
+    download_all(DownloadConfig(sources=list(names), raw=raw, hub=server.address, zenodo=server.address, **more))
 
 
 LARGE = "data/train-00000-of-00001.parquet"
@@ -244,7 +245,7 @@ def test_a_missing_repository_and_a_changed_layout(server, tmp_path):
 
 def test_no_connection_is_one_sentence(server, tmp_path):
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/datasets/flaviagiammarino/path-vqa cannot be read"):
-        download_all(Download(sources=["pathvqa"], raw=tmp_path, hub="http://127.0.0.1:1"))
+        download_all(DownloadConfig(sources=["pathvqa"], raw=tmp_path, hub="http://127.0.0.1:1"))
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
@@ -256,7 +257,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
 
 
 def vqa_med(split: str) -> str:
-    return sources.load()["vqa_med_2019"].files[split][0]
+    return sources.load_sources()["vqa_med_2019"].files[split][0]
 
 
 def test_a_zenodo_record_is_fetched_checked_and_unpacked(server, tmp_path):
@@ -284,14 +285,14 @@ def test_a_server_that_fails_for_a_while_is_asked_again(server, tmp_path):
 
 def test_a_hub_that_fails_for_a_while_is_asked_again(server, tmp_path, monkeypatch):
     server.status["/api/"] = 503
-    monkeypatch.setattr("data_prep.fetch.time.sleep", lambda seconds: server.status.clear())
+    monkeypatch.setattr("data_prep.download.http.time.sleep", lambda seconds: server.status.clear())
     download(server, tmp_path, "pathvqa")
     assert (tmp_path / "pathvqa").is_dir()
 
 
 def test_what_an_interrupted_run_has_kept_needs_no_room(server, tmp_path, monkeypatch):
     with_urls(server, monkeypatch, {"breastmnist_224.npz": b"x" * 1001})
-    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: type("Usage", (), {"free": 600}))
+    monkeypatch.setattr("data_prep.download.datasets.shutil.disk_usage", lambda path: type("Usage", (), {"free": 600}))
     (tmp_path / "breastmnist").mkdir()
     (tmp_path / "breastmnist" / "breastmnist_224.npz.part").write_bytes(b"x" * 401)
     download(server, tmp_path, "breastmnist")
@@ -299,7 +300,7 @@ def test_what_an_interrupted_run_has_kept_needs_no_room(server, tmp_path, monkey
 
     (tmp_path / "pathvqa/.cache/huggingface/download/data").mkdir(parents=True)
     (tmp_path / "pathvqa/.cache/huggingface/download/data/x.abc.incomplete").write_bytes(b"x" * 123)
-    assert hub.kept(tmp_path / "pathvqa") == 123
+    assert hub.partial_bytes(tmp_path / "pathvqa") == 123
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/../../x", "C:x"])
@@ -308,7 +309,7 @@ def test_a_member_that_leads_out_is_refused_before_anything_is_written(tmp_path,
     folder.mkdir(parents=True)
     (folder / "bad.zip").write_bytes(zipped({"fine.txt": b"fine", name: b"evil"}))
     with pytest.raises(UserError, match=r"bad\.zip holds a member that leads out of its folder"):
-        unpack(folder / "bad.zip", folder)
+        unpack_zip(folder / "bad.zip", folder)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.zip"]
 
 
@@ -325,7 +326,7 @@ def test_a_damaged_zip_is_one_sentence(tmp_path, damage):
     whole = zipped({"a": b"1" * 5000})
     (tmp_path / "bad.zip").write_bytes(DAMAGED_ZIPS[damage](whole))
     with pytest.raises(UserError, match=r"bad\.zip is not a zip file that can be read to its end \(.*\); remove it and run the same"):
-        unpack(tmp_path / "bad.zip", tmp_path)
+        unpack_zip(tmp_path / "bad.zip", tmp_path)
     assert not (tmp_path / "a").exists()
 
 
@@ -393,7 +394,7 @@ def test_a_tar_with_a_hole_is_not_taken_for_whole(tmp_path):
 
 def test_no_room_is_told_before_the_start(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("data_prep.download.datasets.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"the download needs 0\.0 GB and .* has 0\.0 GB free; make room or give another raw="):
         download(server, tmp_path, "pathvqa")
     assert not (tmp_path / "pathvqa").exists()
@@ -431,7 +432,7 @@ def test_what_cannot_be_continued_begins_anew(server, tmp_path):
     server.zenodo[1] = {"a.bin": b"x" * 5000}
     for size in (5000, 0):  # known, unknown
         (tmp_path / "a.bin.part").write_bytes(b"y" * 9000)  # longer than the file, of another version
-        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin", size), tmp_path)
+        http.download_file(RemoteFile("a.bin", f"{server.address}/zenodo/1/a.bin", size), tmp_path)
         assert (tmp_path / "a.bin").read_bytes() == b"x" * 5000
 
 
@@ -439,14 +440,14 @@ def test_a_redirect_is_followed_and_a_file_that_changed_in_between_begins_anew(s
     server.zenodo[1] = {"a.bin": b"old" * 4000}
     server.moved.add("a.bin")
     server.cut["a.bin"] = 1
-    remote = Remote("a.bin", f"{server.address}/zenodo/1/a.bin")
+    remote = RemoteFile("a.bin", f"{server.address}/zenodo/1/a.bin")
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "ATTEMPTS", 1)
+        patch.setattr(http, "ATTEMPTS", 1)
         with pytest.raises(UserError, match=r"a\.bin cannot be read after 1 attempts"):
-            fetch.fetch(remote, tmp_path)
+            http.download_file(remote, tmp_path)
     assert 0 < (tmp_path / "a.bin.part").stat().st_size < 12_000
     server.zenodo[1]["a.bin"] = b"new" * 4000
-    fetch.fetch(remote, tmp_path)
+    http.download_file(remote, tmp_path)
     assert (tmp_path / "a.bin").read_bytes() == b"new" * 4000
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
@@ -454,15 +455,15 @@ def test_a_redirect_is_followed_and_a_file_that_changed_in_between_begins_anew(s
 def test_progress_counts_what_was_there_before(server, tmp_path, monkeypatch):
     shown = []
 
-    class Recorder(fetch.Progress):
+    class Recorder(http.Progress):
         def __init__(self, **settings):
             shown.append((settings["initial"], settings["total"]))
             super().__init__(**settings)
 
-    monkeypatch.setattr(fetch, "Progress", Recorder)
+    monkeypatch.setattr(http, "Progress", Recorder)
     server.zenodo[1] = {"a.bin": b"x" * 5000}
     server.cut["a.bin"] = 1
-    fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
+    http.download_file(RemoteFile("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
     assert shown == [(0, 5000), (2500, 5000)]
 
 
@@ -471,7 +472,7 @@ def test_a_refusal_outside_the_hub(server, tmp_path, status):
     server.status["/zenodo/"] = status
     sentence = rf"refuses access \({status}\)" if status != 404 else "answers with status 404; look up whether it has moved"
     with pytest.raises(UserError, match=sentence):
-        fetch.fetch(Remote("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
+        http.download_file(RemoteFile("a.bin", f"{server.address}/zenodo/1/a.bin"), tmp_path)
     assert len(server.asked) == 1
 
 
@@ -490,8 +491,8 @@ def test_an_interrupted_download_stays_at_its_revision(server, tmp_path):
 def with_urls(server: Server, monkeypatch, files: dict[str, bytes]) -> None:
     """`breastmnist` at addresses of the server."""
     server.zenodo[2] = files
-    entry = replace(sources.load()["breastmnist"], urls={name: f"{server.address}/zenodo/2/{name}" for name in files})
-    monkeypatch.setattr(sources, "load", lambda: {"breastmnist": entry})
+    entry = replace(sources.load_sources()["breastmnist"], urls={name: f"{server.address}/zenodo/2/{name}" for name in files})
+    monkeypatch.setattr(sources, "load_sources", lambda: {"breastmnist": entry})
 
 
 def test_a_file_at_a_plain_address_is_held_by_the_checksum_that_was_found(server, tmp_path, monkeypatch):
@@ -505,7 +506,7 @@ def test_a_file_at_a_plain_address_is_held_by_the_checksum_that_was_found(server
 
 def test_room_is_asked_for_at_plain_addresses_too(server, tmp_path, monkeypatch):
     with_urls(server, monkeypatch, {"breastmnist_224.npz": b"x" * 1001})
-    monkeypatch.setattr("data_prep.download.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("data_prep.download.datasets.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match=r"the download needs 0\.0 GB"):
         download(server, tmp_path, "breastmnist")
     assert [method for method, _, _ in server.asked] == ["HEAD"]

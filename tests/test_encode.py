@@ -9,7 +9,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.encode import MAX_PIXELS, BadImage, encode, perceptual_hash
+from data_prep.build.encode import InvalidImage, encode_image, perceptual_hash
+from src.data.open_image import MAX_PIXELS
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -27,7 +28,7 @@ def halves(left: tuple = RED, right: tuple = BLUE, *, width: int = 64, height: i
 
 
 def shown(data: bytes, *, max_side: int = 384) -> np.ndarray:
-    encoded = encode(data, max_side=max_side, quality=95)
+    encoded = encode_image(data, max_side=max_side, quality=95)
     return simplejpeg.decode_jpeg(encoded.jpeg, colorspace="RGB").astype(int)
 
 
@@ -87,14 +88,14 @@ def test_exif_rotation_is_applied(orientation, format):
     pixels = shown(data)
     pixels = pixels.transpose(1, 0, 2) if turned else pixels
     assert_halves(pixels, *((BLUE, RED) if mirrored else (RED, BLUE)))
-    assert b"Exif" not in encode(data, max_side=384, quality=90).jpeg
+    assert b"Exif" not in encode_image(data, max_side=384, quality=90).jpeg
 
 
 def test_a_small_rgb_jpeg_keeps_its_pixel_data_and_loses_its_metadata():
     exif = Image.Exif()
     exif[0x010E] = "name of a patient"
     data = saved(halves(), "JPEG", quality=77, exif=exif, comment=b"born 1950", icc_profile=b"profile")
-    encoded = encode(data, max_side=64, quality=90)
+    encoded = encode_image(data, max_side=64, quality=90)
     assert encoded.jpeg.endswith(data[data.index(b"\xff\xda") :])
     assert not any(word in encoded.jpeg for word in (b"patient", b"1950", b"profile"))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encoded.jpeg))), np.asarray(Image.open(io.BytesIO(data))))
@@ -104,7 +105,7 @@ def test_a_small_rgb_jpeg_keeps_its_pixel_data_and_loses_its_metadata():
 @pytest.mark.parametrize("size", [(500, 300), (300, 500), (385, 20), (1023, 767)])
 def test_the_longer_side_is_bounded_and_the_shape_kept(mode, size):
     image = Image.effect_noise(size, 40).convert(mode)
-    encoded = encode(saved(image, "JPEG"), max_side=384, quality=90)
+    encoded = encode_image(saved(image, "JPEG"), max_side=384, quality=90)
     assert (encoded.width, encoded.height) == size
     width, height = Image.open(io.BytesIO(encoded.jpeg)).size
     assert max(width, height) == 384
@@ -112,7 +113,7 @@ def test_the_longer_side_is_bounded_and_the_shape_kept(mode, size):
 
 
 def test_grey_becomes_rgb():
-    assert Image.open(io.BytesIO(encode(saved(Image.new("L", (40, 30), 99), "JPEG"), max_side=64, quality=90).jpeg)).mode == "RGB"
+    assert Image.open(io.BytesIO(encode_image(saved(Image.new("L", (40, 30), 99), "JPEG"), max_side=64, quality=90).jpeg)).mode == "RGB"
 
 
 def test_scaled_decoding_gives_the_picture_that_full_decoding_gives():
@@ -136,8 +137,8 @@ def test_scaled_decoding_gives_the_picture_that_full_decoding_gives():
     ],
 )
 def test_what_is_no_usable_image(make, reason):
-    with pytest.raises(BadImage) as error:
-        encode(make(), max_side=384, quality=90)
+    with pytest.raises(InvalidImage) as error:
+        encode_image(make(), max_side=384, quality=90)
     assert str(error.value) == reason
 
 
@@ -145,21 +146,21 @@ def test_what_is_no_usable_image(make, reason):
 @pytest.mark.parametrize("kept", [0.3, 0.7])
 def test_a_truncated_image_is_refused(format, kept):
     data = saved(Image.effect_noise((96, 96), 60).convert("RGB"), format)
-    with pytest.raises(BadImage, match=r"truncated|broken|not an image"):
-        encode(data[: int(len(data) * kept)], max_side=384, quality=90)
+    with pytest.raises(InvalidImage, match=r"truncated|broken|not an image"):
+        encode_image(data[: int(len(data) * kept)], max_side=384, quality=90)
 
 
 def test_a_header_of_3600_megapixels_is_refused_before_decoding():
     png = bytearray(saved(Image.new("L", (16, 16))))
     png[16:24] = struct.pack(">II", 60_000, 60_000)
     png[29:33] = struct.pack(">I", zlib.crc32(bytes(png[12:29])))
-    with pytest.raises(BadImage, match=f"more than {MAX_PIXELS // 1_000_000} megapixels"):
-        encode(bytes(png), max_side=384, quality=90)
+    with pytest.raises(InvalidImage, match=f"more than {MAX_PIXELS // 1_000_000} megapixels"):
+        encode_image(bytes(png), max_side=384, quality=90)
     jpeg = bytearray(saved(Image.new("RGB", (16, 16)), "JPEG"))
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 5 : at + 9] = struct.pack(">HH", 60_000, 60_000)
-    with pytest.raises(BadImage, match="megapixels"):
-        encode(bytes(jpeg), max_side=384, quality=90)
+    with pytest.raises(InvalidImage, match="megapixels"):
+        encode_image(bytes(jpeg), max_side=384, quality=90)
 
 
 def test_the_hash_survives_reencoding_and_scaling_and_tells_pictures_apart():
@@ -171,7 +172,7 @@ def test_the_hash_survives_reencoding_and_scaling_and_tells_pictures_apart():
         assert (perceptual_hash(again) ^ known).bit_count() <= 6
     apart = [(a ^ b).bit_count() for n, a in enumerate(hashes) for b in hashes[:n]]
     assert min(apart) > 12
-    assert encode(saved(smooth[0]), max_side=384, quality=90).hash == hashes[0]
+    assert encode_image(saved(smooth[0]), max_side=384, quality=90).hash == hashes[0]
 
 
 def test_a_blank_picture_has_a_hash_that_is_not_that_of_no_picture():

@@ -5,15 +5,15 @@ import torch
 import yaml
 from PIL import Image
 
-from src.data import layouts
-from src.data.classification import assemble
-from src.data.layouts import ClassificationConfig
-from src.errors import UserError
-from src.model import encoders
-from src.model.encoders import named
-from src.model.towers import VisionConfig, save_open_clip
+from src.classification import encoders, layouts
+from src.classification.dataset import build_dataset
+from src.classification.encoders import find_encoder
+from src.classification.features import extract_features
+from src.classification.layouts import ClassificationConfig
+from src.config.train import VisionConfig
 from src.model.vision import load_vision
-from src.training.features import extract
+from src.model.vision_checkpoints import save_open_clip
+from src.runtime.errors import UserError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -35,7 +35,7 @@ def outputs(tmp_path):
 
 
 def load(name, outputs):
-    return named(name, outputs=str(outputs), checkpoint="best")
+    return find_encoder(name, outputs=str(outputs), checkpoint="best")
 
 
 def test_a_run_gives_its_trained_weights_and_keeps_the_frozen_ones(outputs):
@@ -78,7 +78,7 @@ def test_encoders_with_the_same_normalisation_see_equal_tensors(outputs, tmp_pat
         folder = tmp_path / "raw/set" / "ab"[n % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (30 + n, 50, 3), dtype=np.uint8)).save(folder / f"{n}.{('png', 'jpg')[n // 2 % 2]}")
-    data = assemble("set", list(layouts.folder(tmp_path / "raw/set", ClassificationConfig("folder"))), classes=[])
+    data = build_dataset("set", list(layouts.folder_layout(tmp_path / "raw/set", ClassificationConfig("folder"))), classes=[])
     smaller = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
     other = VisionConfig(architecture="vit_base_patch16_224", image_size=32, architecture_kwargs=smaller)
     seen = [entering(vision, data) for vision in (load("run:mini", outputs).build(seed=0), load_vision(other))]
@@ -90,7 +90,7 @@ def entering(vision, data) -> torch.Tensor:
     """What reaches the trunk of an encoder whose features of a set are extracted."""
     seen, encode = [], vision.encode
     vision.encode = lambda x_N3HW: seen.append(x_N3HW.clone()) or encode(x_N3HW)
-    extract(vision, data, device=torch.device("cpu"), batch=3, threads=2)
+    extract_features(vision, data, device=torch.device("cpu"), batch=3, threads=2)
     return torch.cat(seen)
 
 
@@ -109,10 +109,10 @@ def test_the_format_of_a_folder_is_told_by_its_configuration(outputs, tmp_path):
         folder = tmp_path / format_
         folder.mkdir()
         (folder / "config.json").write_text(described)
-        assert encoders.from_hub(str(folder)).format == format_
+        assert encoders.detect_format(str(folder)).format == format_
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="is of type 'bert'"):
-        encoders.from_hub(str(folder))
+        encoders.detect_format(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from src import progress
-from src.cli import compose
-from src.config import Evaluate, Report, typed
-from src.errors import UserError
-from src.evaluate import evaluate, mine
+from src.config.evaluate import EvaluateConfig
+from src.config.report import ReportConfig
+from src.evaluate import evaluate, questions_of_rank
+from src.evaluation.foreign_predictions import read_foreign_predictions
+from src.evaluation.summary import summarise
 from src.report import report
-from src.reporting.stored import Stored
-from src.scoring.predictions import read_predictions
-from src.scoring.summary import summarise
-from src.team import Team
+from src.reporting.run_data import RunData
+from src.runtime import progress
+from src.runtime.cli import compose
+from src.runtime.distributed import Ranks
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests import processes
 from tests.conftest import overrides
 from tests.runs import finish
@@ -34,9 +36,11 @@ def run(run_once, tmp_path) -> Path:
     return Path(shutil.copytree(run_once, tmp_path / "outputs" / run_once.name))
 
 
-def config(run: Path, *overrides: str) -> Evaluate:
+def config(run: Path, *overrides: str) -> EvaluateConfig:
     words = [f"run={run.name}", f"outputs={run.parent}", "benchmarks=[alpha,gamma]", "images=[real,shuffled,blank,none]"]
-    return typed(Evaluate, compose("evaluate", [*words, "resamples=50", "max_new_tokens=4", "batch=3", "accelerator=cpu", *overrides]))
+    return to_typed(
+        EvaluateConfig, compose("evaluate", [*words, "resamples=50", "max_new_tokens=4", "batch=3", "accelerator=cpu", *overrides])
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -69,7 +73,7 @@ def test_the_scores_are_those_of_the_files(run):
     result = json.loads((run / "result.json").read_text())
     files = {name: {} for name in ("alpha", "gamma")}
     for path in (run / "predictions").glob("*.jsonl"):
-        files[path.stem.split(".")[0]][path.stem.split(".")[1]] = read_predictions(path, benchmark=None)
+        files[path.stem.split(".")[0]][path.stem.split(".")[1]] = read_foreign_predictions(path, benchmark=None)
     assert summarise(files, pooled=["alpha"], resamples=50, seed=0)["metrics"] == said["metrics"]
     assert said["metrics"].items() <= result["metrics"].items()
     names = {tuple(key.split("/")[1:3]) for key in said["metrics"]}
@@ -107,7 +111,7 @@ def test_a_limit_asks_less_and_loses_nothing(run):
     after = {path.name: {line["id"]: line["prediction"] for line in lines(path)} for path in folder.glob("alpha.*.jsonl")}
     assert all(text.startswith("kept ") for text in after.pop(path.name).values())  # asked ones are the same with a limit
     assert after == {name: texts for name, texts in before.items() if name != path.name}
-    assert len(Stored("tiny", run).predictions("alpha", "real")) == 3
+    assert len(RunData("tiny", run).predictions("alpha", "real")) == 3
     evaluate(config(run))
     again = json.loads((run / "evaluate.json").read_text())["metrics"]
     assert again["vqa/alpha/real/all/bleu1"] == whole["metrics"]["vqa/alpha/real/all/bleu1"]
@@ -150,9 +154,9 @@ def test_two_ranks_give_the_answers_of_one(run, tmp_path):
 
 def test_every_image_belongs_to_one_rank():
     images = ["a", "a", "b", "c", "c", "d"]
-    shares = [mine(list(range(6)), images, Team(rank, 3)) for rank in range(3)]
+    shares = [questions_of_rank(list(range(6)), images, Ranks(rank, 3)) for rank in range(3)]
     assert shares == [[0, 1, 5], [2], [3, 4]]
-    assert mine([4, 2], ["x", "y"], Team()) == [4, 2]
+    assert questions_of_rank([4, 2], ["x", "y"], Ranks()) == [4, 2]
 
 
 @pytest.mark.slow
@@ -182,10 +186,10 @@ def test_blind_run_is_asked_without_images_only(words, capsys):
     evaluate(config(folder))
     conditions = {path.stem.split(".")[1] for path in (folder / "predictions").glob("alpha.*.jsonl")}
     assert conditions == {"none", "majority", "colour"}
-    one = Stored("tiny", folder)
+    one = RunData("tiny", folder)
     assert not any("/real" in key for key in one.metrics)
     assert (one.condition, one.answered, one.seen) == ("none", ["alpha", "gamma"], [])
-    report(typed(Report, compose("report", ["runs=tiny", f"outputs={folder.parent}", "resamples=20"])))
+    report(to_typed(ReportConfig, compose("report", ["runs=tiny", f"outputs={folder.parent}", "resamples=20"])))
     assert "| alpha | none | 8 |" in (folder / "report.md").read_text()
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.build.source import BuildConfig
 from data_prep.phantom.writers import FULL, OPEN
-from data_prep.shards import Build, build_all
-from src import sweep
-from src.cli import CONF, compose, spelt_out
-from src.config import Train, typed, validate
+from data_prep.shards import build_all
+from src.config.train import TrainConfig, check_train_config
+from src.runtime import sweep
+from src.runtime.cli import CONF, compose, expand_experiment_sweep
+from src.runtime.schema import to_typed
 from src.train import train
 
 FILES = {path.stem: path for path in sorted((CONF / "experiment").glob("*.yaml"))}
@@ -19,7 +21,7 @@ SECOND = ("finetune_pathvqa", "finetune_vqa_med")  # start from what full_mix tr
 
 def trials(name: str) -> list[list[str]]:
     words = [f"+experiment={name}", *(["mix.shares={pathvqa: 1}"] if name == "own_data" else [])]
-    return sweep.points(spelt_out("train", words))
+    return sweep.expand_trials(expand_experiment_sweep("train", words))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def phantoms(tmp_path_factory) -> Path:
     for name, writer in writers.items():
         (raw / name).mkdir()
         writer.write(raw / name, seed=0, num={split: min(size, 24 if split == "train" else 4) for split, size in writer.SIZES.items()})
-    build_all(Build(sources=list(writers), raw=raw, out=out, workers=1, quarantine_limit=1))
+    build_all(BuildConfig(sources=list(writers), raw=raw, out=out, workers=1, quarantine_limit=1))
     return out
 
 
@@ -40,12 +42,12 @@ def small(phantoms, language, tmp_path_factory) -> list[str]:
     return [
         f"outputs={tmp_path_factory.mktemp('outputs')}",
         f"data.root={phantoms}",
-        "data.window=32",
-        "data.global_batch=16",
-        "data.row_tokens=512",
+        "data.packing_window=32",
+        "data.global_batch_size=16",
+        "data.max_seq_len=512",
         "data.workers=0",
-        "data.validate=2",
-        "data.answers=1",
+        "data.val_samples=2",
+        "data.val_generations=1",
         "vision.format=scratch",
         "vision.path=''",
         "vision.architecture=vit_tiny_patch16_224",
@@ -86,10 +88,10 @@ def test_own_keys_win(name):
 @pytest.mark.parametrize("name", FILES)
 def test_every_trial_differs_in_one_setting(name):
     points = trials(name)
-    sweep.check(points)
+    sweep.check_trials(points)
     for point in points:
         assert len(point) <= 2, "the experiment and one swept value"
-        typed(Train, compose("train", point))
+        to_typed(TrainConfig, compose("train", point))
 
 
 @pytest.mark.slow
@@ -99,8 +101,8 @@ def test_every_trial_trains_three_steps(name, small):
     for experiment in ["full_mix", name] if name in SECOND else [name]:
         for number, point in enumerate(trials(experiment)):
             where = f"name={experiment}" if number == 0 else f"name={experiment}{number}"
-            config = typed(Train, compose("train", [*tiny(point, small), where]))
-            validate(config)
+            config = to_typed(TrainConfig, compose("train", [*tiny(point, small), where]))
+            check_train_config(config)
             assert (train(config) / "result.json").exists(), point
 
 
@@ -121,8 +123,8 @@ def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
     ],
 )
 def test_bad_input(configure, override, said):
-    from src.errors import UserError
+    from src.runtime.errors import UserError
 
     with pytest.raises(UserError) as error:
-        validate(configure(override))
+        check_train_config(configure(override))
     assert said in str(error.value)

@@ -22,7 +22,7 @@ def test_rows_are_records_or_have_a_reason(tmp_path):
     }
     rows = [row, row | {"qid": 1, "q_lang": "zh"}, row | {"qid": 2, "img_name": "xmlab2/source.jpg"}]
     (raw / "Slake1.0" / "train.json").write_text(json.dumps(rows))
-    (line,) = counted(sources.find("slake", tmp_path), raw)
+    (line,) = counted(sources.find_source("slake", tmp_path), raw)
     said = dict(zip(COLUMNS, line, strict=True))
     assert (said["rows"], said["records"], said["left out by a rule"], said["refused"]) == (3, 1, 1, 1)
     assert said["why"] == "language 1; image missing 1"

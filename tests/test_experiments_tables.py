@@ -7,7 +7,7 @@ import pytest
 
 from experiments.tables import FOLDER, TABLES, ablation, mini, put, rendered, rows_of
 from src import plan
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 CSVS = {str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.csv")}
 

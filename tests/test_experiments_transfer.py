@@ -12,8 +12,8 @@ from PIL import Image
 
 from experiments.bench.transfer import measure
 from experiments.transfer.table import COLUMNS, SCORES, rows, table, unseen
-from src.data import classification
-from src.errors import UserError
+from src.classification import dataset
+from src.runtime.errors import UserError
 
 README = Path(__file__).resolve().parent.parent / "experiments/transfer/README.md"
 BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>22</ymax></bndbox></object>"
@@ -30,14 +30,14 @@ def test_the_lines_for_pascal_voc_make_a_benchmark(tmp_path):
         (voc / f"Annotations/{split}_1.xml").write_text(f"<annotation>{boxes}</annotation>")
     (tmp_path / "crop.py").write_text(re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1])
     subprocess.run([sys.executable, "crop.py", "voc", "raw/cells"], cwd=tmp_path, check=True)
-    data = classification.read("cells", raw=tmp_path / "raw")
+    data = dataset.read_dataset("cells", raw=tmp_path / "raw")
     assert data.counts() == {split: {"RBC": 1, "WBC": 1} for split in ("train", "val", "test")}
     assert {example.group for example in data.examples} == {"train_1", "val_1", "test_1"}
 
 
 def test_the_benchmarks_in_the_readme_are_those_of_conf():
     named = set(re.search(r"benchmark=(\S+) \\", README.read_text())[1].split(","))
-    assert named == {path.stem for path in classification.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    assert named == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
 
 
 def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):

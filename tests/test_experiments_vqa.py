@@ -7,7 +7,7 @@ import pytest
 from experiments.tables import rows_of
 from experiments.vqa import mini
 from experiments.vqa.scorers import FOLDER, facts, plain, read, table
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 LINES = "s1|modality|was contrast given?|no\ns2|organ|what?|lung#heart, great vessels\ns3|plane|which?|axial (oblique)\n"
 

@@ -36,18 +36,19 @@ from transformers import (
 )
 
 from data_prep.phantom.weights.language import SHAPE, VOCABULARY
-from src.ancestry import write_lineage
-from src.cli import compose
-from src.config import Export, typed
-from src.data.read_image import png
+from src.config.export import ExportConfig
+from src.data.image_io import to_png
+from src.data.lineage import write_lineage
 from src.demo import free_port
-from src.errors import UserError
 from src.export import export
-from src.model.answer import Answerer, load_answerer
-from src.model.query import Query, Sampling, finished
+from src.inference.query import Sampling, VQAQuery, finished_run
+from src.inference.vqa_model import VQAModel, load_vqa_model
 from src.release import usage
-from src.release.card import LIBRARIES, Story, card, strictest, tell
+from src.release.card import LIBRARIES, CardFacts, collect_facts, model_card, usage_restrictions
 from src.release.space import APP, NEEDED, needed, texts
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.conftest import ORGANS, overrides
 from tests.rounding import float32_norms, forward_steps, gap, rounding
 from tests.runs import finish
@@ -68,11 +69,11 @@ def exported(shards, language, tmp_path_factory):
 
 def run_export(folder: Path, out: Path, *changes: str) -> Path:
     words = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}", *changes]
-    return export(typed(Export, compose("export", words)))
+    return export(to_typed(ExportConfig, compose("export", words)))
 
 
-def answerer(folder: Path) -> Answerer:
-    return load_answerer(str(folder), accelerator="cpu")
+def answerer(folder: Path) -> VQAModel:
+    return load_vqa_model(str(folder), accelerator="cpu")
 
 
 def picture(seed: int, size: tuple[int, int] = (60, 44)) -> Image.Image:
@@ -88,26 +89,26 @@ def inputs_of(hf: Path, image: Image.Image, question: str):
 
 
 @torch.no_grad()
-def logits(trained: Answerer, asked, answer: list[int] | None = None) -> torch.Tensor:
+def logits(trained: VQAModel, asked, answer: list[int] | None = None) -> torch.Tensor:
     ids = torch.tensor([trained.prompter.prefix(len(asked.images)) + asked.prompt + (answer or [])])
     images = torch.stack(asked.images) if asked.images else torch.empty(0)
     return trained.model.language.base(inputs_embeds=trained.model.embed(ids, images)).logits
 
 
-def exact(trained: Answerer) -> Answerer:
+def exact(trained: VQAModel) -> VQAModel:
     """The same model in float64, in which sums do not depend on the CPU."""
     made = copy.copy(trained)
     made.model = copy.deepcopy(trained.model).double()
     return made
 
 
-def stored(trained: Answerer) -> int:
+def stored(trained: VQAModel) -> int:
     """Roundings to float32 on the way through a model that computes in float64: seven merged weights in each layer, and the norms."""
     config = trained.model.language.body.config
     return 7 * config.num_hidden_layers + float32_norms(config)
 
 
-def computed(trained: Answerer, *, dtype: torch.dtype = torch.float32, length: int = 100) -> int:
+def computed(trained: VQAModel, *, dtype: torch.dtype = torch.float32, length: int = 100) -> int:
     """Roundings to `dtype` on the way through both parts. Products of bfloat16 are added up in float32 and rounded once."""
     blocks, width = len(trained.model.vision.trunk.blocks), trained.model.vision.width
     language = trained.model.language.body.config
@@ -116,7 +117,7 @@ def computed(trained: Answerer, *, dtype: torch.dtype = torch.float32, length: i
     return 10 * (blocks + language.num_hidden_layers) + 5
 
 
-def answer(trained: Answerer, query: Query, sampling: Sampling = SHORT) -> str:
+def answer(trained: VQAModel, query: VQAQuery, sampling: Sampling = SHORT) -> str:
     """Our answer. Each token leads the next best by more than float32 can round, so that every CPU must give it."""
     asked = trained.prepare(query, sampling)
     generator = trained.generator(sampling, batch=1)
@@ -131,7 +132,7 @@ def test_llava_has_our_tokens_pixels_logits_and_answers(exported, number):
     _, out, trained = exported
     image, doubled = picture(number), exact(trained)
     processor, inputs = inputs_of(out / "hf", image, QUESTIONS[number])
-    asked = trained.prepare(Query(QUESTIONS[number], [image]), SHORT)
+    asked = trained.prepare(VQAQuery(QUESTIONS[number], [image]), SHORT)
     assert inputs["input_ids"][0].tolist() == trained.prompter.prefix(1) + asked.prompt
     pixels = trained.model.vision.normalise(asked.images[0][None])
     apart = rounding(4, (1 / trained.model.vision.std).max())  # three operations on values of at most 1, the last of which divides by std
@@ -141,7 +142,7 @@ def test_llava_has_our_tokens_pixels_logits_and_answers(exported, number):
     with torch.no_grad():
         torch.testing.assert_close(llava(**inputs).logits, ours, rtol=0, atol=rounding(computed(trained), expected.abs().max()))
     made = llava.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
-    assert processor.decode(made, skip_special_tokens=True).strip() == answer(trained, Query(QUESTIONS[number], [image]))
+    assert processor.decode(made, skip_special_tokens=True).strip() == answer(trained, VQAQuery(QUESTIONS[number], [image]))
     pixels = doubled.model.vision.normalise(asked.images[0][None])
     with torch.no_grad():
         theirs = llava.double()(**inputs | {"pixel_values": pixels}).logits
@@ -151,7 +152,7 @@ def test_llava_has_our_tokens_pixels_logits_and_answers(exported, number):
 def test_the_image_changes_the_logits(exported):
     """Else the equalities above would hold of a model that ignores it."""
     trained = exported[2]
-    one, other = (logits(trained, trained.prepare(Query(QUESTIONS[0], [picture(seed)]), SHORT)) for seed in (0, 1))
+    one, other = (logits(trained, trained.prepare(VQAQuery(QUESTIONS[0], [picture(seed)]), SHORT)) for seed in (0, 1))
     assert (one - other).abs().max() > 0.1
 
 
@@ -162,7 +163,7 @@ def test_the_pipeline_answers_our_answer(exported):
     answering = pipeline("image-text-to-text", model=str(out / "hf"))
     content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTIONS[0]}]
     found = answering(text=[{"role": "user", "content": content}], max_new_tokens=12, return_full_text=False)
-    assert found[0]["generated_text"].strip() == answer(trained, Query(QUESTIONS[0], [image]))
+    assert found[0]["generated_text"].strip() == answer(trained, VQAQuery(QUESTIONS[0], [image]))
 
 
 def test_a_conversation_is_spelt_as_in_training(exported):
@@ -172,7 +173,7 @@ def test_a_conversation_is_spelt_as_in_training(exported):
     said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turns[0][0]}]}]
     said += [{"role": "assistant", "content": turns[0][1]}, {"role": "user", "content": turns[1][0]}]
     text = processor.apply_chat_template(said, tokenize=False)
-    asked = trained.prepare(Query(turns[1][0], [picture(0)], history=turns[:1]), SHORT)
+    asked = trained.prepare(VQAQuery(turns[1][0], [picture(0)], history=turns[:1]), SHORT)
     spelt = processor.tokenizer(text.replace("<image>", "<image>" * trained.prompter.patches), add_special_tokens=False).input_ids
     assert spelt == trained.prompter.prefix(1) + asked.prompt
 
@@ -180,8 +181,8 @@ def test_a_conversation_is_spelt_as_in_training(exported):
 @pytest.mark.slow
 def test_the_exported_folder_answers_here_too(exported):
     _, out, trained = exported
-    queries = [Query(question, [picture(n), picture(n + 1)]) for n, question in enumerate(QUESTIONS)] + [Query(QUESTIONS[0])]
-    again = load_answerer(str(out), accelerator="cpu")
+    queries = [VQAQuery(question, [picture(n), picture(n + 1)]) for n, question in enumerate(QUESTIONS)] + [VQAQuery(QUESTIONS[0])]
+    again = load_vqa_model(str(out), accelerator="cpu")
     largest = logits(trained, trained.prepare(queries[0], SHORT)).abs().max()
     for query, mine, theirs in zip(queries, trained.answers(queries, SHORT), again.answers(queries, SHORT), strict=True):
         assert mine.text == theirs.text == answer(trained, query)
@@ -227,7 +228,7 @@ def test_the_lines_of_a_card_run_as_they_are(exported, part, tmp_path, monkeypat
     if part == "timm":
         assert said == f"torch.Size([1, {trained.model.vision.width}])\n"
         return
-    query = Query("Which organ is shown?", [picture(5)]) if part == "hf" else Query("Is aspirin a drug?")
+    query = VQAQuery("Which organ is shown?", [picture(5)]) if part == "hf" else VQAQuery("Is aspirin a drug?")
     assert said.strip() == answer(trained, query, Sampling(64))
     if part == "hf":
         call = re.search(r"`(pipeline.*)` answers too", (out / part / "README.md").read_text())[1]
@@ -259,8 +260,8 @@ def mini_sized(shards, language, tmp_path_factory):
     llama = LlamaConfig(**SHAPE, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, initializer_range=0.1)
     LlamaForCausalLM(llama).save_pretrained(base)
     kwargs = ["vision.architecture_kwargs={embed_dim: 128, depth: 2, num_heads: 2}", "+vision.architecture_kwargs.patch_size=8"]
-    words = [word for word in overrides(shards, base, tmp_path_factory.mktemp("runs")) if "row_tokens" not in word]
-    folder, _ = finish(words, *kwargs, "vision.architecture=vit_base_patch16_224", "vision.image_size=64", "data.row_tokens=384")
+    words = [word for word in overrides(shards, base, tmp_path_factory.mktemp("runs")) if "max_seq_len" not in word]
+    folder, _ = finish(words, *kwargs, "vision.architecture=vit_base_patch16_224", "vision.image_size=64", "data.max_seq_len=384")
     return folder, answerer(folder)
 
 
@@ -280,10 +281,10 @@ def test_answers_at_the_size_of_the_mini_run_are_the_same(mini_sized, tmp_path):
     """In float64, in which no two tokens of 24 answers are level."""
     folder, trained = mini_sized
     out = run_export(folder, tmp_path / "out", "parts=[hf]", "dtype=float32")
-    queries = [Query(question, [picture(number)]) for question in QUESTIONS for number in range(8)]
+    queries = [VQAQuery(question, [picture(number)]) for question in QUESTIONS for number in range(8)]
     long, trained = Sampling(max_new_tokens=24), exact(trained)
     mine = [found.text for found in trained.answers(queries, long)]
-    assert [found.text for found in exact(load_answerer(str(out), accelerator="cpu")).answers(queries, long)] == mine
+    assert [found.text for found in exact(load_vqa_model(str(out), accelerator="cpu")).answers(queries, long)] == mine
     assert len(set(mine)) > 12
     llava = LlavaForConditionalGeneration.from_pretrained(out / "hf").eval().double()
     for at in (0, 9, 18):
@@ -301,7 +302,7 @@ def test_the_written_weights_are_the_run_s_to_the_last_digits(mini_sized, tmp_pa
     doubled = exact(trained)
     for number, question in enumerate(QUESTIONS):
         _, inputs = inputs_of(out / "hf", picture(number), question)
-        asked = trained.prepare(Query(question, [picture(number)]), SHORT)
+        asked = trained.prepare(VQAQuery(question, [picture(number)]), SHORT)
         mine = logits(doubled, asked)
         with torch.no_grad():
             theirs = llava(**inputs | {"pixel_values": doubled.model.vision.normalise(torch.stack(asked.images))}).logits
@@ -342,7 +343,7 @@ def test_only_safetensors_are_written_and_nothing_else_is_read(exported, tmp_pat
     shutil.copytree(out / "hf", copy)
     (copy / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"pytorch_model\.bin, a format that can carry code"):
-        load_answerer(str(copy))
+        load_vqa_model(str(copy))
 
 
 def test_the_card_tells_licences_scores_and_limits(exported):
@@ -435,9 +436,9 @@ def test_encoders_of_transformers_are_exported_as_they_are(shards, language, tmp
     image, trained = picture(1), answerer(folder)
     found = json.loads((folder / "export.json").read_text())["logits"]
     assert found["max_difference"] <= rounding(forward_steps(trained.model.language.body.config, length=100), found["largest"])
-    again = load_answerer(str(out), accelerator="cpu")
+    again = load_vqa_model(str(out), accelerator="cpu")
     assert again.model.vision.mean.flatten().tolist() == pytest.approx(OTHER_MEAN)
-    query = Query(QUESTIONS[0], [image])
+    query = VQAQuery(QUESTIONS[0], [image])
     assert exact(again).answers([query], SHORT)[0].text == exact(trained).answers([query], SHORT)[0].text
     with pytest.raises(UserError, match="has no timm form"):
         run_export(folder, tmp_path / "other", "parts=[timm]")
@@ -474,22 +475,22 @@ def test_a_space_installs_whatever_its_modules_import():
 def test_every_restriction_of_a_source_is_named(exported):
     told = [("a", "yes", "no"), ("b", "unverified", "yes"), ("c", "no", "unverified"), ("d", "no", "yes")]
     sources = [{"name": name, "non_commercial": limited, "redistribute": passed} for name, limited, passed in told]
-    story = Story("tiny", finished(exported[0].parent, exported[0].name)[1], {}, sources)
-    assert strictest(story) == (
+    story = CardFacts("tiny", finished_run(exported[0].parent, exported[0].name)[1], {}, sources)
+    assert usage_restrictions(story) == (
         "non-commercial use only (from a); the data may not be passed on; whether weights may is unverified (from a); "
         "research use only until its licence is verified (from b); whether the data may be passed on is unverified (from c)"
     )
     story.sources = sources[3:]
-    assert strictest(story) == "every source allows commercial use and redistribution"
+    assert usage_restrictions(story) == "every source allows commercial use and redistribution"
 
 
 def test_a_card_tells_what_was_trained_on_phantoms(exported):
-    folder, trained = finished(exported[0].parent, exported[0].name)
-    story = tell(folder, trained)
+    folder, trained = finished_run(exported[0].parent, exported[0].name)
+    story = collect_facts(folder, trained)
     part, whole = "**Trained in part on phantoms.** Images and texts of alpha were", "**Trained on phantoms.** Images and texts were"
     for count, expected in ((0, ""), (1, part), (3, whole)):
         story.sources = [source | {"phantom": number < count} for number, source in enumerate(story.sources)]
-        for text in (card(story, library="timm", usage=""), texts(story, repository=None)["README.md"]):
+        for text in (model_card(story, library="timm", usage=""), texts(story, repository=None)["README.md"]):
             assert expected in text
             assert ("phantoms" in text) == bool(count)
 
@@ -511,9 +512,9 @@ def test_card_of_a_child_names_data_licences_and_phantoms_of_all_ancestors(famil
     grandparent, parent, child = family
     shutil.rmtree(grandparent)
     shutil.rmtree(parent)
-    story = tell(*finished(child.parent, child.name))
-    text = card(story, library="timm", usage="")
-    assert strictest(story).startswith("non-commercial use only (from medicat); ")
+    story = collect_facts(*finished_run(child.parent, child.name))
+    text = model_card(story, library="timm", usage="")
+    assert usage_restrictions(story).startswith("non-commercial use only (from medicat); ")
     assert "Continued from the weights of run `parent`, trained from run `grandparent`." in text
     assert "| alpha (`alpha`) | 100.0% | 1,234 |" in text
     assert "| MedICaT (`medicat`) in run `grandparent` | 100.0% | 1,234 | research, non-commercial" in text
@@ -533,9 +534,9 @@ def test_export_is_refused_where_a_parent_without_a_copied_record_is_gone(family
 
 
 def test_a_base_of_the_hub_is_linked(exported):
-    story = Story("tiny", finished(exported[0].parent, exported[0].name)[1], {"git": "0", "data": "0", "metrics": {}})
+    story = CardFacts("tiny", finished_run(exported[0].parent, exported[0].name)[1], {"git": "0", "data": "0", "metrics": {}})
     story.config.language.path = "axiong/PMC_LLaMA_7B"
-    fronts = {library: yaml.safe_load(card(story, library=library, usage="").split("---")[1]) for library in LIBRARIES}
+    fronts = {library: yaml.safe_load(model_card(story, library=library, usage="").split("---")[1]) for library in LIBRARIES}
     assert {library: front.get("base_model") for library, front in fronts.items()} == {
         "transformers": "axiong/PMC_LLaMA_7B",
         "peft": "axiong/PMC_LLaMA_7B",
@@ -568,10 +569,10 @@ def test_the_space_runs_from_its_own_folder(exported, tmp_path):
                     break
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.5)
-        (tmp_path / "a.png").write_bytes(png(picture(0)))
+        (tmp_path / "a.png").write_bytes(to_png(picture(0)))
         client = Client(f"http://127.0.0.1:{port}/", verbose=False)
         chat, *_ = client.predict(handle_file(tmp_path / "a.png"), QUESTIONS[0], [], 12, 0, 1, 0, api_name="/ask")
-        assert chat[-1]["content"][0]["text"] == answer(exported[2], Query(QUESTIONS[0], [picture(0)]))
+        assert chat[-1]["content"][0]["text"] == answer(exported[2], VQAQuery(QUESTIONS[0], [picture(0)]))
         large = httpx.post(f"http://127.0.0.1:{port}/gradio_api/upload", files={"files": ("a.png", b"<html>")})
         assert large.status_code == 415
     finally:

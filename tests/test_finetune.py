@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from src.config import FineTune
-from src.data.classification import assemble
-from src.data.layouts import Example
-from src.model.towers import VisionConfig
+from src.classification.dataset import build_dataset
+from src.classification.finetune import FineTuneLoader, augment, finetune
+from src.classification.layouts import Example
+from src.config.train import VisionConfig
+from src.config.transfer import FineTuneConfig
 from src.model.vision import load_vision
-from src.training.finetune import Loader, finetune, jitter
 
 SCRATCH = VisionConfig(
     format="scratch",
@@ -22,7 +22,7 @@ def bright_or_dark(n=60):
     for k in range(n):
         pixels = (rng.integers(0, 60, (16, 16)) + 150 * (k % 2)).astype(np.uint8)
         found.append(Example(str(k), ("train", "train", "train", "val", "test")[k // 2 % 5], "ab"[k % 2], str(k), pixels))
-    return assemble("x", found, classes=[])
+    return build_dataset("x", found, classes=[])
 
 
 def build():
@@ -31,7 +31,7 @@ def build():
 
 
 def run(tmp_path, **changes):
-    config = FineTune(**({"steps": 30, "batch": 8, "lr": [1e-6, 3e-3], "warmup": 3, "weight_decay": 0.0} | changes))
+    config = FineTuneConfig(**({"steps": 30, "batch": 8, "lr": [1e-6, 3e-3], "warmup": 3, "weight_decay": 0.0} | changes))
     data = bright_or_dark()
     return data, finetune(build, data, pooling="cls", seed=0, config=config, threads=1, device=torch.device("cpu"), folder=tmp_path)
 
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_answers(tmp_path):
 
 def test_training_batches_are_permutations_of_the_split_and_a_given_number():
     data = bright_or_dark()
-    loader = Loader(data, data.rows("train"), size=16, batch=8, threads=1, steps=9, seed=0)
+    loader = FineTuneLoader(data, data.rows("train"), size=16, batch=8, threads=1, steps=9, seed=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 9
     labels = torch.cat([labels_N for _, labels_N in batches])
@@ -64,7 +64,7 @@ def test_jitter_moves_a_little_and_never_mirrors():
     torch.manual_seed(0)
     x = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
     x[..., 12:20, 4:10] = 200  # a mark on the left
-    moved = jitter(x)
+    moved = augment(x)
     assert moved.shape == x.shape
     assert moved.min() >= 0
     assert moved.max() <= 255
@@ -75,7 +75,7 @@ def test_jitter_moves_a_little_and_never_mirrors():
 def test_jitter_is_float32_under_autocast():
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8))
     torch.manual_seed(0)
-    expected = jitter(x)
+    expected = augment(x)
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(jitter(x), expected)
+        assert torch.equal(augment(x), expected)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from src.data.record import Record
-from src.model.generate import Asked, Generator, ask
-from src.model.vlm import VLM, build
+from src.model.generate import GenerationRequest, Generator, make_request
+from src.model.vlm import VLM, build_vlm
 from tests.conftest import ORGANS
 from tests.rounding import float32_norms, gap, rounding
 
@@ -18,7 +18,7 @@ def model(configure, request) -> VLM:
     In float64 the answers do not depend on the batch or the CPU unless two tokens are level, which `greedy` excludes.
     """
     exact = request.param == "float64"
-    made = build(configure(f"language.dtype={'float32' if exact else request.param}")).eval()
+    made = build_vlm(configure(f"language.dtype={'float32' if exact else request.param}")).eval()
     made = made.double() if exact else made
     torch.manual_seed(1)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def model(configure, request) -> VLM:
 
 
 @pytest.fixture
-def asked(model) -> list[Asked]:
+def asked(model) -> list[GenerationRequest]:
     """Questions of several lengths: four on each of three images, five without an image, three on two images."""
     rng, prompter = np.random.default_rng(0), model.prompter(budget=160)
     pictures = [torch.from_numpy(rng.integers(0, 256, (3, 32, 32), np.uint8)) for _ in range(5)]
@@ -40,7 +40,7 @@ def asked(model) -> list[Asked]:
     for images, prefix in shown:
         question = " ".join(rng.choice(ORGANS, rng.integers(1, 9)))
         record = Record(key="k", source="s", split="test", turns=[(question, "unknown")])
-        made.append(ask(record, images=images, prefix=prefix, prompter=prompter, max_new_tokens=LONGEST))
+        made.append(make_request(record, images=images, prefix=prefix, prompter=prompter, max_new_tokens=LONGEST))
     return made
 
 
@@ -49,7 +49,7 @@ def generator(model: VLM, **settings) -> Generator:
 
 
 @torch.no_grad()
-def logits(model: VLM, question: Asked, answer: list[int]) -> torch.Tensor:
+def logits(model: VLM, question: GenerationRequest, answer: list[int]) -> torch.Tensor:
     """The next token after prompt and answer, by the training pass: no cache, no padding, one question."""
     ids = torch.tensor([model.prompter(budget=160).prefix(len(question.images)) + question.prompt + answer])
     images = torch.stack(question.images) if question.images else torch.empty(0)
@@ -64,7 +64,7 @@ def apart(model: VLM, scores: torch.Tensor) -> float:
     return rounding(steps, scores[scores.isfinite()].abs().max())
 
 
-def greedy(model: VLM, question: Asked) -> list[int]:
+def greedy(model: VLM, question: GenerationRequest) -> list[int]:
     tokens: list[int] = []
     while len(tokens) < LONGEST and (not tokens or tokens[-1] != model.language.tokenizer.eos_token_id):
         scores = logits(model, question, tokens)[-1]
@@ -100,7 +100,7 @@ def test_confidence_is_the_mean_log_probability_of_the_answer(model, asked):
 
 def test_the_answer_depends_on_the_image(model, asked):
     """A prefix shared by mistake would give the answers of the first image."""
-    swapped = [Asked(asked[4].images, question.prompt, asked[4].prefix) for question in asked[:4]]
+    swapped = [GenerationRequest(asked[4].images, question.prompt, asked[4].prefix) for question in asked[:4]]
     here, there = (dict(generator(model).answers(questions)) for questions in (asked[:4], swapped))
     assert [here[n].text for n in range(4)] != [there[n].text for n in range(4)]
 
@@ -134,7 +134,7 @@ def test_a_sampled_answer_does_not_depend_on_its_batch(model, asked):
 def test_a_long_question_is_cut_to_the_budget_and_keeps_its_end(model):
     record = Record(key="k", source="s", split="test", turns=[("lung " * 300 + "where?", "unknown")])
     prompter = model.prompter(budget=160)
-    made = ask(record, images=[torch.zeros(3, 32, 32, dtype=torch.uint8)], prefix="a", prompter=prompter, max_new_tokens=LONGEST)
+    made = make_request(record, images=[torch.zeros(3, 32, 32, dtype=torch.uint8)], prefix="a", prompter=prompter, max_new_tokens=LONGEST)
     assert len(prompter.prefix(1)) + len(made.prompt) + LONGEST + 1 == 160
     assert model.language.tokenizer.decode(made.prompt).endswith("where?\nAnswer:")
 

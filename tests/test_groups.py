@@ -6,12 +6,12 @@ from scipy import stats
 
 from src.reporting import groups
 from src.reporting.groups import Group
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
 from tests.stored import write_run
 
 
-def stored(outputs, name: str, **keys) -> Stored:
-    return Stored(name, write_run(outputs, name, **keys))
+def stored(outputs, name: str, **keys) -> RunData:
+    return RunData(name, write_run(outputs, name, **keys))
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(tmp_path):
@@ -52,7 +52,7 @@ def test_an_interval_over_two_seeds_ends_where_scores_end():
 
 
 def test_an_empty_list_is_told_from_nothing():
-    assert [groups.said(value) for value in ([], None, ["a", "b"], 0.5)] == ["[]", "-", "a,b", "0.5"]
+    assert [groups.setting_text(value) for value in ([], None, ["a", "b"], 0.5)] == ["[]", "-", "a,b", "0.5"]
 
 
 def test_one_run_keeps_its_own_interval(tmp_path):

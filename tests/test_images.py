@@ -5,11 +5,11 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageChops
 
-from data_prep.encode import encode
-from data_prep.evaluation_sets import _from_raw
-from src.data.classification import pixels
-from src.data.images import decode
-from src.data.read_image import read_image
+from data_prep.audit.evaluation_sets import _from_raw
+from data_prep.build.encode import encode_image
+from src.classification.dataset import image_to_pixels
+from src.data.image_io import read_image
+from src.data.image_transform import decode_jpeg
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -26,31 +26,31 @@ def pil(data: bytes, size: int) -> np.ndarray:
 
 def test_exact_is_pil():
     data = simplejpeg.encode_jpeg(smooth(500, 640), quality=92)
-    assert np.array_equal(decode(data, size=96, exact=True), pil(data, 96))
+    assert np.array_equal(decode_jpeg(data, size=96, exact=True), pil(data, 96))
 
 
 def test_the_fast_path_is_within_a_grey_level_and_a_half_of_pil():
     for height, width, size in [(500, 640, 96), (384, 384, 224), (300, 1200, 64), (50, 40, 64)]:
         data = simplejpeg.encode_jpeg(smooth(height, width), quality=92)
-        assert np.abs(decode(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
+        assert np.abs(decode_jpeg(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
 
 
 def test_a_picture_that_is_decoded_whole_is_pil_but_for_rounding():
     data = simplejpeg.encode_jpeg(smooth(288, 384), quality=92)
-    away = np.abs(decode(data, size=224).astype(int) - pil(data, 224))
+    away = np.abs(decode_jpeg(data, size=224).astype(int) - pil(data, 224))
     assert away.max() <= 2
     assert away.mean() < 0.02
 
 
 def test_grey_and_other_formats_come_out_as_rgb():
     grey = simplejpeg.encode_jpeg(smooth(64, 64)[..., :1].copy(), colorspace="GRAY")
-    made = decode(grey, size=32)
+    made = decode_jpeg(grey, size=32)
     assert made.shape == (3, 32, 32)
     assert made.dtype == np.uint8
     assert np.array_equal(made[0], made[1])
     png = io.BytesIO()
     Image.fromarray(smooth(32, 32)).save(png, "PNG")
-    assert np.array_equal(decode(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
+    assert np.array_equal(decode_jpeg(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
 
 
 def file_of(image: Image.Image, kind: str, *, orientation: int | None = 1, **options) -> bytes:
@@ -84,11 +84,11 @@ def unusual_files() -> dict[str, bytes]:
 def test_transfer_audit_and_ask_read_the_pixels_that_shards_hold(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(unusual_files()[name])
-    shard = decode(encode(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
+    shard = decode_jpeg(encode_image(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
     audit = np.asarray(_from_raw(path))
     assert np.array_equal(audit, np.asarray(read_image(path)))
     asked = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(pixels(path, size=32), asked)
+    assert np.array_equal(image_to_pixels(path, size=32), asked)
     assert np.abs(shard - asked).mean() < 1.5  # of 255; the shard is a JPEG file with a quarter of the colours
     naive = pil(path.read_bytes(), 32)
     assert np.abs(naive - asked.astype(int)).mean() > 15
@@ -97,7 +97,7 @@ def test_transfer_audit_and_ask_read_the_pixels_that_shards_hold(tmp_path, name)
 def test_arrays_of_16_bits_are_scaled_like_files(tmp_path):
     deep = smooth(64, 96)[..., 0].astype(np.uint16) * 16
     Image.fromarray(deep).save(tmp_path / "a.png")
-    assert np.array_equal(pixels(deep, size=32), pixels(tmp_path / "a.png", size=32))
+    assert np.array_equal(image_to_pixels(deep, size=32), image_to_pixels(tmp_path / "a.png", size=32))
     assert np.array_equal(np.asarray(_from_raw(deep)), np.asarray(_from_raw(tmp_path / "a.png")))
 
 
@@ -116,6 +116,6 @@ def test_damaged_exif_data_does_not_keep_an_image_from_being_read(tmp_path, kind
     data[6 + at : 6 + at + len(damage)] = damage
     path = tmp_path / "a"
     Image.fromarray(smooth(64, 96)).save(path, kind, exif=bytes(data))
-    encoded = encode(path.read_bytes(), max_side=384, quality=95)
+    encoded = encode_image(path.read_bytes(), max_side=384, quality=95)
     assert (encoded.width, encoded.height) == read_image(path).size == size
-    assert np.abs(pixels(path, size=32).astype(int) - decode(encoded.jpeg, size=32)).mean() < 1.5
+    assert np.abs(image_to_pixels(path, size=32).astype(int) - decode_jpeg(encoded.jpeg, size=32)).mean() < 1.5

@@ -1,7 +1,7 @@
-"""data_prep/index.py: an index that is filled in place is the one that is written at once."""
+"""data_prep/build/index.py: an index that is filled in place is the one that is written at once."""
 
-from data_prep.index import join_parts, write_index
-from data_prep.write import read_part
+from data_prep.build.index import join_parts, write_index
+from data_prep.build.shard_writer import read_part
 from src.data.shards import SCHEMA, Shards
 
 

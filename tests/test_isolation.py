@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src import tracking
+from src.tracking import wandb_run
 from tests import isolation
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +125,6 @@ def test_state_of_the_process_is_restored(tmp_path):
 def test_a_login_of_wandb_ends_with_its_test(monkeypatch):
     with isolation.restored():
         monkeypatch.setenv("WANDB_API_KEY", 40 * "k")
-        assert tracking._logged_in()
+        assert wandb_run._logged_in()
     assert "WANDB_API_KEY" not in os.environ
-    assert not tracking._logged_in()
+    assert not wandb_run._logged_in()

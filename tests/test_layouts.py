@@ -5,8 +5,8 @@ import pytest
 from openpyxl import Workbook
 from PIL import Image
 
-from src.data.layouts import ClassificationConfig, folder, npz, npz_array, sicap, table
-from src.errors import UserError
+from src.classification.layouts import ClassificationConfig, folder_layout, npz_array, npz_layout, sicap_layout, table_layout
+from src.runtime.errors import UserError
 
 rng = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def medmnist(path, *, save=np.savez, labels=None):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_gives_the_arrays_that_numpy_gives(tmp_path, save):
     arrays = medmnist(tmp_path / "a.npz", save=save)
-    found = list(npz(tmp_path, ClassificationConfig("npz", "a.npz", ["zero", "one"])))
+    found = list(npz_layout(tmp_path, ClassificationConfig("npz", "a.npz", ["zero", "one"])))
     assert [example.split for example in found] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4
     assert [example.label for example in found[:3]] == ["zero", "one", "zero"]
     assert np.array_equal(np.stack([example.image for example in found[:6]]), arrays["train_images"])
@@ -56,7 +56,7 @@ def test_npz_refuses_pickles_and_says_what_is_missing(tmp_path):
 def test_npz_refuses_several_labels_per_image(tmp_path):
     medmnist(tmp_path / "a.npz", labels=np.zeros((6, 14), np.uint8))
     with pytest.raises(UserError, match="gives 14 labels per image"):
-        list(npz(tmp_path, ClassificationConfig("npz", "a.npz", ["zero"])))
+        list(npz_layout(tmp_path, ClassificationConfig("npz", "a.npz", ["zero"])))
 
 
 def test_folder_passes_over_masks_and_whatever_is_no_image(tmp_path):
@@ -65,7 +65,7 @@ def test_folder_passes_over_masks_and_whatever_is_no_image(tmp_path):
     picture(tmp_path / "cell_images/Uninfected/benign (1)_mask.png")
     picture(tmp_path / "cell_images/Uninfected/benign (1)_mask_1.png")
     (tmp_path / "cell_images/Uninfected/Thumbs.db").write_bytes(b"\0")
-    found = list(folder(tmp_path, ClassificationConfig("folder", "cell_images", group=r"^C\d+")))
+    found = list(folder_layout(tmp_path, ClassificationConfig("folder", "cell_images", group=r"^C\d+")))
     assert [(example.label, example.group, example.split) for example in found] == [
         ("Parasitized", "C1", ""),
         ("Parasitized", "C1", ""),
@@ -76,30 +76,30 @@ def test_folder_passes_over_masks_and_whatever_is_no_image(tmp_path):
 def test_folder_keeps_given_splits(tmp_path):
     for name in ("train/a/1.png", "Validation/a/2.png", "test/b/3.png"):
         picture(tmp_path / name)
-    found = {example.key: (example.split, example.label) for example in folder(tmp_path, ClassificationConfig("folder"))}
+    found = {example.key: (example.split, example.label) for example in folder_layout(tmp_path, ClassificationConfig("folder"))}
     assert found == {"train/a/1.png": ("train", "a"), "Validation/a/2.png": ("val", "a"), "test/b/3.png": ("test", "b")}
 
 
 def test_folders_of_splits_have_several_names(tmp_path):
     for name in ("Training/a/1.png", "valid/a/2.png", "TESTING/b/3.png"):
         picture(tmp_path / name)
-    assert [example.split for example in folder(tmp_path, ClassificationConfig("folder"))] == ["test", "train", "val"]
+    assert [example.split for example in folder_layout(tmp_path, ClassificationConfig("folder"))] == ["test", "train", "val"]
 
 
 def test_a_folder_of_images_beside_those_of_splits_is_refused(tmp_path):
     picture(tmp_path / "train/a/1.png")
     picture(tmp_path / "__MACOSX/._1.png")
-    assert len(list(folder(tmp_path, ClassificationConfig("folder")))) == 1
+    assert len(list(folder_layout(tmp_path, ClassificationConfig("folder")))) == 1
     picture(tmp_path / "dev/a/2.png")
     with pytest.raises(UserError, match=r"holds 'dev', which is no split, beside train; allowed are folders of classes, or of splits$"):
-        list(folder(tmp_path, ClassificationConfig("folder")))
+        list(folder_layout(tmp_path, ClassificationConfig("folder")))
 
 
 def test_table_refuses_a_name_that_stands_in_two_folders(tmp_path):
     picture(tmp_path / "left/1.png")
     picture(tmp_path / "right/1.png")
     (tmp_path / "labels.csv").write_text("image,label\nright/1.png,x\n1.png,y\n")
-    examples = table(tmp_path, ClassificationConfig("csv"))
+    examples = table_layout(tmp_path, ClassificationConfig("csv"))
     assert next(examples).image == tmp_path / "right/1.png"
     with pytest.raises(UserError, match=r"names the image '1\.png', which may be left/1\.png or right/1\.png; write its path below"):
         next(examples)
@@ -109,7 +109,7 @@ def test_table_finds_images_by_name_in_any_folder(tmp_path):
     picture(tmp_path / "images/imgs_part_1/PAT_1_2_3.png")
     (tmp_path / "metadata.csv").write_text("patient_id,img_id,diagnostic\nPAT_1,PAT_1_2_3.png,NEV\n")
     config = ClassificationConfig("csv", "metadata.csv", columns={"image": "img_id", "label": "diagnostic", "group": "patient_id"})
-    (found,) = table(tmp_path, config)
+    (found,) = table_layout(tmp_path, config)
     assert found[:4] == ("PAT_1_2_3.png", "", "NEV", "PAT_1")
     assert found.image == tmp_path / "images/imgs_part_1/PAT_1_2_3.png"
 
@@ -129,7 +129,7 @@ def test_table_says_what_is_wrong(tmp_path, text, said):
     picture(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=re.escape(said)):
-        list(table(tmp_path, ClassificationConfig("csv")))
+        list(table_layout(tmp_path, ClassificationConfig("csv")))
 
 
 def write_sheet(path, rows):
@@ -152,7 +152,7 @@ def sicap_folder(root):
 def test_sicap_takes_the_given_folds_and_the_highest_column(tmp_path):
     sicap_folder(tmp_path / "SICAPv2")
     write_sheet(tmp_path / "SICAPv2/wsi_labels.xlsx", [("slide_id", "patient_id"), ("16B0000", 7)])
-    found = list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    found = list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
     assert [(e.split, e.label, e.group) for e in found] == [
         ("train", "NC", "patient 7"),
         ("val", "G3", "16B0001"),
@@ -165,10 +165,10 @@ def test_sicap_names_a_missing_or_cut_spreadsheet(tmp_path):
     path = tmp_path / "SICAPv2/partition/Test/Test.xlsx"
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"Test\.xlsx cannot be read as xlsx .*; fetch it again"):
-        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+        list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
     write_sheet(path, [("image_name", "NC", "G3")])
     with pytest.raises(UserError, match=r"Test\.xlsx has no column 'G4'; it has: G3, NC, image_name$"):
-        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G4", "G5"])))
+        list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G4", "G5"])))
     path.unlink()
     with pytest.raises(UserError, match=r"Test\.xlsx does not exist"):
-        list(sicap(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+        list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))

@@ -5,12 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from src.config import Lora
-from src.model.attention import Spans
-from src.model.cost import Sample, count, packed
+from src.config.train import LoraSettings
+from src.model.cost import AverageSample, average_batch, count_cost
+from src.model.fast.attention import PackedSequences
+from src.model.fast.recompute import set_activation_checkpointing
 from src.model.language import Language
-from src.model.recompute import recompute
-from src.model.vlm import build
+from src.model.vlm import build_vlm
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EDGES = [0, 5, 9, 12, 19, 24]  # two rows of 12: samples of 5, 4 and 3, and 7 and 5
@@ -28,19 +28,19 @@ def pair(family=LLAMA, *, groups: int = 2, targets=ALL, dropout: float = 0.0, ho
     settings = {"r": 4, "lora_alpha": 8, "lora_dropout": dropout, "target_modules": targets, "task_type": "CAUSAL_LM"}
     theirs = get_peft_model(made[0], LoraConfig(**settings)).train()
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 1)
-    ours = Language(made[1], tokenizer, Lora(rank=4, alpha=8, dropout=dropout, targets=list(targets))).double().train()
+    ours = Language(made[1], tokenizer, LoraSettings(rank=4, alpha=8, dropout=dropout, targets=list(targets))).double().train()
     for model in (theirs, ours):
         torch.manual_seed(1)
         for name, p in model.named_parameters():
             if "lora_" in name:
                 p.data.normal_()
-    recompute(ours.base, how)
+    set_activation_checkpointing(ours.base, how)
     return theirs, ours
 
 
 def states(theirs, ours, wanted: list[int]):
     """[hidden states of `wanted`, gradients of the input and of every adapter] of both."""
-    wanted_S, spans = torch.tensor(wanted, dtype=torch.long), Spans.of(EDGES, torch.device("cpu"))
+    wanted_S, spans = torch.tensor(wanted, dtype=torch.long), PackedSequences.of(EDGES, torch.device("cpu"))
     found = []
     for side in (theirs, ours):
         torch.manual_seed(2)
@@ -55,13 +55,13 @@ def states(theirs, ours, wanted: list[int]):
     return found
 
 
-@pytest.mark.parametrize("how", ["none", "cheap", "full"])
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"]])
 def test_packed_rows_are_what_transformers_and_peft_compute(how, groups, targets):
     """transformers tells samples apart by the restarting positions and masks densely."""
     expected, found = states(*pair(groups=groups, targets=targets, how=how), [1, 3, 8, 11, 12, 22])
-    apart = 1e-5 if how == "cheap" else 1e-12  # norms compute in float32, whose backward pass `cheap` has of its own
+    apart = 1e-5 if how == "selective" else 1e-12  # norms compute in float32, whose backward pass `selective` has of its own
     size = max(one.abs().max() for one in expected)
     assert all((one - other).abs().max() <= apart * size for one, other in zip(expected, found, strict=True))
     assert all(one.any() for one in expected)
@@ -78,7 +78,7 @@ def test_dropout_of_adapters_is_drawn_as_peft_draws_it():
     assert all(torch.allclose(one, other) for one, other in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize("how", ["none", "cheap"])
+@pytest.mark.parametrize("how", ["none", "selective"])
 def test_rows_that_predict_nothing_train_nothing(how):
     _, (h_SH, de_BTH, *adapters) = states(*pair(how=how), [])
     assert h_SH.shape == (0, 32)
@@ -89,8 +89,10 @@ def test_rows_that_predict_nothing_train_nothing(how):
 def test_behind_its_attention_the_last_layer_meets_only_what_predicts(configure):
     """Forward and backward: 4 FLOPs per weight of its output projection and its three of the MLP, 6 per weight of their adapters, and
     the head's 4."""
-    model = build(configure())
-    few, many = (count(model, packed(model, Sample(images=0, text=60, supervised=n), rows=1, row_tokens=160)) for n in (10, 40))
+    model = build_vlm(configure())
+    few, many = (
+        count_cost(model, average_batch(model, AverageSample(images=0, text=60, supervised=n), rows=1, max_seq_len=160)) for n in (10, 40)
+    )
     layer, head = model.language.base.model.layers[-1], model.language.head.weight.numel()
     behind = [layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
     frozen = sum(one.base_layer.weight.numel() for one in behind)

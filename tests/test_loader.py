@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from src.data.loader import Loader, prepare_worker
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 LOST = (
     r"a data worker was lost \({}\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1; the same"

@@ -1,16 +1,16 @@
-"""src/training/log.py: what stands in log.csv outlives a kill at any moment."""
+"""src/training/callbacks/csv_log.py: what stands in log.csv outlives a kill at any moment."""
 
 import csv
 import os
 
 import pytest
 
-from src.training.log import Log
+from src.training.callbacks.csv_log import CSVLog
 
 
 @pytest.fixture
 def log(tmp_path):
-    log = Log(tmp_path / "log.csv", sources=["alpha"], parts=["vision"], log_every=1)
+    log = CSVLog(tmp_path / "log.csv", sources=["alpha"], parts=["vision"], log_every=1)
     for step in (1, 2, 3):
         log._append({"step": step, "loss": 1 / step, "lr/vision": 1e-5})
     return log

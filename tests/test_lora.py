@@ -3,10 +3,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from src.model import llama
-from src.model.cost import Sample, count, packed
-from src.model.lora import fuse, together
-from src.model.vlm import build
+from src.model.cost import AverageSample, average_batch, count_cost
+from src.model.fast import llama
+from src.model.fast.lora import lora_linears, patch_peft
+from src.model.vlm import build_vlm
 
 
 def pair(*, dropout: float = 0.0, bias: bool = False, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -17,7 +17,7 @@ def pair(*, dropout: float = 0.0, bias: bool = False, dtype: torch.dtype = torch
         base = nn.Sequential(nn.Linear(12, 20, bias=bias), nn.Linear(20, 6, bias=bias)).to(dtype)
         settings = LoraConfig(r=4, lora_alpha=10, lora_dropout=dropout, target_modules=["0", "1"], init_lora_weights=False)
         models.append(get_peft_model(base, settings))
-    fuse(models[1])
+    patch_peft(models[1])
     return models[0], models[1]
 
 
@@ -64,13 +64,13 @@ def test_dropout_stays_as_peft_has_it():
 @pytest.mark.slow
 def test_no_product_is_left_out_of_the_count(configure, monkeypatch):
     """Against peft's own layers, one after another."""
-    model = build(configure())
-    batch = packed(model, Sample(images=0, text=40, supervised=5), rows=1, row_tokens=160)
-    ours = count(model, batch).flops
+    model = build_vlm(configure())
+    batch = average_batch(model, AverageSample(images=0, text=40, supervised=5), rows=1, max_seq_len=160)
+    ours = count_cost(model, batch).flops
     for layer in model.modules():
         layer.__dict__.pop("forward", None)
-    monkeypatch.setattr(llama, "together", lambda x, *layers: tuple(layer(x) for layer in layers))
-    assert ours == count(model, batch).flops
+    monkeypatch.setattr(llama, "lora_linears", lambda x, *layers: tuple(layer(x) for layer in layers))
+    assert ours == count_cost(model, batch).flops
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -81,7 +81,7 @@ def test_layers_of_one_input_are_what_peft_makes_of_each(frozen):
     theirs = get_peft_model(layers, settings).base_model.model
     x = torch.randn(3, 5, 12, dtype=torch.float64)
     found = []
-    for make in (lambda x: [layer(x) for layer in theirs.values()], lambda x: together(x, *theirs.values())):
+    for make in (lambda x: [layer(x) for layer in theirs.values()], lambda x: lora_linears(x, *theirs.values())):
         theirs.zero_grad()
         given = x.clone().requires_grad_(not frozen)
         made = make(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.mini import run
-from src.cli import compose
+from src.runtime.cli import compose
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()

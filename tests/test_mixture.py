@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from src.data.mixture import BLOCK, Mixture, cards
+from src.data.mixture import BLOCK, Mixture, counts_per_block
 
 SHARES = {"a": 0.5, "b": 0.3, "none": 0.0, "c": 0.2}
 ROWS = {"a": np.arange(100, 7100), "b": np.arange(0, 900) * 3, "none": np.arange(5), "c": np.array([7, 11, 13])}
@@ -35,7 +35,7 @@ def test_the_order_of_the_shares_does_not_change_the_stream():
 def test_cards_do_not_depend_on_the_order_of_the_shares():
     """Also where the first of two equal sources pays for tiny shares."""
     shares = {"a": 1e9, "b": 1e9, "c": 1, "d": 1, "e": 1, "f": 1}
-    assert cards(shares) == cards(dict(reversed(shares.items())))
+    assert counts_per_block(shares) == counts_per_block(dict(reversed(shares.items())))
 
 
 def test_shares_are_exact_in_every_block():
@@ -69,6 +69,6 @@ def test_neighbours_of_an_epoch_are_not_in_order():
     ],
 )
 def test_cards_fill_the_block_and_forget_nobody(shares, dealt):
-    assert sum(cards(shares).values()) == BLOCK
-    assert sorted(cards(shares).values()) == sorted(dealt.values())
-    assert set(cards(shares)) == set(dealt)
+    assert sum(counts_per_block(shares).values()) == BLOCK
+    assert sorted(counts_per_block(shares).values()) == sorted(dealt.values())
+    assert set(counts_per_block(shares)) == set(dealt)

@@ -1,12 +1,12 @@
 import pytest
 
-from src.model.vlm import build
-from src.training.optim import factor, optimizer
+from src.model.vlm import build_vlm
+from src.training.optim import lr_factor, optimizer
 
 
 def test_each_part_has_its_rate_and_only_matrices_decay(configure):
     config = configure("optim.weight_decay=0.1", "optim.lr={vision: 1e-5, projector: 0, language: 2e-4}")
-    model = build(config)
+    model = build_vlm(config)
     groups = optimizer(model, config.optim).param_groups
     assert {(group["part"], group["lr"]) for group in groups} == {("vision", 1e-5), ("language", 2e-4)}
     for group in groups:
@@ -16,15 +16,15 @@ def test_each_part_has_its_rate_and_only_matrices_decay(configure):
 
 def test_warm_up_then_cosine_to_a_tenth(configure):
     optim = configure("optim.steps=1000", "optim.warmup=100").optim
-    factors = [factor(step, optim) for step in range(1000)]
+    factors = [lr_factor(step, optim) for step in range(1000)]
     assert factors[0] == 0.01
     assert factors[99] == factors[100] == max(factors) == 1.0
     assert factors[:100] == sorted(factors[:100])
     assert factors[100:] == sorted(factors[100:], reverse=True)
-    assert factor(550, optim) == pytest.approx(0.55)
-    assert factor(1000, optim) == pytest.approx(0.1)
+    assert lr_factor(550, optim) == pytest.approx(0.55)
+    assert lr_factor(1000, optim) == pytest.approx(0.1)
 
 
 def test_constant_after_warm_up(configure):
     optim = configure("optim.steps=50", "optim.warmup=0", "optim.schedule=constant").optim
-    assert {factor(step, optim) for step in range(50)} == {1.0}
+    assert {lr_factor(step, optim) for step in range(50)} == {1.0}

@@ -10,16 +10,27 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
-from data_prep.audit import Audit, audit_all
-from data_prep.shards import Build, build_all
-from src.config import Data, Mix, typed
-from src.data import classification
-from src.data.module import fingerprint
-from src.data.overlap import overlap
+from data_prep.audit.leaks import AuditConfig, audit_all
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
+from src.classification import dataset
+from src.config.train import DataConfig, MixConfig
+from src.data.datamodule import data_fingerprint
 from src.data.shards import Shards
-from src.errors import UserError
+from src.evaluation.overlap import training_overlap
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 
-DATA = {"window": 8, "global_batch": 4, "row_tokens": 64, "workers": 0, "exact_decode": False, "images": True, "validate": 0, "answers": 0}
+DATA = {
+    "packing_window": 8,
+    "global_batch_size": 4,
+    "max_seq_len": 64,
+    "workers": 0,
+    "exact_decode": False,
+    "images": True,
+    "val_samples": 0,
+    "val_generations": 0,
+}
 
 
 @pytest.fixture
@@ -36,12 +47,12 @@ def place(tmp_path) -> Path:
         (tmp_path / f"raw/mix/{n}.png").write_bytes((folder / f"{n}.png").read_bytes())
         lines.append(json.dumps({"id": str(n), "image": f"{n}.png", "caption": f"picture {n}"}))
     (tmp_path / "raw/mix/train.jsonl").write_text("\n".join(lines))
-    build_all(Build(sources=["mix"], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
+    build_all(BuildConfig(sources=["mix"], raw=tmp_path / "raw", out=tmp_path / "shards", workers=1))
     return tmp_path
 
 
 def audit(place: Path) -> None:
-    audit_all(Audit(out=place / "shards", raw=place / "raw", benchmarks=["dots"]))
+    audit_all(AuditConfig(out=place / "shards", raw=place / "raw", benchmarks=["dots"]))
 
 
 def trained(place: Path, name: str, *, decontaminate: bool = True, init: str | None = None) -> tuple[dict, Path]:
@@ -53,17 +64,17 @@ def trained(place: Path, name: str, *, decontaminate: bool = True, init: str | N
     path.parent.mkdir(parents=True)
     (path.parents[1] / "config.yaml").write_text(yaml.safe_dump(run))
     shards = {"mix": Shards(place / "shards/mix")}
-    print_of = fingerprint(shards, typed(Mix, DictConfig(mix)), seed=0, data=typed(Data, DictConfig(run["data"])))
+    print_of = data_fingerprint(shards, to_typed(MixConfig, DictConfig(mix)), seed=0, data=to_typed(DataConfig, DictConfig(run["data"])))
     torch.save({"state_dict": {}, "DataModule": {"consumed": 1, "fingerprint": print_of}}, path)
     return run, path
 
 
 def fingerprint_of(place: Path) -> str:
-    return classification.read("dots", raw=place / "raw").fingerprint
+    return dataset.read_dataset("dots", raw=place / "raw").fingerprint
 
 
 def answer(place: Path, run: tuple[dict, Path], benchmark: str = "dots") -> tuple[dict, bool | None]:
-    said = overlap(*run, benchmark, fingerprint=fingerprint_of(place), outputs=str(place / "outputs"))
+    said = training_overlap(*run, benchmark, fingerprint=fingerprint_of(place), outputs=str(place / "outputs"))
     return said["found"], said["trained_on"]
 
 
@@ -105,7 +116,7 @@ def test_an_audit_of_other_shards_says_nothing_of_those_of_then(place):
 def test_an_audit_of_another_build_of_the_test_set_says_nothing(place):
     audit(place)
     run = trained(place, "clean")
-    said = overlap(*run, "dots", fingerprint="another build", outputs=str(place / "outputs"))
+    said = training_overlap(*run, "dots", fingerprint="another build", outputs=str(place / "outputs"))
     assert said["trained_on"] is None
     assert said["notes"] == ["run 'clean': the audit of mix has looked for another build of dots; run `make audit`"]
 
@@ -126,13 +137,13 @@ def test_runs_that_continue_each_other_in_a_circle_are_told(place):
 
 def test_weights_that_a_run_began_with_are_named(place):
     run, path = trained(place, "one")
-    assert overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] == "org/weights"
+    assert training_overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] == "org/weights"
     run["vision"]["format"] = "scratch"
-    assert overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] is None
+    assert training_overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] is None
 
 
 def test_a_set_of_ones_own_needs_the_folder_that_it_stands_in(place):
     with pytest.raises(UserError, match=r"^benchmarks=dots stand below raw=, which is missing; give raw=\.\.\.$"):
-        audit_all(Audit(out=place / "shards", benchmarks=["dots"]))
+        audit_all(AuditConfig(out=place / "shards", benchmarks=["dots"]))
     with pytest.raises(UserError, match="did you mean 'dots'"):
-        audit_all(Audit(out=place / "shards", raw=place / "raw", benchmarks=["dotts"]))
+        audit_all(AuditConfig(out=place / "shards", raw=place / "raw", benchmarks=["dotts"]))

@@ -20,14 +20,14 @@ from data_prep.phantom import draw
 from data_prep.phantom.__main__ import main
 from data_prep.phantom.draw.canvas import canvas
 from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
-from data_prep.phantom.wording import article, caption, questions
-from data_prep.phantom.world import MODALITIES, NORMAL, OPTICAL, RADIOLOGY, item_rng, sample_scene
+from data_prep.phantom.scene.wording import article, caption, questions
+from data_prep.phantom.scene.world import MODALITIES, NORMAL, OPTICAL, RADIOLOGY, item_rng, sample_scene
 from data_prep.phantom.writers import FULL, OPEN, WRITERS, pathvqa, vqa_med_2019
 from data_prep.phantom.writers.folder import scenes
 from data_prep.readers import READERS
-from src.cli import CONF
 from src.data.record import QUESTION_TYPES, question_type
-from src.scoring.controls import histogram
+from src.metrics.baselines import histogram
+from src.runtime.cli import CONF
 
 VQA = {"pathvqa": tuple(OPTICAL), "vqa_med_2019": tuple(RADIOLOGY)}
 GENERAL = ("modality", "plane", "organ", "specimen")
@@ -215,7 +215,7 @@ def test_pubmedqa_is_answered_by_its_contexts(raw):
 
 
 def test_pubmedqa_has_artificial_labels_as_the_hub_holds_them(raw):
-    entry = sources.load()["pubmedqa"]
+    entry = sources.load_sources()["pubmedqa"]
     labelled = json.loads((raw / "pubmedqa/data/ori_pqal.json").read_text())
     artificial = pq.read_table(raw / "pubmedqa/pqa_artificial/train-00000-of-00001.parquet").to_pylist()
     assert artificial

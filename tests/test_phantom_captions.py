@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from data_prep import sources
-from data_prep.cut import fault
+from data_prep.build.chunking import record_fault
 from data_prep.phantom.writers import WRITERS, medicat
 from data_prep.readers import READERS
-from data_prep.rows import Bad, Filtered
+from data_prep.readers.rows import FilteredRow, InvalidRow
 from src.data.record import SPLITS, Record
 from tests.test_phantom import files
 
@@ -45,17 +45,17 @@ def put(folder: Path, name: str, *, num: dict[str, int], seed: int = 0) -> Path:
 
 
 def rows(raw: Path, name: str, split: str = "train") -> list:
-    entry = sources.load()[name]
+    entry = sources.load_sources()[name]
     return list(READERS[entry.reader](raw / name, split, entry))
 
 
 def records(raw: Path, name: str, split: str = "train") -> list[Record]:
-    return [row for row in rows(raw, name, split) if isinstance(row, Record) and not fault(row)]
+    return [row for row in rows(raw, name, split) if isinstance(row, Record) and not record_fault(row)]
 
 
 def refused(raw: Path, name: str) -> Counter:
     """How many rows the build would leave out, by reason."""
-    reasons = [row.reason if isinstance(row, Bad | Filtered) else fault(row) for row in rows(raw, name)]
+    reasons = [row.reason if isinstance(row, InvalidRow | FilteredRow) else record_fault(row) for row in rows(raw, name)]
     return Counter(reason.partition(":")[0] for reason in reasons if reason)
 
 
@@ -80,7 +80,7 @@ def test_the_bytes_are_a_function_of_the_seed(raw, tmp_path, name):
 def test_the_reader_finds_what_was_written_and_the_build_would_accept_it(raw, name):
     splits = [split for split in SPLITS if rows(raw, name, split)]
     assert splits == [split for split in SPLITS if split in NUM[name]]
-    entry = sources.load()[name]
+    entry = sources.load_sources()[name]
     assert all(any((raw / name).glob(glob)) for glob in entry.patterns)
     everything, wrong = rows(raw, name), refused(raw, name) - Counter({"not histology": 100})
     assert wrong.total() < 0.05 * len(everything)

@@ -10,19 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import sources
-from data_prep.audit import Audit, audit_all
-from data_prep.phantom.choices import choice_questions, options
-from data_prep.phantom.clinic import CARE, COMPLAINT, card, exam, fact, hurried, letter
-from data_prep.phantom.wording import NUMBERS
-from data_prep.phantom.world import MODALITIES, NORMAL, item_rng, sample_scene
+from data_prep.audit.leaks import AuditConfig, audit_all
+from data_prep.build.source import BuildConfig
+from data_prep.phantom.scene.choices import choice_questions, options
+from data_prep.phantom.scene.clinic import CARE, COMPLAINT, card, exam, fact, letter, with_typos
+from data_prep.phantom.scene.wording import NUMBERS
+from data_prep.phantom.scene.world import MODALITIES, NORMAL, item_rng, sample_scene
 from data_prep.phantom.writers import WRITERS, pmc_vqa
 from data_prep.phantom.writers.folder import scenes
-from data_prep.shards import Build, build_all
-from src.cli import compose
-from src.config import Evaluate, typed
-from src.data import benchmark
+from data_prep.shards import build_all
+from src.config.evaluate import EvaluateConfig
 from src.data.shards import Shards
 from src.evaluate import evaluate
+from src.evaluation import benchmark
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.runs import finish
 
@@ -56,7 +58,7 @@ def raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def built(raw, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("shards")
-    return out, build_all(Build(sources=list(NUM), raw=raw, out=out, workers=1))
+    return out, build_all(BuildConfig(sources=list(NUM), raw=raw, out=out, workers=1))
 
 
 def records(built: tuple[Path, dict], name: str, split: str = "train") -> list:
@@ -85,7 +87,7 @@ def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, name):
 @pytest.mark.parametrize("name", NUM)
 def test_every_row_ends_somewhere(built, name):
     out, manifests = built
-    entry = sources.load()[name]
+    entry = sources.load_sources()[name]
     for split in NUM[name]:
         counts = manifests[name]["counts"][split]
         assert counts["written"] == len(records(built, name, split)) > 0
@@ -133,7 +135,7 @@ def test_pictures_of_vqa_rad_stand_in_both_splits_with_other_questions(raw, buil
 
 
 def test_the_audit_finds_what_vqa_rad_shares(built):
-    found = audit_all(Audit(out=built[0], sources=["vqa_rad"]))["vqa_rad"]
+    found = audit_all(AuditConfig(out=built[0], sources=["vqa_rad"]))["vqa_rad"]
     train = [record.group for record in records(built, "vqa_rad")]
     both = {record.group for record in records(built, "vqa_rad", "test")} & set(train)
     opened = Shards(built[0] / "vqa_rad")
@@ -217,7 +219,7 @@ def test_letters_have_typing_errors_and_signatures(built):
     known = {word for n in range(400) for word in letter(*_scene("known", n))[0].split()}
     wrong = [word for record in found for word in record.question.split() if word not in known]
     assert 0.005 < len(wrong) / sum(len(record.question.split()) for record in found) < 0.10
-    assert sorted(hurried("abdomen " * 50, item_rng(0, "hurried", "", 0))) == sorted("abdomen " * 50)
+    assert sorted(with_typos("abdomen " * 50, item_rng(0, "hurried", "", 0))) == sorted("abdomen " * 50)
 
 
 def test_cards_keep_to_the_rules():
@@ -274,9 +276,9 @@ def test_a_question_with_options_cannot_be_answered_without_its_image():
 def test_every_benchmark_is_asked_on_its_phantom(built, shards, language, tmp_path):
     folder, _ = finish(overrides(shards, language, tmp_path))
     names = ["vqa_rad", "vqa_rad_disjoint", "slake", "pmc_vqa", "medqa", "medmcqa"]
-    words = [f"run={folder.name}", f"outputs={tmp_path}", f"data_root={built[0]}", f"benchmarks=[{','.join(names)}]", "row_tokens=512"]
+    words = [f"run={folder.name}", f"outputs={tmp_path}", f"data_root={built[0]}", f"benchmarks=[{','.join(names)}]", "max_seq_len=512"]
     words += ["images=[real,shuffled,none]", "limit=8", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
-    evaluate(typed(Evaluate, compose("evaluate", words)))
+    evaluate(to_typed(EvaluateConfig, compose("evaluate", words)))
     metrics = json.loads((folder / "evaluate.json").read_text())["metrics"]
     for name in names:
         condition = "none" if name in ("medqa", "medmcqa") else "real"
@@ -288,7 +290,7 @@ def test_every_benchmark_is_asked_on_its_phantom(built, shards, language, tmp_pa
 
 
 def test_the_disjoint_benchmark_drops_exactly_the_shared_pictures(built):
-    whole, apart = (benchmark.read(name, root=built[0]) for name in ("vqa_rad", "vqa_rad_disjoint"))
+    whole, apart = (benchmark.read_benchmark(name, root=built[0]) for name in ("vqa_rad", "vqa_rad_disjoint"))
     dropped = [item for item in whole.items if item not in apart.items]
     train = {record.group for record in records(built, "vqa_rad")}
     assert len(dropped) == 3  # one question on each of three pictures

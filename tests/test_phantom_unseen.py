@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.phantom.world import MODALITIES
+from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers import UNSEEN, octmnist, organcmnist, pneumoniamnist, retinamnist, sicapv2
-from src.data import classification
-from src.data.classification import pixels
-from src.data.layouts import SUFFIXES
+from src.classification import dataset
+from src.classification.dataset import image_to_pixels
+from src.classification.layouts import SUFFIXES
 
 SMALL = {"breastmnist": 24, "organcmnist": 22, "sicapv2": 80, "pad_ufes_20": 120}
 
@@ -39,11 +39,11 @@ def digests(folder):
 @pytest.mark.parametrize("name", UNSEEN)
 def test_a_phantom_is_read_as_the_real_set_would_be(tmp_path, name):
     folder = write(name, tmp_path)
-    data = classification.read(name, raw=tmp_path)
+    data = dataset.read_dataset(name, raw=tmp_path)
     assert min(count for counts in data.counts().values() for count in counts.values()) >= 1
     assert data.made == (name in ("pad_ufes_20", "malaria"))
     for example in data.examples[:3]:
-        assert pixels(example.image, size=32).shape == (3, 32, 32)
+        assert image_to_pixels(example.image, size=32).shape == (3, 32, 32)
     write(name, tmp_path / "again")
     assert digests(tmp_path / "again" / name) == digests(folder)
     write(name, tmp_path / "other", seed=1)
@@ -75,5 +75,5 @@ def test_the_warts_are_there(tmp_path):
     assert min(sides) < 80
     assert max(sides) == 2000
     assert {Image.open(path).mode for path in folders["pad_ufes_20"].rglob("*.png")} == {"RGB", "RGBA"}
-    data = classification.read("pad_ufes_20", raw=tmp_path)
+    data = dataset.read_dataset("pad_ufes_20", raw=tmp_path)
     assert len(set(data.groups(np.arange(len(data.examples))))) < len(data.examples)

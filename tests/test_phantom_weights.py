@@ -6,21 +6,23 @@ import shutil
 import pytest
 import torch
 
+from data_prep.build.source import BuildConfig
 from data_prep.phantom.__main__ import main as phantoms
 from data_prep.phantom.weights import language, vision
 from data_prep.phantom.weights.__main__ import main
-from data_prep.shards import Build, build_all
-from src.data.prompt import IMAGE, Prompter, pieces
+from data_prep.shards import build_all
+from src.config.train import VisionConfig
+from src.data.prompt import IMAGE, Prompter, prompt_answer_pairs
 from src.data.shards import Shards
-from src.model.vision import VisionConfig, load_vision
-from src.model.weights import load_language
+from src.model.language_checkpoint import load_language
+from src.model.vision import load_vision
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("phantom_shards")
     phantoms([f"out={raw}", "sources=pmc_oa,pubmedqa", "scale=0.02"])
-    build_all(Build(sources=["pmc_oa", "pubmedqa"], raw=raw, out=out, workers=1))
+    build_all(BuildConfig(sources=["pmc_oa", "pubmedqa"], raw=raw, out=out, workers=1))
     return out
 
 
@@ -45,7 +47,7 @@ def test_the_language_model_opens_as_any_folder_of_transformers(weights, shards)
     (encoded,) = prompter.encode([record], num_images=[1])
     assert encoded.ids[:3].tolist() == [1, prompter.image_id, prompter.image_id]
     assert tokenizer.convert_tokens_to_ids(IMAGE) == prompter.image_id < model.get_input_embeddings().weight.shape[0]
-    prompt, answer = pieces(record)[0]
+    prompt, answer = prompt_answer_pairs(record)[0]
     said = tokenizer.decode(encoded.ids[3:-1])
     assert said.replace(" ", "") == (prompt + answer).replace(" ", "")
 

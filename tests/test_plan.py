@@ -8,25 +8,30 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from src.cli import compose
-from src.config import RECOMPUTE, Plan, Train, typed
-from src.errors import UserError, command
+from src.config.plan import PlanConfig
+from src.config.train import ACTIVATION_CHECKPOINTING, TrainConfig
 from src.model import loss
-from src.model.cost import Cost, Sample, blueprint, count, packed
-from src.plan import fullest, measure, measure_layers, memory, on_meta, plan
+from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost
+from src.plan import batch_to_meta, estimate_memory, largest_micro_batch, measure_cost, measure_layers, plan
+from src.runtime.cli import compose
+from src.runtime.errors import UserError, report_user_errors
+from src.runtime.schema import to_typed
 from src.training.optim import optimizer
 from tests.conftest import parts
 from tests.processes import server
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192}
-SAMPLE = Sample(images=1, text=47, supervised=40)
+SAMPLE = AverageSample(images=1, text=47, supervised=40)
 CHUNK = 1 << 23  # of logits: 32 of these samples fill one
 
 
 def test_a_plan_names_parts_memory_and_devices(words, capsys):
     """For a model of this disk: its own shapes, not those of the 7B."""
     plan(
-        typed(Plan, compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.supervised=6", "plan.memory=[1,2]", "plan.reserve=0"]))
+        to_typed(
+            PlanConfig,
+            compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.supervised=6", "plan.memory=[1,2]", "plan.reserve=0"]),
+        )
     )
     said = capsys.readouterr().out
     assert "37,568" in said
@@ -43,7 +48,7 @@ def test_a_plan_names_parts_memory_and_devices(words, capsys):
 @pytest.mark.slow
 def test_a_plan_says_nothing_else(words, recwarn):
     """The command shows no warning of a library."""
-    command(plan)(typed(Plan, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
+    report_user_errors(plan)(to_typed(PlanConfig, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
     assert [str(one.message) for one in recwarn] == []
 
 
@@ -56,35 +61,35 @@ def test_a_plan_says_nothing_else(words, recwarn):
         ("plan.supervised=1000", "plan.text >= plan.supervised >= 0, .*found images=1, text=61, supervised=1000"),
         ("plan.images=-1", "an average sample has plan.images >= 0"),
         ("trainer.accumulate=0", "trainer.accumulate must be at least 1, found 0"),
-        ("trainer.recompute=never", "trainer.recompute='never'; allowed: cheap, full, none"),
+        ("trainer.activation_checkpointing=never", "trainer.activation_checkpointing='never'; allowed: full, none, selective"),
         ("optim.steps=null", "give one of optim.steps=None and optim.epochs=None"),
     ],
 )
 def test_a_plan_of_what_cannot_be_is_one_sentence(words, override, said):
     with pytest.raises(UserError, match=said):
-        plan(typed(Plan, compose("plan", [*words, override])))
+        plan(to_typed(PlanConfig, compose("plan", [*words, override])))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", RECOMPUTE)
+@pytest.mark.parametrize("how", ACTIVATION_CHECKPOINTING)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_measuring_one_middle_layer_for_all_counts_what_the_whole_model_counts(configure, monkeypatch, how, frozen):
     """Also where the first layer differs from the others because its input needs no gradient."""
     monkeypatch.setattr("src.model.cost._language", lambda config: LlamaConfig(**(SHAPE | {"num_hidden_layers": 5})))
     rates = ["optim.lr.vision=0", "optim.lr.projector=0"] if frozen else []
-    config = configure(f"trainer.recompute={how}", "language.path=any/hub", *rates)
-    assert measure(config, SAMPLE, how=how) == measure_layers(config, SAMPLE, 5)
+    config = configure(f"trainer.activation_checkpointing={how}", "language.path=any/hub", *rates)
+    assert measure_cost(config, SAMPLE, how=how) == measure_layers(config, SAMPLE, 5)
 
 
-def grown(config: Train, answer) -> None:
+def grown(config: TrainConfig, answer) -> None:
     """Bytes by which this process grows while it trains on one micro-batch, to `answer`."""
     loss.CHUNK = CHUNK
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: what is freed goes back, as on a GPU, instead of leaving holes
     torch.ones(64, 64, requires_grad=True).square().sum().backward()
     before = psutil.Process().memory_info().rss
-    model = blueprint(config, device="cpu", shape=SHAPE).train()
-    batch = packed(model, SAMPLE, rows=2, row_tokens=config.data.row_tokens)
+    model = build_on_meta(config, device="cpu", shape=SHAPE).train()
+    batch = average_batch(model, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)
     model(batch)[0].sum().backward()
     optimizer(model, config.optim).step()
     answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
@@ -94,10 +99,10 @@ def grown(config: Train, answer) -> None:
 def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
     """Half a GB, most of it activations; measured in a process of its own, on the CPU."""
     monkeypatch.setattr("src.plan.CHUNK", CHUNK)
-    config = configure("data.row_tokens=1024", "vision.image_size=64")
-    drawn = blueprint(config, shape=SHAPE)
-    cost = count(drawn, on_meta(packed(drawn, SAMPLE, rows=2, row_tokens=config.data.row_tokens)))
-    need = memory(config, drawn, cost, working=cost.saved / SHAPE["num_hidden_layers"], reserve=0)
+    config = configure("data.max_seq_len=1024", "vision.image_size=64")
+    drawn = build_on_meta(config, shape=SHAPE)
+    cost = count_cost(drawn, batch_to_meta(average_batch(drawn, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)))
+    need = estimate_memory(config, drawn, cost, working=cost.saved / SHAPE["num_hidden_layers"], reserve=0)
     ours, theirs = server.Pipe(duplex=False)
     process = server.Process(target=grown, args=(config, theirs))
     process.start()
@@ -108,30 +113,30 @@ def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
     assert need.fixed + need.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
 
 
-def average(batches: list) -> Cost:
+def average(batches: list) -> StepCost:
     real = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
-    return Cost(real, sum(batch.num_samples for batch in batches), 0, 0)
+    return StepCost(real, sum(batch.num_samples for batch in batches), 0, 0)
 
 
 @pytest.mark.parametrize("slots", [1, 4, 8])
 def test_no_micro_batch_of_the_stream_is_larger_than_the_plan_says(configure, slots):
     """One rank takes whole rows: over eight slots, nine rows are two for one of them."""
-    config = configure(f"trainer.accumulate={slots}", "data.row_tokens=60")
+    config = configure(f"trainer.accumulate={slots}", "data.max_seq_len=60")
     _, data = parts(config)
     batches = [data.stream().batch(step, slot=slot) for step in range(2) for slot in range(slots)]
-    largest = max(batch.ids_BT.numel() for batch in batches)
-    assert largest <= fullest(config, average(batches), slots=slots) < largest + 60
+    largest = max(batch.input_ids_BT.numel() for batch in batches)
+    assert largest <= largest_micro_batch(config, average(batches), slots=slots) < largest + 60
 
 
 @pytest.mark.parametrize(("ranks", "slots"), [(2, 1), (4, 1), (4, 4), (16, 1)])
 def test_no_micro_batch_of_several_ranks_is_larger_than_the_plan_says(configure, ranks, slots):
-    config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={slots}", "data.row_tokens=60")
+    config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={slots}", "data.max_seq_len=60")
     _, data = parts(config)
     streams = [data.stream(rank=rank, world=ranks) for rank in range(ranks)]
     batches = [stream.batch(step, slot=slot) for stream in streams for step in range(2) for slot in range(slots)]
-    largest = max(batch.ids_BT.numel() for batch in batches)
+    largest = max(batch.input_ids_BT.numel() for batch in batches)
     cost = average(batches)
-    assert largest <= fullest(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
+    assert largest <= largest_micro_batch(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
 
 
 def test_a_plan_counts_the_rank_that_the_others_wait_for(words, capsys):
@@ -139,7 +144,7 @@ def test_a_plan_counts_the_rank_that_the_others_wait_for(words, capsys):
     keys = ["plan.images=1", "plan.text=12", "plan.supervised=6", "plan.tflops=1e-9", "plan.reserve=0"]
     hours = {}
     for ranks in (1, 16):
-        plan(typed(Plan, compose("plan", [*words, *keys, f"trainer.devices={ranks}"])))
+        plan(to_typed(PlanConfig, compose("plan", [*words, *keys, f"trainer.devices={ranks}"])))
         said = " ".join(capsys.readouterr().out.split())
         hours[ranks] = float(said.split("samples take ")[1].split(" h")[0])
     used = int(said.split("of which each computes ")[1].split("%")[0]) / 100

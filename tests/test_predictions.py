@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from src.errors import UserError
-from src.scoring.predictions import read_predictions
+from src.evaluation.foreign_predictions import read_foreign_predictions
+from src.runtime.errors import UserError
 
 LINE = {"id": "q1", "question": "what is shown?", "references": ["lung"], "prediction": "the lung"}
 
@@ -24,18 +24,18 @@ def table(path, text: str) -> object:
 
 def test_own_lines_come_back_whole(tmp_path):
     own = {**LINE, "source": "pathvqa", "image": "i1", "type": "organ", "choices": ["lung", "liver"], "closed": False, "cut": True}
-    assert read_predictions(jsonl(tmp_path, {**own, "confidence": 0.4}), benchmark=None) == [own]
+    assert read_foreign_predictions(jsonl(tmp_path, {**own, "confidence": 0.4}), benchmark=None) == [own]
 
 
 @pytest.mark.parametrize("given", [{"references": "lung"}, {"references": ["lung"]}, {"reference": "lung"}])
 def test_references_in_any_spelling(tmp_path, given):
     row = {name: value for name, value in LINE.items() if name != "references"}
-    assert read_predictions(jsonl(tmp_path, {**row, **given}), benchmark=None)[0]["references"] == ["lung"]
+    assert read_foreign_predictions(jsonl(tmp_path, {**row, **given}), benchmark=None)[0]["references"] == ["lung"]
 
 
 def test_a_table_reads_like_lines(tmp_path):
     text = 'id,question,reference,prediction,image,type\r\n1,"what, then?","[""a"", ""b""]","two\nlines",i1,\r\n2,why?,lung,,,organ\r\n'
-    first, second = read_predictions(table(tmp_path, text), benchmark=None)
+    first, second = read_foreign_predictions(table(tmp_path, text), benchmark=None)
     assert first == {"id": "1", "question": "what, then?", "references": ["a", "b"], "prediction": "two\nlines", "image": "i1"}
     assert second == {"id": "2", "question": "why?", "references": ["lung"], "prediction": "", "type": "organ"}
 
@@ -46,23 +46,23 @@ def test_only_a_line_feed_ends_a_line(tmp_path, mark):
     (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
     (tmp_path / "a.csv").write_text(f"id,question,reference,prediction\nq1,what?,lung,a{mark}b\n", newline="")
     for name in ("a.jsonl", "a.csv"):
-        assert read_predictions(tmp_path / name, benchmark=None)[0]["prediction"] == f"a{mark}b"
+        assert read_foreign_predictions(tmp_path / name, benchmark=None)[0]["prediction"] == f"a{mark}b"
 
 
 def test_a_mark_of_byte_order_is_not_part_of_the_first_name(tmp_path):
     file = tmp_path / "answers.csv"
     file.write_bytes("id,question,reference,prediction\n1,q,lung,lung\n".encode("utf-8-sig"))
-    assert read_predictions(file, benchmark=None)[0]["id"] == "1"
+    assert read_foreign_predictions(file, benchmark=None)[0]["id"] == "1"
 
 
 def test_alternatives_are_split_for_one_benchmark_only(tmp_path):
     file = jsonl(tmp_path, {**LINE, "references": "oligodendroglioma # (multi-cystic) mass"})
-    assert read_predictions(file, benchmark="vqa_med_2019")[0]["references"] == ["oligodendroglioma", "(multi-cystic) mass"]
-    assert read_predictions(file, benchmark="pathvqa")[0]["references"] == ["oligodendroglioma # (multi-cystic) mass"]
+    assert read_foreign_predictions(file, benchmark="vqa_med_2019")[0]["references"] == ["oligodendroglioma", "(multi-cystic) mass"]
+    assert read_foreign_predictions(file, benchmark="pathvqa")[0]["references"] == ["oligodendroglioma # (multi-cystic) mass"]
 
 
 def test_numbers_are_answers(tmp_path):
-    (item,) = read_predictions(jsonl(tmp_path, {**LINE, "id": 7, "references": [2, 2.5], "prediction": 2}), benchmark=None)
+    (item,) = read_foreign_predictions(jsonl(tmp_path, {**LINE, "id": 7, "references": [2, 2.5], "prediction": 2}), benchmark=None)
     assert (item["id"], item["references"], item["prediction"]) == ("7", ["2", "2.5"], "2")
 
 
@@ -87,14 +87,14 @@ def test_numbers_are_answers(tmp_path):
 )
 def test_a_bad_value_is_one_sentence(tmp_path, change, sentence):
     with pytest.raises(UserError, match=sentence) as mistake:
-        read_predictions(jsonl(tmp_path, LINE, {**LINE, "id": "q2", **change}), benchmark=None)
+        read_foreign_predictions(jsonl(tmp_path, LINE, {**LINE, "id": "q2", **change}), benchmark=None)
     assert "\n" not in str(mistake.value)
 
 
 def test_a_missing_name_is_said_with_those_that_are_there(tmp_path):
     row = {("predicton" if name == "prediction" else name): value for name, value in LINE.items()}
     with pytest.raises(UserError, match="line 1: has no 'prediction', found id, question, references, predicton"):
-        read_predictions(jsonl(tmp_path, row), benchmark=None)
+        read_foreign_predictions(jsonl(tmp_path, row), benchmark=None)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_missing_name_is_said_with_those_that_are_there(tmp_path):
 def test_a_bad_file_is_one_sentence(tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence) as mistake:
-        read_predictions(tmp_path / name, benchmark=None)
+        read_foreign_predictions(tmp_path / name, benchmark=None)
     assert "\n" not in str(mistake.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        read_predictions(tmp_path / "a.csv", benchmark=None)
+        read_foreign_predictions(tmp_path / "a.csv", benchmark=None)
 
 
 @pytest.mark.parametrize(
@@ -136,5 +136,5 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_ids_must_be_those_of_the_benchmark(tmp_path, ids, sentence):
     file = jsonl(tmp_path, LINE, {**LINE, "id": "q2"})
     with pytest.raises(UserError, match=sentence):
-        read_predictions(file, benchmark="pathvqa", ids=ids)
-    assert len(read_predictions(file, benchmark="pathvqa", ids=["q2", "q1"])) == 2
+        read_foreign_predictions(file, benchmark="pathvqa", ids=ids)
+    assert len(read_foreign_predictions(file, benchmark="pathvqa", ids=["q2", "q1"])) == 2

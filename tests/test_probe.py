@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from src.training import probe
-from src.training.probe import Split, few_shot, linear, neighbours
+from src.classification import probe
+from src.classification.probe import Split, few_shot_probe, knn_probe, linear_probe
 
 
 def splits(*, gap=3.0, classes=3, sizes=(60, 30, 30), seed=0, noise_pooling=True):
@@ -17,7 +17,7 @@ def splits(*, gap=3.0, classes=3, sizes=(60, 30, 30), seed=0, noise_pooling=True
     return out
 
 
-@pytest.mark.parametrize("method", [linear, neighbours])
+@pytest.mark.parametrize("method", [linear_probe, knn_probe])
 def test_pooling_is_chosen_on_validation(method):
     train, val, test = splits(gap=8)
     found = method(train, val, test, classes=3)
@@ -27,7 +27,7 @@ def test_pooling_is_chosen_on_validation(method):
     assert found.probabilities_NK.sum(1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("method", [linear, neighbours])
+@pytest.mark.parametrize("method", [linear_probe, knn_probe])
 def test_nothing_is_learnt_from_test_labels(method):
     train, val, test = splits()
     other = Split(test.features, test.labels_N[::-1].copy())
@@ -39,7 +39,7 @@ def test_two_classes_and_constant_features():
     for split in (train, val, test):
         split.features["mean"][:, 7] = 5.0
     test.features["mean"][:, 7] = 500.0  # was constant in training: says nothing
-    found = linear(train, val, test, classes=2)
+    found = linear_probe(train, val, test, classes=2)
     assert (found.probabilities_NK.argmax(1) == test.labels_N).mean() > 0.9
 
 
@@ -49,7 +49,7 @@ def test_the_grid_is_small_and_its_answer_that_of_sklearn():
 
     assert len(probe.GRID) <= 10
     train, val, test = splits(gap=1.0, noise_pooling=False)
-    found = linear(train, val, test, classes=3)
+    found = linear_probe(train, val, test, classes=3)
     scaler = StandardScaler().fit(train.features["mean"])
     model = LogisticRegression(C=found.setting["C"], class_weight="balanced", max_iter=1000).fit(
         scaler.transform(train.features["mean"]), train.labels_N
@@ -59,7 +59,7 @@ def test_the_grid_is_small_and_its_answer_that_of_sklearn():
 
 def test_nearest_neighbour_by_hand():
     x = Split({"mean": np.array([[1.0, 0.0], [0.0, 1.0]])}, np.array([0, 1]))
-    found = neighbours(x, x, Split({"mean": np.array([[3.0, 1.0], [1.0, 9.0]])}, np.array([0, 1])), classes=2)
+    found = knn_probe(x, x, Split({"mean": np.array([[3.0, 1.0], [1.0, 9.0]])}, np.array([0, 1])), classes=2)
     assert found.setting == {"k": 1}
     assert found.probabilities_NK.tolist() == [[1, 0], [0, 1]]
 
@@ -67,8 +67,8 @@ def test_nearest_neighbour_by_hand():
 @pytest.mark.slow
 def test_few_shots_are_drawn_per_class_and_by_seed():
     train, val, test = splits(gap=1.0)
-    one = few_shot(train, val, test, shots=1, seed=0, classes=3).probabilities_NK
-    assert np.array_equal(one, few_shot(train, val, test, shots=1, seed=0, classes=3).probabilities_NK)
-    assert not np.array_equal(one, few_shot(train, val, test, shots=1, seed=1, classes=3).probabilities_NK)
-    whole = few_shot(train, val, test, shots=50, seed=0, classes=3).probabilities_NK  # 20 per class are all there are
-    assert np.array_equal(whole, linear(train, val, test, classes=3).probabilities_NK)
+    one = few_shot_probe(train, val, test, shots=1, seed=0, classes=3).probabilities_NK
+    assert np.array_equal(one, few_shot_probe(train, val, test, shots=1, seed=0, classes=3).probabilities_NK)
+    assert not np.array_equal(one, few_shot_probe(train, val, test, shots=1, seed=1, classes=3).probabilities_NK)
+    whole = few_shot_probe(train, val, test, shots=50, seed=0, classes=3).probabilities_NK  # 20 per class are all there are
+    assert np.array_equal(whole, linear_probe(train, val, test, classes=3).probabilities_NK)

@@ -7,11 +7,11 @@ import sys
 import pytest
 from rich.table import Table
 
-from src import progress
-from src.cli import first_rank_prints
-from src.errors import command
-from src.progress import Progress
-from src.tables import print_table
+from src.runtime import progress
+from src.runtime.cli import first_rank_prints
+from src.runtime.errors import report_user_errors
+from src.runtime.progress import Progress
+from src.runtime.tables import print_table
 from src.train import train
 from tests import processes
 from tests.runs import finish
@@ -133,7 +133,7 @@ def test_stdout_of_a_command_is_written_line_by_line(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
 
-    @command
+    @report_user_errors
     def main() -> None:
         print("before the progress lines")
         assert raw.getvalue() == b"before the progress lines\n"
@@ -202,7 +202,7 @@ def foreign(lines: list[str]) -> list[str]:
 def test_train_prints_nothing_of_the_libraries_and_each_line_once(words, tmp_path):
     """Frozen batch norms, recomputed layers and a second rank each make a library print something."""
     kept = [word for word in words if not word.startswith(("vision.architecture", "+vision.architecture_kwargs"))]
-    given = [*kept, "vision.architecture=test_resnet", "trainer.devices=2", "trainer.recompute=full"]
+    given = [*kept, "vision.architecture=test_resnet", "trainer.devices=2", "trainer.activation_checkpointing=full"]
     logs = [tmp_path / f"log.{rank}" for rank in range(2)]
     environments = processes.environments(world=2)
     ranks = [processes.command("src.train", given, log, one) for log, one in zip(logs, environments, strict=True)]

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.prompt import IGNORE, Prompter, fit, pieces
+from src.data.prompt import IGNORE, Prompter, prompt_answer_pairs, truncate_turns
 from src.data.record import Record
-from src.errors import UserError
-from src.model.generate import ask
-from src.model.weights import load_language
+from src.model.generate import make_request
+from src.model.language_checkpoint import load_language
+from src.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_an_encoded_question_reads_as_the_docstring_says(tokenizer):
 
 
 def test_choices_captions_and_further_turns(tokenizer):
-    assert pieces(asked(("which?", "b"), choices=["lung", "liver"])) == [("Question: which?\nA: lung\nB: liver\nAnswer:", "b")]
+    assert prompt_answer_pairs(asked(("which?", "b"), choices=["lung", "liver"])) == [("Question: which?\nA: lung\nB: liver\nAnswer:", "b")]
     caption = Record(key="k", source="s", split="train", caption="a scan")
     made = prompter(tokenizer).encode([caption, asked(("a?", "lung"), ("b?", "liver"))], num_images=[2, 0])
     assert tokenizer.decode(made[0].ids) == "<s>" + "<image>" * 8 + "Caption:a scan</s>"
@@ -70,11 +70,11 @@ def test_what_a_text_says_is_neither_an_image_nor_an_end(tokenizer):
 def test_images_that_leave_no_room_for_text_are_one_sentence(tokenizer):
     """Training and answering alike; eight tokens of text are enough."""
     record = asked(("which organ is shown here?", "lung"))
-    said = r"'k': 3 image\(s\) of 4 tokens and 8 tokens of text do not fit into row_tokens=20; set it to 21 or more"
+    said = r"'k': 3 image\(s\) of 4 tokens and 8 tokens of text do not fit into max_seq_len=20; set it to 21 or more"
     with pytest.raises(UserError, match=said):
         prompter(tokenizer, budget=20).encode([record], num_images=[3])
     with pytest.raises(UserError, match=said):
-        ask(record, images=[torch.zeros(3, 8, 8)] * 3, prefix="", prompter=prompter(tokenizer, budget=20), max_new_tokens=5)
+        make_request(record, images=[torch.zeros(3, 8, 8)] * 3, prefix="", prompter=prompter(tokenizer, budget=20), max_new_tokens=5)
     assert len(prompter(tokenizer, budget=21).encode([record], num_images=[3])[0].ids) == 21
 
 
@@ -89,11 +89,11 @@ def test_images_that_leave_no_room_for_text_are_one_sentence(tokenizer):
     ],
 )
 def test_fit(turns, room, kept, cut):
-    fitted, lost = fit(turns, room)
+    fitted, lost = truncate_turns(turns, room)
     assert [(len(prompt), len(answer)) for prompt, answer in fitted] == kept
     assert lost == cut
 
 
 def test_a_cut_prompt_keeps_its_end():
-    fitted, _ = fit([(list(range(50)), [7])], 20)
+    fitted, _ = truncate_turns([(list(range(50)), [7])], 20)
     assert fitted[0][0] == list(range(32, 50))

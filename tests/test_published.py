@@ -8,9 +8,9 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from torchmetrics.functional.text import bleu_score
 
-from src.scoring import bleu, published
-from src.scoring.text import CONTRACTIONS, normalise, words
-from src.scoring.vqa import SCORERS
+from src.metrics import bleu, published
+from src.metrics.text import CONTRACTIONS, normalise, words
+from src.metrics.vqa import SCORERS
 
 PERFECT = [name for name in SCORERS if name not in ("bleu1_van_sonsbeek", "bleu4_imageclef_new_nltk")]
 

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from src.cli import compose
-from src.config import Export, typed
-from src.errors import UserError
+from src.config.export import ExportConfig
 from src.export import export
-from src.release.push import check_push, push
+from src.release.push import check_push, push_folder
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.runs import finish
 
@@ -145,7 +146,7 @@ def out(tmp_path):
 
 
 def test_every_part_arrives_in_its_repository(hub, out):
-    push(out, "user/name", parts=["hf", "adapter", "timm", "space"], texts={})
+    push_folder(out, "user/name", parts=["hf", "adapter", "timm", "space"], texts={})
     models = hub.store["model"]
     assert models["user/name"] == {"config.json": b"hf/config.json\n", "README.md": b"hf/README.md\n"}
     assert models["user/name-adapter"] == {"adapter_config.json": b"adapter/adapter_config.json\n"}
@@ -163,7 +164,7 @@ def large(out, monkeypatch) -> bytes:
 
 
 def test_large_files_arrive_in_parts(hub, out, large):
-    push(out, "user/name", parts=["hf"], texts={})
+    push_folder(out, "user/name", parts=["hf"], texts={})
     (parts,) = hub.parts.values()
     assert [len(parts[number]) for number in sorted(parts)] == [4_000_000, 4_000_000, 2_000_001]
     assert hub.store["model"]["user/name"]["model.safetensors"] == large
@@ -173,7 +174,7 @@ def test_large_files_arrive_in_parts(hub, out, large):
 def test_a_storage_that_fails_is_one_sentence_and_nothing_is_committed(hub, out, large):
     hub.loses = True
     with pytest.raises(UserError, match=r"push=user/name: Error while uploading 'model\.safetensors' to the Hub\. .*403") as caught:
-        push(out, "user/name", parts=["hf"], texts={})
+        push_folder(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert hub.store["model"]["user/name"] == {}
 
@@ -181,7 +182,7 @@ def test_a_storage_that_fails_is_one_sentence_and_nothing_is_committed(hub, out,
 def test_a_refusal_of_the_hub_is_one_sentence(hub, out):
     hub.refuses = True
     with pytest.raises(UserError, match="push=user/name: the hub refused hf") as caught:
-        push(out, "user/name", parts=["hf"], texts={})
+        push_folder(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert "secret-token" not in str(caught.value)
 
@@ -190,7 +191,7 @@ def test_a_hub_that_is_not_there_is_one_sentence(out, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_TOKEN", "secret-token")
     with pytest.raises(UserError, match="push=user/name: the hub refused hf"):
-        push(out, "user/name", parts=["hf"], texts={})
+        push_folder(out, "user/name", parts=["hf"], texts={})
 
 
 @pytest.mark.slow
@@ -199,9 +200,9 @@ def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp
     folder, _ = finish(overrides(shards, language, tmp_path), "vision.architecture_kwargs.depth=2")
     out = tmp_path / "out"
     words = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}"]
-    export(typed(Export, compose("export", words)))
+    export(to_typed(ExportConfig, compose("export", words)))
     before = (out / "SHA256SUMS").read_bytes()
-    export(typed(Export, compose("export", [*words, "push=user/name"])))
+    export(to_typed(ExportConfig, compose("export", [*words, "push=user/name"])))
     assert (out / "SHA256SUMS").read_bytes() == before
     models, space = hub.store["model"], hub.store["space"]["user/name"]
     assert sorted(models) == ["user/name", "user/name-adapter", "user/name-timm"]

@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
-from src.data.read_image import png, read_image
-from src.errors import UserError
+from src.data.image_io import read_image, to_png
+from src.runtime.errors import UserError
 
 RAMP = np.arange(16 * 12, dtype=np.uint16).reshape(12, 16) * 20  # 0 to 3820
 
@@ -77,7 +77,7 @@ def test_rotation_is_applied_and_metadata_is_dropped(tmp_path):
     assert np.asarray(found)[:8].min() == 255
     assert not found.getexif()
     assert not found.info
-    assert b"Secret" not in png(found)
+    assert b"Secret" not in to_png(found)
 
 
 def test_transparency_is_white_and_cmyk_is_read(tmp_path):
@@ -175,7 +175,7 @@ def test_no_tag_of_a_dicom_file_stays(tmp_path):
     assert b"Secret" in path.read_bytes()
     found = read_image(path)
     assert not found.info
-    assert b"Secret" not in png(found)
+    assert b"Secret" not in to_png(found)
 
 
 def header_bomb() -> bytes:

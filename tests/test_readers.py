@@ -14,14 +14,14 @@ import yaml
 from PIL import Image
 
 from data_prep import sources
-from data_prep.cut import fault
-from data_prep.json_stream import items
+from data_prep.build.chunking import record_fault
 from data_prep.readers import READERS
-from data_prep.rows import Bad, Filtered
-from data_prep.zip_members import ZipMembers
-from src.cli import CONF
+from data_prep.readers.json_stream import iter_items
+from data_prep.readers.rows import FilteredRow, InvalidRow
+from data_prep.readers.zip_members import ZipMembers
 from src.data.record import SPLITS, Record
-from src.errors import UserError
+from src.runtime.cli import CONF
+from src.runtime.errors import UserError
 from tests.conftest import jpeg
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ PICTURES = [jpeg(RNG, height=16, width=16) for _ in range(4)]
 
 
 def read(source: str, raw: Path, split: str = "train") -> list:
-    entry = sources.load()[source]
+    entry = sources.load_sources()[source]
     return list(READERS[entry.reader](raw, split, entry))
 
 
@@ -55,7 +55,7 @@ def put_zip(path: Path, members: dict[str, bytes]) -> None:
 
 
 def reasons(rows: list) -> list[tuple[str, str]]:
-    return [(row.key, row.reason) for row in rows if isinstance(row, Bad | Filtered)]
+    return [(row.key, row.reason) for row in rows if isinstance(row, InvalidRow | FilteredRow)]
 
 
 def image(n: int) -> dict:
@@ -184,7 +184,7 @@ def test_a_line_in_latin_1_harms_no_other(tmp_path):
     good = json.dumps({"question": "q", "answer": "a"}).encode()
     put(tmp_path / "train.jsonl", b"\n".join([good, '{"question": "Sjögren?", "answer": "a"}'.encode("latin-1"), good]))
     rows = read("jsonl", tmp_path)
-    assert [type(row) for row in rows] == [Record, Bad, Record]
+    assert [type(row) for row in rows] == [Record, InvalidRow, Record]
     assert rows[1].reason == "not UTF-8: line 2 of train.jsonl, byte 16"
 
 
@@ -192,7 +192,7 @@ def test_own_data_needs_no_entry(tmp_path):
     put_lines(tmp_path / "scans" / "test.jsonl", {"question": "q", "answer": "a"})
     put_parquet(tmp_path / "table" / "train.parquet", [{"image": image(0), "question": "q", "answer": "a"}])
     for name, reader in (("scans", "jsonl"), ("table", "hf_parquet")):
-        entry = sources.find(name, tmp_path)
+        entry = sources.find_source(name, tmp_path)
         assert (entry.name, entry.reader) == (name, reader)
         rows = [row for split in SPLITS for row in READERS[reader](tmp_path / name, split, entry)]
         assert [row.source for row in rows] == [name]
@@ -200,26 +200,26 @@ def test_own_data_needs_no_entry(tmp_path):
 
 def test_unknown_sources_are_told_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.*did you mean 'pathvqa'"):
-        sources.find("pathvaq", tmp_path)
+        sources.find_source("pathvaq", tmp_path)
     with pytest.raises(UserError, match="letters, digits"):
-        sources.find("../../etc", tmp_path)
+        sources.find_source("../../etc", tmp_path)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 def test_json_is_streamed_whatever_the_chunk(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("data_prep.json_stream.CHUNK", chunk)
+    monkeypatch.setattr("data_prep.readers.json_stream.CHUNK", chunk)
     value = {"a": [1, {"b": ']}\\"'}], "number": 123, "text": "é\n", "nothing": None, "empty": {}}
     put(tmp_path / "object.json", json.dumps(value, indent=2))
-    assert dict(items(tmp_path / "object.json")) == value
+    assert dict(iter_items(tmp_path / "object.json")) == value
     put(tmp_path / "array.json", json.dumps(list(value.values())) + "\n")
-    assert [one for _, one in items(tmp_path / "array.json")] == list(value.values())
+    assert [one for _, one in iter_items(tmp_path / "array.json")] == list(value.values())
     for text in ("{}", "[]"):
         put(tmp_path / "empty.json", text)
-        assert list(items(tmp_path / "empty.json")) == []
+        assert list(iter_items(tmp_path / "empty.json")) == []
     for text in ("", "{", '{"a": 1', '{"a" 1}', "[1, 2", "3"):
         put(tmp_path / "broken.json", text)
         with pytest.raises(UserError, match=r"broken\.json is not complete, valid JSON"):
-            list(items(tmp_path / "broken.json"))
+            list(iter_items(tmp_path / "broken.json"))
 
 
 def test_zip_members_are_those_of_zipfile(tmp_path):
@@ -231,7 +231,7 @@ def test_zip_members_are_those_of_zipfile(tmp_path):
     with ZipMembers(path) as found:
         assert len(found) == len(members)
         assert {name: found.read(name, "key") for name in members} == members
-        assert found.read("folder/50.jpg", "key") == Bad("key", "image missing: folder/50.jpg is not in images.zip")
+        assert found.read("folder/50.jpg", "key") == InvalidRow("key", "image missing: folder/50.jpg is not in images.zip")
 
 
 def test_a_zip_with_64_bit_records(tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_truncated_or_damaged_zip(tmp_path):
         ZipMembers(tmp_path / "images.zip")
     put(tmp_path / "images.zip", out.getvalue().replace(b"xxxx", b"xxyx", 1))
     with ZipMembers(tmp_path / "images.zip") as found:
-        assert found.read("a.jpg", "key") == Bad("key", "zip member damaged: a.jpg")
+        assert found.read("a.jpg", "key") == InvalidRow("key", "zip member damaged: a.jpg")
     with pytest.raises(UserError, match=r"none\.zip is missing"):
         ZipMembers(tmp_path / "none.zip")
 
@@ -266,7 +266,7 @@ def test_quilt_1m(tmp_path):
     assert (one.key, one.caption, one.group, one.images) == ("0000000-abc_image_1", "a gland", "abc", [PICTURES[0]])
     assert other.caption == "mitoses, many"
     assert reasons(rest) == [("0000002-abc_image_2", "not histology"), ("0000003-abc_image_3", "image missing: quilt_1m/abc_image_3.jpg")]
-    assert isinstance(rest[0], Filtered)
+    assert isinstance(rest[0], FilteredRow)
 
 
 def test_medicat(tmp_path):
@@ -334,7 +334,7 @@ def test_iu_xray(tmp_path):
     one, empty, *bad = read("iu_xray", tmp_path)
     assert one.images == [PICTURES[1], PICTURES[0]]
     assert one.caption == "The heart is normal. . No finding."
-    assert fault(empty) == "neither question nor caption"
+    assert record_fault(empty) == "neither question nor caption"
     assert [reason for _, reason in reasons(bad)] == [
         "image missing: no view is named for this report",
         "image missing: images/images_normalized/no.png",
@@ -360,7 +360,7 @@ def test_slake_in_english_only(tmp_path, packed):
         put(tmp_path / "imgs" / "xmlab1" / "source.jpg", PICTURES[0])
     good, chinese, missing, knowledge = read("slake", tmp_path, "val")
     assert (good.turns, good.type, good.group, good.images) == ([("Where is it?", "Left")], "location", "xmlab1", [PICTURES[0]])
-    assert chinese == Filtered("val-1", "language")
+    assert chinese == FilteredRow("val-1", "language")
     assert missing.reason.startswith("image missing: imgs/xmlab2/source.jpg")
     assert knowledge.type == "location"  # read off the wording
 
@@ -384,7 +384,7 @@ def test_ubench(tmp_path):
         writer.write_table(table)
     good, bad = read("ubench", tmp_path)
     assert (good.turns, good.licence, good.images, good.meta) == ([("Which stain?", "H&E")], "CC0", [PICTURES[0]], {"dataset": "d"})
-    assert bad == Bad("b", "image missing")
+    assert bad == InvalidRow("b", "image missing")
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match="cannot be read as arrow"):
         read("ubench", tmp_path)
@@ -401,7 +401,7 @@ def test_pubmedvision(tmp_path):
     put(tmp_path / "PubMedVision_Alignment_VQA.json", json.dumps(rows))
     good, bad = read("pubmedvision", tmp_path)
     assert (good.images, good.turns, good.group, good.type) == (PICTURES[:2], [("How many?", "Two.")], "pmc_1", "count")
-    assert bad == Bad("A_2", "image missing: pmc_9_0.jpg is in none of the 2 archives")
+    assert bad == InvalidRow("A_2", "image missing: pmc_9_0.jpg is in none of the 2 archives")
     for archive in tmp_path.glob("*.zip"):
         archive.unlink()
     with pytest.raises(UserError, match=r"needs .*images_0\.zip"):
@@ -415,7 +415,7 @@ def test_text_only_tables(tmp_path):
     cards = [{"instruction": "i", "input": "What?", "output": "This."}, {"instruction": "i", "input": "What?", "output": ""}, 3]
     put(tmp_path / "medical_meadow_wikidoc_medical_flashcards.json", json.dumps(cards))
     good, empty, bad = read("medical_flashcards", tmp_path)
-    assert (good.turns, fault(empty)) == ([("What?", "This.")], "empty answer")
+    assert (good.turns, record_fault(empty)) == ([("What?", "This.")], "empty answer")
     assert bad.reason == "not a JSON object: item 2 of medical_meadow_wikidoc_medical_flashcards.json"
 
 
@@ -429,7 +429,7 @@ def test_rocos_captions_lose_the_blank_in_front(tmp_path):
 def test_a_csv_line_in_latin_1_is_refused_alone(tmp_path):
     put(tmp_path / "quilt_1m" / "a.jpg", PICTURES[0])
     put(tmp_path / "quilt_1M_lookup.csv", b"caption,image_path\nfine,a.jpg\nSj\xf6gren,a.jpg\nfine too,a.jpg\n")
-    assert [fault(row) for row in read("quilt_1m", tmp_path)] == ["", "text is not valid Unicode", ""]
+    assert [record_fault(row) for row in read("quilt_1m", tmp_path)] == ["", "text is not valid Unicode", ""]
 
 
 def test_members_are_found_by_the_last_part_of_their_name(tmp_path):
@@ -451,7 +451,7 @@ def test_a_classification_set_becomes_questions_with_choices(tmp_path):
 
 
 def test_every_reader_has_an_entry_and_every_mix_names_entries_with_their_counts():
-    entries = sources.load()
+    entries = sources.load_sources()
     assert {entry.reader for entry in entries.values()} == set(READERS)
     for entry in entries.values():
         assert set(entry.columns) <= {"image", "question", "answer", "caption", "id", "type", "group", "licence"}
@@ -466,7 +466,7 @@ def test_every_reader_has_an_entry_and_every_mix_names_entries_with_their_counts
 
 
 def test_every_entry_has_its_reader_and_states_where_its_numbers_come_from():
-    for name, entry in sources.load().items():
+    for name, entry in sources.load_sources().items():
         assert entry.reader in READERS, name
         assert entry.licence.name, name
         assert not entry.expected or entry.counts.get("from"), f"{name}: counts without from"
@@ -477,18 +477,18 @@ def test_every_entry_has_its_reader_and_states_where_its_numbers_come_from():
 def test_a_misspelt_entry_is_one_sentence(tmp_path):
     put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  licens: {}\n  files: {train: a}\n")
     with pytest.raises(UserError, match=r"sources\.yaml: x has an unknown key 'licens'; did you mean 'licence'"):
-        sources.load(tmp_path / "sources.yaml")
+        sources.load_sources(tmp_path / "sources.yaml")
     put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  files: {train: a}\n  counts: {tain: 1}\n")
     with pytest.raises(UserError, match=r"x\.counts has an unknown split 'tain'; did you mean 'train'"):
-        sources.load(tmp_path / "sources.yaml")
+        sources.load_sources(tmp_path / "sources.yaml")
     put(tmp_path / "sources.yaml", "x:\n  reader: jsonl\n  files: {training: a}\n")
     with pytest.raises(UserError, match="unknown split 'training'; did you mean 'train'"):
-        sources.load(tmp_path / "sources.yaml")
+        sources.load_sources(tmp_path / "sources.yaml")
 
 
 def test_columns_of_a_caption_table(tmp_path):
     entry = replace(
-        sources.load()["hf_parquet"], name="roco", columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"}
+        sources.load_sources()["hf_parquet"], name="roco", columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"}
     )
     put_parquet(tmp_path / "train.parquet", [{"image": image(0), "text": " a caption", "number": 7, "pmc": "PMC1"}])
     (row,) = READERS["hf_parquet"](tmp_path, "train", entry)

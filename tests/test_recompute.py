@@ -3,8 +3,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from src.errors import UserError
-from src.model.recompute import gated, normalised, recompute
+from src.model.fast.recompute import recomputed_gate, recomputed_rmsnorm, set_activation_checkpointing
+from src.runtime.errors import UserError
 from tests.rounding import rounding
 
 CONFIG = LlamaConfig(hidden_size=32, intermediate_size=80)
@@ -16,7 +16,9 @@ def norm():
     return module
 
 
-@pytest.mark.parametrize(("module", "ours"), [(norm, normalised), (lambda: LlamaMLP(CONFIG).requires_grad_(False), gated)])
+@pytest.mark.parametrize(
+    ("module", "ours"), [(norm, recomputed_rmsnorm), (lambda: LlamaMLP(CONFIG).requires_grad_(False), recomputed_gate)]
+)
 @pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 32 + 80 + 8), (torch.bfloat16, 8)])
 def test_cheap_parts_compute_what_transformers_computes(module, ours, dtype, steps):
     """Sums of 32 and 80 terms and eight element-wise operations; products of bfloat16 are added up in float32."""
@@ -34,5 +36,5 @@ def test_cheap_parts_compute_what_transformers_computes(module, ours, dtype, ste
 def test_a_model_whose_norms_are_not_llamas_is_refused():
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
     gemma = GemmaForCausalLM(GemmaConfig(hidden_size=32, intermediate_size=80, **sizes))
-    with pytest.raises(UserError, match=r"the model has Gemma\w+.*set trainer\.recompute=full or none"):
-        recompute(gemma, "cheap")
+    with pytest.raises(UserError, match=r"the model has Gemma\w+.*set trainer\.activation_checkpointing=full or none"):
+        set_activation_checkpointing(gemma, "selective")

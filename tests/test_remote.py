@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data_prep.audit import Audit, audit_all
-from src.config import Mix, missing_files, validate
-from src.data import benchmark, budget, remote
-from src.data.remote import Cache, RemoteShards
-from src.errors import UserError
-from src.training.epochs import in_steps
+from data_prep.audit.leaks import AuditConfig, audit_all
+from src.config.train import MixConfig, check_train_config, missing_files
+from src.data import remote, token_budget
+from src.data.remote import CacheConfig, RemoteShards
+from src.evaluation import benchmark
+from src.runtime.errors import UserError
+from src.training.epochs import epochs_to_steps
 from tests.conftest import parts
 
 TAR = "/alpha/train-000000.tar"
@@ -110,7 +111,7 @@ def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server,
 
 def test_audit_that_is_gone_from_the_address_is_gone_from_the_cache(data, shards, server, tmp_path):
     server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
-    audit_all(Audit(out=server.folder))
+    audit_all(AuditConfig(out=server.folder))
     assert data().shards["alpha"].audit
     (server.folder / "alpha" / "audit.json").unlink()
     again = data()
@@ -130,7 +131,7 @@ def test_workers_share_the_cache(data, server):
 @pytest.mark.parametrize("faults", [["slow"], ["cut", "cut"], ["busy", "cut"], ["corrupt"]])
 def test_what_fails_is_fetched_again(server, tmp_path, faults):
     server.faults[TAR] = list(faults)
-    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
     assert shards[0].key == "train0"
     assert server.asked[TAR] == len(faults) + (faults != ["slow"])
 
@@ -138,12 +139,12 @@ def test_what_fails_is_fetched_again(server, tmp_path, faults):
 @pytest.mark.parametrize("fault", ["cut", "cut without a length"])
 def test_a_cut_index_is_fetched_again(server, tmp_path, fault):
     server.faults |= {"/alpha/index.arrow": [fault], "/alpha/manifest.json": [fault]}
-    assert len(RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))) == 77
+    assert len(RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))) == 77
 
 
 @pytest.mark.parametrize("name", ["train-000000.tar", "manifest.json", "index.arrow"])
 def test_a_file_of_the_cache_that_a_crash_left_cut_is_fetched_again(server, tmp_path, name):
-    cache = Cache(str(tmp_path / "cache"))
+    cache = CacheConfig(str(tmp_path / "cache"))
     expected = RemoteShards(f"{server.url}/alpha", cache)[0]
     (kept,) = (tmp_path / "cache").glob(f"*/{name}")
     whole = kept.read_bytes()
@@ -162,18 +163,18 @@ def test_a_file_of_the_cache_that_a_crash_left_cut_is_fetched_again(server, tmp_
 )
 def test_what_keeps_failing_is_one_sentence(server, tmp_path, faults, said):
     server.faults[TAR] = list(faults)
-    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
     with pytest.raises(UserError, match=said):
         shards[0]
     assert not tars(tmp_path)
 
 
 def test_a_small_cache_keeps_what_was_used_last(server, tmp_path):
-    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache"), 0))
+    shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     for row in (0, 60, 70, 0):  # one of each split
         assert shards[row].images
     assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]  # the open files of the others are still there
-    fresh = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache"), 0))
+    fresh = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     assert fresh[0].key == "train0"
     assert [path.name for path in tars(tmp_path)] == ["train-000000.tar"]
     assert server.asked[TAR] == 2
@@ -195,7 +196,7 @@ def test_a_cache_below_the_mix_is_told_once_with_what_would_do(data, server, mon
 
 
 def test_expected_shards_come_before_they_are_read(server, tmp_path):
-    shards = RemoteShards(f"{server.url}/alpha", Cache(str(tmp_path / "cache")))
+    shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
     shards.expect(0)
     until = time.monotonic() + 20
     while not tars(tmp_path) and time.monotonic() < until:
@@ -208,7 +209,7 @@ def test_expected_shards_come_before_they_are_read(server, tmp_path):
 def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards, tmp_path):
     server.folder = tmp_path / "served"
     shutil.copytree(shards / "alpha", server.folder / "alpha")
-    cache = Cache(str(tmp_path / "cache"))
+    cache = CacheConfig(str(tmp_path / "cache"))
     assert RemoteShards(f"{server.url}/alpha", cache)[0].images
     shutil.rmtree(server.folder / "alpha")
     shutil.copytree(shards / "gamma", server.folder / "alpha")
@@ -220,22 +221,24 @@ def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards
 @pytest.mark.slow
 def test_an_address_is_not_looked_for_on_the_disk(configure, data, server):
     assert missing_files(configure("data.root=https://example.org/shards")) == []
-    validate(configure(f"data.root={server.url}"))
+    check_train_config(configure(f"data.root={server.url}"))
     with pytest.raises(UserError, match=r"has no shards of 'delta': .*delta/manifest.json does not exist"):
         data("+mix.shares.delta=1")
     with pytest.raises(UserError, match="'ssss' is no scheme that can be read"):
-        RemoteShards("ssss://bucket/alpha", Cache())
+        RemoteShards("ssss://bucket/alpha", CacheConfig())
 
 
 def test_benchmarks_are_read_from_an_address(server, tmp_path):
-    found = benchmark.read("alpha", root=server.url, cache=Cache(str(tmp_path / "cache")))
+    found = benchmark.read_benchmark("alpha", root=server.url, cache=CacheConfig(str(tmp_path / "cache")))
     assert len(found.items) == 8
     assert json.loads((server.folder / "alpha" / "manifest.json").read_text()) == found.shards.manifest
 
 
 def test_the_plan_and_the_length_in_epochs_read_remote_indexes(configure, server, tmp_path):
     config = configure(f"data.root={server.url}", f"data.cache={tmp_path / 'cache'}", "optim.steps=null", "optim.epochs=2")
-    alpha, gone = budget.parts(Mix({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10, tokenizer={"id": "own"})
+    alpha, gone = token_budget.source_budgets(
+        MixConfig({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10, tokenizer={"id": "own"}
+    )
     assert (alpha.built, gone.built) == (True, False)
-    assert in_steps(config).optim.steps == round(2 * 180 / 16)
+    assert epochs_to_steps(config).optim.steps == round(2 * 180 / 16)
     assert list((tmp_path / "cache").glob("alpha-*"))

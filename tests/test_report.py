@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
-from src.config import Report, typed
-from src.data.phantoms import told
+from src.config.report import ReportConfig
+from src.data.phantoms import phantom_notice
 from src.data.shards import Shards
-from src.errors import UserError
+from src.evaluation import summary
 from src.report import report
-from src.report import summary as lead_of
+from src.report import report_summary as lead_of
 from src.reporting import answers, examples
-from src.reporting.stored import Stored, find
-from src.scoring import summary
+from src.reporting.run_data import RunData, find_runs
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.stored import write_run, write_verb
 
 
 def made(outputs: Path, *overrides: str) -> str:
-    return report(typed(Report, compose("report", [f"outputs={outputs}", "resamples=50", *overrides]))).read_text()
+    return report(to_typed(ReportConfig, compose("report", [f"outputs={outputs}", "resamples=50", *overrides]))).read_text()
 
 
 class Reader(HTMLParser):
@@ -94,7 +95,7 @@ def test_phantoms_are_named(tmp_path):
     assert "Phantoms" not in made(tmp_path, "runs=one")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"phantoms": ["alpha"]}))
     for runs in ("one", "[one,other]"):
-        assert f" {told(['alpha'])}" in made(tmp_path, f"runs={runs}")
+        assert f" {phantom_notice(['alpha'])}" in made(tmp_path, f"runs={runs}")
 
 
 def test_phantoms_that_encoders_were_tried_on_are_named_as_those_of_training_are(tmp_path):
@@ -104,9 +105,9 @@ def test_phantoms_that_encoders_were_tried_on_are_named_as_those_of_training_are
     (tmp_path / "encoders").mkdir()
     for name in ("one", "encoders"):
         write_verb(tmp_path / name, "transfer", {"metrics": {}, "transfer": tables, "phantoms": ["breastmnist"]})
-    lead = {name: lead_of(find(name, tmp_path)[0]) for name in ("one", "encoders")}
-    assert lead["one"].endswith(f" {told(['alpha', 'breastmnist'])}")
-    assert lead["encoders"].endswith(f"no model was trained here. {told(['breastmnist'])}")
+    lead = {name: lead_of(find_runs(name, tmp_path)[0]) for name in ("one", "encoders")}
+    assert lead["one"].endswith(f" {phantom_notice(['alpha', 'breastmnist'])}")
+    assert lead["encoders"].endswith(f"no model was trained here. {phantom_notice(['breastmnist'])}")
 
 
 def test_no_difference_is_said_to_be_none(tmp_path):
@@ -177,7 +178,7 @@ def test_a_blind_run_stands_beside_the_others(tmp_path):
 
 def test_all_benchmarks_together_have_a_difference_to_the_blind_run(tmp_path):
     """One line per benchmark would leave the headline without it."""
-    one, blind = (Stored(name, write_run(tmp_path, name, right=right)) for name, right in (("one", 8), ("blind", 4)))
+    one, blind = (RunData(name, write_run(tmp_path, name, right=right)) for name, right in (("one", 8), ("blind", 4)))
     for run in (one, blind):
         files = {condition: run.predictions("alpha", condition) for condition in ("real", "shuffled")}
         for condition, found in files.items():
@@ -185,7 +186,7 @@ def test_all_benchmarks_together_have_a_difference_to_the_blind_run(tmp_path):
         write_verb(
             run.folder, "evaluate", summary.summarise({"alpha": files, "delta": files}, pooled=["alpha", "delta"], resamples=9, seed=0)
         )
-    one, blind = Stored("one", one.folder), Stored("blind", blind.folder)
+    one, blind = RunData("one", one.folder), RunData("blind", blind.folder)
     scores = answers.with_blind("pooled", answers.grouped(one.metrics)["pooled"], one, blind, resamples=50, seed=0)
     found = scores["real_minus_blind"]["all"]["exact"]
     assert (found["value"], found["n"]) == (0.5, 32)
@@ -198,7 +199,7 @@ def test_what_a_folder_without_a_model_holds_is_said(tmp_path):
     for name, verb in (("encoders", "transfer"), ("file", "evaluate")):
         (tmp_path / name).mkdir()
         write_verb(tmp_path / name, verb, {"metrics": {}})
-    lead = {name: lead_of(find(name, tmp_path)[0]) for name in ("encoders", "file")}
+    lead = {name: lead_of(find_runs(name, tmp_path)[0]) for name in ("encoders", "file")}
     assert lead["encoders"].startswith("Image encoders on classification sets, encoders")
     assert lead["file"].startswith("Answers that were scored from a predictions file, file")
 
@@ -224,7 +225,7 @@ def test_a_question_of_two_benchmarks_counts_once(tmp_path):
             source = folder / "predictions" / f"alpha.{condition}.jsonl"
             source.with_name(f"alpha_disjoint.{condition}.jsonl").write_text(source.read_text())
     assert "on the questions of alpha, paired" in made(tmp_path, "runs=[one,two]")
-    drawn = examples._questions(find("one", tmp_path)[0])
+    drawn = examples._questions(find_runs("one", tmp_path)[0])
     assert len(drawn) == 16
     assert {name for name, _ in drawn} == {"alpha"}
 

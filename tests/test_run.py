@@ -5,49 +5,55 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src import run
-from src.errors import UserError
+from src.runtime import run_folder
+from src.runtime.errors import UserError
 
-CONFIG = {"name": "x", "seed": 0, "data": {"root": "a", "window": 8}, "trainer": {"devices": 1, "keep": 2}, "logger": {"api_key": "secret"}}
+CONFIG = {
+    "name": "x",
+    "seed": 0,
+    "data": {"root": "a", "packing_window": 8},
+    "trainer": {"devices": 1, "keep_last": 2},
+    "logger": {"api_key": "secret"},
+}
 
 
 def test_a_folder_takes_only_its_own_configuration(tmp_path):
     folder = tmp_path / "x"
-    run.open_run(folder, CONFIG)
-    run.open_run(folder, CONFIG | {"data": {"root": "b", "window": 8}, "trainer": {"devices": 4, "keep": 9}})
+    run_folder.open_run(folder, CONFIG)
+    run_folder.open_run(folder, CONFIG | {"data": {"root": "b", "packing_window": 8}, "trainer": {"devices": 4, "keep_last": 9}})
     with pytest.raises(
-        UserError, match=r"x holds a different configuration \(data.window was 8, now 16; seed was 0, now 1\); choose another"
+        UserError, match=r"x holds a different configuration \(data.packing_window was 8, now 16; seed was 0, now 1\); choose another"
     ):
-        run.open_run(folder, CONFIG | {"seed": 1, "data": {"root": "a", "window": 16}})
+        run_folder.open_run(folder, CONFIG | {"seed": 1, "data": {"root": "a", "window": 16}})
 
 
 def test_secrets_are_not_written(tmp_path):
-    run.open_run(tmp_path / "x", CONFIG)
+    run_folder.open_run(tmp_path / "x", CONFIG)
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["logger"] == {"api_key": "***"}
-    assert run.mask({"hf_token": "a", "token": "", "row_tokens": 5}) == {"hf_token": "***", "token": "", "row_tokens": 5}
+    assert run_folder.redact_secrets({"hf_token": "a", "token": "", "max_seq_len": 5}) == {"hf_token": "***", "token": "", "max_seq_len": 5}
 
 
 def test_an_unknown_run_names_those_that_exist(tmp_path):
-    run.open_run(tmp_path / "mini", CONFIG)
-    run.open_run(tmp_path / "sweep" / "seed=1", CONFIG)
+    run_folder.open_run(tmp_path / "mini", CONFIG)
+    run_folder.open_run(tmp_path / "sweep" / "seed=1", CONFIG)
     with pytest.raises(UserError, match=r"no run 'mni' in .*mini.*sweep/seed=1|no run 'mni'.*did you mean 'mini'"):
-        run.read_run(tmp_path, "mni")
-    assert run.read_run(tmp_path, "sweep/seed=1")[1]["seed"] == 0
+        run_folder.read_run(tmp_path, "mni")
+    assert run_folder.read_run(tmp_path, "sweep/seed=1")[1]["seed"] == 0
 
 
 def test_result_holds_the_metrics_of_every_verb_and_sums_restarts(tmp_path):
     def interrupted():
-        with run.verb(tmp_path, "train"):
+        with run_folder.record(tmp_path, "train"):
             time.sleep(0.2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not (tmp_path / "train.json").exists()
-    with run.verb(tmp_path, "train") as said:
+    with run_folder.record(tmp_path, "train") as said:
         said["metrics"] = {"train/fill": {"value": 1.0}}
         said["data"] = "abc"
-    with run.verb(tmp_path, "evaluate") as said:
+    with run_folder.record(tmp_path, "evaluate") as said:
         said["metrics"] = {"vqa/a": {"value": 0.5}}
     train, result = (json.loads((tmp_path / name).read_text()) for name in ("train.json", "result.json"))
     assert train["seconds"] >= 0.2
@@ -63,28 +69,28 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was_and_nothing_beside_it(
         path.touch()
         raise OSError(28, "No space left on device")
 
-    run.write_atomically(tmp_path / "result.json", "{}")
+    run_folder.write_atomically(tmp_path / "result.json", "{}")
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        run.write_atomically(tmp_path / "result.json", "{1}")
+        run_folder.write_atomically(tmp_path / "result.json", "{1}")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
 
 
 def test_the_rank_of_torchrun_decides_inside_of_a_slurm_task(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("RANK", "0")
-    assert run.first_rank()
+    assert run_folder.is_first_rank()
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("RANK", "8")
-    assert not run.first_rank()
+    assert not run_folder.is_first_rank()
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
-    assert run.first_rank()
+    assert run_folder.is_first_rank()
     monkeypatch.setenv(variable, "1")
-    assert not run.first_rank()
-    run.open_run(tmp_path / "x", CONFIG)
-    with run.verb(tmp_path / "x", "train") as said:
+    assert not run_folder.is_first_rank()
+    run_folder.open_run(tmp_path / "x", CONFIG)
+    with run_folder.record(tmp_path / "x", "train") as said:
         said["metrics"] = {}
     assert not list((tmp_path / "x").iterdir())

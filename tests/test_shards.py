@@ -21,15 +21,17 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_prep import build as building
-from data_prep import cut, slurm, sources, write
-from data_prep.arguments import parse
-from data_prep.seen import Seen
-from data_prep.shards import Build, build_all, main
+from data_prep import sources
+from data_prep.build import chunking, shard_writer, slurm
+from data_prep.build import source as building
+from data_prep.build.hash_set import HashSet
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all, main
 from src.data.phantoms import PHANTOM
 from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
-from src.errors import UserError
+from src.runtime.arguments import parse_arguments
+from src.runtime.errors import UserError
 from tests.conftest import jpeg
 
 
@@ -55,7 +57,7 @@ def put_lines(folder: Path, split: str, lines: list[dict]) -> None:
 
 
 def build(raw: Path, out: Path, **settings) -> Shards:
-    build_all(Build(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, **settings}))
+    build_all(BuildConfig(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, **settings}))
     return Shards(out / "own")
 
 
@@ -67,7 +69,7 @@ def interrupted(monkeypatch, at: str) -> Iterator[None]:
         if shard == at:
             next(packed)
             raise KeyboardInterrupt
-        return write.write_shard(folder, shard, packed)
+        return shard_writer.write_shard(folder, shard, packed)
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_shard", write_shard)
@@ -81,8 +83,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cut, "SHARD_ROWS", 40)
-    monkeypatch.setattr(cut, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(chunking, "SHARD_ROWS", 40)
+    monkeypatch.setattr(chunking, "CHUNK_ROWS", 7)
 
 
 def test_what_was_written_is_read(raw, tmp_path):
@@ -162,9 +164,9 @@ def by_datasets(tars: list[str], folder: Path) -> dict:
 
 def test_meta_that_json_cannot_hold_is_refused():
     record = Record("q", "own", "train", turns=[("What is shown?", "a cell")], meta={"depth": 2**70, "of": [1.5, None, "ü"]})
-    assert cut.fault(record) == ""
+    assert chunking.record_fault(record) == ""
     record.meta = {1: "a key that is not text"}
-    assert cut.fault(record).startswith("meta cannot be written as JSON: ")
+    assert chunking.record_fault(record).startswith("meta cannot be written as JSON: ")
 
 
 def test_tars_are_what_tarfile_would_write(raw, tmp_path):
@@ -191,7 +193,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw,
     with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):
         Shards(tmp_path / "cut" / "own")
     written = []
-    monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or write.write_shard(*args))
+    monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or shard_writer.write_shard(*args))
     build(raw, tmp_path / "cut")
     assert written == ["train-000002", "val-000000", "test-000000"]
     assert contents(tmp_path / "cut") == contents(tmp_path / "one")
@@ -292,7 +294,7 @@ def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phan
     own = sources.Source(
         "own", "jsonl", {split: [f"{split}.jsonl"] for split in SPLITS}, counts={"train": 200, "val": 20, "from": "a page"}
     )
-    monkeypatch.setattr(sources, "load", lambda: {"own": own})
+    monkeypatch.setattr(sources, "load_sources", lambda: {"own": own})
     if phantom:
         (raw / "own" / PHANTOM).touch()
     build(raw, tmp_path / "out")
@@ -322,7 +324,7 @@ def test_a_missing_raw_folder_and_an_empty_source(raw, tmp_path):
 )
 def test_arguments(words, sentence):
     with pytest.raises(UserError) as error:
-        parse(Build, words)
+        parse_arguments(BuildConfig, words)
     assert str(error.value) == sentence
 
 
@@ -369,7 +371,7 @@ def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp
         if shard == "train-000001":
             for child in multiprocessing.active_children():  # processes of other tests may be among them
                 child.kill()  # not os.kill: after the first, the pool itself ends the others
-        return write.write_shard(folder, shard, packed)
+        return shard_writer.write_shard(folder, shard, packed)
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_shard", write_and_kill)
@@ -384,9 +386,9 @@ def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp
 
 def test_jobs_of_a_cluster_write_the_same_bytes(raw, tmp_path, small_shards):
     build(raw, tmp_path / "whole")
-    config = Build(sources=["own"], raw=raw, out=tmp_path / "out", workers=1, jobs=2)
+    config = BuildConfig(sources=["own"], raw=raw, out=tmp_path / "out", workers=1, jobs=2)
     (tmp_path / "out").mkdir()
-    slurm.write_shards([sources.find("own", raw)], config, None, cluster="debug")
+    slurm.write_shards([sources.find_source("own", raw)], config, None, cluster="debug")
     tars = {path.name for path in (tmp_path / "out" / "own").glob("*.tar")}
     assert tars == {f"{name}.tar" for name in ("train-000000", "train-000001", "train-000002", "val-000000", "test-000000")}
     assert not (tmp_path / "out" / "own" / "manifest.json").exists()
@@ -402,10 +404,10 @@ def test_a_cluster_that_is_not_there(raw, tmp_path):
 
 
 def test_keys_become_member_names():
-    assert cut.tar_key("abc-1_X") == "abc-1_X"
-    names = [cut.tar_key(key) for key in ("a.b", "a/b", "a b", "ä", "x" * 200, "x" * 201, "../../etc")]
+    assert chunking.tar_key("abc-1_X") == "abc-1_X"
+    names = [chunking.tar_key(key) for key in ("a.b", "a/b", "a b", "ä", "x" * 200, "x" * 201, "../../etc")]
     assert len(set(names)) == len(names)
-    assert all(len(name) <= cut.KEY_LENGTH and name.replace("-", "").replace("_", "").isalnum() for name in names)
+    assert all(len(name) <= chunking.KEY_LENGTH and name.replace("-", "").replace("_", "").isalnum() for name in names)
 
 
 def test_a_key_that_had_to_change_is_kept_in_meta(raw, tmp_path):
@@ -419,7 +421,7 @@ def test_a_key_that_had_to_change_is_kept_in_meta(raw, tmp_path):
 def test_seen_is_a_set():
     rng = np.random.default_rng(0)
     values = [0, 1, 2**64 - 2, *rng.integers(0, 2000, 4000).tolist()]
-    seen, known = Seen(), set()
+    seen, known = HashSet(), set()
     for value in values:
         assert seen.add(value or 1) == ((value or 1) not in known)
         known.add(value or 1)
@@ -433,7 +435,7 @@ def test_shards_are_opened_by_name_only_and_pickle_as_their_path(raw, tmp_path):
 
 
 def test_few_files_are_open_at_a_time(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(cut, "SHARD_ROWS", 5)
+    monkeypatch.setattr(chunking, "SHARD_ROWS", 5)
     monkeypatch.setattr(Shards, "open_files", 3)
     built = build(raw, tmp_path / "out")
     assert len(built.manifest["shards"]) == 30
@@ -476,9 +478,9 @@ def test_leaks_are_left_out_on_request(raw, tmp_path):
 
 
 def test_shards_are_bounded_in_rows_and_bytes(monkeypatch):
-    monkeypatch.setattr(cut, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(chunking, "SHARD_BYTES", 1000)
     records = [Record(f"k{n}", "s", "train", [bytes([n]) * size], [("q", "a")]) for n, size in enumerate((300, 300, 300, 300, 5000, 10))]
-    chunks = list(cut.cut(iter(records), split="train", keys=Seen()))
+    chunks = list(chunking.to_chunks(iter(records), split="train", keys=HashSet()))
     sizes: dict[str, list[int]] = {}
     for chunk in chunks:
         sizes.setdefault(chunk.shard, []).extend(len(record.images[0]) for record in chunk.records)

@@ -9,10 +9,10 @@ import pytest
 from experiments.soak import __main__ as soak
 from experiments.soak import readme, uploads
 from experiments.soak.trial import Row
-from src.data.read_image import read_image
-from src.demo import running
-from src.serving.guard import Guard
+from src.data.image_io import read_image
+from src.demo import running_demo
 from src.serving.limits import Limits
+from src.serving.upload_middleware import UploadMiddleware
 
 TEXT = """# Title
 
@@ -65,7 +65,7 @@ def test_what_the_trial_calls_readable_is(tmp_path):
 @pytest.fixture
 def client():
     """A visitor of a demo whose model is never loaded."""
-    with running(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
+    with running_demo(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
         yield client
 
 
@@ -79,8 +79,8 @@ def test_the_trial_sees_what_an_unguarded_demo_keeps(monkeypatch):
     async def unguarded(self, scope, receive, send) -> None:
         await self.app(scope, receive, send)
 
-    monkeypatch.setattr(Guard, "__call__", unguarded)
-    with running(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
+    monkeypatch.setattr(UploadMiddleware, "__call__", unguarded)
+    with running_demo(Future(), Limits(), name="run:none") as demo, httpx.Client(base_url=demo.url, timeout=60) as client:
         heard = uploads.Heard()
         uploads.send(client, "a.png", uploads.readable()[0], heard)
     assert heard.leaked == ["a.png is served as it was sent"]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from src.scoring.statistics import bootstrap, by_cluster, detectable, holm, interval, over_seeds, sign_flip
+from src.metrics.statistics import bootstrap, by_cluster, detectable_difference, holm, interval, over_seeds, sign_flip
 
 
 def test_by_cluster_sums_what_is_defined():
@@ -39,7 +39,7 @@ def test_columns_see_the_same_draws():
 def test_the_size_of_a_block_changes_nothing(monkeypatch):
     values, ones = np.random.default_rng(0).random((30, 2)), np.ones((30, 2))
     whole = bootstrap(values, ones, resamples=101, seed=4)
-    monkeypatch.setattr("src.scoring.statistics.BLOCK", 90)
+    monkeypatch.setattr("src.metrics.statistics.BLOCK", 90)
     assert np.allclose(whole, bootstrap(values, ones, resamples=101, seed=4))
 
 
@@ -113,5 +113,5 @@ def test_seeds_are_a_level_above():
 
 def test_smallest_detectable_difference():
     drawn = np.random.default_rng(0).normal(scale=0.01, size=100_000)
-    assert detectable(drawn) == pytest.approx(2.8016 * 0.01, rel=0.01)
-    assert detectable(drawn, power=0.5) == pytest.approx(1.96 * 0.01, rel=0.01)
+    assert detectable_difference(drawn) == pytest.approx(2.8016 * 0.01, rel=0.01)
+    assert detectable_difference(drawn, power=0.5) == pytest.approx(1.96 * 0.01, rel=0.01)

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from src.cli import compose, spoken
-from src.config import Evaluate, typed
-from src.data import answers, benchmark
-from src.errors import UserError
-from src.evaluate import score as evaluate_file
-from src.scoring import summary
+from src.config.evaluate import EvaluateConfig
+from src.evaluate import score_predictions as evaluate_file
+from src.evaluation import benchmark, predictions_file, summary
+from src.runtime.cli import compose, normalise_override
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 from tests.test_vqa import some
 
 
-def config(**keys) -> Evaluate:
-    return typed(Evaluate, compose("evaluate", [f"{name}={value}" for name, value in keys.items()]))
+def config(**keys) -> EvaluateConfig:
+    return to_typed(EvaluateConfig, compose("evaluate", [f"{name}={value}" for name, value in keys.items()]))
 
 
 def summarise(found: dict, pooled: list[str]) -> dict:
@@ -57,7 +57,7 @@ def test_differences_are_a_family_per_key(found):
 def test_keys_have_five_parts_and_the_terminal_says_what_was_drawn(found):
     whole = summarise(found, ["pathvqa"])
     assert {key.count("/") for key in whole["metrics"]} == {4}
-    lines = summary.text(whole)
+    lines = summary.summary_text(whole)
     assert "pathvqa          95% intervals by bootstrap over 20 images" in lines
     assert "medqa            95% intervals by bootstrap over 20 questions, none of which names an image" in lines
     assert set(whole["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
@@ -67,7 +67,7 @@ def test_answers_that_did_not_end_are_counted_and_said(found):
     found["pathvqa"]["real"] = [{**item, "cut": True} if n < 3 else item for n, item in enumerate(found["pathvqa"]["real"])]
     whole = summarise(found, [])
     assert whole["cut"] == {"medqa": {}, "pathvqa": {"real": 3}, "vqa_rad": {}}
-    assert "pathvqa          real                   3 answers reached max_new_tokens and were cut" in summary.text(whole)
+    assert "pathvqa          real                   3 answers reached max_new_tokens and were cut" in summary.summary_text(whole)
 
 
 def test_anybodys_file_becomes_a_result(tmp_path):
@@ -78,7 +78,7 @@ def test_anybodys_file_becomes_a_result(tmp_path):
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert metrics["vqa/file/real/all/bleu1"]["n"] == 40
     assert json.loads((folder / "evaluate.json").read_text())["scorers"]["file"]["bleu1"] == metrics["vqa/file/real/all/bleu1"]["value"]
-    stored = answers.read(folder / "predictions" / "file.real.jsonl")
+    stored = predictions_file.read_predictions(folder / "predictions" / "file.real.jsonl")
     assert stored == [{"question": "what?", "source": "file", **item} for item in some(40)]
 
 
@@ -92,7 +92,7 @@ def test_what_a_file_says_of_its_answers_is_kept_and_empty_ones_are_counted(tmp_
     said = json.loads((folder / "evaluate.json").read_text())
     assert said["empty"] == said["cut"] == {"slake": {"real": 1}}
     assert said["metrics"]["vqa/slake/real/closed/accuracy"]["n"] == 1
-    assert "slake            real                   1 answers are empty" in summary.text(said)
+    assert "slake            real                   1 answers are empty" in summary.summary_text(said)
     assert "theirs.jsonl: ids not checked" in capsys.readouterr().out
 
 
@@ -104,7 +104,7 @@ def test_the_benchmark_of_a_file_must_be_one(tmp_path, name, sentence):
 
 
 def test_a_file_cannot_bring_its_own_answers(tmp_path, shards):
-    items = benchmark.read("alpha", root=shards).items
+    items = benchmark.read_benchmark("alpha", root=shards).items
     file = tmp_path / "theirs.jsonl"
 
     def scored(change: dict) -> dict:
@@ -130,8 +130,8 @@ def test_ids_are_held_to_the_benchmark_where_its_shards_are_given(tmp_path, shar
 def test_the_benchmark_of_a_file_names_its_keys_and_its_alternatives(tmp_path):
     file = tmp_path / "theirs.jsonl"
     file.write_text(json.dumps({"id": 1, "question": "what?", "references": "lung#heart", "prediction": "heart"}))
-    word = spoken("benchmark=vqa_med_2019", Evaluate)  # a folder of conf has that name too
-    said = typed(Evaluate, compose("evaluate", [word, f"predictions={file}", f"outputs={tmp_path}", "name=x", "resamples=9"]))
+    word = normalise_override("benchmark=vqa_med_2019", EvaluateConfig)  # a folder of conf has that name too
+    said = to_typed(EvaluateConfig, compose("evaluate", [word, f"predictions={file}", f"outputs={tmp_path}", "name=x", "resamples=9"]))
     metrics = json.loads((evaluate_file(said) / "result.json").read_text())["metrics"]
     assert metrics["vqa/vqa_med_2019/real/all/exact"]["value"] == 1
     with pytest.raises(UserError, match="a predictions file answers one benchmark, 2 were given"):

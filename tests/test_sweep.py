@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from lightning.fabric.plugins.io import torch_io
 
-from src import evaluate, report, sweep, train
-from src.cli import check, compose, spelt_out, spoken
-from src.config import Evaluate, Report, Train
-from src.errors import UserError
-from src.run import failure, read_run
+from src import evaluate, report, train
+from src.config.evaluate import EvaluateConfig
+from src.config.report import ReportConfig
+from src.config.train import TrainConfig
+from src.runtime import sweep
+from src.runtime.cli import check_overrides, compose, expand_experiment_sweep, normalise_override
+from src.runtime.errors import UserError
+from src.runtime.run_folder import read_run, trial_failure
 from tests.stored import write_run
 
 
@@ -51,7 +54,7 @@ def test_a_full_disk_costs_one_trial_and_only_what_is_missing_runs_again(run, wo
     monkeypatch.setattr(torch_io, "_atomic_save", save)
     code, out, err = run("-m", "seed=0,1,2")
     assert code == 1, err[-600:]
-    folders = [outputs(words) / "tiny" / sweep.slug([*words, f"seed={seed}"]) for seed in range(3)]
+    folders = [outputs(words) / "tiny" / sweep.trial_slug([*words, f"seed={seed}"]) for seed in range(3)]
     assert "1 trial failed; the same command runs only what is missing" in out
     assert [(folder / "result.json").exists() for folder in folders] == [True, False, True]
     assert [list(folder.glob("checkpoints/*")) == [] for folder in folders] == [False, True, False]
@@ -72,7 +75,7 @@ def test_where_not_even_the_failure_can_be_written_the_sweep_goes_on(tmp_path, m
     """What is there afterwards can be read."""
     monkeypatch.setattr(sweep, "failures", {})
     monkeypatch.setattr(sweep, "trial_folder", lambda: tmp_path / "trial")
-    monkeypatch.setattr(sweep, "in_process", lambda: True)
+    monkeypatch.setattr(sweep, "is_in_process", lambda: True)
     write = Path.write_text
 
     def full(path: Path, text: str) -> None:
@@ -80,14 +83,14 @@ def test_where_not_even_the_failure_can_be_written_the_sweep_goes_on(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with sweep.trial():
+    with sweep.trial_scope():
         raise UserError("a mistake")
-    assert failure(tmp_path / "trial") is None
+    assert trial_failure(tmp_path / "trial") is None
     with pytest.raises(SystemExit, match="1"):
-        sweep.finish()
+        sweep.exit_if_failed()
     assert f"{tmp_path}/trial: a mistake" in capsys.readouterr().out
     write(tmp_path / "failed.json", "")
-    assert failure(tmp_path) == f"{tmp_path}/failed.json cannot be read"
+    assert trial_failure(tmp_path) == f"{tmp_path}/failed.json cannot be read"
 
 
 @pytest.mark.slow
@@ -106,7 +109,7 @@ def test_every_verb_goes_on_after_a_failed_trial(tmp_path, monkeypatch, capsys):
         evaluate.main()
     assert answered == ["gone", "good"]
     assert f"  {tmp_path}/evaluate/run=gone: no run 'gone' in {tmp_path}/; found good\n" in capsys.readouterr().out
-    assert failure(tmp_path / "evaluate" / "run=gone") == f"no run 'gone' in {tmp_path}/; found good"
+    assert trial_failure(tmp_path / "evaluate" / "run=gone") == f"no run 'gone' in {tmp_path}/; found good"
 
 
 @pytest.mark.slow
@@ -124,7 +127,7 @@ def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
         return Path("nowhere")
 
     monkeypatch.setattr(train, "train", trained)
-    monkeypatch.setattr(train.run, "first_rank", lambda: False)
+    monkeypatch.setattr(train.run_folder, "is_first_rank", lambda: False)
     gc.disable()
     try:
         run("-m", "seed=0,1,2")
@@ -153,7 +156,7 @@ def test_the_model_of_a_trial_is_gone_when_the_next_begins(run, monkeypatch):
 )
 def test_a_mistake_in_any_trial_ends_the_sweep_before_the_first(run, words, overrides, said):
     code, _, err = run("-m", *overrides)
-    assert (code, err.strip()) == (2, said.format(folder=sweep.slug([*words, "seed=0"]), same=sweep.slug(words)))
+    assert (code, err.strip()) == (2, said.format(folder=sweep.trial_slug([*words, "seed=0"]), same=sweep.trial_slug(words)))
     assert not outputs(words).exists()
 
 
@@ -169,7 +172,7 @@ def test_several_devices_per_trial_are_refused_with_the_command_that_works(run, 
         "hydra.launcher.tasks_per_node=2",
         "hydra.launcher.gpus_per_node=2",
     ]
-    assert len(check("train", Train, said[1:], many=True)) == 2
+    assert len(check_overrides("train", TrainConfig, said[1:], many=True)) == 2
 
 
 def test_a_source_that_is_not_built_ends_the_sweep_before_the_first(run, words, shards):
@@ -201,15 +204,15 @@ def test_of_trials_that_are_jobs_of_their_own_every_failure_is_told(tmp_path, mo
 
 def test_several_values_without_a_sweep_are_refused(words):
     with pytest.raises(UserError, match=r"^seed=0,1 gives several values, which makes a sweep; add -m, or write a list as \[a,b\]$"):
-        check("train", Train, [*words, "seed=0,1"])
+        check_overrides("train", TrainConfig, [*words, "seed=0,1"])
 
 
 def test_an_experiment_may_bring_its_own_sweep_and_the_command_line_replaces_it():
-    own = spelt_out("train", ["+experiment=temperature", "seed=0,1"])
-    assert len(sweep.points(own)) == 6
-    assert sweep.points(own)[0] == ["mix.temperature=1.0", "+experiment=temperature", "seed=0"]
-    one = spelt_out("train", ["+experiment=temperature", "mix.temperature=3.0"])
-    assert sweep.points(one) == [["+experiment=temperature", "mix.temperature=3.0"]]
+    own = expand_experiment_sweep("train", ["+experiment=temperature", "seed=0,1"])
+    assert len(sweep.expand_trials(own)) == 6
+    assert sweep.expand_trials(own)[0] == ["mix.temperature=1.0", "+experiment=temperature", "seed=0"]
+    one = expand_experiment_sweep("train", ["+experiment=temperature", "mix.temperature=3.0"])
+    assert sweep.expand_trials(one) == [["+experiment=temperature", "mix.temperature=3.0"]]
     assert one[-1] == "hydra.sweeper.params=null"
 
 
@@ -218,7 +221,7 @@ def test_hydra_runs_the_trials_that_were_checked(run, words, monkeypatch):
     """The experiment sweeps over three temperatures; the command line asks for one."""
     ran = []
     monkeypatch.setattr(train, "train", lambda config: ran.append((config.name, config.mix.temperature)) or Path("nowhere"))
-    monkeypatch.setattr(train.run, "first_rank", lambda: False)
+    monkeypatch.setattr(train.run_folder, "is_first_rank", lambda: False)
     own = [word for word in words if not word.startswith("name=")]
     code, _, err = run("-m", *own, "+experiment=temperature", "mix.temperature=4.0")
     assert code == 0, err
@@ -235,19 +238,20 @@ def test_hydra_runs_the_trials_that_were_checked(run, words, monkeypatch):
     ],
 )
 def test_the_name_of_a_trial_needs_no_quotes(word, value):
-    assert compose("evaluate", [spoken(word, Evaluate)]).run == value
+    assert compose("evaluate", [normalise_override(word, EvaluateConfig)]).run == value
 
 
 def test_names_of_trials_in_a_list_do():
     with pytest.raises(UserError, match=r"""in a list, names that hold '=' are quoted: 'runs=\["a/seed=0","a/seed=1"\]'$"""):
-        check("report", Report, [spoken("runs=[a/seed=0,b]", Report)])
+        check_overrides("report", ReportConfig, [normalise_override("runs=[a/seed=0,b]", ReportConfig)])
 
 
 def test_the_folder_of_a_trial_is_its_overrides_sorted():
     assert (
-        sweep.slug(["+experiment=mini", "seed=1", "name=a", "mix.shares={a: 1, b: 2}", "hydra/launcher=x"]) == "mix.shares={a:1,b:2},seed=1"
+        sweep.trial_slug(["+experiment=mini", "seed=1", "name=a", "mix.shares={a: 1, b: 2}", "hydra/launcher=x"])
+        == "mix.shares={a:1,b:2},seed=1"
     )
-    assert sweep.slug(["vision.path=a/b"]) == "vision.path=a_b"
+    assert sweep.trial_slug(["vision.path=a/b"]) == "vision.path=a_b"
     long = [f"optim.steps={'1' * 100}", f"seed={'2' * 60}"]
-    assert len(sweep.slug(long)) == sweep.LONGEST
-    assert sweep.slug(long) != sweep.slug([*long[:1], f"seed={'2' * 59}3"])
+    assert len(sweep.trial_slug(long)) == sweep.LONGEST
+    assert sweep.trial_slug(long) != sweep.trial_slug([*long[:1], f"seed={'2' * 59}3"])

@@ -9,9 +9,11 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from experiments.sweeps import dashboard
-from src import cli, tracking
-from src.config import Train, typed
+from src.config.train import TrainConfig
 from src.reporting.compare import COLUMNS
+from src.runtime import cli
+from src.runtime.schema import to_typed
+from src.tracking import wandb_run
 from tests.stored import write_run
 
 FILES = {path.stem: path for path in sorted((cli.CONF.parent / "experiments" / "sweeps").glob("*.yaml"))}
@@ -30,21 +32,21 @@ def test_the_first_trial_composes_as_its_agent_would_start_it(name):
     words = [one for word in create_sweep_command(file["command"]) for one in (args if word == "${args_no_hyphens}" else [word])]
     assert words[:4] == ["python", "-m", "src.train", "-m"]
     overrides = words[4:]
-    (trial,) = cli.sweep.points(cli.spelt_out("train", overrides))  # one process, one trial, in a folder of its own
+    (trial,) = cli.sweep.expand_trials(cli.expand_experiment_sweep("train", overrides))  # one process, one trial, in a folder of its own
     assert set(args) <= set(trial)
-    config = typed(Train, cli.compose("train", trial))
+    config = to_typed(TrainConfig, cli.compose("train", trial))
     assert (config.logger.wandb, config.logger.project) == ("online", file["project"])
-    assert cli.sweep.slug(trial).count("=") >= len(args)
+    assert cli.sweep.trial_slug(trial).count("=") >= len(args)
     assert file["metric"]["name"] in LOGGED
 
 
 @pytest.mark.parametrize(("sweep", "taken"), [("s1", True), ("", False)])
 def test_the_agent_names_the_run_of_its_sweep(tmp_path, monkeypatch, sweep, taken):
-    monkeypatch.setattr(tracking, "_opened", lambda folder, config: nullcontext(MagicMock()))
+    monkeypatch.setattr(wandb_run, "_opened", lambda folder, config: nullcontext(MagicMock()))
     monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
     monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
     folder = write_run(tmp_path, "one")
-    with tracking.training(folder, typed(Train, cli.compose("train", ["+experiment=mini", "logger=wandb"]))):
+    with wandb_run.training_run(folder, to_typed(TrainConfig, cli.compose("train", ["+experiment=mini", "logger=wandb"]))):
         pass
     assert (json.loads((folder / "wandb.json").read_text())["id"] == "fromagent") == taken
 

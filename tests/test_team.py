@@ -1,12 +1,12 @@
-"""src/team.py: which rank of how many a process is, under torchrun, Slurm and what is neither."""
+"""src/runtime/distributed.py: which rank of how many a process is, under torchrun, Slurm and what is neither."""
 
 import os
 import socket
 
 import pytest
 
-from src.errors import UserError
-from src.team import Team, joined, launched, rendezvous
+from src.runtime.distributed import Ranks, join_ranks, launched, rendezvous
+from src.runtime.errors import UserError
 from tests.processes import server
 
 JOB = {"SLURM_JOB_ID": "4120077", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[07-08]"}
@@ -17,15 +17,15 @@ TASK = SHELL | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID
 @pytest.mark.parametrize(
     ("environment", "team"),
     [
-        ({}, Team()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Team(3, 4, 1)),
-        (TASK, Team(5, 8, 1)),
-        (JOB, Team()),  # the shell of salloc
-        (SHELL, Team()),
-        (SHELL | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}, Team()),  # that of salloc as a step of its own
-        (TASK | {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, Team(9, 16, 1)),  # torchrun in each task
-        (TASK | {"RANK": "0", "WORLD_SIZE": "1"}, Team()),
-        (TASK | {"PMI_SIZE": "8"}, Team(5, 8, 1)),  # srun --mpi=pmi2
+        ({}, Ranks()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Ranks(3, 4, 1)),
+        (TASK, Ranks(5, 8, 1)),
+        (JOB, Ranks()),  # the shell of salloc
+        (SHELL, Ranks()),
+        (SHELL | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}, Ranks()),  # that of salloc as a step of its own
+        (TASK | {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, Ranks(9, 16, 1)),  # torchrun in each task
+        (TASK | {"RANK": "0", "WORLD_SIZE": "1"}, Ranks()),
+        (TASK | {"PMI_SIZE": "8"}, Ranks(5, 8, 1)),  # srun --mpi=pmi2
     ],
 )
 def test_a_process_knows_its_rank(environment, team):
@@ -57,7 +57,7 @@ def test_tasks_of_slurm_meet_on_the_first_node_of_their_step():
 
 def join(environment: dict[str, str], answer) -> None:
     os.environ.update(environment)
-    with joined() as team:
+    with join_ranks() as team:
         team.wait()
         answer.send(team)
 
@@ -75,7 +75,7 @@ def test_tasks_of_slurm_are_one_team():
         process.start()
         theirs.close()
         found.append((process, ours))
-    assert [ours.recv() for _, ours in found] == [Team(0, 2, 0), Team(1, 2, 1)]
+    assert [ours.recv() for _, ours in found] == [Ranks(0, 2, 0), Ranks(1, 2, 1)]
     for process, _ in found:
         process.join()
         assert process.exitcode == 0

@@ -13,18 +13,21 @@ import sentencepiece
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from data_prep import build as building
-from data_prep import cut, slurm, sources, write
-from data_prep.shards import Build, build_all
-from data_prep.tokens import vocabulary
-from src.cli import compose
-from src.config import Mix, Plan
-from src.data import budget
-from src.data.held_out import sides
-from src.data.remote import Cache, RemoteShards
+from data_prep import sources
+from data_prep.build import chunking, shard_writer, slurm
+from data_prep.build import source as building
+from data_prep.build.source import BuildConfig
+from data_prep.build.token_counts import tokenizer_file
+from data_prep.shards import build_all
+from src.config.plan import PlanConfig
+from src.config.train import MixConfig
+from src.data import token_budget
+from src.data.remote import CacheConfig, RemoteShards
 from src.data.shards import SCHEMA, Shards
-from src.errors import UserError
+from src.data.train_val_split import split_source
 from src.plan import plan
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
 from tests.test_shards import contents, interrupted, put_lines
 from tests.test_weights import sentencepiece_model
 
@@ -33,8 +36,8 @@ TURNS = [["Which organ is shown?", "the  lung"], ["Where is the caption?", "left
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(cut, "SHARD_ROWS", 20)
-    monkeypatch.setattr(cut, "CHUNK_ROWS", 6)
+    monkeypatch.setattr(chunking, "SHARD_ROWS", 20)
+    monkeypatch.setattr(chunking, "CHUNK_ROWS", 6)
     turns = [{"question": f"{asked} {n}", "answer": answer} for n in range(25) for asked, answer in TURNS]
     lines = [{**turn, "id": f"q{n}", "choices": ["lung", "heart"]} for n, turn in enumerate(turns)]
     put_lines(tmp_path / "raw" / "own", "train", [*lines, {"id": "no-answer", "question": "What?", "answer": ""}])
@@ -53,7 +56,7 @@ def nameless(tmp_path_factory) -> Path:
 
 
 def build(raw: Path, out: Path, tokenizer: Path | str = "", **settings) -> Shards:
-    build_all(Build(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, "tokenizer": str(tokenizer), **settings}))
+    build_all(BuildConfig(**{"sources": ["own"], "raw": raw, "out": out, "workers": 1, "tokenizer": str(tokenizer), **settings}))
     return Shards(out / "own")
 
 
@@ -93,10 +96,10 @@ def test_the_same_bytes_for_any_number_of_workers_jobs_and_after_an_interruption
         build(raw, tmp_path / "cut", language)
     build(raw, tmp_path / "cut", language)
     assert contents(tmp_path / "cut" / "own") == whole
-    config = Build(sources=["own"], raw=raw, out=tmp_path / "jobs", workers=1, jobs=2, tokenizer=str(language))
+    config = BuildConfig(sources=["own"], raw=raw, out=tmp_path / "jobs", workers=1, jobs=2, tokenizer=str(language))
     (tmp_path / "jobs").mkdir()
-    with vocabulary(config.tokenizer) as counting:
-        slurm.write_shards([sources.find("own", raw)], config, counting, cluster="debug")
+    with tokenizer_file(config.tokenizer) as counting:
+        slurm.write_shards([sources.find_source("own", raw)], config, counting, cluster="debug")
     build_all(config)
     assert contents(tmp_path / "jobs" / "own") == whole
 
@@ -104,7 +107,7 @@ def test_the_same_bytes_for_any_number_of_workers_jobs_and_after_an_interruption
 def test_another_tokenizer_is_another_build(raw, language, nameless, tmp_path, monkeypatch):
     first = build(raw, tmp_path / "out", language).column("tokens").tolist()
     written = []
-    monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or write.write_shard(*args))
+    monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or shard_writer.write_shard(*args))
     build(raw, tmp_path / "out", shutil.copytree(language, tmp_path / "moved"))
     assert written == []  # the same tokenizer under another name
     other = build(raw, tmp_path / "out", nameless)
@@ -118,13 +121,15 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
     shutil.copytree(raw / "own", raw / "other")
     build(raw, tmp_path / "out", sources=["other"])
     data = configure(f"data.root={tmp_path / 'out'}").data
-    own, other = budget.parts(Mix({"own": 1, "other": 1}, decontaminate=True), data, steps=10, tokenizer={"id": str(language)})
+    own, other = token_budget.source_budgets(
+        MixConfig({"own": 1, "other": 1}, decontaminate=True), data, steps=10, tokenizer={"id": str(language)}
+    )
     opened = Shards(tmp_path / "out" / "own")
-    drawn = sides(opened, decontaminate=True, validate=data.validate)[0]
+    drawn = split_source(opened, decontaminate=True, validate=data.val_samples)[0]
     assert own.text == pytest.approx(opened.column("tokens")[drawn].mean())
     assert (own.counted_by, other.counted_by) == (str(language), "")
     console = Console(width=200, record=True)
-    console.print(budget.table([own, other], patches=4))
+    console.print(token_budget.budget_table([own, other], patches=4))
     said = console.export_text()
     assert f"tokens counted by {language}" in said
     assert ["about" in line for line in said.splitlines()[1:3]] == [False, True]
@@ -135,7 +140,7 @@ def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language
     moved = shutil.copytree(language, tmp_path / "moved")
     build(raw, tmp_path / "out", moved)
     config = configure(f"data.root={tmp_path / 'out'}")
-    config = Plan(**vars(config) | {"mix": Mix({"own": 1}, decontaminate=True), "plan": compose("plan", []).plan})
+    config = PlanConfig(**vars(config) | {"mix": MixConfig({"own": 1}, decontaminate=True), "plan": compose("plan", []).plan})
 
     def said() -> tuple[str, str]:
         capsys.readouterr()
@@ -151,7 +156,7 @@ def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language
     row, text = said()
     assert ("about" in row, warning in text) == (True, True)
     for name, exact in ((str(moved), True), ("own/hub", False)):  # not on this disk: by name
-        (own,) = budget.parts(config.mix, config.data, steps=10, tokenizer={"id": name})
+        (own,) = token_budget.source_budgets(config.mix, config.data, steps=10, tokenizer={"id": name})
         assert own.exact == exact
 
 
@@ -165,7 +170,7 @@ def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_p
     with pytest.raises(UserError, match=r"own/index\.arrow has no column tokens; build it again with `make shards`"):
         Shards(tmp_path / "out" / "own")
     with pytest.raises(UserError, match=rf"^file://{tmp_path}/out/own/index\.arrow has no column tokens; build it again"):
-        RemoteShards(f"file://{tmp_path}/out/own", Cache(str(tmp_path / "cache")))
+        RemoteShards(f"file://{tmp_path}/out/own", CacheConfig(str(tmp_path / "cache")))
 
 
 def test_a_build_without_a_tokenizer_imports_nothing_heavy():

@@ -10,9 +10,10 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
-from src.errors import UserError
-from src.model.towers import CLIP_MEAN, CLIP_STD, VisionConfig, save_open_clip
+from src.config.train import VisionConfig
 from src.model.vision import identity, load_vision
+from src.model.vision_checkpoints import CLIP_MEAN, CLIP_STD, save_open_clip
+from src.runtime.errors import UserError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 OTHER_MEAN, OTHER_STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -7,15 +7,17 @@ import torch
 import yaml
 from PIL import Image
 
-from src import progress, sweep
 from src import transfer as verb
-from src.cli import compose
-from src.config import Transfer, typed
+from src.classification import features
+from src.config.train import VisionConfig
+from src.config.transfer import TransferConfig
 from src.data.phantoms import PHANTOM
-from src.errors import UserError
-from src.model.towers import VisionConfig, save_open_clip
 from src.model.vision import load_vision
-from src.training import features
+from src.model.vision_checkpoints import save_open_clip
+from src.runtime import progress, sweep
+from src.runtime.cli import compose
+from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -54,7 +56,7 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_strengths(monkeypatch):
     """Of the penalty of a linear probe; most of the time goes to its fits."""
-    monkeypatch.setattr("src.training.probe.GRID", (1e-3, 1e-1, 10))
+    monkeypatch.setattr("src.classification.probe.GRID", (1e-3, 1e-1, 10))
 
 
 def run(place, *overrides):
@@ -67,7 +69,7 @@ def run(place, *overrides):
         "finetune.steps=2",
         "finetune.warmup=1",
     ]
-    config = typed(Transfer, compose("transfer", [*standard, *(word.replace("benchmark=", "benchmarks=") for word in overrides)]))
+    config = to_typed(TransferConfig, compose("transfer", [*standard, *(word.replace("benchmark=", "benchmarks=") for word in overrides)]))
     return verb.transfer(config)
 
 
@@ -86,7 +88,7 @@ def test_cells_accumulate_and_are_computed_once(place, monkeypatch):
     assert first["metrics"].keys() == {f"transfer/dots/run:mini/probe/{score}" for score in ("macro_f1", "balanced_accuracy", "auroc")}
     assert first["metrics"]["transfer/dots/run:mini/probe/macro_f1"]["n"] == 6
     calls = []
-    monkeypatch.setattr(verb, "extract", lambda *args, **kwargs: calls.append(args) or features.extract(*args, **kwargs))
+    monkeypatch.setattr(verb, "extract_features", lambda *args, **kwargs: calls.append(args) or features.extract_features(*args, **kwargs))
     run(place, "encoder=[run:mini,scratch:mini]", "benchmark=[dots,spots]", "name=one")
     assert len(calls) == 5  # of ours on spots, of two draws of scratch on both
     both = json.loads((folder / "transfer.json").read_text())
@@ -154,7 +156,7 @@ def test_a_broken_picture_in_the_last_set_ends_it_before_the_first_fit(place, mo
     """Its header is whole, so that only decoding finds out."""
     paint(place / "raw/cut", broken="dark/7.png")
     fitted = []
-    monkeypatch.setattr(verb, "fit", lambda *args, **kwargs: fitted.append(args))
+    monkeypatch.setattr(verb, "fit_probe", lambda *args, **kwargs: fitted.append(args))
     with pytest.raises(UserError, match=r"benchmark 'cut': cannot read dark/7\.png as images"):
         run(place, "encoder=run:mini", "benchmark=[dots,cut]", "name=five")
     assert fitted == []
@@ -236,8 +238,8 @@ def test_two_architectures_from_scratch_are_two_encoders(place):
 def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monkeypatch):
     folder = run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
     said = {"found": {"a": 3}, "trained_on": True, "start": None}
-    monkeypatch.setattr(verb, "overlap", lambda *args, **kwargs: said)
-    monkeypatch.setattr(verb, "fit", None)
+    monkeypatch.setattr(verb, "training_overlap", lambda *args, **kwargs: said)
+    monkeypatch.setattr(verb, "fit_probe", None)
     run(place, "encoder=run:mini", "benchmark=dots", "name=eight")
     assert [cell["overlap"] for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]] == [said]
 
@@ -248,7 +250,7 @@ def test_the_table_knows_which_of_its_sets_are_phantoms(place, monkeypatch):
     (place / "raw/drawn" / PHANTOM).touch()
     folder = run(place, "encoder=run:mini", "benchmark=[dots,drawn]", "protocol=few_shot", "name=ten")
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["drawn"]
-    monkeypatch.setattr(verb, "fit", None)
+    monkeypatch.setattr(verb, "fit_probe", None)
     (place / "raw/dots" / PHANTOM).touch()
     run(place, "encoder=run:mini", "benchmark=dots", "protocol=few_shot", "name=ten")  # its cells were there before it was marked
     (place / "raw/dots" / PHANTOM).unlink()

@@ -3,7 +3,7 @@
 import pytest
 
 from src.reporting.blocks import Figure, Table, Text
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
 from src.reporting.transfer import section
 from tests.stored import write_run, write_verb
 
@@ -37,7 +37,7 @@ def blocks(tmp_path):
         folder = write_run(tmp_path, "one")
         found = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
         write_verb(folder, "transfer", {"metrics": {}, "transfer": found})
-        return section(Stored("one", folder)).blocks
+        return section(RunData("one", folder)).blocks
 
     return made
 

@@ -1,23 +1,23 @@
-"""src/scoring/transfer.py and transfer_table.py."""
+"""src/classification/scores.py and transfer_table.py."""
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc, multiclass_f1_score
 
-from src.scoring.transfer import (
-    Cell,
+from src.classification.scores import (
+    TransferResult,
     auroc,
     average_ranks,
     balanced_accuracy,
     confusion,
     difference,
     macro_f1,
-    resampled,
-    values,
-    weights,
+    resampled_scores,
+    resampling_weights,
+    score_values,
 )
-from src.scoring.transfer_table import table
+from src.classification.table import transfer_table
 
 
 def cell(*, n=120, classes=3, seeds=1, groups=40, skill=0.5, seed=0):
@@ -25,7 +25,7 @@ def cell(*, n=120, classes=3, seeds=1, groups=40, skill=0.5, seed=0):
     labels_N = np.random.default_rng(7).integers(0, classes, n)
     p_SNK = rng.random((seeds, n, classes)) + skill * np.eye(classes)[labels_N]
     p_SNK = (p_SNK / p_SNK.sum(-1, keepdims=True)).round(2)  # with ties
-    return Cell(labels_N, np.arange(n) % groups, p_SNK.argmax(-1), p_SNK)
+    return TransferResult(labels_N, np.arange(n) % groups, p_SNK.argmax(-1), p_SNK)
 
 
 def torch_scores(labels_N, p_NK):
@@ -42,8 +42,8 @@ def torch_scores(labels_N, p_NK):
 @pytest.mark.parametrize("classes", [2, 3, 11])
 def test_scores_of_a_resample_are_those_of_torchmetrics_on_the_repeated_images(classes):
     one = cell(classes=classes, n=300)
-    w_RG = weights(40, resamples=5, seed=0, name="x")
-    found = resampled(one, w_RG, seed=0)
+    w_RG = resampling_weights(40, resamples=5, seed=0, name="x")
+    found = resampled_scores(one, w_RG, seed=0)
     for r in range(5):
         rows = np.repeat(np.arange(300), w_RG[r, one.groups_N].astype(int))
         for name, value in torch_scores(one.labels_N[rows], one.probabilities_SNK[0][rows]).items():
@@ -65,7 +65,7 @@ def test_auroc_counts_ties_half():
 def test_values_are_means_over_seeds():
     both = cell(seeds=2)
     single = [torch_scores(both.labels_N, p)["macro_f1"] for p in both.probabilities_SNK]
-    assert values(both)["macro_f1"] == pytest.approx(np.mean(single), abs=1e-6)
+    assert score_values(both)["macro_f1"] == pytest.approx(np.mean(single), abs=1e-6)
 
 
 def test_intervals_are_wider_when_images_come_in_groups():
@@ -75,8 +75,12 @@ def test_intervals_are_wider_when_images_come_in_groups():
     right = rng.random(20)[group_of] < 0.5  # whole groups are right or wrong
     said = np.where(right, labels, 1 - labels)
     p = np.eye(2)[said][None]
-    alone = resampled(Cell(labels, np.arange(400), said[None], p), weights(400, resamples=500, seed=0, name="x"), seed=0)
-    together = resampled(Cell(labels, group_of, said[None], p), weights(20, resamples=500, seed=0, name="x"), seed=0)
+    alone = resampled_scores(
+        TransferResult(labels, np.arange(400), said[None], p), resampling_weights(400, resamples=500, seed=0, name="x"), seed=0
+    )
+    together = resampled_scores(
+        TransferResult(labels, group_of, said[None], p), resampling_weights(20, resamples=500, seed=0, name="x"), seed=0
+    )
     assert together["macro_f1"].std() > 2 * alone["macro_f1"].std()
 
 
@@ -104,7 +108,7 @@ def facts(benchmark, encoder, protocol="probe"):
 def test_table_has_the_contracted_keys_and_is_paired():
     skills = {"run:x": 2.0, "scratch": 0.2}
     found = [(facts(name, encoder), cell(skill=skill, seed=3)) for name in ("s1", "s2") for encoder, skill in skills.items()]
-    made = table(found, resamples=200, seed=0)
+    made = transfer_table(found, resamples=200, seed=0)
     assert made["metrics"]["transfer/s1/run:x/probe/macro_f1"].keys() == {"value", "low", "high", "n"}
     mean = made["metrics"]["transfer/mean/scratch/probe/macro_f1"]
     assert mean["value"] == pytest.approx(np.mean([made["metrics"][f"transfer/{s}/scratch/probe/macro_f1"]["value"] for s in ("s1", "s2")]))
@@ -116,12 +120,12 @@ def test_table_has_the_contracted_keys_and_is_paired():
     assert confusion_KK.sum() == 120
     assert len(made["transfer"]["differences"]) == 3
     same = [(facts("s1", encoder), cell(seed=3)) for encoder in skills]
-    only = table(same, resamples=200, seed=0)["transfer"]["differences"]
+    only = transfer_table(same, resamples=200, seed=0)["transfer"]["differences"]
     assert [(one["value"], one["low"], one["high"]) for one in only] == [(0, 0, 0)]
 
 
 def test_few_shot_cells_make_the_curve():
-    made = table([(facts("s1", "scratch", f"probe_{k}shot"), cell(seeds=3)) for k in (1, 5)], resamples=50, seed=0)
+    made = transfer_table([(facts("s1", "scratch", f"probe_{k}shot"), cell(seeds=3)) for k in (1, 5)], resamples=50, seed=0)
     assert [(one["shots"], one["n"]) for one in made["transfer"]["few_shot"]] == [(1, 120), (5, 120)]
     assert made["transfer"]["cells"] == []
     assert "transfer/s1/scratch/probe_5shot/macro_f1" in made["metrics"]

@@ -2,9 +2,10 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
-from src.errors import UserError
-from src.model.towers import Tower, VisionConfig, save_open_clip
+from src.config.train import VisionConfig
 from src.model.vision import POOLINGS, HfVit, load_vision
+from src.model.vision_checkpoints import LoadedEncoder, save_open_clip
+from src.runtime.errors import UserError
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 
@@ -86,7 +87,7 @@ def test_finding_unused_parameters_draws_nothing_and_changes_nothing():
 def test_the_pooler_of_a_transformers_vit_is_frozen():
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     module, half = ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)), (0.5, 0.5, 0.5)
-    vision = HfVit(Tower(module, 32, half, half), size=32, layer=-1)
+    vision = HfVit(LoadedEncoder(module, 32, half, half), size=32, layer=-1)
     assert {key.split(".")[1] for key, p in vision.named_parameters() if not p.requires_grad} == {"pooler", "layernorm"}
 
 

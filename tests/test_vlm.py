@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from src.data.packing import collate
-from src.model.vlm import build, census, table
+from src.model.vlm import build_vlm, parameter_summary, summary_table
 from tests.conftest import parts
 from tests.rounding import float32_norms, forward_steps, rounding
 from tests.test_packing import samples
 
 
 def test_image_tokens_that_do_not_match_the_images_are_refused(configure):
-    model = build(configure())
+    model = build_vlm(configure())
     batch = collate([samples(model, [5], images=[2])], sources=[[0]], images=[], size=32, pad=2, image_id=330, keys=[])
     with pytest.raises(ValueError, match="8 <image> tokens for 0 images of 4 patches"):
         model(batch)
@@ -17,14 +17,14 @@ def test_image_tokens_that_do_not_match_the_images_are_refused(configure):
 
 def test_patches_stand_where_their_placeholders_stand(configure):
     """Two samples in a row, in a batch of two rows: each placeholder holds its own patch, in reading order."""
-    model = build(configure())
+    model = build_vlm(configure())
     made = samples(model, [4, 6, 5], images=[1, 2, 1])
     pixels = list(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8).numpy())
     batch = collate([made[:2], made[2:]], sources=[[0, 0], [0]], images=pixels, size=32, pad=2, image_id=330, keys=[])
-    embedded = model.embed(batch.ids_BT, batch.images_NCHW)
-    places = batch.ids_BT == model.image_id
+    embedded = model.embed(batch.input_ids_BT, batch.images_NCHW)
+    places = batch.input_ids_BT == model.image_id
     assert torch.equal(embedded[places], model.see(batch.images_NCHW).flatten(0, 1))
-    assert torch.equal(embedded[~places], model.language.embed(batch.ids_BT)[~places])
+    assert torch.equal(embedded[~places], model.language.embed(batch.input_ids_BT)[~places])
 
 
 def test_a_text_only_batch_touches_every_trainable_parameter_and_changes_no_loss(configure):
@@ -46,7 +46,7 @@ def test_a_text_only_batch_touches_every_trainable_parameter_and_changes_no_loss
 
 def test_a_batch_without_supervised_tokens_has_a_gradient_of_zero(configure):
     """A slot without rows, when a step has fewer rows than ranks x slots."""
-    model = build(configure())
+    model = build_vlm(configure())
     losses, sources = model(collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]))
     losses.sum().backward()
     assert len(losses) == len(sources) == 0
@@ -55,16 +55,16 @@ def test_a_batch_without_supervised_tokens_has_a_gradient_of_zero(configure):
 
 def test_rate_zero_freezes_a_part_and_the_table_says_so(configure):
     config = configure("optim.lr={vision: 0, projector: 1e-3, language: 0}")
-    model = build(config)
+    model = build_vlm(config)
     trainable = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"projector"}
-    lines = table(census(model, config)).splitlines()
+    lines = summary_table(parameter_summary(model, config)).splitlines()
     assert [line.split()[3] for line in lines[1:]] == ["frozen", "0.001", "frozen"]
     assert lines[2].split()[1] == f"{32 * 32 * 2 + 64:,}"
 
 
 def test_only_adapters_of_the_language_model_train(configure):
-    model = build(configure())
+    model = build_vlm(configure())
     trainable = [name for name, p in model.language.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 7 * 2
     assert all("lora_A" in name or "lora_B" in name for name in trainable)
@@ -72,20 +72,22 @@ def test_only_adapters_of_the_language_model_train(configure):
 
 @pytest.mark.slow
 def test_the_seed_decides_what_starts_at_random(configure):
-    one, same, other = (build(configure(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
+    one, same, other = (build_vlm(configure(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["projector.linear_1.weight"], other["projector.linear_1.weight"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "share"), [("cheap", 0.97), ("full", 0.25)])
+@pytest.mark.parametrize(("how", "share"), [("selective", 0.97), ("full", 0.25)])
 def test_recomputing_saves_memory_and_changes_nothing(configure, how, share):
-    """With dropout: what is computed again draws what was drawn before. `cheap` has gradients of its own, equal to rounding."""
-    loss, grads, kept = forward_and_backward(configure("trainer.recompute=none", "language.lora.dropout=0.2"))
-    other_loss, other_grads, other_kept = forward_and_backward(configure(f"trainer.recompute={how}", "language.lora.dropout=0.2"))
+    """With dropout: what is computed again draws what was drawn before. `selective` has gradients of its own, equal to rounding."""
+    loss, grads, kept = forward_and_backward(configure("trainer.activation_checkpointing=none", "language.lora.dropout=0.2"))
+    other_loss, other_grads, other_kept = forward_and_backward(
+        configure(f"trainer.activation_checkpointing={how}", "language.lora.dropout=0.2")
+    )
     assert loss == other_loss
-    config = build(configure()).language.body.config
-    apart = rounding(2 * forward_steps(config, length=160), 1) if how == "cheap" else 0.0
+    config = build_vlm(configure()).language.body.config
+    apart = rounding(2 * forward_steps(config, length=160), 1) if how == "selective" else 0.0
     assert grads.keys() == other_grads.keys()
     assert all((grads[name] - other_grads[name]).abs().max() <= apart * grads[name].abs().max() for name in grads)
     assert other_kept < share * kept

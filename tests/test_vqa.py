@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from torchmetrics.functional.text import bleu_score
 
-from src.errors import UserError
-from src.scoring import vqa
-from src.scoring.published import bleu1_pathvqa
-from src.scoring.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired, score, slices
+from src.metrics import vqa
+from src.metrics.published import bleu1_pathvqa
+from src.metrics.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired, score, slices
+from src.runtime.errors import UserError
 
 WORDS = ["yes", "no", "left", "right", "lung", "mri", "ct", "carcinoma", "of", "hering", "canals", "in", "tissue", "two", "x-ray"]
 

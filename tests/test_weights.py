@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from src.data.prompt import IMAGE
-from src.errors import UserError
-from src.model.vlm import build
-from src.model.weights import language_identity, load_language
+from src.model.language_checkpoint import language_identity, load_language
+from src.model.vlm import build_vlm
+from src.runtime.errors import UserError
 
 VOCAB = 320
 SENTENCES = ["the chest x-ray shows a nodule in the left lung", "is there an effusion ? yes no", "what modality is shown here ?"]
@@ -248,9 +248,9 @@ def test_a_model_whose_logits_would_not_be_its_own_is_refused(language, tmp_path
 @pytest.mark.slow
 def test_a_window_of_attention_is_as_long_as_a_sample_may_be(configure, language, tmp_path):
     folder = of_family(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
-    build(configure(f"language.path={folder}", "data.row_tokens=100"))
-    with pytest.raises(UserError, match=r"attends to the last 100 tokens only.*; set data.row_tokens=101 to that or less"):
-        build(configure(f"language.path={folder}", "data.row_tokens=101"))
+    build_vlm(configure(f"language.path={folder}", "data.max_seq_len=100"))
+    with pytest.raises(UserError, match=r"attends to the last 100 tokens only.*; set data.max_seq_len=101 to that or less"):
+        build_vlm(configure(f"language.path={folder}", "data.max_seq_len=101"))
 
 
 def test_a_tokenizer_may_begin_nothing_and_name_more_than_the_weights_know(language, tmp_path):

@@ -4,16 +4,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep import arguments
 from data_prep.phantom.sheet import sheet
 from data_prep.phantom.writers import MINI, WRITERS
 from data_prep.phantom.writers.folder import complete
-from src.errors import UserError, command, nearest
-from src.progress import Progress
+from src.runtime import arguments
+from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.progress import Progress
 
 
 @dataclass
-class Phantoms:
+class PhantomConfig:
     """Draws procedural medical datasets; what is complete is kept.
 
     python -m data_prep.phantom out=data/phantom/raw sources=pathvqa,pubmedqa seed=0
@@ -32,9 +32,9 @@ class Phantoms:
     sheet: str = ""
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
-    config = arguments.parse(Phantoms, words)
+    config = arguments.parse_arguments(PhantomConfig, words)
     if config.sheet:
         sheet(Path(config.sheet), seed=config.seed)
         print(config.sheet)
@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     chosen = list(WRITERS) if config.sources == ["all"] else config.sources or list(MINI)
     for name in chosen:
         if name not in WRITERS:
-            raise UserError(f"sources names '{name}', which no phantom stands for{nearest(name, WRITERS)}")
+            raise UserError(f"sources names '{name}', which no phantom stands for{suggest(name, WRITERS)}")
     for name in Progress(chosen, unit="dataset", desc="phantoms"):
         writer = WRITERS[name]
         num = {split: max(4, round(size * config.scale)) if split == "train" else size for split, size in writer.SIZES.items()}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.phantom import draw
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import MODALITIES, NORMAL, Scene, item_rng, sample_scene
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import MODALITIES, NORMAL, Scene, item_rng, sample_scene
 
 
 def sheet(path: Path, *, seed: int) -> None:

@@ -24,7 +24,7 @@ from data_prep.readers import (
     ubench,
     vqa_med_2019,
 )
-from data_prep.rows import Row
+from data_prep.readers.rows import Row
 from data_prep.sources import Source
 
 READERS: dict[str, Callable[[Path, str, Source], Iterator[Row]]] = {

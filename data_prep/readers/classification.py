@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.rows import Row
+from data_prep.readers.rows import Row
 from data_prep.sources import Source
 from src.data.record import Record
 
@@ -16,9 +16,9 @@ QUESTION = "what does the image show?"
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
-    from src.data import classification  # brings torch along, which only this needs
+    from src.classification import dataset  # brings torch along, which only this needs
 
-    data = classification.read(raw.name, raw=raw.parent)
+    data = dataset.read_dataset(raw.name, raw=raw.parent)
     for row in data.rows(split):
         example = data.examples[row]
         yield Record(

@@ -2,17 +2,17 @@
 
 The columns are named in `sources.yaml`: `image` (bytes, `{bytes, path}` as `datasets` writes it, or a list of those; none in
 a text-only set), `question` and `answer`, or `caption`, and optional `id`, `type`, `group`, `licence`. Files are parquet, as
-the hub has it (`data/train-00000-of-00004.parquet`), or one of the other formats of `data_prep/tables.py`.
+the hub has it (`data/train-00000-of-00004.parquet`), or one of the other formats of `data_prep/readers/tables.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.raw_files import clean, group_of, image_file, whole
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.raw_files import all_images, clean_text, group_of, image_file
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
-from data_prep.tables import table_rows
 from src.data.record import Record, question_type
 
 
@@ -21,19 +21,19 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for row in table_rows(path, entry, need=list(entry.columns.values())):
             key = f"{split}-{number:06d}"
-            yield row if isinstance(row, Bad) else _record(raw, split, entry, {n: row[c] for n, c in entry.columns.items()}, key)
+            yield row if isinstance(row, InvalidRow) else _record(raw, split, entry, {n: row[c] for n, c in entry.columns.items()}, key)
             number += 1
 
 
-@one_row
+@row_errors_as_invalid
 def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_key: str) -> Row:
-    key = clean(row.get("id")) or default_key
-    images = whole(_bytes(raw, image, key) for image in _list(row.get("image")))
-    if isinstance(images, Bad):
+    key = clean_text(row.get("id")) or default_key
+    images = all_images(_bytes(raw, image, key) for image in _list(row.get("image")))
+    if isinstance(images, InvalidRow):
         return images
     if "image" in row and not images:
-        return Bad(key, "image missing: there is none in the row")
-    question, answer, caption = (clean(row.get(name)) for name in ("question", "answer", "caption"))
+        return InvalidRow(key, "image missing: there is none in the row")
+    question, answer, caption = (clean_text(row.get(name)) for name in ("question", "answer", "caption"))
     derived = "caption" if "caption" in row else question_type(question, answer) if "image" in row else "text"
     return Record(
         key=key,
@@ -42,13 +42,13 @@ def _record(raw: Path, split: str, entry: Source, row: dict[str, Any], default_k
         images=images,
         turns=[] if "caption" in row else [(question, answer)],
         caption=caption,
-        type=clean(row.get("type")) or derived,
-        group=clean(row.get("group")) or (group_of(images[0]) if images else key),
-        licence=clean(row.get("licence")),
+        type=clean_text(row.get("type")) or derived,
+        group=clean_text(row.get("group")) or (group_of(images[0]) if images else key),
+        licence=clean_text(row.get("licence")),
     )
 
 
-def _bytes(raw: Path, image: Any, key: str) -> bytes | Bad:
+def _bytes(raw: Path, image: Any, key: str) -> bytes | InvalidRow:
     """`{bytes, path}`: the bytes win, the path is a file beside the table."""
     if isinstance(image, bytes):
         return image

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import clean, image_file, whole
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.raw_files import all_images, clean_text, image_file
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
-from data_prep.tables import table_rows
 from src.data.record import Record
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 FOLDER = "images/images_normalized"
 
@@ -23,7 +23,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         views = _views(raw / "indiana_projections.csv", entry)
         for row in table_rows(path, entry, need=["uid", "findings", "impression"]):
-            yield row if isinstance(row, Bad) else _record(raw, split, entry, row, views)
+            yield row if isinstance(row, InvalidRow) else _record(raw, split, entry, row, views)
 
 
 def _views(path: Path, entry: Source) -> dict[str, list[str]]:
@@ -32,19 +32,19 @@ def _views(path: Path, entry: Source) -> dict[str, list[str]]:
         raise UserError(f"source '{entry.name}' needs {path}, which names the pictures of each report")
     found = defaultdict(list)
     for row in table_rows(path, entry, need=["uid", "filename", "projection"]):
-        if not isinstance(row, Bad):
-            found[clean(row["uid"])].append((clean(row["projection"]) != "Frontal", clean(row["filename"])))
+        if not isinstance(row, InvalidRow):
+            found[clean_text(row["uid"])].append((clean_text(row["projection"]) != "Frontal", clean_text(row["filename"])))
     return {uid: [name for _, name in sorted(names)] for uid, names in found.items()}
 
 
-@one_row
+@row_errors_as_invalid
 def _record(raw: Path, split: str, entry: Source, row: dict, views: dict[str, list[str]]) -> Row:
-    uid = clean(row["uid"])
+    uid = clean_text(row["uid"])
     if uid not in views:
-        return Bad(uid, "image missing: no view is named for this report")
-    images = whole(image_file(raw, f"{FOLDER}/{name}", uid) for name in views[uid])
-    if isinstance(images, Bad):
+        return InvalidRow(uid, "image missing: no view is named for this report")
+    images = all_images(image_file(raw, f"{FOLDER}/{name}", uid) for name in views[uid])
+    if isinstance(images, InvalidRow):
         return images
-    parts = (re.sub(r"\s*\bX{4,}\b", "", clean(row[name])).strip() for name in ("findings", "impression"))
+    parts = (re.sub(r"\s*\bX{4,}\b", "", clean_text(row[name])).strip() for name in ("findings", "impression"))
     caption = " ".join(part for part in parts if part)
     return Record(key=uid, source=entry.name, split=split, images=images, caption=caption, type="caption", group=uid)

@@ -8,11 +8,11 @@ and optional `id` (default: split and line number), `choices`, `type`, `group` (
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import image_file, json_lines, whole
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.raw_files import all_images, image_file, json_lines
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
 from data_prep.sources import Source
 from src.data.record import QUESTION_TYPES, Record, question_type
-from src.errors import nearest
+from src.runtime.errors import suggest
 
 KNOWN = ("id", "image", "question", "answer", "caption", "choices", "type", "group", "references", "licence")
 
@@ -20,22 +20,22 @@ KNOWN = ("id", "image", "question", "answer", "caption", "choices", "type", "gro
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for number, fields in json_lines(path):
-            yield fields if isinstance(fields, Bad) else _record(raw, split, entry, fields, f"{split}-{number}")
+            yield fields if isinstance(fields, InvalidRow) else _record(raw, split, entry, fields, f"{split}-{number}")
 
 
-@one_row
+@row_errors_as_invalid
 def _record(raw: Path, split: str, entry: Source, fields: dict, default_key: str) -> Row:
     key = _text(fields.get("id")) or default_key
     names = _list(fields.get("image"))
     if fields.get("image") and not names:
-        return Bad(key, f"image is neither a path nor a list of paths: {str(fields['image'])[:80]}")
-    images = whole(image_file(raw, name, key) for name in names)
-    if isinstance(images, Bad):
+        return InvalidRow(key, f"image is neither a path nor a list of paths: {str(fields['image'])[:80]}")
+    images = all_images(image_file(raw, name, key) for name in names)
+    if isinstance(images, InvalidRow):
         return images
     question, answer, caption = (_text(fields.get(name)) for name in ("question", "answer", "caption"))
     kind = _text(fields.get("type")) or ("caption" if caption else question_type(question, answer))
     if kind not in QUESTION_TYPES:
-        return Bad(key, f"unknown type: {kind!r}{nearest(kind, QUESTION_TYPES)}")
+        return InvalidRow(key, f"unknown type: {kind!r}{suggest(kind, QUESTION_TYPES)}")
     return Record(
         key=key,
         source=entry.name,

@@ -7,8 +7,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import clean, image_file, json_lines
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.raw_files import clean_text, image_file, json_lines
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
 from data_prep.sources import Source
 from src.data.record import Record
 
@@ -16,21 +16,21 @@ from src.data.record import Record
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for _, fields in json_lines(path):
-            yield fields if isinstance(fields, Bad) else _record(path.parent, split, entry, fields)
+            yield fields if isinstance(fields, InvalidRow) else _record(path.parent, split, entry, fields)
 
 
-@one_row
+@row_errors_as_invalid
 def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
-    paper, name = clean(fields.get("pdf_hash")), f"{fields.get('pdf_hash')}_{fields.get('fig_uri')}"
+    paper, name = clean_text(fields.get("pdf_hash")), f"{fields.get('pdf_hash')}_{fields.get('fig_uri')}"
     image = image_file(folder, f"figures/{name}", Path(name).stem)
-    if isinstance(image, Bad):
+    if isinstance(image, InvalidRow):
         return image
     return Record(
         key=Path(name).stem,
         source=entry.name,
         split=split,
         images=[image],
-        caption=clean(fields.get("s2_caption")) or clean(fields.get("s2orc_caption")),
+        caption=clean_text(fields.get("s2_caption")) or clean_text(fields.get("s2orc_caption")),
         type="caption",
         group=paper,
         licence=_licence(fields),
@@ -41,4 +41,4 @@ def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
 def _licence(fields: dict) -> str:
     """`oa_info.oa.license`, wherever the article states one."""
     article = (fields.get("oa_info") or {}).get("oa") or {}
-    return clean(article.get("license"))
+    return clean_text(article.get("license"))

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import clean
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.raw_files import clean_text
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
+from data_prep.readers.zip_members import ZipMembers
 from data_prep.sources import Source
-from data_prep.tables import table_rows
-from data_prep.zip_members import ZipMembers
 from src.data.record import Record
 
 LETTERS = "ABCD"
@@ -23,25 +23,25 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         with ZipMembers(raw / "images.zip", flat=True) as pictures:
             for number, row in enumerate(table_rows(path, entry, need=COLUMNS)):
-                yield row if isinstance(row, Bad) else _record(split, entry, row, number, pictures)
+                yield row if isinstance(row, InvalidRow) else _record(split, entry, row, number, pictures)
 
 
-@one_row
+@row_errors_as_invalid
 def _record(split: str, entry: Source, row: dict, number: int, pictures: ZipMembers) -> Row:
-    name, label = clean(row["Figure_path"]), clean(row["Answer_label"])
+    name, label = clean_text(row["Figure_path"]), clean_text(row["Answer_label"])
     key = f"{split}-{number:06d}-{Path(name).stem}"
     if label not in list(LETTERS):
-        return Bad(key, f"no such option: Answer_label={label!r}")
+        return InvalidRow(key, f"no such option: Answer_label={label!r}")
     image = pictures.read(name, key)
-    if isinstance(image, Bad):
+    if isinstance(image, InvalidRow):
         return image
-    choices = [re.sub(rf"^{letter}\s*:\s*", "", clean(row[f"Choice {letter}"])) for letter in LETTERS]
+    choices = [re.sub(rf"^{letter}\s*:\s*", "", clean_text(row[f"Choice {letter}"])) for letter in LETTERS]
     return Record(
         key=key,
         source=entry.name,
         split=split,
         images=[image],
-        turns=[(clean(row["Question"]), choices[LETTERS.index(label)])],
+        turns=[(clean_text(row["Question"]), choices[LETTERS.index(label)])],
         choices=choices,
         type="choice",
         group=Path(name).stem,

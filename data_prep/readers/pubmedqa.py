@@ -8,12 +8,12 @@ question text is the abstract, a line break and the question.
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.json_stream import items
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.json_stream import iter_items
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
-from data_prep.tables import table_rows
 from src.data.record import Record
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 TEST_IDS = "data/test_ground_truth.json"
 
@@ -24,15 +24,15 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
         return
     test_ids = set(_test_ids(raw, entry))
     for path in tables:
-        for pmid, fields in _from_hub(path, entry) if path.suffix == ".parquet" else items(path):
+        for pmid, fields in _from_hub(path, entry) if path.suffix == ".parquet" else iter_items(path):
             if (pmid in test_ids) == (split == "test"):
-                yield fields if isinstance(fields, Bad) else _record(split, entry, pmid, fields)
+                yield fields if isinstance(fields, InvalidRow) else _record(split, entry, pmid, fields)
 
 
-def _from_hub(path: Path, entry: Source) -> Iterator[tuple[str, dict | Bad]]:
+def _from_hub(path: Path, entry: Source) -> Iterator[tuple[str, dict | InvalidRow]]:
     """The same fields under the names of the original."""
     for row in table_rows(path, entry, need=["pubid", "question", "context", "final_decision"]):
-        if isinstance(row, Bad):
+        if isinstance(row, InvalidRow):
             yield row.key, row
         else:
             named = {
@@ -46,13 +46,13 @@ def _from_hub(path: Path, entry: Source) -> Iterator[tuple[str, dict | Bad]]:
 def _test_ids(raw: Path, entry: Source) -> dict[str, str]:
     if not (raw / TEST_IDS).exists():
         raise UserError(f"source '{entry.name}' needs {raw / TEST_IDS}, which names the test questions")
-    return dict(items(raw / TEST_IDS))
+    return dict(iter_items(raw / TEST_IDS))
 
 
-@one_row
+@row_errors_as_invalid
 def _record(split: str, entry: Source, pmid: str, fields: dict) -> Row:
     if not isinstance(fields, dict) or not isinstance(fields.get("CONTEXTS"), list):
-        return Bad(pmid, "no CONTEXTS")
+        return InvalidRow(pmid, "no CONTEXTS")
     context, question = " ".join(fields["CONTEXTS"]).strip(), str(fields.get("QUESTION") or "").strip()
     return Record(
         key=pmid,

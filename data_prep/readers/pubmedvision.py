@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.json_stream import items
-from data_prep.raw_files import clean, whole
-from data_prep.rows import Bad, Row, one_row
+from data_prep.readers.json_stream import iter_items
+from data_prep.readers.raw_files import all_images, clean_text
+from data_prep.readers.rows import InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.zip_members import ZipMembers
 from data_prep.sources import Source
-from data_prep.zip_members import ZipMembers
 from src.data.record import Record, question_type
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
@@ -23,22 +23,22 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             archives = [stack.enter_context(ZipMembers(archive, flat=True)) for archive in sorted(raw.glob("images_*.zip"))]
             if not archives:
                 raise UserError(f"source '{entry.name}' needs {raw / 'images_0.zip'} and the other picture archives")
-            for position, fields in items(path):
+            for position, fields in iter_items(path):
                 yield _record(split, entry, fields, f"{path.stem}-{position}", archives)
 
 
-@one_row
+@row_errors_as_invalid
 def _record(split: str, entry: Source, fields: dict, default_key: str, archives: list[ZipMembers]) -> Row:
     if not isinstance(fields, dict):
-        return Bad(default_key, "not a JSON object")
-    key = clean(fields.get("id")) or default_key
+        return InvalidRow(default_key, "not a JSON object")
+    key = clean_text(fields.get("id")) or default_key
     names = [Path(name).name for name in fields.get("image") or []]
     if not names:
-        return Bad(key, "image missing: the row names none")
-    images = whole(_picture(name, key, archives) for name in names)
-    if isinstance(images, Bad):
+        return InvalidRow(key, "image missing: the row names none")
+    images = all_images(_picture(name, key, archives) for name in names)
+    if isinstance(images, InvalidRow):
         return images
-    said = [clean(turn.get("value")) for turn in fields.get("conversations") or []]
+    said = [clean_text(turn.get("value")) for turn in fields.get("conversations") or []]
     turns = list(zip(said[::2], said[1::2], strict=False))
     return Record(
         key=key,
@@ -52,9 +52,9 @@ def _record(split: str, entry: Source, fields: dict, default_key: str, archives:
     )
 
 
-def _picture(name: str, key: str, archives: list[ZipMembers]) -> bytes | Bad:
+def _picture(name: str, key: str, archives: list[ZipMembers]) -> bytes | InvalidRow:
     for archive in archives:
         found = archive.read(name, key)
-        if not isinstance(found, Bad) or not found.reason.startswith("image missing"):
+        if not isinstance(found, InvalidRow) or not found.reason.startswith("image missing"):
             return found
-    return Bad(key, f"image missing: {name} is in none of the {len(archives)} archives")
+    return InvalidRow(key, f"image missing: {name} is in none of the {len(archives)} archives")

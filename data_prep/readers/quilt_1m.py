@@ -7,35 +7,35 @@ picture may have several captions. Rows that the dataset itself marks as no hist
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import clean, image_file
-from data_prep.rows import Bad, Filtered, Row, one_row
+from data_prep.readers.raw_files import clean_text, image_file
+from data_prep.readers.rows import FilteredRow, InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
-from data_prep.tables import table_rows
 from src.data.record import Record
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for number, row in enumerate(table_rows(path, entry, need=["caption", "image_path"])):
-            yield row if isinstance(row, Bad) else _record(raw, split, entry, row, number)
+            yield row if isinstance(row, InvalidRow) else _record(raw, split, entry, row, number)
 
 
-@one_row
+@row_errors_as_invalid
 def _record(raw: Path, split: str, entry: Source, row: dict, number: int) -> Row:
-    name = clean(row["image_path"])
+    name = clean_text(row["image_path"])
     key = f"{number:07d}-{Path(name).stem}"
-    if clean(row.get("not_histology")) in ("1", "1.0", "True"):
-        return Filtered(key, "not histology")
+    if clean_text(row.get("not_histology")) in ("1", "1.0", "True"):
+        return FilteredRow(key, "not histology")
     image = image_file(raw, f"quilt_1m/{name}", key)
-    if isinstance(image, Bad):
+    if isinstance(image, InvalidRow):
         return image
     return Record(
         key=key,
         source=entry.name,
         split=split,
         images=[image],
-        caption=clean(row["caption"]),
+        caption=clean_text(row["caption"]),
         type="caption",
         group=name.partition("_image_")[0],  # <video>_image_<frame>.jpg; else the picture itself
-        meta={"subset": clean(row["subset"])} if row.get("subset") else {},
+        meta={"subset": clean_text(row["subset"])} if row.get("subset") else {},
     )

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from data_prep.json_stream import items
-from data_prep.raw_files import clean, image_file
-from data_prep.rows import Bad, Filtered, Row, one_row
+from data_prep.readers.json_stream import iter_items
+from data_prep.readers.raw_files import clean_text, image_file
+from data_prep.readers.rows import FilteredRow, InvalidRow, Row, row_errors_as_invalid
+from data_prep.readers.zip_members import ZipMembers
 from data_prep.sources import Source
-from data_prep.zip_members import ZipMembers
 from src.data.record import Record, question_type
 
 TYPES = {
@@ -31,19 +31,19 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
         archive = path.parent / "imgs.zip"
         with ZipMembers(archive) if archive.exists() else nullcontext() as members:
             picture = members.read if members else partial(image_file, path.parent)
-            for position, fields in items(path):
+            for position, fields in iter_items(path):
                 yield _record(split, entry, fields, f"{split}-{position}", picture)
 
 
-@one_row
-def _record(split: str, entry: Source, fields: dict, key: str, picture: Callable[[str, str], bytes | Bad]) -> Row:
+@row_errors_as_invalid
+def _record(split: str, entry: Source, fields: dict, key: str, picture: Callable[[str, str], bytes | InvalidRow]) -> Row:
     if not isinstance(fields, dict):
-        return Bad(key, "not a JSON object")
+        return InvalidRow(key, "not a JSON object")
     if fields.get("q_lang") != "en":
-        return Filtered(key, "language")
-    question, answer, name = (clean(fields.get(field)) for field in ("question", "answer", "img_name"))
+        return FilteredRow(key, "language")
+    question, answer, name = (clean_text(fields.get(field)) for field in ("question", "answer", "img_name"))
     image = picture(f"imgs/{name}", key)
-    if isinstance(image, Bad):
+    if isinstance(image, InvalidRow):
         return image
     return Record(
         key=key,

@@ -7,8 +7,8 @@ Test: `image|category|question|answer`, several accepted answers separated by `#
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.raw_files import image_file, lines
-from data_prep.rows import Bad, Row
+from data_prep.readers.raw_files import image_file, lines
+from data_prep.readers.rows import InvalidRow, Row
 from data_prep.sources import Source
 from src.data.record import Record, question_type
 
@@ -23,18 +23,18 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         categories = {} if split == "test" else _categories(path.parent)
         for number, line in lines(path):
-            yield line if isinstance(line, Bad) else _record(raw, split, entry, line, f"{split}-{number:05d}", categories)
+            yield line if isinstance(line, InvalidRow) else _record(raw, split, entry, line, f"{split}-{number:05d}", categories)
 
 
 def _record(raw: Path, split: str, entry: Source, line: str, number: str, categories: dict[str, str]) -> Row:
     parts = line.split("|")
     if len(parts) != (4 if split == "test" else 3):
-        return Bad(number, f"not image|question|answer: {line[:80]!r}")
+        return InvalidRow(number, f"not image|question|answer: {line[:80]!r}")
     image_id, question, answer = parts[0], parts[-2].strip(), parts[-1].strip()
     category = parts[1] if split == "test" else categories.get(line, "")
     key = f"{number}-{image_id}"
     image = image_file(raw, f"{FOLDERS[split]}/{image_id}.jpg", key)
-    if isinstance(image, Bad):
+    if isinstance(image, InvalidRow):
         return image
     references = [reference.strip() for reference in answer.split("#")] if split == "test" else []
     return Record(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from experiments.mini.run import SMALL, STAGES, attempt
 from experiments.tables import keep
-from src.cli import spelt_out
-from src.sweep import points, slug
+from src.runtime.cli import expand_experiment_sweep
+from src.runtime.sweep import expand_trials, trial_slug
 
 EXPERIMENT = "leave_kind_out"
 BENCHMARKS, LIMIT = "pathvqa,vqa_med_2019,slake,vqa_rad", 150
@@ -42,7 +42,7 @@ def commands(*, small: bool = False) -> list[str]:
     shorter = SMALL if small else {}
     made = [f"{command} {shorter.get(command.split()[0], '')}".strip() for command in made]
     words = [f"+experiment={EXPERIMENT}", *shorter.get("src.train", "").split()]
-    names = [f"{EXPERIMENT}/{slug(trial)}" for trial in points(spelt_out("train", words))]
+    names = [f"{EXPERIMENT}/{trial_slug(trial)}" for trial in expand_trials(expand_experiment_sweep("train", words))]
     asked = shorter.get("src.evaluate", f"limit={LIMIT}")
     runs = ",".join(f'"{name}"' for name in names)
     answered = f"src.evaluate -m benchmarks=[{BENCHMARKS}] images=[real,shuffled,blank] {asked} run={runs}"

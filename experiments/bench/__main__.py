@@ -15,17 +15,17 @@ from pathlib import Path
 from rich.table import Table
 
 from experiments.bench.measured import Measured
-from src.environment import environment
-from src.errors import UserError, command, nearest
-from src.run import git, write_atomically
-from src.tables import print_table
+from src.runtime.environment import environment
+from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.run_folder import git_commit, write_atomically
+from src.runtime.tables import print_table
 
 GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep")
 OUT = Path("outputs/bench/result.json")
 TABLE = Path("experiments/bench/results.csv")
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
     chosen = asked(words)
     if len(chosen) == 1:
@@ -42,7 +42,7 @@ def asked(words: list[str]) -> list[str]:
     chosen = [group for word in words for group in word.removeprefix("only=").split(",")] or list(GROUPS)
     for group in chosen:
         if group not in GROUPS:
-            raise UserError(f"only={group}{nearest(group, GROUPS)}")
+            raise UserError(f"only={group}{suggest(group, GROUPS)}")
     return chosen
 
 
@@ -60,8 +60,8 @@ def keep(group: str, found: list[Measured]) -> None:
     """Puts what a group has measured so far beside what the others have."""
     OUT.parent.mkdir(parents=True, exist_ok=True)
     stored = json.loads(OUT.read_text()) if OUT.exists() else {"name": "bench", "metrics": {}}
-    stored["metrics"] |= {f"bench/{one.name}": figures(one) | {"group": group, "git": git()} for one in found}
-    write_atomically(OUT, json.dumps(stored | {"git": git(), "environment": environment()}, indent=1))
+    stored["metrics"] |= {f"bench/{one.name}": figures(one) | {"group": group, "git": git_commit()} for one in found}
+    write_atomically(OUT, json.dumps(stored | {"git": git_commit(), "environment": environment()}, indent=1))
 
 
 def figures(one: Measured) -> dict:
@@ -75,7 +75,7 @@ def show(group: str, found: list[Measured]) -> None:
         table.add_row(*row(one), "" if one.met else "[red]missed[/red]")
     print_table(table)
     rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
-    lines = [[group, *row(one), "yes" if one.met else "no", git()] for one in found]
+    lines = [[group, *row(one), "yes" if one.met else "no", git_commit()] for one in found]
     kept = [list(line.values()) for line in rows if line["group"] != group]
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted([*kept, *lines], key=lambda line: GROUPS.index(line[0]))])

@@ -19,13 +19,15 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from data_prep import near, pack, sources
-from data_prep.build import Build, build
-from data_prep.cut import SHARD_ROWS, Chunk
-from data_prep.encode import Encoded
-from data_prep.pool import Map, workers
+from data_prep import sources
+from data_prep.audit import hamming_search
+from data_prep.build import serialize
+from data_prep.build.chunking import SHARD_ROWS, Chunk
+from data_prep.build.encode import EncodedImage
+from data_prep.build.process_pool import Map, process_map
+from data_prep.build.shard_writer import write_shard
+from data_prep.build.source import BuildConfig, build_source
 from data_prep.shards import build_all
-from data_prep.write import write_shard
 from experiments.bench.made import FULL, alone, memory, tiled, write_raw
 from experiments.bench.measured import ROUNDS, Measured, in_turn, ratio, single
 from src.data.record import Record
@@ -61,10 +63,10 @@ def one_core(folder: Path) -> Iterator[Measured]:
 def quietly(raw: Path, out: Path, *, mapped: Map | None = None, max_side: int = 384) -> Shards:
     """`make shards` of one source into an empty folder, without its table."""
     shutil.rmtree(out, ignore_errors=True)
-    config = Build(sources=[raw.name], raw=raw.parent, out=out, workers=1, max_side=max_side, quality=QUALITY)
+    config = BuildConfig(sources=[raw.name], raw=raw.parent, out=out, workers=1, max_side=max_side, quality=QUALITY)
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.dict(os.environ, TQDM_DISABLE="1"):
         if mapped:
-            build(sources.find(raw.name, raw.parent), config, mapped)
+            build_source(sources.find_source(raw.name, raw.parent), config, mapped)
         else:
             build_all(config)
     return Shards(out / raw.name)
@@ -104,9 +106,9 @@ def two_processes(folder: Path) -> Measured:
         for n in range(TWO_PROCESSES):
             os.link(few / names[n % len(names)], raw / f"{n}.jpg")
             file.write(json.dumps({"image": f"{n}.jpg", "question": f"what is {n}?", "answer": "yes", "id": f"r{n}"}) + "\n")
-    with workers(2) as mapped:
+    with process_map(2) as mapped:
         quietly(few, folder / "started", mapped=mapped)
-        with workers(1) as single_process:
+        with process_map(1) as single_process:
             works = [partial(quietly, raw, folder / "out", mapped=one) for one in (mapped, single_process)]
             two, one = in_turn(*works, clock=time.perf_counter)
     unit = "images/s of 1024x768, two processes against one, wall clock"
@@ -128,18 +130,18 @@ def writing(folder: Path) -> Iterator[Measured]:
 
 def write(folder: Path, jpeg: bytes, count: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    with mock.patch.object(pack, "encode", lambda data, **_: Encoded(data, *SMALL, 1)):
+    with mock.patch.object(serialize, "encode_image", lambda data, **_: EncodedImage(data, *SMALL, 1)):
         for number, start in enumerate(range(0, count, SHARD_ROWS)):
             shard = f"train-{number:06d}"
             write_shard(folder, shard, packed(shard, jpeg, range(start, min(start + SHARD_ROWS, count))))
 
 
-def packed(shard: str, jpeg: bytes, numbers: range) -> Iterator[tuple[Chunk, pack.Packed]]:
+def packed(shard: str, jpeg: bytes, numbers: range) -> Iterator[tuple[Chunk, serialize.SerializedChunk]]:
     for start in range(numbers.start, numbers.stop, 64):
         chunk = Chunk(shard)
         for n in range(start, min(start + 64, numbers.stop)):
             chunk.records.append(Record(f"r{n}", "bench", "train", [jpeg], [(f"what is shown in picture {n}?", "a cell")], group=f"g{n}"))
-        yield chunk, pack.pack(chunk, max_side=384, quality=QUALITY)
+        yield chunk, serialize.serialize_chunk(chunk, max_side=384, quality=QUALITY)
 
 
 def shard_writer(folder: Path, jpeg: bytes, count: int) -> None:
@@ -188,7 +190,7 @@ def search() -> Measured:
     corpus_N, queries_Q = (rng.integers(0, 1 << 64, count, np.uint64, endpoint=False) for count in (1_000_000, 50_000))
     corpus_N[:1000] = queries_Q[:1000] ^ np.uint64(0b1000_0001_0001)
     begun = time.process_time()
-    places, _ = near.near(corpus_N, queries_Q)
+    places, _ = hamming_search.hamming_pairs(corpus_N, queries_Q)
     spent = time.process_time() - begun
     assert set(range(1000)) <= set(places.tolist())
     return single("dedup_seconds", spent, "CPU s to find 50,000 hashes among 1,000,000, at most 7 bits apart", target="<= 60")

@@ -11,13 +11,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from experiments.bench.measured import Measured, in_turn, ratio
-from src.cli import compose
-from src.config import Train, typed
+from src.config.train import TrainConfig
 from src.data.record import Record
-from src.model.generate import Asked, Generator, ask
-from src.model.vlm import VLM, build
+from src.evaluation.summary import summarise
+from src.model.generate import GenerationRequest, Generator, make_request
+from src.model.vlm import VLM, build_vlm
 from src.release.llava import generation_config, to_llava
-from src.scoring.summary import summarise
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 
 IMAGES, QUESTIONS = 16, 7  # PathVQA asks about eight questions per image
 VOCABULARY = 32_000
@@ -58,7 +59,7 @@ def generate_speed() -> Measured:
 
 
 @torch.inference_mode()
-def one_by_one(llava: LlavaForConditionalGeneration, model: VLM, question: Asked) -> str:
+def one_by_one(llava: LlavaForConditionalGeneration, model: VLM, question: GenerationRequest) -> str:
     ids = torch.tensor([model.prompter(budget=BUDGET).prefix(1) + question.prompt])
     pixels = model.vision.normalise(question.images[0][None])
     found = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
@@ -77,14 +78,14 @@ def small_model(folder: Path) -> VLM:
     LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, initializer_range=0.1)).save_pretrained(folder)
     keys = [f"language.path={folder}", "vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=224"]
     keys += ["+vision.architecture_kwargs={embed_dim: 128, depth: 4, num_heads: 4}", "projector.hidden=256"]
-    model = build(typed(Train, compose("train", ["+experiment=mini", *keys]))).eval()
+    model = build_vlm(to_typed(TrainConfig, compose("train", ["+experiment=mini", *keys]))).eval()
     with torch.no_grad():
         model.language.head.weight[2] *= END
         model.projector.linear_2.weight.normal_(0, 0.5)
     return model
 
 
-def questions(model: VLM) -> list[Asked]:
+def questions(model: VLM) -> list[GenerationRequest]:
     rng = np.random.default_rng(0)
     prompter = model.prompter(budget=BUDGET)
     asked = []
@@ -93,7 +94,7 @@ def questions(model: VLM) -> list[Asked]:
         for _ in range(QUESTIONS):
             words = " ".join(f"w{word}" for word in rng.integers(0, VOCABULARY - 4, rng.integers(10, 33)))
             record = Record(key="k", source="s", split="test", turns=[(words, "")])
-            asked.append(ask(record, images=pixels, prefix=str(n), prompter=prompter, max_new_tokens=LONGEST))
+            asked.append(make_request(record, images=pixels, prefix=str(n), prompter=prompter, max_new_tokens=LONGEST))
     return asked
 
 

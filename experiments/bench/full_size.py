@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from src.cli import compose
-from src.config import Train, typed
-from src.model.cost import Cost, Sample, blueprint, count, packed
-from src.plan import on_meta
+from src.config.train import TrainConfig
+from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost
+from src.plan import batch_to_meta
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 
 TOKENS, SUPERVISED = 257, 30  # 196 of an image and 61 of text
 BODY, HEAD, ADAPTERS = 6.476e9, 131e6, 20.0e6  # parameters of LLaMA-7B and of its LoRA r=8
@@ -26,14 +27,18 @@ class FullSize:
 
 
 def full_size(how: str) -> FullSize:
-    """With `how` as `trainer.recompute`.
+    """With `how` as `trainer.activation_checkpointing`.
 
     The least, without attention: 4 FLOPs per frozen weight that a token meets, 6 per trained one; the head meets supervised tokens.
     """
-    model = blueprint(typed(Train, compose("train", ["+experiment=full_mix", f"trainer.recompute={how}"]))).to(torch.bfloat16)
+    model = build_on_meta(to_typed(TrainConfig, compose("train", ["+experiment=full_mix", f"trainer.activation_checkpointing={how}"]))).to(
+        torch.bfloat16
+    )
 
-    def cost(images: int, text: int) -> Cost:
-        return count(model, on_meta(packed(model, Sample(images, text, SUPERVISED), rows=1, row_tokens=4 * (TOKENS + 1))))
+    def cost(images: int, text: int) -> StepCost:
+        return count_cost(
+            model, batch_to_meta(average_batch(model, AverageSample(images, text, SUPERVISED), rows=1, max_seq_len=4 * (TOKENS + 1)))
+        )
 
     text, image = cost(0, TOKENS), cost(1, TOKENS - model.vision.num_patches)
     least = 4 * BODY + 4 * HEAD * SUPERVISED / (TOKENS + 1) + 6 * ADAPTERS

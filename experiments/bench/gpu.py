@@ -24,16 +24,17 @@ from experiments.bench.gpu_data import make_shards, pixels, sample_batches, word
 from experiments.bench.gpu_table import Row, name_of, show, write
 from experiments.bench.watch import Watch
 from experiments.bench.workload import IMAGE_ID
-from src.cli import compose
-from src.config import Train, one_of, typed
-from src.data.module import DataModule
+from src.config.train import TrainConfig
+from src.data.datamodule import DataModule
 from src.data.packing import collate
 from src.data.prompt import Prompter
-from src.errors import UserError, command
 from src.model import cost
 from src.model.vlm import VLM
-from src.train import trainer_for
-from src.training.module import Training
+from src.runtime.cli import compose
+from src.runtime.errors import UserError, report_user_errors
+from src.runtime.schema import check_choice, to_typed
+from src.train import build_trainer
+from src.training.lightning_module import VLMLightningModule
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"steps": 8, "batch": 128, "micro": 32, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
@@ -45,7 +46,7 @@ SMALL_VISION += ["+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_head
 LENGTHS = ("even", "mix")  # 196 visual and 61 text tokens, 30 of them supervised; or as in experiments/bench/workload.py
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
     asked = {"device": "cuda", "size": "full", "lengths": ",".join(LENGTHS), "out": "experiments/bench/gpu.csv"}
     for word in words:
@@ -55,9 +56,9 @@ def main(words: list[str]) -> None:
         asked[key] = value
     if asked["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError("bench-gpu needs a GPU and torch finds none; device=cpu size=small tries the script, its figures mean nothing")
-    one_of("size", asked["size"], tuple(SIZES))
+    check_choice("size", asked["size"], tuple(SIZES))
     for lengths in asked["lengths"].split(","):
-        one_of("lengths", lengths, LENGTHS)
+        check_choice("lengths", lengths, LENGTHS)
     rows: list[Row] = []
     for row in measure(asked["device"], asked["size"], asked["lengths"].split(",")):
         rows.append(row)
@@ -116,49 +117,49 @@ def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> d
     """Each trains the same samples, in micro-batches of so many: seconds, samples, real tokens, supervised tokens, waiting share,
     host memory and time per step, model."""
 
-    def settings(micro: int, *more: str) -> Train:
+    def settings(micro: int, *more: str) -> TrainConfig:
         return config(size, folder, lengths, device, (f"trainer.accumulate={SIZES[size]['batch'] // micro}", *more))
 
     def ours(how: str) -> Run:
-        return lambda micro: with_stream(settings(micro, f"trainer.recompute={how}"), device, tokenizer)
+        return lambda micro: with_stream(settings(micro, f"trainer.activation_checkpointing={how}"), device, tokenizer)
 
     def peer(checkpointing: bool) -> Run:
         return lambda micro: padded_by_transformers(settings(micro), device, tokenizer, micro, checkpointing)
 
-    found = {f"ours, packed, recompute={how}": ours(how) for how in ("none", "cheap", "full")}
+    found = {f"ours, packed, recompute={how}": ours(how) for how in ("none", "selective", "full")}
     found["ours, one sample per row"] = lambda micro: one_per_row(settings(micro), device, tokenizer, micro)
     return found | {"transformers, padded": peer(False), "transformers, padded, checkpointing": peer(True)}
 
 
-def config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> Train:
+def config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> TrainConfig:
     scale = SIZES[size]
-    words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.row_tokens={scale['row']}", "optim.warmup=0"]
-    words += [f"data.global_batch={scale['batch']}", f"data.window={scale['batch'] * 8}"]
+    words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.max_seq_len={scale['row']}", "optim.warmup=0"]
+    words += [f"data.global_batch_size={scale['batch']}", f"data.packing_window={scale['batch'] * 8}"]
     words += [f"optim.steps={scale['steps'] + 1}", "name=bench", f"outputs={folder}", "optim.lr.vision=1e-5"]
     words += ["trainer=cpu", "data.workers=0", "language=phantom", *SMALL_VISION] if size == "small" else ["trainer=gpu", "data.workers=8"]
     words += [] if device == "cuda" else ["trainer.accelerator=cpu"]
-    return typed(Train, compose("train", [*words, *more]))
+    return to_typed(TrainConfig, compose("train", [*words, *more]))
 
 
-def built(settings: Train, device: str) -> VLM:
+def built(settings: TrainConfig, device: str) -> VLM:
     """Random weights on the device; only shapes and precisions are those of the real ones."""
     torch.manual_seed(0)
     small = settings.language.path.startswith("data/phantom")
-    model = cost.blueprint(settings, device=device, shape=SMALL_LLAMA if small else cost.LLAMA_7B)
+    model = cost.build_on_meta(settings, device=device, shape=SMALL_LLAMA if small else cost.LLAMA_7B)
     model.image_id = IMAGE_ID
     return model
 
 
-def with_stream(settings: Train, device: str, tokenizer) -> tuple:
+def with_stream(settings: TrainConfig, device: str, tokenizer) -> tuple:
     """Our trainer on our stream: read, decoded, packed by data workers while it trains."""
     model = built(settings, device)
-    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
+    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
     slots = settings.trainer.accumulate
     data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=slots)
     return fit(model, settings, data)
 
 
-def one_per_row(settings: Train, device: str, tokenizer, batch: int) -> tuple:
+def one_per_row(settings: TrainConfig, device: str, tokenizer, batch: int) -> tuple:
     """Our model and trainer without packing: a sample in each row, padded to the longest."""
     model = built(settings, device)
     chosen = sample_batches(settings, model, tokenizer, batch)
@@ -171,9 +172,12 @@ def one_per_row(settings: Train, device: str, tokenizer, batch: int) -> tuple:
     return fit(model, settings, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
 
 
-def fit(model: VLM, settings: Train, data) -> tuple:
-    module, clock = Training(model, settings, sources=["bench"], folder=Path(settings.outputs)), Clock(settings.trainer.accumulate)
-    trainer_for(settings, callbacks=[clock]).fit(module.train(), data)
+def fit(model: VLM, settings: TrainConfig, data) -> tuple:
+    module, clock = (
+        VLMLightningModule(model, settings, sources=["bench"], folder=Path(settings.outputs)),
+        Clock(settings.trainer.accumulate),
+    )
+    build_trainer(settings, callbacks=[clock]).fit(module.train(), data)
     return clock.seconds, clock.samples, int(clock.tokens), clock.supervised, clock.wait / clock.seconds, clock.watch, model
 
 
@@ -193,7 +197,7 @@ class Clock(lightning.Callback):
         if self._timed:
             self.samples += batch.num_samples
             self.tokens += (batch.sources_BT >= 0).sum()
-            self.supervised += len(batch.predicts_S)
+            self.supervised += len(batch.loss_index_S)
         elif batch_idx == self.slots - 1:
             self._since = started()
         if (batch_idx + 1) % self.slots == 0:
@@ -204,7 +208,7 @@ class Clock(lightning.Callback):
         self.seconds = now() - self._since
 
 
-def padded_by_transformers(settings: Train, device: str, tokenizer, batch: int, checkpointing: bool) -> tuple:
+def padded_by_transformers(settings: TrainConfig, device: str, tokenizer, batch: int, checkpointing: bool) -> tuple:
     """As LLaVA's scripts train: bfloat16, right-padded batches, loss over all positions; a step per batch."""
     model = built(settings, device)
     batches = sample_batches(settings, model, tokenizer, batch)

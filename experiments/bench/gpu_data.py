@@ -8,12 +8,13 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.shards import Build, build_all
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
 from experiments.bench import workload
 from experiments.bench.made import picture
-from src.config import Train
-from src.data.module import DataModule
-from src.data.prompt import IMAGE, Encoded, Prompter
+from src.config.train import TrainConfig
+from src.data.datamodule import DataModule
+from src.data.prompt import IMAGE, EncodedSample, Prompter
 from src.model.vlm import VLM
 
 
@@ -32,7 +33,7 @@ def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
             )
             line = {"question": asked, "answer": said, "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
             file.write(json.dumps(line) + "\n")
-    build_all(Build(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
+    build_all(BuildConfig(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
 
 
 def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -43,16 +44,16 @@ def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def sample_batches(settings: Train, model: VLM, tokenizer, batch: int) -> list[list[Encoded]]:
+def sample_batches(settings: TrainConfig, model: VLM, tokenizer, batch: int) -> list[list[EncodedSample]]:
     """Random batches of the stream's samples, as many as the run of ours trains on."""
-    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.row_tokens)
+    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
     data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
     stream, rng = data.stream(), np.random.default_rng(0)
     samples = [sample for number in range(2) for row in stream.window(number) for sample, _, _ in row]
-    order = rng.permutation(len(samples))[: settings.data.global_batch * settings.optim.length]
+    order = rng.permutation(len(samples))[: settings.data.global_batch_size * settings.optim.length]
     return [[samples[n] for n in order[at : at + batch]] for at in range(0, len(order) - batch + 1, batch)]
 
 
-def pixels(samples: list[Encoded], model: VLM) -> np.ndarray:
+def pixels(samples: list[EncodedSample], model: VLM) -> np.ndarray:
     side = model.vision.size
     return np.random.default_rng(1).integers(0, 256, (sum(sample.num_images for sample in samples), 3, side, side), np.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from src.tables import print_table
+from src.runtime.tables import print_table
 
 
 @dataclass

@@ -12,8 +12,8 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from data_prep.index import write_index
-from data_prep.write import column
+from data_prep.build.index import write_index
+from data_prep.build.shard_writer import column
 from src.data.shards import SCHEMA, Shards
 
 FULL = 3_350_000  # records of the full mix

@@ -21,11 +21,11 @@ from experiments.bench import workload
 from experiments.bench.made import memory
 from experiments.bench.workload import EOS, LINEAR, RATE, STEPS, WARM_UP, WORKLOADS, Workload
 from src.data.packing import Batch
-from src.data.prompt import IGNORE, Encoded
+from src.data.prompt import IGNORE, EncodedSample
 from src.model.vlm import VLM
 from src.release.llava import to_llava
-from src.train import trainer_for
-from src.training.module import Training
+from src.train import build_trainer
+from src.training.lightning_module import VLMLightningModule
 
 MEGABATCH = 50  # batches
 
@@ -52,14 +52,14 @@ def pinned() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def batches(size: Workload, side: str) -> list[list[Encoded]]:
+def batches(size: Workload, side: str) -> list[list[EncodedSample]]:
     """The batches of a peer: one to warm up, then those that are timed."""
     made = workload.samples(size, MEGABATCH)
     in_order = [made[at : at + size.batch] for at in range(0, len(made), size.batch)]
     return in_order[: WARM_UP + STEPS] if side == "plain" else grouped(made, size, by_length=side == "grouped")
 
 
-def grouped(made: list[Encoded], size: Workload, *, by_length: bool) -> list[list[Encoded]]:
+def grouped(made: list[EncodedSample], size: Workload, *, by_length: bool) -> list[list[EncodedSample]]:
     """Batches of one modality, in random order of lengths or sorted by length within a megabatch, as transformers' `group_by_length`.
 
     LLaVA's `group_by_modality_length` sorts the samples of one optimizer step only, to deal long and short ones evenly to the
@@ -100,17 +100,17 @@ class Clock(lightning.Callback):
         self.seconds = time.process_time() - self._since
 
 
-def fit(model: VLM, steps: list[Batch], size: Workload, *, callbacks: list | None = None) -> Training:
+def fit(model: VLM, steps: list[Batch], size: Workload, *, callbacks: list | None = None) -> VLMLightningModule:
     config = workload.config(size, steps=len(steps))
     with tempfile.TemporaryDirectory() as folder:
         config.outputs = folder
-        module = Training(model, config, sources=["bench"], folder=Path(folder))
+        module = VLMLightningModule(model, config, sources=["bench"], folder=Path(folder))
         loader: Iterable = DataLoader(steps, batch_size=None)  # type: ignore[arg-type]
-        trainer_for(config, callbacks=callbacks or []).fit(module.train(), loader)
+        build_trainer(config, callbacks=callbacks or []).fit(module.train(), loader)
     return module
 
 
-def peer(size: Workload, batches: list[list[Encoded]]) -> Cost:
+def peer(size: Workload, batches: list[list[EncodedSample]]) -> Cost:
     padded = [pad(batch, size) for batch in batches]
     step = stepper(llava(workload.model(size)))
     before = memory("VmRSS")
@@ -156,8 +156,8 @@ def llava(model: VLM, *, dtype: torch.dtype = torch.float32) -> PeftModel:
     return peft
 
 
-def pad(batch: list[Encoded], size: Workload) -> dict[str, Tensor]:
-    """Right-padded ids_BT, labels_BT and attention mask; pixels are normalised, which ours does in the step."""
+def pad(batch: list[EncodedSample], size: Workload) -> dict[str, Tensor]:
+    """Right-padded input_ids_BT, labels_BT and attention mask; pixels are normalised, which ours does in the step."""
     tokens = max(len(sample.ids) for sample in batch)
     ids, labels, attended = np.full((3, len(batch), tokens), [[[EOS]], [[IGNORE]], [[0]]])
     for row, sample in enumerate(batch):
@@ -170,7 +170,7 @@ def pad(batch: list[Encoded], size: Workload) -> dict[str, Tensor]:
     return padded
 
 
-def padding(batches: list[list[Encoded]]) -> tuple[float, float, float]:
+def padding(batches: list[list[EncodedSample]]) -> tuple[float, float, float]:
     """(per cent of places that are padding, per cent of tokens that are supervised, tokens per sample)."""
     lengths = [[len(sample.ids) for sample in batch] for batch in batches]
     tokens, places = sum(map(sum, lengths)), sum(max(batch) * len(batch) for batch in lengths)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from src.data.packing import deal, pack, split
+from src.data.packing import pack, split, split_evenly
 
 BATCHES, WORLDS = (128, 256, 512), (1, 8, 16, 32)
 WINDOWS, WINDOW, ROW_TOKENS = 4, 2048, 2048
-HEAD = ("data.global_batch", "ranks", "used, whole rows", "used, samples split", "empty, whole rows", "empty, samples split")
+HEAD = ("data.global_batch_size", "ranks", "used, whole rows", "used, samples split", "empty, whole rows", "empty, samples split")
 
 
 def steps(batch: int) -> Iterator[list[list[int]]]:
@@ -25,11 +25,11 @@ def steps(batch: int) -> Iterator[list[list[int]]]:
         packed = pack(lengths.tolist(), ROW_TOKENS)
         rows = [lengths[packed[n]].tolist() for n in rng.permutation(len(packed))]
         count = WINDOW // batch
-        yield from ([rows[n] for n in deal(len(rows), count, step)] for step in range(count))
+        yield from ([rows[n] for n in split_evenly(len(rows), count, step)] for step in range(count))
 
 
 def by_rows(rows: list[list[int]], world: int) -> list[int]:
-    return [sum(sum(rows[n]) for n in deal(len(rows), world, rank)) for rank in range(world)]
+    return [sum(sum(rows[n]) for n in split_evenly(len(rows), world, rank)) for rank in range(world)]
 
 
 def by_samples(rows: list[list[int]], world: int) -> list[int]:

@@ -20,9 +20,9 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 from experiments.bench.data import quietly
 from experiments.bench.made import FULL, alone, memory, picture, tiled, write_raw
 from experiments.bench.measured import ROUNDS, Measured, in_turn, ratio, single
-from src.config import Data, Mix
-from src.data.images import decode
-from src.data.module import DataModule
+from src.config.train import DataConfig, MixConfig
+from src.data.datamodule import DataModule
+from src.data.image_transform import decode_jpeg
 from src.data.prompt import IMAGE, Prompter
 from src.data.shards import Shards
 
@@ -62,7 +62,7 @@ def images(folder: Path) -> Iterator[Measured]:
 
 def from_exact(pictures: list[bytes]) -> float:
     return statistics.mean(
-        float(np.abs(decode(data, size=SIZE).astype(int) - decode(data, size=SIZE, exact=True)).mean()) for data in pictures
+        float(np.abs(decode_jpeg(data, size=SIZE).astype(int) - decode_jpeg(data, size=SIZE, exact=True)).mean()) for data in pictures
     )
 
 
@@ -91,7 +91,7 @@ def llava(raw: Path) -> None:
 
 def bare(held: list[bytes]) -> None:
     for batch in batched(held):
-        torch.from_numpy(np.stack([decode(data, size=SIZE) for data in batch]))
+        torch.from_numpy(np.stack([decode_jpeg(data, size=SIZE) for data in batch]))
 
 
 def batched(items: Iterable) -> Iterator[list]:
@@ -166,9 +166,16 @@ def costs(root: Path) -> dict:
 
 
 def module(root: Path, source: str, words: Prompter | None = None) -> DataModule:
-    settings = {"window": WINDOW, "global_batch": BATCH, "row_tokens": 2048, "workers": 0, "exact_decode": False, "images": True}
-    data = Data(root=str(root), **settings, validate=0, answers=0)
-    mix = Mix(shares={source: 1.0}, decontaminate=True)
+    settings = {
+        "packing_window": WINDOW,
+        "global_batch_size": BATCH,
+        "max_seq_len": 2048,
+        "workers": 0,
+        "exact_decode": False,
+        "images": True,
+    }
+    data = DataConfig(root=str(root), **settings, val_samples=0, val_generations=0)
+    mix = MixConfig(shares={source: 1.0}, decontaminate=True)
     return DataModule(mix, data, prompter=words or prompter(), size=SIZE, seed=0, slots=1)
 
 

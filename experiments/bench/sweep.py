@@ -11,15 +11,15 @@ from pathlib import Path
 from experiments.bench.made import alone, memory
 from experiments.bench.measured import Measured, single
 from experiments.mini.run import STAGES, attempt
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 TRIALS, STEPS = 12, 40
 SHORT = [
     "optim.warmup=2",
-    "data.global_batch=4",
-    "data.window=128",
-    "data.validate=4",
-    "data.answers=1",
+    "data.global_batch_size=4",
+    "data.packing_window=128",
+    "data.val_samples=4",
+    "data.val_generations=1",
 ]  # fits of 3 to 6 s on an idle core
 NEEDED = ("raw data and shards", "language model", "vision stand-in")  # stages of the mini run; what is complete is not made again
 
@@ -30,7 +30,7 @@ def measure(trials: int = TRIALS, steps: int = STEPS) -> Iterator[Measured]:
         if attempt(command):
             raise UserError(f"python -m {command} failed, whose data the trials need")
     with tempfile.TemporaryDirectory() as folder:
-        words = ["+experiment=mini", f"optim.steps={steps}", f"trainer.check_every={steps}", f"outputs={folder}", *SHORT]
+        words = ["+experiment=mini", f"optim.steps={steps}", f"trainer.val_every={steps}", f"outputs={folder}", *SHORT]
         one, fit, _ = timed([*words, "name=one", "seed=0"])
         wall, fits, memories = timed([*words, "name=many", f"seed={','.join(map(str, range(trials)))}"])
     least = sum(fits) + one - sum(fit)

@@ -13,23 +13,24 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from src.cli import compose
-from src.config import Lora, Train, typed
-from src.data.packing import Batch, collate, deal, pack
-from src.data.prompt import IGNORE, Encoded
+from src.config.train import LoraSettings, TrainConfig
+from src.data.packing import Batch, collate, pack, split_evenly
+from src.data.prompt import IGNORE, EncodedSample
+from src.model.fast.recompute import set_activation_checkpointing
 from src.model.language import Language
 from src.model.projector import Projector
-from src.model.recompute import recompute
-from src.model.towers import Tower
 from src.model.vision import HfVit
+from src.model.vision_checkpoints import LoadedEncoder
 from src.model.vlm import VLM
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 
 WARM_UP, STEPS = 1, 8
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BOS, EOS, IMAGE_ID, FIRST_WORD = 1, 2, 3, 4
 ROW_TOKENS = 1024
 RATE = 1e-4
-RECOMPUTE = "cheap"  # of ours; for speed and memory alike
+RECOMPUTE = "selective"  # of ours; for speed and memory alike
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ WORKLOADS = {
 }
 
 
-def samples(workload: Workload, batches: int) -> list[Encoded]:
+def samples(workload: Workload, batches: int) -> list[EncodedSample]:
     """Samples in random order; all that is compared trains on these."""
     rng = np.random.default_rng(0)
     drawn = [lengths(rng) for _ in range(batches * workload.batch)]
@@ -79,26 +80,26 @@ def lengths(rng: np.random.Generator) -> tuple[int, int, int]:
     return 1, int(rng.integers(6, 14)), int(np.clip(rng.lognormal(3.8, 0.6), 10, 200))
 
 
-def _sample(rng: np.random.Generator, images: int, prompt: int, answer: int, workload: Workload) -> Encoded:
+def _sample(rng: np.random.Generator, images: int, prompt: int, answer: int, workload: Workload) -> EncodedSample:
     words = rng.integers(FIRST_WORD, workload.vocabulary, prompt + answer)
     ids = np.array([BOS, *[IMAGE_ID] * (images * workload.patches), *words, EOS], np.int32)
     labels = np.where(np.arange(len(ids)) < len(ids) - answer - 1, IGNORE, ids).astype(np.int32)
-    return Encoded(ids, labels, images)
+    return EncodedSample(ids, labels, images)
 
 
 def pixels(count: int, workload: Workload) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, 3, workload.image_size, workload.image_size), np.uint8)
 
 
-def packed(made: list[Encoded], workload: Workload, *, steps: int) -> list[Batch]:
+def packed(made: list[EncodedSample], workload: Workload, *, steps: int) -> list[Batch]:
     """One window of the stream: packed together, its rows dealt over `steps`."""
     rows = pack([len(sample.ids) for sample in made], ROW_TOKENS)
-    return [_batch([[made[item] for item in rows[n]] for n in deal(len(rows), steps, step)], workload) for step in range(steps)]
+    return [_batch([[made[item] for item in rows[n]] for n in split_evenly(len(rows), steps, step)], workload) for step in range(steps)]
 
 
-def in_order(made: list[Encoded], workload: Workload) -> list[Batch]:
+def in_order(made: list[EncodedSample], workload: Workload) -> list[Batch]:
     """The samples of one step in rows that keep their order."""
-    rows: list[list[Encoded]] = [[]]
+    rows: list[list[EncodedSample]] = [[]]
     for sample in made:
         if sum(len(other.ids) for other in rows[-1]) + len(sample.ids) > ROW_TOKENS:
             rows.append([])
@@ -106,7 +107,7 @@ def in_order(made: list[Encoded], workload: Workload) -> list[Batch]:
     return [_batch(rows, workload)]
 
 
-def _batch(rows: list[list[Encoded]], workload: Workload) -> Batch:
+def _batch(rows: list[list[EncodedSample]], workload: Workload) -> Batch:
     images = list(pixels(sum(sample.num_images for row in rows for sample in row), workload))
     sources = [[0] * len(row) for row in rows]
     return collate(rows, sources=sources, images=images, size=workload.image_size, pad=EOS, image_id=IMAGE_ID, keys=[])
@@ -124,7 +125,7 @@ def model(workload: Workload) -> VLM:
         patch_size=8,
     )
     half = (0.5, 0.5, 0.5)
-    seen = HfVit(Tower(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
+    seen = HfVit(LoadedEncoder(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
     text = LlamaConfig(
         hidden_size=workload.hidden,
         intermediate_size=int(workload.hidden * 2.6875),
@@ -133,16 +134,16 @@ def model(workload: Workload) -> VLM:
         vocab_size=workload.vocabulary,
     )
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
-    lora = Lora(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
+    lora = LoraSettings(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
     language = Language(LlamaForCausalLM(text), tokenizer, lora)  # type: ignore[arg-type]
-    recompute(language.base, RECOMPUTE)
+    set_activation_checkpointing(language.base, RECOMPUTE)
     return VLM(seen, Projector(config(workload).projector, width=128, hidden=workload.hidden), language)
 
 
-def config(workload: Workload, *, steps: int = STEPS) -> Train:
+def config(workload: Workload, *, steps: int = STEPS) -> TrainConfig:
     """The settings of a run on one core; the batches are made beforehand, so nothing is read."""
     rates = {"vision": RATE, "projector": RATE, "language": RATE}
     keys = {"optim.steps": steps, "optim.warmup": 0, "optim.schedule": "constant", "optim.betas": "[0.9,0.999]", "optim.weight_decay": 0.01}
     keys |= {f"optim.lr.{part}": rate for part, rate in rates.items()}
-    keys |= {"data.global_batch": workload.batch, "data.row_tokens": ROW_TOKENS, "name": "bench", "outputs": "unused"}
-    return typed(Train, compose("train", ["trainer=cpu", *(f"{key}={value}" for key, value in keys.items())]))
+    keys |= {"data.global_batch_size": workload.batch, "data.max_seq_len": ROW_TOKENS, "name": "bench", "outputs": "unused"}
+    return to_typed(TrainConfig, compose("train", ["trainer=cpu", *(f"{key}={value}" for key, value in keys.items())]))

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, TEXT_SOURCES, Trial, trials
 from experiments.breadth.work import RAW, baseline, quiet, work
-from src.errors import UserError, command
-from src.progress import Progress
+from src.runtime.errors import UserError, report_user_errors
+from src.runtime.progress import Progress
 
 SHARDS = "data/phantom/shards"
 RESULTS = Path("experiments/breadth/results.csv")
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
     workers = int(words[0].removeprefix("workers=")) if words else 2
     if not all((Path(SHARDS) / source / "manifest.json").exists() for source in (*IMAGE_SOURCES, *TEXT_SOURCES)):
         raise UserError(f"{SHARDS} lacks a source of the mini mix; run make mini first, which builds it and the weights to start from")
     prepare("data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}")
-    prepare("data_prep.audit", f"out={SHARDS}", f"raw={RAW}")  # what stands in a benchmark is left out of every trial
+    prepare("data_prep.audit.leaks", f"out={SHARDS}", f"raw={RAW}")  # what stands in a benchmark is left out of every trial
     log = Path("outputs/breadth/log.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet, (str(log),)) as pool:

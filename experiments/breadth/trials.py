@@ -36,11 +36,11 @@ class Trial:
             f"seed={self.seed}",
             f"mix.shares={{{said}}}",
             f"optim.steps={STEPS}",
-            f"data.global_batch={batch}",
-            f"data.window={10 * batch}",
-            "data.validate=0",
+            f"data.global_batch_size={batch}",
+            f"data.packing_window={10 * batch}",
+            "data.val_samples=0",
             "data.workers=0",
-            f"trainer.check_every={STEPS}",
+            f"trainer.val_every={STEPS}",
         ]
 
 

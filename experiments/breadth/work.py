@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from experiments.breadth.trials import BENCHMARKS, Trial
-from src.cli import compose
-from src.config import Train, Transfer, typed
+from src.config.train import TrainConfig
+from src.config.transfer import TransferConfig
+from src.runtime.cli import compose
+from src.runtime.schema import to_typed
 from src.train import train
 from src.transfer import transfer
 
@@ -23,7 +25,7 @@ def quiet(log: str) -> None:
 
 def work(trial: Trial) -> None:
     """Trains one encoder and probes it on the eight benchmarks; what is done already is not done again."""
-    train(typed(Train, compose("train", trial.overrides())))
+    train(to_typed(TrainConfig, compose("train", trial.overrides())))
     probe(f"run:{trial.name}", trial.name)
 
 
@@ -33,6 +35,6 @@ def baseline() -> None:
 
 def probe(encoder: str, name: str) -> None:
     words = [f"raw={RAW}", f"benchmarks=[{','.join(BENCHMARKS)}]", f"name='{name}'", "checkpoint=last", "resamples=200", "threads=1"]
-    config = typed(Transfer, compose("transfer", [f"encoder='{encoder}'", *words]))
+    config = to_typed(TransferConfig, compose("transfer", [f"encoder='{encoder}'", *words]))
     if not (Path(config.outputs) / name / "transfer.json").exists():
         transfer(config)

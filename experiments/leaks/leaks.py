@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.audit import Known, same_images
-from data_prep.encode import encode
-from data_prep.evaluation_sets import EvaluationSet, TestImage
+from data_prep.audit.evaluation_sets import EvaluationSet, TestImage
+from data_prep.audit.leaks import KnownTestData, same_images
+from data_prep.audit.near_duplicates import open_grey
+from data_prep.build.encode import encode_image
 from data_prep.phantom.draw import render
-from data_prep.phantom.world import item_rng, sample_scene
-from data_prep.thumbnail import open_grey
-from src.progress import Progress
-from src.run import git
+from data_prep.phantom.scene.world import item_rng, sample_scene
+from src.runtime.progress import Progress
+from src.runtime.run_folder import git_commit
 
 SEED = 20
 
@@ -57,7 +57,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 def main(tests: int, others: int) -> None:
     originals = [drawn("test", n) for n in Progress(range(tests), desc="test images", unit="image")]
     held = [jpeg(image, 92) for image in originals]
-    known = Known([EvaluationSet("phantom", images=[TestImage(partial(open_grey, data)) for data in held])])
+    known = KnownTestData([EvaluationSet("phantom", images=[TestImage(partial(open_grey, data)) for data in held])])
     train: list[bytes] = []
     kinds: list[str] = []
     for kind, copy in KINDS.items():
@@ -65,7 +65,7 @@ def main(tests: int, others: int) -> None:
         kinds += [kind] * tests
     train += [jpeg(drawn("train", n), 92) for n in Progress(range(others), desc="other pictures", unit="image")]
     kinds += ["not a copy"] * others
-    encoded = [encode(data, max_side=384, quality=90) for data in train]
+    encoded = [encode_image(data, max_side=384, quality=90) for data in train]
     hashes = np.array([one.hash for one in encoded], np.uint64)
     start = time.perf_counter()
     found = {row for row, _ in same_images(np.arange(len(train)), hashes, known, lambda row: [encoded[row].jpeg])}
@@ -79,7 +79,7 @@ def write(rows: list[list]) -> None:
         table.writerow(["kind", "planted", "found", "share", "git"])
         for kind, planted, found in rows:
             share = f"{found / planted:.5f}"
-            table.writerow([kind, planted, found, share, git()])
+            table.writerow([kind, planted, found, share, git_commit()])
             print(f"{kind:28} {planted:7,} {found:7,} {share}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from src.tables import print_table
+from src.runtime.tables import print_table
 
 MIX = "pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
 BENCHMARKS = "pathvqa,vqa_med_2019,vqa_rad,vqa_rad_disjoint,slake,pmc_vqa,medqa,medmcqa,pubmedqa"
@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, com
         [
             f"data_prep.phantom sources={MIX},breastmnist,retinamnist out=data/phantom/raw",
             f"data_prep.shards sources={MIX} raw=data/phantom/raw out=data/phantom/shards",
-            "data_prep.audit out=data/phantom/shards raw=data/phantom/raw",
+            "data_prep.audit.leaks out=data/phantom/shards raw=data/phantom/raw",
         ],
     ),
     "language model": (40, ["data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"]),
@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, com
 SMALL = {  # what `small` adds: every stage and no scores worth reading, in about a minute
     "data_prep.phantom": "scale=0.05",
     "data_prep.phantom.weights": "language_steps=4 vision_steps=4",
-    "src.train": "optim.steps=6 optim.warmup=2 trainer.check_every=2 data.validate=4",
+    "src.train": "optim.steps=6 optim.warmup=2 trainer.val_every=2 data.val_samples=4",
     "src.evaluate": "limit=12 batch=4 resamples=100",
     "src.transfer": "seeds=1 resamples=100",
 }

@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import arguments, sources
+from data_prep import sources
 from data_prep.readers import READERS
-from data_prep.rows import Bad, Filtered, Row
+from data_prep.readers.rows import FilteredRow, InvalidRow, Row
 from src.data.record import SPLITS
-from src.errors import command
-from src.run import git
+from src.runtime import arguments
+from src.runtime.errors import report_user_errors
+from src.runtime.run_folder import git_commit
 
 COLUMNS = ["source", "split", "rows", "records", "left out by a rule", "refused", "why", "published rows", "git"]
 
@@ -35,10 +36,10 @@ class Real:
     sources: list[str]
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
-    config = arguments.parse(Real, words)
-    lines = [line for name in config.sources for line in counted(sources.find(name, config.raw), config.raw / name)]
+    config = arguments.parse_arguments(Real, words)
+    lines = [line for name in config.sources for line in counted(sources.find_source(name, config.raw), config.raw / name)]
     with Path(__file__).with_name("real.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     for line in lines:
@@ -52,9 +53,9 @@ def counted(entry: sources.Source, raw: Path) -> list[list]:
         if entry.tables(raw, split):
             kinds, reasons = kinds_of(READERS[entry.reader](raw, split, entry))
             why = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-            left, refused = kinds[Filtered], kinds[Bad]
+            left, refused = kinds[FilteredRow], kinds[InvalidRow]
             rows = kinds.total()
-            found.append([entry.name, split, rows, rows - left - refused, left, refused, why, entry.expected.get(split, ""), git()])
+            found.append([entry.name, split, rows, rows - left - refused, left, refused, why, entry.expected.get(split, ""), git_commit()])
     return found
 
 
@@ -64,7 +65,7 @@ def kinds_of(rows) -> tuple[Counter[type[Row]], Counter[str]]:
     reasons: Counter[str] = Counter()
     for row in rows:
         kinds[type(row)] += 1
-        if isinstance(row, Bad | Filtered):
+        if isinstance(row, InvalidRow | FilteredRow):
             reasons[row.reason.partition(":")[0]] += 1
     return kinds, reasons
 

@@ -3,24 +3,24 @@
 import importlib
 import sys
 
-from src.errors import UserError, command, nearest
-from src.model.query import source
+from src.inference.query import find_model
+from src.runtime.errors import UserError, report_user_errors, suggest
 
 TRIALS = ("interrupt", "uploads", "load", "readme")
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
     options = dict(word.partition("=")[::2] for word in words)
     unknown = [key for key in options if key not in ("only", "model")]
     if unknown:
-        raise UserError(f"soak has no '{unknown[0]}'{nearest(unknown[0], ('only', 'model'))}")
+        raise UserError(f"soak has no '{unknown[0]}'{suggest(unknown[0], ('only', 'model'))}")
     chosen, model = (options.get("only") or ",".join(TRIALS)).split(","), options.get("model", "run:mini")
     for name in chosen:
         if name not in TRIALS:
-            raise UserError(f"only={name}{nearest(name, TRIALS)}")
+            raise UserError(f"only={name}{suggest(name, TRIALS)}")
     if chosen != ["interrupt"]:
-        source(model)  # there, and trained to its end; `make mini` makes run:mini
+        find_model(model)  # there, and trained to its end; `make mini` makes run:mini
     rows = []
     for name in chosen:
         print(f"{name} ...", flush=True)

@@ -8,10 +8,10 @@ import sys
 import wandb_workspaces.reports.v2 as panels
 from wandb_workspaces import workspaces
 
-from src import tracking
-from src.cli import CONF, compose
-from src.config import Logger
-from src.errors import UserError, command, nearest
+from src.config.train import LoggerConfig
+from src.runtime.cli import CONF, compose
+from src.runtime.errors import UserError, report_user_errors, suggest
+from src.tracking import wandb_run
 
 SCORES = {"BLEU-1": "all/bleu1", "exact match": "all/exact", "closed accuracy": "closed/accuracy"}
 CONDITIONS = ("real", "shuffled", "blank")
@@ -65,18 +65,18 @@ def rates() -> panels.LinePlot:
     return curve("Learning rate", *(f"lr/{part}" for part in ("vision", "projector", "language")))
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     entities = [word for word in words if "=" not in word]
     for key in given.keys() - {"project", "mix"}:
-        raise UserError(f"unknown key '{key}'{nearest(key, ('project', 'mix'))}")
+        raise UserError(f"unknown key '{key}'{suggest(key, ('project', 'mix'))}")
     if len(entities) != 1:
         raise UserError("name the wandb user or team: python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]")
     mix = given.get("mix", "mini")
     if not (CONF / "mix" / f"{mix}.yaml").exists():
-        raise UserError(f"mix={mix}{nearest(mix, [path.stem for path in (CONF / 'mix').glob('*.yaml')])}")
-    tracking.check(Logger(wandb="online", project=given.get("project", "openmedq")))
+        raise UserError(f"mix={mix}{suggest(mix, [path.stem for path in (CONF / 'mix').glob('*.yaml')])}")
+    wandb_run.check_login(LoggerConfig(wandb="online", project=given.get("project", "openmedq")))
     print(workspace(entity=entities[0], project=given.get("project", "openmedq"), mix=mix).save().url)
 
 

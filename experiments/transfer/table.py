@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from src.errors import UserError, command
+from src.runtime.errors import UserError, report_user_errors
 
 COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "p_holm", "pooling", "unseen")
 COLUMNS += ("weights", "parameters", "side", "mean", "std", "git")
@@ -71,7 +71,7 @@ def table(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
-@command
+@report_user_errors
 def main(folders: list[str]) -> None:
     if not folders:
         raise UserError("name at least one run folder, such as outputs/transfer")

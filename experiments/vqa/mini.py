@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from experiments.tables import keep
-from src.errors import UserError, command
+from src.runtime.errors import UserError, report_user_errors
 
 REPORT = Path("outputs/mini/report.csv")
 TABLE = Path(__file__).with_name("mini.csv")
@@ -17,7 +17,7 @@ def kept(metric: str) -> bool:
     return verb == "vqa" and len(rest) == 3 and rest[0] in CONDITIONS and rest[1:] in (["all", "bleu1"], ["all", "accuracy"])
 
 
-@command
+@report_user_errors
 def main() -> None:
     if len(sys.argv) > 1:
         raise UserError(f"{sys.argv[1]} is not known; there is nothing to choose")

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from experiments.tables import markdown, put, rows_of
-from src.errors import UserError, command
-from src.run import git
-from src.scoring.bleu import bleu4
-from src.scoring.published import STRIPPED, imageclef_words
-from src.scoring.vqa import SCORERS, is_closed
+from src.metrics.bleu import bleu4
+from src.metrics.published import STRIPPED, imageclef_words
+from src.metrics.vqa import SCORERS, is_closed
+from src.runtime.errors import UserError, report_user_errors
+from src.runtime.run_folder import git_commit
 
 FOLDER = Path(__file__).parent
 ANSWERERS = ("oracle", "mri", "yes", "no")
@@ -60,12 +60,12 @@ def plain(references: list[list[str]], *, old_nltk: bool) -> float:
     return sum(max(bleu4(one[0], answer, old_nltk=old_nltk) for answer in one) for one in tokens) / len(tokens)
 
 
-@command
+@report_user_errors
 def main() -> None:
     if len(sys.argv) != 2:
         raise UserError("give one file, the VQAMed2019_Test_Questions_w_Ref_Answers.txt of github.com/abachaa/VQA-Med-2019")
     references = read(Path(sys.argv[1]))
-    rows = [{**row, "git": git()} for row in table(references)]
+    rows = [{**row, "git": git_commit()} for row in table(references)]
     with (FOLDER / "scorers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 
 class Loader(DataLoader):

@@ -12,7 +12,7 @@ BLOCK = 10_000
 VERSION = 2  # of the order of the stream. Version 1 numbered the sources as the shares were written
 
 
-def cards(shares: dict[str, float]) -> dict[str, int]:
+def counts_per_block(shares: dict[str, float]) -> dict[str, int]:
     """Cards per source in a block, by largest remainder; every source with a positive share gets at least one."""
     shares = dict(sorted(shares.items()))
     total = sum(shares.values())
@@ -32,7 +32,7 @@ class Mixture:
 
     def __init__(self, shares: dict[str, float], rows: dict[str, np.ndarray], *, seed: int):
         self.sources = sorted(source for source in shares if shares[source] > 0)
-        dealt = cards(shares)
+        dealt = counts_per_block(shares)
         self.cards = np.array([dealt[source] for source in self.sources])
         self.rows = [rows[source] for source in self.sources]
         self.seed = seed

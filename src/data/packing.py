@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.config import Data
-from src.data.prompt import IGNORE, Encoded
+from src.config.train import DataConfig
+from src.data.prompt import IGNORE, EncodedSample
 
 
 def pack(lengths: list[int], budget: int) -> list[list[int]]:
@@ -41,7 +41,7 @@ def pack(lengths: list[int], budget: int) -> list[list[int]]:
     return rows
 
 
-def deal(num_rows: int, num_slots: int, slot: int) -> range:
+def split_evenly(num_rows: int, num_slots: int, slot: int) -> range:
     """The rows of one slot when `num_rows` are dealt evenly over `num_slots`; counts differ by at most one."""
     return range(num_rows * slot // num_slots, num_rows * (slot + 1) // num_slots)
 
@@ -60,7 +60,7 @@ def split(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(part) for part in items]
 
 
-Item = tuple[Encoded, int, int]  # a sample, the number of its source, its row in the index
+Item = tuple[EncodedSample, int, int]  # a sample, the number of its source, its row in the index
 
 
 def share(rows: list[list[Item]], *, rank: int, world: int, slot: int, slots: int) -> list[list[Item]]:
@@ -70,7 +70,7 @@ def share(rows: list[list[Item]], *, rank: int, world: int, slot: int, slots: in
     samples are split so that ranks, and slots within a rank, get equal numbers of tokens; those of a slot form one row without padding.
     """
     if world == 1:
-        return [rows[n] for n in deal(len(rows), slots, slot)]
+        return [rows[n] for n in split_evenly(len(rows), slots, slot)]
     items = [item for row in rows for item in row]
     for parts, part in ((world, rank), (slots, slot)):
         items = [items[n] for n in split([len(sample.ids) for sample, _, _ in items], parts)[part]]
@@ -88,32 +88,32 @@ class Balance:
     empty: float  # share of ranks without a sample in a step
 
     @staticmethod
-    def of(lengths: list[int], world: int, *, global_batch: int, row_tokens: int) -> "Balance":
+    def of(lengths: list[int], world: int, *, global_batch_size: int, max_seq_len: int) -> "Balance":
         """Of the steps of a window of samples of these lengths."""
-        packed = pack(lengths, row_tokens)
+        packed = pack(lengths, max_seq_len)
         rows = [packed[n] for n in np.random.default_rng(0).permutation(len(packed))]
         loads = []
-        for step in range(steps := len(lengths) // global_batch):
-            tokens = [lengths[item] for n in deal(len(rows), steps, step) for item in rows[n]]
+        for step in range(steps := len(lengths) // global_batch_size):
+            tokens = [lengths[item] for n in split_evenly(len(rows), steps, step) for item in rows[n]]
             loads.append([sum(tokens[n] for n in part) for part in split(tokens, world)])
         loads_SW = np.array(loads)
         return Balance(float(loads_SW.mean(1).sum() / loads_SW.max(1).sum()), float((loads_SW == 0).mean()))
 
 
-def starvation(lengths: list[int], world: int, *, data: Data, slots: int) -> str | None:
+def starvation(lengths: list[int], world: int, *, data: DataConfig, slots: int) -> str | None:
     """A warning with the numbers that fix it, where `world` ranks would wait much of their time for samples of these lengths."""
     used = {
-        size: Balance.of(lengths, world, global_batch=size, row_tokens=data.row_tokens).used
-        for size in range(data.global_batch, data.window + 1, world * slots)
-        if data.window % size == 0
+        size: Balance.of(lengths, world, global_batch_size=size, max_seq_len=data.max_seq_len).used
+        for size in range(data.global_batch_size, data.packing_window + 1, world * slots)
+        if data.packing_window % size == 0
     }
-    if used[data.global_batch] >= ENOUGH:
+    if used[data.global_batch_size] >= ENOUGH:
         return None
-    larger = [f"a new run with data.global_batch={size} would compute {part:.0%}" for size, part in used.items() if part >= ENOUGH]
-    cure = [*larger, "take fewer processes, or a larger data.window and data.global_batch in a new run"][0]
+    larger = [f"a new run with data.global_batch_size={size} would compute {part:.0%}" for size, part in used.items() if part >= ENOUGH]
+    cure = [*larger, "take fewer processes, or a larger data.packing_window and data.global_batch_size in a new run"][0]
     return (
-        f"warning: {world} processes compute {used[data.global_batch]:.0%} of their time and wait for the fullest of them in the rest: "
-        f"data.global_batch={data.global_batch} gives each {data.global_batch / world:.3g} samples per step; {cure}"
+        f"warning: {world} processes compute {used[data.global_batch_size]:.0%} of their time and wait for the fullest of them in the rest: "
+        f"data.global_batch_size={data.global_batch_size} gives each {data.global_batch_size / world:.3g} samples per step; {cure}"
     )
 
 
@@ -121,13 +121,13 @@ def starvation(lengths: list[int], world: int, *, data: Data, slots: int) -> str
 class Batch:
     """Packed rows. A text-only batch has `images` of length 0. `sources` is -1 on padding."""
 
-    ids_BT: Tensor  # int64
+    input_ids_BT: Tensor  # int64
     labels_BT: Tensor  # int64, IGNORE where not supervised
-    positions_BT: Tensor  # int64, restarts at each sample
+    position_ids_BT: Tensor  # int64, restarts at each sample
     sources_BT: Tensor  # int16, number of the source in the mix
     images_NCHW: Tensor  # uint8
-    places_K: Tensor  # int64, the image tokens, in the line of all B x T places
-    predicts_S: Tensor  # int64, the tokens whose successor is supervised, in the same line
+    image_token_index_K: Tensor  # int64, the image tokens, in the line of all B x T places
+    loss_index_S: Tensor  # int64, the tokens whose successor is supervised, in the same line
     edges: list[int]  # where samples begin, in the line of all B x T places, and its end; padding is a sample of its own
     num_samples: int
     cut: int  # text tokens of its samples that did not fit
@@ -142,7 +142,14 @@ class Batch:
 
 
 def collate(
-    rows: list[list[Encoded]], *, sources: list[list[int]], images: list[np.ndarray], size: int, pad: int, image_id: int, keys: list[str]
+    rows: list[list[EncodedSample]],
+    *,
+    sources: list[list[int]],
+    images: list[np.ndarray],
+    size: int,
+    pad: int,
+    image_id: int,
+    keys: list[str],
 ) -> Batch:
     """Rows of samples as tensors, padded to the longest of them; no row at all gives one row of one padding token."""
     tokens = max((sum(len(sample.ids) for sample in row) for row in rows), default=1)
@@ -165,16 +172,16 @@ def collate(
         positions[b, at:] = np.arange(tokens - at)
         edges += [b * tokens + at] if at < tokens else []
     pixels = torch.from_numpy(np.stack(images)) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
-    ids_BT, labels_BT, positions_BT, sources_BT = (torch.from_numpy(array) for array in (ids, labels, positions, owners))
+    input_ids_BT, labels_BT, position_ids_BT, sources_BT = (torch.from_numpy(array) for array in (ids, labels, positions, owners))
     return Batch(
-        ids_BT,
+        input_ids_BT,
         labels_BT,
-        positions_BT,
+        position_ids_BT,
         sources_BT,
         images_NCHW=pixels,
         # Found here, where it costs a worker nothing: on a GPU, looking for them would make every step wait.
-        places_K=torch.from_numpy(np.flatnonzero(ids == image_id)),
-        predicts_S=torch.from_numpy(np.flatnonzero(labels.ravel()[1:] != IGNORE)),
+        image_token_index_K=torch.from_numpy(np.flatnonzero(ids == image_id)),
+        loss_index_S=torch.from_numpy(np.flatnonzero(labels.ravel()[1:] != IGNORE)),
         edges=[*(edges or [0]), shape[0] * tokens],
         num_samples=sum(map(len, rows)),
         cut=sum(sample.cut for row in rows for sample in row),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 PHANTOM = ".phantom.json"  # in a raw folder that was drawn
 
 
-def told(names: Iterable[str]) -> str:
+def phantom_notice(names: Iterable[str]) -> str:
     """The sentence on the datasets that were not used; empty without names."""
     listed = ", ".join(names)
     return listed and f"Phantoms, drawn by a program in the layout of the dataset that is named, with nothing of it: {listed}."

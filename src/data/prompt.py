@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.data.record import Record
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 IMAGE = "<image>"
-LEAST_TEXT = 8  # tokens that images must leave: of a question its end, of an answer a quarter
+MIN_TEXT_TOKENS = 8  # tokens that images must leave: of a question its end, of an answer a quarter
 IGNORE = -100  # label of a token that is not supervised (torch's cross_entropy convention)
 
 
 @dataclass
-class Encoded:
+class EncodedSample:
     """One sample as tokens: `ids` and `labels` are int32 of equal length; `cut` counts the text tokens that did not fit."""
 
     ids: np.ndarray
@@ -29,7 +29,7 @@ class Encoded:
     cut: int = 0
 
 
-def pieces(record: Record) -> list[tuple[str, str]]:
+def prompt_answer_pairs(record: Record) -> list[tuple[str, str]]:
     """(prompt, answer) per turn, as text; a caption is one turn."""
     if not record.turns:
         return [("Caption:", record.caption)]
@@ -52,10 +52,10 @@ class Prompter:
     def room(self, num_images: int, *, key: str) -> int:
         """Tokens left for text beside the images of record `key`; raises `UserError` where that is nothing to speak of."""
         taken = 1 + self.patches * num_images
-        if self.budget - taken < LEAST_TEXT:
+        if self.budget - taken < MIN_TEXT_TOKENS:
             raise UserError(
-                f"'{key}': {num_images} image(s) of {self.patches} tokens and {LEAST_TEXT} tokens of text do not fit into "
-                f"row_tokens={self.budget}; set it to {taken + LEAST_TEXT} or more"
+                f"'{key}': {num_images} image(s) of {self.patches} tokens and {MIN_TEXT_TOKENS} tokens of text do not fit into "
+                f"max_seq_len={self.budget}; set it to {taken + MIN_TEXT_TOKENS} or more"
             )
         return self.budget - taken
 
@@ -63,33 +63,33 @@ class Prompter:
         """Of a text: "<image>" or "</s>" in it are the characters that they are, neither a picture nor an end."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
 
-    def encode(self, records: list[Record], *, num_images: list[int]) -> list[Encoded]:
+    def encode(self, records: list[Record], *, num_images: list[int]) -> list[EncodedSample]:
         """Training samples. `num_images` counts stand beside the records, which may have been read without their images."""
-        turns = [pieces(record) for record in records]
+        turns = [prompt_answer_pairs(record) for record in records]
         flat = iter(self.tokens([text for turn in turns for pair in turn for text in pair]))
         return [
             self._join([(next(flat), next(flat)) for _ in turn], count, room=self.room(count, key=record.key))
             for record, turn, count in zip(records, turns, num_images, strict=True)
         ]
 
-    def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int, *, room: int) -> Encoded:
+    def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int, *, room: int) -> EncodedSample:
         prefix = self.prefix(num_images)
-        turns, cut = fit(turns, room)
+        turns, cut = truncate_turns(turns, room)
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         for prompt, answer in turns:
             answer = answer + [self.eos]
             ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
-        return Encoded(np.array(ids, np.int32), np.array(labels, np.int32), num_images, cut)
+        return EncodedSample(np.array(ids, np.int32), np.array(labels, np.int32), num_images, cut)
 
 
-def fit(turns: list[tuple[list[int], list[int]]], room: int) -> tuple[list[tuple[list[int], list[int]]], int]:
+def truncate_turns(turns: list[tuple[list[int], list[int]]], room: int) -> tuple[list[tuple[list[int], list[int]]], int]:
     """Cut turns to `room` tokens (one of each turn is its end of sequence), never touching images.
 
     Whole turns are left out from the end while more than one remains. Then the answer's end is cut, down to a quarter of the
     room; if that is not enough, the beginning of the prompt goes, since a question stands at the end of its context.
     """
-    assert room >= LEAST_TEXT, room
+    assert room >= MIN_TEXT_TOKENS, room
     length = sum(len(p) + len(a) + 1 for p, a in turns)
     whole = length
     while length > room and len(turns) > 1:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from src.data.shards import Shards
-from src.errors import UserError, nearest
+from src.runtime.errors import UserError, suggest
 
 ATTEMPTS, FIRST_WAIT = 6, 0.5  # of one file; seconds before the second attempt, doubled each time
 SILENCE = 60  # seconds without a byte after which a connection counts as lost
@@ -32,7 +32,7 @@ OPEN_FILES = 8  # an open file keeps its disk space, even when the cache has dro
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheConfig:
     """Where tars are staged, and how many GB of them are kept."""
 
     folder: str = "data/cache"
@@ -43,12 +43,12 @@ def is_remote(root: str | Path) -> bool:
     return "://" in str(root)
 
 
-def open_shards(root: str | Path, source: str, *, cache: Cache) -> Shards:
+def open_shards(root: str | Path, source: str, *, cache: CacheConfig) -> Shards:
     """Raises `UserError` where there is no finished build of this source."""
     return RemoteShards(f"{str(root).rstrip('/')}/{source}", cache) if is_remote(root) else Shards(Path(root) / source)
 
 
-class Absent(UserError):
+class RemoteFileNotFound(UserError):
     """There is no such file at the address."""
 
 
@@ -57,7 +57,7 @@ class RemoteShards(Shards):
 
     open_files = OPEN_FILES
 
-    def __init__(self, url: str, cache: Cache):
+    def __init__(self, url: str, cache: CacheConfig):
         self.url, self.cache = url, cache
         folder = Path(cache.folder) / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
         with _locked(folder / "index"):
@@ -99,11 +99,13 @@ class RemoteShards(Shards):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 return _opened(path, tar["bytes"])
             _make_room(self.cache, tar["bytes"])
-            fetch(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
+            fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
             return _opened(path, tar["bytes"])
 
 
-def fetch(url: str, path: Path, *, size: int | None = None, sha256: str | None = None, read: Callable[[Path], Any] | None = None) -> None:
+def fetch_file(
+    url: str, path: Path, *, size: int | None = None, sha256: str | None = None, read: Callable[[Path], Any] | None = None
+) -> None:
     """The file under its final name once it is whole; a lost connection is tried again, a wrong checksum once. Raises `UserError`.
 
     `read` raises a `ValueError` for a file that is not whole: not every server says how long one is.
@@ -116,7 +118,7 @@ def fetch(url: str, path: Path, *, size: int | None = None, sha256: str | None =
         try:
             files.get_file(name, str(coming))
         except FileNotFoundError:
-            raise Absent(f"{url} does not exist") from None
+            raise RemoteFileNotFound(f"{url} does not exist") from None
         except Exception as error:  # each file system raises what it likes
             said = f"{type(error).__name__} {error}".strip()[:200]
             continue
@@ -142,18 +144,18 @@ def _fetch_index(url: str, folder: Path) -> None:
     """Manifest, and the index where it is not that of the build and audit that stand there now."""
     root, _, source = url.rpartition("/")
     try:
-        fetch(f"{url}/manifest.json", folder / "manifest.new", read=_tars)
-    except Absent:
-        raise Absent(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
+        fetch_file(f"{url}/manifest.json", folder / "manifest.new", read=_tars)
+    except RemoteFileNotFound:
+        raise RemoteFileNotFound(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
     state = (folder / "manifest.new").read_bytes()
     try:
-        fetch(f"{url}/audit.json", folder / "audit.json")
+        fetch_file(f"{url}/audit.json", folder / "audit.json")
         state += (folder / "audit.json").read_bytes()
-    except Absent:  # shards that were not audited have none
+    except RemoteFileNotFound:  # shards that were not audited have none
         (folder / "audit.json").unlink(missing_ok=True)
     held, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # of manifest and audit, which the index goes with
     if not held.exists() or held.read_text() != digest or not _readable(folder / "index.arrow", _index):
-        fetch(f"{url}/index.arrow", folder / "index.arrow", read=_index)
+        fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_index)
         held.write_text(digest)
     before, now = (_tars(path) if _readable(path, _tars) else {} for path in (folder / "manifest.json", folder / "manifest.new"))
     for path in folder.glob("*.tar"):
@@ -184,7 +186,7 @@ def _readable(path: Path, read: Callable[[Path], Any]) -> bool:
     return True
 
 
-def _make_room(cache: Cache, size: int) -> None:
+def _make_room(cache: CacheConfig, size: int) -> None:
     """Drops the tars that were not used for longest until `size` more bytes fit. Who reads one has it open and loses nothing."""
     root = Path(cache.folder)
     with _locked(root / "room"):
@@ -246,5 +248,5 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
         return url_to_fs(url, client_kwargs={"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)})
     if scheme not in fsspec.available_protocols():
-        raise UserError(f"data.root={url}: '{scheme}' is no scheme that can be read{nearest(scheme, ('http', 'https', 's3', 'gs'))}")
+        raise UserError(f"data.root={url}: '{scheme}' is no scheme that can be read{suggest(scheme, ('http', 'https', 's3', 'gs'))}")
     return url_to_fs(url)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from src.data.record import SPLITS, Record, from_json, from_members, tar_members
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 SCHEMA = pa.schema(
     [
@@ -30,7 +30,10 @@ SCHEMA = pa.schema(
         ("type", pa.int8()),  # position in QUESTION_TYPES
         ("group", pa.int64()),  # hash of the record's group
         ("text_length", pa.int32()),  # of all turns or the caption, characters
-        ("tokens", pa.int32()),  # of the same, as `data_prep.tokens.count` has it, by the manifest's tokenizer; -1: not counted
+        (
+            "tokens",
+            pa.int32(),
+        ),  # of the same, as `data_prep.build.token_counts.count_tokens` has it, by the manifest's tokenizer; -1: not counted
         ("width", pa.int32()),  # of the first image as it came, pixels; 0 where there is none
         ("height", pa.int32()),
         ("image_hash", pa.uint64()),  # perceptual hash of the first image; 0 where there is none
@@ -91,7 +94,7 @@ class Shards:
     def column(self, name: str) -> np.ndarray:
         """One column of the index, by row; numbers are a view of the file, strings become objects."""
         column = self._index.column(name)
-        return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else view(column)
+        return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else numpy_view(column)
 
     def arrow(self, name: str) -> pa.Array:
         """One column of the index as it stands in the file."""
@@ -101,7 +104,7 @@ class Shards:
         """(row, perceptual hash) of every image, int64 and uint64; those of a row stand in its order, rows in none."""
         first_N, more = self.column("image_hash"), self._index.column("more_hashes")
         shown = np.flatnonzero(first_N)
-        counts_N = view(pc.binary_length(more)) // 8
+        counts_N = numpy_view(pc.binary_length(more)) // 8
         start, size = more.offset, int(counts_N.sum()) * 8
         begin = int(np.frombuffer(more.buffers()[1], np.int32)[start]) if len(more) else 0
         rest = np.frombuffer(more.buffers()[2], "<u8", size // 8, begin) if size else np.empty(0, np.uint64)
@@ -111,7 +114,7 @@ class Shards:
         """Row numbers (int64) of a split, without those that leak into a benchmark if `decontaminate`."""
         wanted = self.column("split") == SPLITS.index(split)
         if decontaminate:
-            wanted &= view(pc.binary_length(self._index.column("leaks_into"))) == 0
+            wanted &= numpy_view(pc.binary_length(self._index.column("leaks_into"))) == 0
         return np.flatnonzero(wanted)
 
     def shows_again(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -204,6 +207,6 @@ class Shards:
         return UserError(f"{self._path(number)} is not the file that the index was made of; build it again with `make shards`")
 
 
-def view(column: pa.Array) -> np.ndarray:
+def numpy_view(column: pa.Array) -> np.ndarray:
     """The numbers of a column without nulls. `to_numpy` does the same and imports pandas, half a second and 40 MB."""
     return np.frombuffer(column.buffers()[1], str(column.type), count=column.offset + len(column))[column.offset :]

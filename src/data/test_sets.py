@@ -1,12 +1,13 @@
 """Which test sets there are: the name under which the audit checks a split, and evaluation looks it up."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "conf" / "benchmark"
+from src.runtime import paths
+
+FOLDER = paths.CONF / "benchmark"
 
 
 @cache

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from src.data.prompt import Prompter, fit, pieces
+from src.data.prompt import Prompter, prompt_answer_pairs, truncate_turns
 from src.data.record import Record
 from src.model.vlm import VLM
 
 
 @dataclass
-class Asked:
+class GenerationRequest:
     """One question: the pixels of its images (uint8, 3HW each; none for text-only) and the prompt after them."""
 
     images: list[Tensor]
@@ -40,14 +40,14 @@ class Answer:
         return line | {"cut": True} if self.cut else line
 
 
-def ask(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> Asked:
+def make_request(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> GenerationRequest:
     """The last question of a record as the model sees it in training, cut to the same token budget."""
-    tokens = prompter.tokens([text for pair in pieces(record) for text in pair])
+    tokens = prompter.tokens([text for pair in prompt_answer_pairs(record) for text in pair])
     room = prompter.room(len(images), key=record.key)
     ends = [[], [prompter.eos]] * len(tokens)  # an earlier answer ends as it did in training
     history = [token for text, end in zip(tokens[:-2], ends, strict=False) for token in text + end]
-    (prompt, _), *_ = fit([(history + tokens[-2], [0] * max_new_tokens)], room)[0]
-    return Asked(images, prompt, prefix)
+    (prompt, _), *_ = truncate_turns([(history + tokens[-2], [0] * max_new_tokens)], room)[0]
+    return GenerationRequest(images, prompt, prefix)
 
 
 class Generator:
@@ -67,18 +67,18 @@ class Generator:
         self.banned[model.image_id] = True
 
     @torch.inference_mode()
-    def answers(self, asked: list[Asked]) -> Iterator[tuple[int, Answer]]:
+    def answers(self, asked: list[GenerationRequest]) -> Iterator[tuple[int, Answer]]:
         """(number of the question, its answer), batch by batch: questions of one prefix together, longest prompts first."""
         for numbers in self._batches(asked):
             yield from zip(numbers, self._decode([asked[n] for n in numbers]), strict=True)
 
     @torch.inference_mode()
-    def stream(self, asked: Asked) -> Iterator[Answer]:
+    def stream(self, asked: GenerationRequest) -> Iterator[Answer]:
         """The answer to one question as it grows, token by token."""
         for tokens, scores in self._steps([asked]):
             yield self._answer(tokens[0], scores[0])
 
-    def choices(self, asked: list[Asked], options: list[list[str]]) -> Iterator[tuple[int, Answer]]:
+    def choices(self, asked: list[GenerationRequest], options: list[list[str]]) -> Iterator[tuple[int, Answer]]:
         """(number of the question, its option with the highest log-probability per token)."""
         for number, scores in enumerate(self.likelihoods(asked, options)):
             means = [total / count for total, count in scores]
@@ -86,7 +86,7 @@ class Generator:
             yield number, Answer(options[number][best], means[best], options[number][whole])
 
     @torch.inference_mode()
-    def likelihoods(self, asked: list[Asked], options: list[list[str]]) -> list[list[tuple[float, int]]]:
+    def likelihoods(self, asked: list[GenerationRequest], options: list[list[str]]) -> list[list[tuple[float, int]]]:
         """Per question and option: (log-probability of the option's tokens and the end of sequence after the prompt, their number)."""
         spelt = [[ids + [self.prompter.eos] for ids in self.prompter.tokens(texts)] for texts in options]
         pairs = [(n, ids) for n, texts in enumerate(spelt) for ids in texts]
@@ -102,7 +102,7 @@ class Generator:
         scored = iter(found)
         return [[next(scored) for _ in texts] for texts in spelt]
 
-    def _batches(self, asked: list[Asked]) -> Iterator[list[int]]:
+    def _batches(self, asked: list[GenerationRequest]) -> Iterator[list[int]]:
         """Numbers of questions with equally many images, those of one prefix together."""
         order = sorted(range(len(asked)), key=lambda n: (len(asked[n].images), asked[n].prefix, len(asked[n].prompt)))
         for count in sorted({len(question.images) for question in asked}):
@@ -110,11 +110,11 @@ class Generator:
             for at in range(0, len(alike), self.batch):
                 yield alike[at : at + self.batch]
 
-    def _decode(self, asked: list[Asked]) -> list[Answer]:
+    def _decode(self, asked: list[GenerationRequest]) -> list[Answer]:
         *_, (tokens, scores) = self._steps(asked)
         return [self._answer(*pair) for pair in zip(tokens, scores, strict=True)]
 
-    def _steps(self, asked: list[Asked]) -> Iterator[tuple[list[list[int]], list[list[float]]]]:
+    def _steps(self, asked: list[GenerationRequest]) -> Iterator[tuple[list[list[int]], list[list[float]]]]:
         """The tokens of every answer and their log-probabilities, the same growing lists after each step."""
         cache, lengths_Q, hidden_QTH, width = self._prefill(asked)
         logits_QV = self.model.language.head(hidden_QTH[:, -1])
@@ -148,7 +148,7 @@ class Generator:
             logits_QV = self.model.language.head(hidden_QTH[:, -1])
             position_Q = position_Q + 1
 
-    def _prefill(self, asked: list[Asked]) -> tuple[DynamicCache, Tensor, Tensor, int]:
+    def _prefill(self, asked: list[GenerationRequest]) -> tuple[DynamicCache, Tensor, Tensor, int]:
         """Images once per distinct prefix, then every question on its copy of the prefix.
 
         Gives the cache, the prompt lengths, the hidden states h_QTH of the left-padded prompts, and the width of prefix and prompt.
@@ -171,10 +171,10 @@ class Generator:
         positions_QT = prefix + at_QT.clamp(min=0)
         return cache, lengths_Q, self._step(self.model.language.embed(ids_QT), positions_QT, seen_QT, cache), prefix + longest
 
-    def _step(self, e_BTH: Tensor, positions_BT: Tensor | None, seen_BT: Tensor | None, cache: DynamicCache) -> Tensor:
+    def _step(self, e_BTH: Tensor, position_ids_BT: Tensor | None, seen_BT: Tensor | None, cache: DynamicCache) -> Tensor:
         """Hidden states of these tokens; the cache grows."""
         return self.model.language.body(
-            inputs_embeds=e_BTH, position_ids=positions_BT, attention_mask=seen_BT, past_key_values=cache, use_cache=True
+            inputs_embeds=e_BTH, position_ids=position_ids_BT, attention_mask=seen_BT, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
     def _choose(self, logprobs_QV: Tensor, draws: list[np.random.Generator]) -> Tensor:

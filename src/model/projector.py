@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from src.config import Projector as ProjectorConfig
+from src.config.train import ProjectorConfig
 
 
 class Projector(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.config import VisionConfig
-from src.errors import UserError, nearest
-from src.model.stored import identity_of, sentence, weight_files
-from src.model.towers import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, Tower, load_tower
+from src.config.train import VisionConfig
+from src.model.vision_checkpoints import HF_FILES, OPEN_CLIP_FILES, PMC_CLIP_FILES, LoadedEncoder, load_encoder
+from src.model.weight_files import identity_of, one_line, weight_files
+from src.runtime.errors import UserError, suggest
 
 POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
 
@@ -67,7 +67,7 @@ class Vision(nn.Module):
     def pooled(self, x_N3HW: Tensor, how: str) -> Tensor:
         """uint8 pixels -> f_NF, one feature per image: CLS token or mean of the patches, before or after the final norm."""
         if how not in self.poolings():
-            raise UserError(f"this encoder has no pooling {how!r}{nearest(how, self.poolings())}")
+            raise UserError(f"this encoder has no pooling {how!r}{suggest(how, self.poolings())}")
         return self.features(x_N3HW)[how]
 
     def features(self, x_N3HW: Tensor) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Vision(nn.Module):
 class TimmVit(Vision):
     """timm's transformer family: VisionTransformer and whatever shares `blocks` and prefix tokens."""
 
-    def __init__(self, tower: Tower, *, size: int, layer: int):
+    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
         trunk = tower.module
         super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
         if size != tower.size:
@@ -128,7 +128,7 @@ class TimmVit(Vision):
 class HfVit(Vision):
     """transformers' CLIPVisionModel and ViTModel."""
 
-    def __init__(self, tower: Tower, *, size: int, layer: int):
+    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
         trunk = getattr(tower.module, "vision_model", tower.module)
         super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
         encoder = trunk.encoder if hasattr(trunk, "encoder") else trunk
@@ -168,7 +168,7 @@ class Grid(Vision):
     statistics stay those of the weights: packed rows and blank images would spoil them.
     """
 
-    def __init__(self, tower: Tower, *, size: int, layer: int):
+    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
         trunk = tower.module
         super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
         if size != tower.size and hasattr(trunk, "set_input_size"):
@@ -198,7 +198,7 @@ class Grid(Vision):
 
 def load_vision(config: VisionConfig) -> Vision:
     """The encoder that `config` describes, in float32; errors in its files or keys are `UserError`s."""
-    tower = load_tower(config)
+    tower = load_encoder(config)
     if isinstance(tower.module, PreTrainedModel):
         kind: type = HfVit
     else:
@@ -208,7 +208,7 @@ def load_vision(config: VisionConfig) -> Vision:
     try:
         vision = kind(tower, size=size, layer=config.layer)
     except (RuntimeError, AssertionError, ValueError) as error:
-        vision, fault = None, sentence(error)
+        vision, fault = None, one_line(error)
     if vision is None or vision.num_patches == 0:
         raise UserError(f"vision.image_size={size} does not fit this encoder: {fault}")
     return vision

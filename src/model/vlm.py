@@ -7,17 +7,17 @@ K image tokens.
 import torch
 from torch import Tensor, nn
 
-from src.config import Train
+from src.config.train import TrainConfig
 from src.data.packing import Batch
 from src.data.prompt import IMAGE, Prompter
-from src.errors import UserError
-from src.model.attention import Spans
+from src.model.fast.attention import PackedSequences
+from src.model.fast.recompute import set_activation_checkpointing
 from src.model.language import Language
+from src.model.language_checkpoint import language_identity, load_language
 from src.model.loss import token_losses
 from src.model.projector import Projector
-from src.model.recompute import recompute
 from src.model.vision import Vision, identity, load_vision
-from src.model.weights import language_identity, load_language
+from src.runtime.errors import UserError
 
 
 class VLM(nn.Module):
@@ -30,29 +30,33 @@ class VLM(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
-        e_BTH = self.embed(batch.ids_BT, batch.images_NCHW, batch.places_K)
-        h_SH = self.language.states(e_BTH, batch.positions_BT, Spans.of(batch.edges, e_BTH.device), batch.predicts_S)
-        next_S = batch.predicts_S + 1
+        e_BTH = self.embed(batch.input_ids_BT, batch.images_NCHW, batch.image_token_index_K)
+        h_SH = self.language.states(e_BTH, batch.position_ids_BT, PackedSequences.of(batch.edges, e_BTH.device), batch.loss_index_S)
+        next_S = batch.loss_index_S + 1
         losses_S = token_losses(h_SH, self.language.head, batch.labels_BT.flatten()[next_S])
         return losses_S, batch.sources_BT.flatten()[next_S]
 
-    def embed(self, ids_BT: Tensor, images_NCHW: Tensor, places_K: Tensor | None = None) -> Tensor:
+    def embed(self, input_ids_BT: Tensor, images_NCHW: Tensor, image_token_index_K: Tensor | None = None) -> Tensor:
         """Token embeddings with each run of <image> placeholders replaced by the projected patches of its image.
 
-        `places_K` are the placeholders in the line of all B x T tokens; without them they are looked for.
+        `image_token_index_K` are the placeholders in the line of all B x T tokens; without them they are looked for.
         """
-        e_BTH = self.language.embed(ids_BT)
-        places_K = (ids_BT.flatten() == self.image_id).nonzero()[:, 0] if places_K is None else places_K
-        if len(places_K) != len(images_NCHW) * self.vision.num_patches:
-            raise ValueError(f"{len(places_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches")
+        e_BTH = self.language.embed(input_ids_BT)
+        image_token_index_K = (
+            (input_ids_BT.flatten() == self.image_id).nonzero()[:, 0] if image_token_index_K is None else image_token_index_K
+        )
+        if len(image_token_index_K) != len(images_NCHW) * self.vision.num_patches:
+            raise ValueError(
+                f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches"
+            )
         if len(images_NCHW):
             patches_KH = self.see(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
-            return e_BTH.flatten(0, 1).index_copy(0, places_K, patches_KH).view_as(e_BTH)
+            return e_BTH.flatten(0, 1).index_copy(0, image_token_index_K, patches_KH).view_as(e_BTH)
         if not torch.is_grad_enabled():
             return e_BTH
         # A text-only batch still runs the vision part, with weight 0: under DDP every rank must touch every parameter.
         size = self.vision.size
-        dummy = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=ids_BT.device)
+        dummy = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=input_ids_BT.device)
         return e_BTH + 0.0 * self.see(dummy).mean().to(e_BTH.dtype)
 
     def see(self, images_NCHW: Tensor) -> Tensor:
@@ -66,17 +70,17 @@ class VLM(nn.Module):
         return Prompter(self.language.tokenizer, patches=self.vision.num_patches, budget=budget)
 
 
-def build(config: Train) -> VLM:
+def build_vlm(config: TrainConfig) -> VLM:
     """The three parts from their weights, frozen where their learning rate is 0. LoRA and projector start from `config.seed`."""
     torch.manual_seed(config.seed)
     vision = load_vision(config.vision)
     stored = config.language
     base, tokenizer = load_language(stored.path, revision=stored.revision, dtype=getattr(torch, stored.dtype))
     window = getattr(base.config, "sliding_window", None)
-    if window and window < config.data.row_tokens:
+    if window and window < config.data.max_seq_len:
         raise UserError(
             f"language.path={stored.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
-            f"data.row_tokens={config.data.row_tokens} to that or less, so that no sample is longer"
+            f"data.max_seq_len={config.data.max_seq_len} to that or less, so that no sample is longer"
         )
     language = Language(base, tokenizer, stored.lora)
     projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
@@ -88,12 +92,12 @@ def build(config: Train) -> VLM:
         "vision": identity(config.vision),
         "language": language_identity(stored.path, revision=stored.revision),
     }
-    vision.recompute(config.trainer.recompute == "full")
-    recompute(language.base, config.trainer.recompute)
+    vision.recompute(config.trainer.activation_checkpointing == "full")
+    set_activation_checkpointing(language.base, config.trainer.activation_checkpointing)
     return model
 
 
-def census(model: VLM, config: Train) -> list[dict]:
+def parameter_summary(model: VLM, config: TrainConfig) -> list[dict]:
     """Per part its parameters, the trainable ones, the peak learning rate and where its weights come from."""
     vision = config.vision.path or config.vision.architecture
     origin = {"vision": vision, "projector": config.projector.kind, "language": config.language.path}
@@ -113,7 +117,7 @@ def census(model: VLM, config: Train) -> list[dict]:
     ]
 
 
-def table(parts: list[dict]) -> str:
+def summary_table(parts: list[dict]) -> str:
     """What is frozen and what trains, for people."""
     lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
     for part in parts:

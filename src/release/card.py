@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from src.ancestry import lineage, missing_parent
-from src.config import Train
-from src.errors import UserError
+from src.config.train import TrainConfig
+from src.data.lineage import lineage, missing_parent
+from src.runtime import paths
+from src.runtime.errors import UserError
 
-SOURCES = Path(__file__).resolve().parent.parent.parent / "data_prep" / "sources.yaml"
+SOURCES = paths.REPOSITORY / "data_prep" / "sources.yaml"
 DEFINITIONS = {
     "bleu1": "BLEU-1 of the answer against its references, in 0..1, mean over questions",
     "exact": "share of answers equal to a reference after normalisation",
@@ -43,11 +44,11 @@ IN_PART = (
 
 
 @dataclass
-class Story:
+class CardFacts:
     """What a card tells: the run, its sources and its scores. `sources` include those of the runs whose weights it continued."""
 
     name: str
-    config: Train
+    config: TrainConfig
     result: dict[str, Any]
     sources: list[dict[str, Any]] = field(default_factory=list)
     ancestors: list[str] = field(default_factory=list)  # names of the runs whose weights it continued, the parent first
@@ -60,7 +61,7 @@ class Story:
         return PHANTOM if len(phantoms) == len(self.sources) else IN_PART.format(", ".join(phantoms))
 
 
-def tell(folder: Path, config: Train) -> Story:
+def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
     """Reads the results of a run, the training records of the run and of its ancestors, and the licences of `sources.yaml`.
 
     Raises `UserError` where the record of an ancestor is missing: a card without it would omit restrictions of its data.
@@ -94,10 +95,10 @@ def tell(folder: Path, config: Train) -> Story:
                     "phantom": bool(source["phantom"]),
                 }
             )
-    return Story(folder.name, config, result, sources, [record["name"] for record in records[1:]])
+    return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]])
 
 
-def strictest(story: Story) -> str:
+def usage_restrictions(story: CardFacts) -> str:
     """What follows for the use of the weights: every restriction, each with the sources that it comes from."""
     found = []
     for key, value, said in (
@@ -112,7 +113,7 @@ def strictest(story: Story) -> str:
     return "; ".join(found) or "every source allows commercial use and redistribution"
 
 
-def card(story: Story, *, library: str, usage: str) -> str:
+def model_card(story: CardFacts, *, library: str, usage: str) -> str:
     """README.md with the front matter of the Hugging Face hub."""
     config, result = story.config, story.result
     task, whose = LIBRARIES[library]
@@ -134,7 +135,7 @@ def card(story: Story, *, library: str, usage: str) -> str:
         *filter(None, [story.warning]),
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
-        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch} samples (code {result['git']}, data {result['data']}).\n",
+        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch_size} samples (code {result['git']}, data {result['data']}).\n",
         *([f"Continued from the weights of {origin}.\n"] if origin else []),
         f"## Use\n\n{usage}\n",
         f"## Scores\n\n{scores(result['metrics'], of=whose)}\n",
@@ -148,11 +149,11 @@ def card(story: Story, *, library: str, usage: str) -> str:
     return "\n".join(parts)
 
 
-def data_statement(story: Story) -> str:
+def data_statement(story: CardFacts) -> str:
     """Sources, shares, licences with where they were read, and the strictest."""
     lines = [
         "## Data statement\n",
-        f"Strictest licence: {strictest(story)}. The licences of the base weights hold besides; read their cards.\n",
+        f"Strictest licence: {usage_restrictions(story)}. The licences of the base weights hold besides; read their cards.\n",
         "| source | share | training records | licence | read at | non-commercial | may be passed on |",
         "|---|---|---|---|---|---|---|",
     ]

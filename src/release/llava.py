@@ -9,10 +9,10 @@ from transformers import CLIPImageProcessorPil, GenerationConfig, LlavaConfig, L
 from transformers.initialization import no_init_weights
 
 from src.data.prompt import IMAGE, Prompter
-from src.errors import UserError
 from src.model.projector import Projector
 from src.model.vlm import VLM
 from src.release.tower import tower_config, tower_state
+from src.runtime.errors import UserError
 
 MAX_NEW_TOKENS = 64
 
@@ -27,7 +27,7 @@ def save_llava(model: VLM, folder: Path, *, dtype: torch.dtype, prompter: Prompt
 
 def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """The model of transformers that computes what `model` computes."""
-    language = merged(model)
+    language = merged_state(model)
     text = copy.deepcopy(model.language.base.config)
     text.use_cache, text.dtype, text._name_or_path = True, dtype, ""
     config = LlavaConfig(
@@ -52,7 +52,7 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
     return llava.to(dtype).eval()
 
 
-def merged(model: VLM) -> dict[str, Tensor]:
+def merged_state(model: VLM) -> dict[str, Tensor]:
     """The language model's tensors with every adapter added to its weight, in float32 whatever the base is stored in."""
     base = model.language.base
     state = {name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if ".lora_" not in name}
@@ -131,10 +131,10 @@ def chat_template(prompter: Prompter) -> str:
     tokenizer = prompter.tokenizer
     bos = tokenizer.convert_ids_to_tokens(prompter.bos)
     eos = tokenizer.convert_ids_to_tokens(prompter.eos)
-    return TEMPLATE.replace("BOS", bos).replace("EOS", eos).replace("IMAGE", IMAGE).replace("GAP", gap(prompter))
+    return TEMPLATE.replace("BOS", bos).replace("EOS", eos).replace("IMAGE", IMAGE).replace("GAP", answer_separator(prompter))
 
 
-def gap(prompter: Prompter) -> str:
+def answer_separator(prompter: Prompter) -> str:
     """What stands between `Answer:` and the answer in one text, so that its tokens are those of the two parts."""
     apart = [token for text in prompter.tokens(["Question: a?\nAnswer:", "lung"]) for token in text]
     return next((gap for gap in ("", " ") if prompter.tokens([f"Question: a?\nAnswer:{gap}lung"])[0] == apart), " ")

@@ -7,9 +7,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from src.errors import UserError
 from src.model.vision import HfVit, Vision
 from src.model.vlm import VLM
+from src.runtime.errors import UserError
 
 
 def save_adapter(model: VLM, folder: Path, *, base: str, revision: str) -> None:

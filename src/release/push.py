@@ -8,18 +8,18 @@ from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 # part -> what its repository has behind user/name, and its kind
 TARGETS = {"hf": ("", "model"), "adapter": ("-adapter", "model"), "timm": ("-timm", "model"), "space": ("", "space")}
 
 
-def target(repository: str, part: str) -> str:
+def push_target(repository: str, part: str) -> str:
     """The repository of a part of the export that is pushed to `repository`."""
     return f"{repository}{TARGETS[part][0]}"
 
 
-def push(out: Path, repository: str, *, parts: list[str], texts: dict[str, str]) -> None:
+def push_folder(out: Path, repository: str, *, parts: list[str], texts: dict[str, str]) -> None:
     """`out/hf` to the model repository `user/name`, adapter and encoder to `-adapter` and `-timm`, the demo to the Space of that name.
 
     `texts` are the files, relative to `out`, that say something else on the hub than in `out`. Asks huggingface_hub, so HF_ENDPOINT and
@@ -27,7 +27,7 @@ def push(out: Path, repository: str, *, parts: list[str], texts: dict[str, str])
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=get_token())
     for part in parts:
-        name, kind = target(repository, part), TARGETS[part][1]
+        name, kind = push_target(repository, part), TARGETS[part][1]
         try:
             sdk = "gradio" if kind == "space" else None
             api.create_repo(name, repo_type=kind, exist_ok=True, private=True, space_sdk=sdk)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from src.release.card import Story
+from src.release.card import CardFacts
 
 SRC = Path(__file__).resolve().parent.parent
 # What the demo imports; a Space needs neither the logger nor the tests.
@@ -49,7 +49,7 @@ def save_space(folder: Path) -> None:
     shutil.copyfile(SRC / "serving" / "page.css", folder / "src" / "serving" / "page.css")
 
 
-def texts(story: Story, *, repository: str | None) -> dict[str, str]:
+def texts(story: CardFacts, *, repository: str | None) -> dict[str, str]:
     """name -> content of what depends on where the model lies: in `../hf`, or in a `repository` of the hub."""
     front = {
         "title": f"{story.name}: questions about medical images",

@@ -6,8 +6,8 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, PretrainedConfig, ViTConfig
 
-from src.errors import UserError
 from src.model.vision import HfVit, TimmVit, Vision
+from src.runtime.errors import UserError
 
 
 def tower_config(vision: Vision) -> PretrainedConfig:

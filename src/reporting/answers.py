@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from src.evaluation.summary import pool_items
+from src.metrics.statistics import holm
+from src.metrics.vqa import paired
 from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
-from src.reporting.stored import Stored, interval
-from src.scoring.statistics import holm
-from src.scoring.summary import pool
-from src.scoring.vqa import paired
+from src.reporting.run_data import RunData, interval
 
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
@@ -34,7 +34,7 @@ def grouped(metrics: dict[str, dict]) -> dict[str, Scores]:
     return dict(sorted(found.items(), key=lambda item: item[0] != "pooled"))
 
 
-def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000, seed: int = 0) -> Section:
+def section(run: RunData, *, blind: RunData | None = None, resamples: int = 10_000, seed: int = 0) -> Section:
     found = grouped(run.metrics)
     if blind:
         found = {name: with_blind(name, scores, run, blind, resamples=resamples, seed=seed) for name, scores in found.items()}
@@ -53,7 +53,7 @@ def section(run: Stored, *, blind: Stored | None = None, resamples: int = 10_000
     return Section("Answers", blocks)
 
 
-def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resamples: int, seed: int) -> Scores:
+def with_blind(name: str, scores: Scores, run: RunData, blind: RunData, *, resamples: int, seed: int) -> Scores:
     """Adds the answers of a run that never saw an image, and the paired difference to them where both answered the same questions.
 
     Holm's family of p-values grows by that difference.
@@ -64,7 +64,9 @@ def with_blind(name: str, scores: Scores, run: Stored, blind: Stored, *, resampl
         return scores
     added = {**scores, "blind": theirs[asked]}
     parts = run.verbs["evaluate"].get("pooled", []) if name == "pooled" else [name]  # runs of before do not say what they pooled
-    ours, others = (pool({part: of.predictions(part, condition) for part in parts}) for of, condition in ((run, "real"), (blind, asked)))
+    ours, others = (
+        pool_items({part: of.predictions(part, condition) for part in parts}) for of, condition in ((run, "real"), (blind, asked))
+    )
     if ours and {item["id"] for item in ours} == {item["id"] for item in others}:
         added["real_minus_blind"] = {}
         for key, metric in paired(ours, others, resamples=resamples, seed=seed).items():
@@ -228,7 +230,7 @@ def _part(name: str) -> str:
     return name.removeprefix("type=")
 
 
-def tiles(run: Stored) -> Tiles:
+def tiles(run: RunData) -> Tiles:
     """The headline: BLEU-1 with real images, what the image is worth, exact match on the hardest type, transfer."""
     found = grouped(run.metrics)
     shown: list[tuple[str, Any, str]] = []

@@ -4,18 +4,18 @@ import csv
 import io
 from typing import Any
 
-from src.config import Mix
+from src.config.train import MixConfig
+from src.metrics import statistics
 from src.reporting import groups
 from src.reporting.answers import CONDITIONS, SCORES, grouped
 from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
 from src.reporting.compare_transfer import legend, own_means, transfer_blocks
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
-from src.reporting.stored import Stored, phantoms
+from src.reporting.run_data import RunData, phantom_sources
 from src.reporting.svg import colour, dashed
 from src.reporting.training import speed
-from src.run import failure
-from src.scoring import statistics
+from src.runtime.run_folder import trial_failure
 
 COLUMNS = {
     "BLEU-1": "all/bleu1",
@@ -25,16 +25,16 @@ COLUMNS = {
 }
 
 
-def summary(runs: list[Stored]) -> str:
+def summary(runs: list[RunData]) -> str:
     keys = groups.differing(runs)
     names = ", ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
     alien = sum(not run.config for run in runs)
     differ = f" They differ in {', '.join(keys) or 'nothing but their seed or name'}." if len(runs) - alien > 1 else ""
     unknown = f" No settings are known of {alien} of them, which were not trained here." if alien else ""
-    return f"{names}.{differ}{phantoms(*runs)}{unknown}"
+    return f"{names}.{differ}{phantom_sources(*runs)}{unknown}"
 
 
-def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
+def sections(runs: list[RunData], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:
     found = groups.group(runs)
     base = groups.baseline(found, baseline)
     paint = {one.label: colour(number) for number, one in enumerate(found)}
@@ -51,7 +51,7 @@ def sections(runs: list[Stored], *, baseline: str | None, resamples: int, seed: 
     return [part for part in parts if part.blocks]
 
 
-def run_blocks(runs: list[Stored]) -> list:
+def run_blocks(runs: list[RunData]) -> list:
     keys = groups.differing(runs)
     rows = [[run.name, state(run), run.config.get("seed"), *(_cell(run.flat.get(key)) for key in keys), _data(run)] for run in runs]
     blocks: list = [Table(["run", "state", "seed", *keys, "data"], rows, caption="The settings in which these runs differ.")]
@@ -62,8 +62,8 @@ def run_blocks(runs: list[Stored]) -> list:
     return blocks
 
 
-def state(run: Stored) -> str:
-    failed = failure(run.folder)
+def state(run: RunData) -> str:
+    failed = trial_failure(run.folder)
     if failed:
         return f"FAILED: {failed}"
     if unfinished(run):
@@ -72,7 +72,7 @@ def state(run: Stored) -> str:
     return ", ".join([*run.verbs, *(f"{verb} unfinished" for verb in run.unfinished)])
 
 
-def unfinished(run: Stored) -> bool:
+def unfinished(run: RunData) -> bool:
     return "train" not in run.verbs and bool(run.config.get("optim"))
 
 
@@ -186,7 +186,7 @@ def curve_figure(found: list[Group], paint: dict[str, str]) -> Figure:
     return Figure(drawings, legend=legend(paint))
 
 
-def cost_table(runs: list[Stored]) -> Table:
+def cost_table(runs: list[RunData]) -> Table:
     rows = []
     for run in runs:
         samples = int(run.log[-1]["samples"]) if run.log else None
@@ -197,7 +197,7 @@ def cost_table(runs: list[Stored]) -> Table:
     return Table(columns, rows, caption="Seconds sum restarts; memory is the peak over the process tree.")
 
 
-def csv_text(runs: list[Stored]) -> str:
+def csv_text(runs: list[RunData]) -> str:
     """One line per run and metric, with the settings that differ, the commit and the data fingerprint."""
     keys = groups.differing(runs)
     out = io.StringIO()
@@ -205,7 +205,7 @@ def csv_text(runs: list[Stored]) -> str:
     writer.writerow(["run", "seed", *keys, "git", "data", "metric", "value", "low", "high", "n"])
     for run in runs:
         git = next((said["git"] for said in run.verbs.values()), "")
-        about = [run.name, run.config.get("seed", ""), *(groups.said(run.flat.get(key)) for key in keys), git, _data(run)]
+        about = [run.name, run.config.get("seed", ""), *(groups.setting_text(run.flat.get(key)) for key in keys), git, _data(run)]
         for key, metric in run.metrics.items():
             numbers = [f"{metric[name]:.6g}" for name in ("value", "low", "high")]
             writer.writerow([*about, key, *numbers, metric["n"]])
@@ -229,16 +229,16 @@ def _has(one: Group, key: str) -> bool:
     return any(key in run.metrics for run in one.runs)
 
 
-def _number(run: Stored, key: str) -> float | None:
+def _number(run: RunData, key: str) -> float | None:
     if key == "number of sources":
-        return float(len(Mix(**run.config["mix"]).drawn)) if "mix" in run.config else None
+        return float(len(MixConfig(**run.config["mix"]).drawn)) if "mix" in run.config else None
     value = run.flat.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _data(run: Stored) -> str:
+def _data(run: RunData) -> str:
     return run.verbs.get("train", {}).get("data", "")
 
 
 def _cell(value: Any) -> Any:
-    return value if isinstance(value, int | float | Interval) and not isinstance(value, bool) else groups.said(value)
+    return value if isinstance(value, int | float | Interval) and not isinstance(value, bool) else groups.setting_text(value)

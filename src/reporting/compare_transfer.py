@@ -4,7 +4,7 @@ from src.reporting import groups
 from src.reporting.blocks import Figure, Graph, Interval, Table
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, curves
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
 from src.reporting.svg import dashed
 
 
@@ -32,7 +32,7 @@ def few_shot(found: list[Group], paint: dict[str, str]) -> list[Figure]:
     scores: dict[str, dict[str, dict[int, list[dict]]]] = {}  # benchmark -> group -> shots -> a score per seed
     for one in found:
         for run in one.having("transfer/"):
-            points, mine = run.verbs["transfer"]["transfer"].get("few_shot", []), own(run)
+            points, mine = run.verbs["transfer"]["transfer"].get("few_shot", []), own_encoder(run)
             for point in points:
                 if point["encoder"] == mine:
                     of_group = scores.setdefault(point["benchmark"], {}).setdefault(one.label, {})
@@ -53,13 +53,13 @@ def own_means(found: list[Group]) -> dict[str, Interval | None]:
     """By group the mean macro-F1 of its own encoders under the linear probe; nothing where groups have it over other benchmarks."""
     means = {}
     for one in found:
-        tables = [(own(run), run.verbs["transfer"]["transfer"]["means"]) for run in one.having("transfer/mean/")]
+        tables = [(own_encoder(run), run.verbs["transfer"]["transfer"]["means"]) for run in one.having("transfer/mean/")]
         means[one.label] = [mean for mine, of in tables for mean in of if mean["encoder"] == mine and mean["protocol"] == "probe"]
     alike = len({tuple(sorted(mean["benchmarks"])) for of in means.values() for mean in of}) == 1
     return {label: groups.pooled(of) for label, of in means.items()} if alike else {}
 
 
-def own(run: Stored) -> str | None:
+def own_encoder(run: RunData) -> str | None:
     """The label of the encoder that the run itself trained; of a folder of cells alone that of the only trained one."""
     tables = run.verbs["transfer"]["transfer"]
     trained = {one["encoder"] for part in ("cells", "few_shot") for one in tables.get(part, []) if one["encoder"].startswith("run:")}

@@ -4,18 +4,18 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from src.config import Mix
+from src.config.train import MixConfig
 from src.data.record import SPLITS
 from src.data.shards import Shards
-from src.errors import UserError
 from src.reporting.blocks import Folded, Section, Table, Text
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
+from src.runtime.errors import UserError
 
 COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
-def section(run: Stored) -> Section:
-    shares = Mix(**run.config["mix"]).drawn if "mix" in run.config else {}
+def section(run: RunData) -> Section:
+    shares = MixConfig(**run.config["mix"]).drawn if "mix" in run.config else {}
     root = Path(run.config.get("data", {}).get("root", ""))
     total = sum(shares.values())
     rows, refused, gone = [], [], []
@@ -42,7 +42,7 @@ def section(run: Stored) -> Section:
     return Section("Data", blocks or [Text("No model was trained in this folder, so there is no training data to show.", "gap")])
 
 
-def _caption(run: Stored) -> str:
+def _caption(run: RunData) -> str:
     rule = "were left out of training" if run.config["mix"]["decontaminate"] else "were NOT left out of training (mix.decontaminate=false)"
     return (
         "Every record that came in is written, quarantined (broken), a duplicate (same image, question and answer) or filtered by a stated "

@@ -3,8 +3,8 @@
 import inspect
 from typing import Any
 
+from src.metrics import vqa
 from src.reporting.blocks import Section, Table
-from src.scoring import vqa
 
 CONDITIONS = [
     ["real", "the question with its own image"],

@@ -1,10 +1,10 @@
 """Where the numbers come from: commands, code, machine, cost."""
 
 from src.reporting.blocks import Code, Section, Table
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
 
 
-def section(run: Stored) -> Section:
+def section(run: RunData) -> Section:
     costs = [[verb, said["seconds"], said["peak_rss_mb"], said["git"][:12], said.get("data")] for verb, said in run.verbs.items()]
     if costs:
         total = sum(said["seconds"] for said in run.verbs.values())

@@ -8,16 +8,16 @@ import numpy as np
 from PIL import Image
 
 from src.data.shards import Shards
-from src.errors import UserError
+from src.metrics.vqa import exact
 from src.reporting.blocks import Example, Examples, Section, Text
-from src.reporting.stored import Stored
-from src.scoring.vqa import exact
+from src.reporting.run_data import RunData
+from src.runtime.errors import UserError
 
 SIDE = 320  # pixels of the longer side; a report of twelve stays below 1 MB
 SEED = 0
 
 
-def section(run: Stored, *, count: int) -> Section:
+def section(run: RunData, *, count: int) -> Section:
     total = len(_questions(run))
     if not total:
         return Section("Examples", [Text("No answers to questions on images are stored.", "gap")])
@@ -32,7 +32,7 @@ def section(run: Stored, *, count: int) -> Section:
     return Section("Examples", [Examples(shown, caption)])
 
 
-def draw(run: Stored, *, count: int) -> list[Example]:
+def draw(run: RunData, *, count: int) -> list[Example]:
     """At most `count` test questions, at most one per image; raises `UserError` where the test shards are not at hand."""
     items = _questions(run)
     root = Path(run.verbs.get("evaluate", {}).get("data_root") or run.config.get("data", {}).get("root", ""))
@@ -49,7 +49,7 @@ def draw(run: Stored, *, count: int) -> list[Example]:
     return [_example(opened[item["source"]], name, item, conditions[name]) for name, item in drawn]
 
 
-def _questions(run: Stored) -> list[tuple[str, dict]]:
+def _questions(run: RunData) -> list[tuple[str, dict]]:
     """(benchmark, question) of every test question, once where one benchmark is a part of another."""
     found: dict[tuple[str, str], tuple[str, dict]] = {}
     for name in run.seen:
@@ -58,7 +58,7 @@ def _questions(run: Stored) -> list[tuple[str, dict]]:
     return list(found.values())
 
 
-def _by_id(run: Stored, benchmark: str, condition: str) -> dict[str, dict]:
+def _by_id(run: RunData, benchmark: str, condition: str) -> dict[str, dict]:
     return {item["id"]: item for item in run.predictions(benchmark, condition)}
 
 

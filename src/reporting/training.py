@@ -4,11 +4,11 @@ from itertools import pairwise
 
 from src.reporting.blocks import Figure, Folded, Section, Table, Text
 from src.reporting.plots import Curve, curves
-from src.reporting.stored import Stored
+from src.reporting.run_data import RunData
 from src.reporting.svg import COLOURS, colour
 
 
-def section(run: Stored) -> Section:
+def section(run: RunData) -> Section:
     if not run.log:
         return Section("Training", [Text(f"No training has been logged; train with: python -m src.train name={run.name} ...", "gap")])
     blocks: list = []
@@ -32,7 +32,7 @@ def parts_table(parts: list[dict]) -> Table:
     return Table(columns, [*rows, total], rules=[len(rows)], caption="In the language model only the LoRA adapters train.")
 
 
-def losses(run: Stored) -> Figure:
+def losses(run: RunData) -> Figure:
     """Three drawings: all sources together, training per source, validation per source."""
     sources = [name.removeprefix("loss/") for name in (run.log[0] | run.log[-1]) if name.startswith("loss/")]
     paint = {source: colour(number) for number, source in enumerate(sources)}
@@ -55,7 +55,7 @@ def losses(run: Stored) -> Figure:
     return Figure(drawings, caption=caption, legend=legend)
 
 
-def pace(run: Stored) -> Figure:
+def pace(run: RunData) -> Figure:
     rates = [name for name in run.log[-1] if name.startswith("lr/")]
     paint = {name.removeprefix("lr/"): colour(number) for number, name in enumerate(rates)}
     drawings = [
@@ -68,7 +68,7 @@ def pace(run: Stored) -> Figure:
     return Figure(drawings, legend=list(paint.items()), caption="Colours: learning rate of each part.")
 
 
-def speed(run: Stored, what: str) -> list[tuple[float, float]]:
+def speed(run: RunData, what: str) -> list[tuple[float, float]]:
     """Rate between consecutive log lines; `log.csv` holds running totals."""
     rows = [{"step": 0.0, "seconds": 0.0, what: 0.0}, *run.log]
     pairs = [(before, after) for before, after in pairwise(rows) if after["seconds"] > before["seconds"]]

@@ -2,11 +2,11 @@
 
 from src.reporting.blocks import Figure, Folded, Graph, Section, Table, Text
 from src.reporting.plots import Curve, curves, matrix
-from src.reporting.stored import Stored, interval
+from src.reporting.run_data import RunData, interval
 from src.reporting.svg import colour
 
 
-def section(run: Stored) -> Section:
+def section(run: RunData) -> Section:
     found = run.verbs.get("transfer", {}).get("transfer")
     if not found:
         how = f"python -m src.transfer encoder=[run:{run.name},scratch:{run.name}] benchmark=breastmnist"

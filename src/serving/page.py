@@ -11,7 +11,7 @@ import gradio as gr
 from src.serving.limits import Limits
 
 if TYPE_CHECKING:
-    from src.serving.desk import Desk
+    from src.serving.handlers import DemoHandlers
 
 STYLE = Path(__file__).with_name("page.css").read_text()
 SANS = ("ui-sans-serif", "system-ui", "sans-serif")  # of the visitor's machine: no font is fetched from elsewhere
@@ -20,7 +20,7 @@ BANNER = "<b>Research only, not for clinical use.</b> Answers can be wrong. Do n
 DICOM = [".dcm", ".dicom", ".tif", ".tiff", ".png"]  # .png is what the guard makes of the others
 
 
-def build(desk: "Future[Desk]", limits: Limits, *, name: str, examples: list[tuple[str, str]]) -> gr.Blocks:
+def build(desk: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: list[tuple[str, str]]) -> gr.Blocks:
     """`desk` is there when the model is; who asks before waits. `name` of the model; `examples`: [(picture file, question)]."""
     with gr.Blocks(title="OpenMedQ demo", analytics_enabled=False) as page:
         gr.HTML(f"<div id='banner' role='note'>{BANNER}</div>")

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from src.data.read_image import png
-from src.model.occlusion import Occlusion
+from src.data.image_io import to_png
+from src.inference.occlusion import Occlusion
 
 ORANGE, BLUE = np.array([230, 97, 1]), np.array([33, 102, 172])  # readable with any colour vision
 FAINT = 0.1  # nats; below this no tile matters
@@ -67,7 +67,7 @@ def comparison(image: Image.Image, seen: tuple[str, str, str], blank: tuple[str,
 def _card(title: str, image: Image.Image, answer: str, certain: str, first: str) -> str:
     small = image.copy()
     small.thumbnail((160, 160))
-    data = base64.b64encode(png(small)).decode()
+    data = base64.b64encode(to_png(small)).decode()
     return (
         f"<div class='card'><h4>{title}</h4><img alt='{title.lower()}' src='data:image/png;base64,{data}'><div class='said'>"
         f"{html.escape(answer) or '(empty answer)'}</div><div class='small'>confidence {certain}{first}</div></div>"

@@ -3,15 +3,15 @@
 from dataclasses import replace
 from typing import TypeVar
 
-from src.config import Train
-from src.data.held_out import open_sources, split_rows
-from src.data.remote import Cache
-from src.errors import UserError
+from src.config.train import TrainConfig
+from src.data.remote import CacheConfig
+from src.data.train_val_split import open_sources, split_rows
+from src.runtime.errors import UserError
 
-Config = TypeVar("Config", bound=Train)  # or a plan, which has all of its keys
+Config = TypeVar("Config", bound=TrainConfig)  # or a plan, which has all of its keys
 
 
-def in_steps(config: Config) -> Config:
+def epochs_to_steps(config: Config) -> Config:
     """The same configuration with `optim.epochs` as steps: that many times the records that may be drawn, in global batches.
 
     An epoch is one of the whole mix; with shares that are not the records' own, a source is shown more or less often than that.
@@ -19,9 +19,9 @@ def in_steps(config: Config) -> Config:
     epochs = config.optim.epochs
     if epochs is None:
         return config
-    shards = open_sources(config.data.root, config.mix, cache=Cache(config.data.cache, config.data.cache_gb))
-    rows, _ = split_rows(shards, config.mix, validate=config.data.validate)
-    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch))
+    shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
+    rows, _ = split_rows(shards, config.mix, validate=config.data.val_samples)
+    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch_size))
     if config.optim.warmup >= steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
     return replace(config, optim=replace(config.optim, steps=steps))

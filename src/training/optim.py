@@ -5,11 +5,11 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from src.config import Optim
+from src.config.train import OptimConfig
 from src.model.vlm import VLM
 
 
-def optimizer(model: VLM, config: Optim) -> torch.optim.AdamW:
+def optimizer(model: VLM, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; matrices decay, vectors (norms, biases, tokens) do not."""
     groups = []
     for part, module in model.parts().items():
@@ -22,7 +22,7 @@ def optimizer(model: VLM, config: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(config.betas[0], config.betas[1]), fused=on_gpu, foreach=not on_gpu)
 
 
-def factor(step: int, config: Optim) -> float:
+def lr_factor(step: int, config: OptimConfig) -> float:
     """Share of the peak learning rate at optimizer step `step` (0-based): linear warm-up, then cosine to a tenth, or constant."""
     if step < config.warmup:
         return (step + 1) / config.warmup
@@ -32,5 +32,5 @@ def factor(step: int, config: Optim) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def schedule(of: torch.optim.Optimizer, config: Optim) -> LambdaLR:
-    return LambdaLR(of, lambda step: factor(step, config))
+def lr_schedule(of: torch.optim.Optimizer, config: OptimConfig) -> LambdaLR:
+    return LambdaLR(of, lambda step: lr_factor(step, config))

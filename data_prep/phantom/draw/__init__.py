@@ -7,7 +7,7 @@ from data_prep.phantom.draw.canvas import Canvas, blend, canvas
 from data_prep.phantom.draw.ground import Ground
 from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
 from data_prep.phantom.draw.oct import oct
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.world import Scene
 
 GROUNDS = {
     "xray": radiology.xray,

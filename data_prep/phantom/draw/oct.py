@@ -4,7 +4,7 @@ import numpy as np
 
 from data_prep.phantom.draw.canvas import Canvas, ramp
 from data_prep.phantom.draw.ground import Ground
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.world import Scene
 
 
 def oct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:

@@ -4,7 +4,7 @@ import numpy as np
 
 from data_prep.phantom.draw.canvas import Canvas, blend, ramp
 from data_prep.phantom.draw.ground import Ground
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.world import Scene
 
 EVERYWHERE = 0.95
 BRIGHT = (1.0, 0.97, 0.86)  # findings are the brightest, on every technique

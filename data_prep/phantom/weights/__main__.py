@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep import arguments
 from data_prep.phantom.weights import language, vision
 from data_prep.phantom.writers.folder import complete
 from src.data.shards import Shards
-from src.errors import UserError, command, nearest
+from src.runtime import arguments
+from src.runtime.errors import UserError, report_user_errors, suggest
 
 PARTS = ("language", "vision")
 
 
 @dataclass
-class Weights:
+class PhantomWeightsConfig:
     """Trains the small language model and image encoder that stand in for the real weights; what is complete is kept.
 
     python -m data_prep.phantom.weights out=data/phantom/weights shards=data/phantom/shards
@@ -37,19 +37,19 @@ class Weights:
     seed: int = 0
 
 
-@command
+@report_user_errors
 def main(words: list[str]) -> None:
-    config = arguments.parse(Weights, words)
+    config = arguments.parse_arguments(PhantomWeightsConfig, words)
     for part in config.parts:
         if part not in PARTS:
-            raise UserError(f"parts names '{part}'{nearest(part, PARTS)}")
+            raise UserError(f"parts names '{part}'{suggest(part, PARTS)}")
     sources = sorted(path.parent for path in config.shards.glob("*/manifest.json"))
     if config.shards / "pmc_oa" not in sources:
         raise UserError(f"shards={config.shards} holds no pmc_oa, whose captions the image encoder learns from")
     if "language" in config.parts:
         opened = [Shards(folder) for folder in sources]
         settings = {"steps": config.language_steps, "seed": config.seed, "shards": [one.manifest["fingerprint"] for one in opened]}
-        kept(
+        train_if_missing(
             config.out / "language",
             settings,
             lambda folder: language.pretrain(folder, opened, steps=config.language_steps, seed=config.seed),
@@ -57,10 +57,12 @@ def main(words: list[str]) -> None:
     if "vision" in config.parts:
         captions = Shards(config.shards / "pmc_oa")
         settings = {"steps": config.vision_steps, "seed": config.seed, "shards": captions.manifest["fingerprint"]}
-        kept(config.out / "vision", settings, lambda folder: vision.pretrain(folder, captions, steps=config.vision_steps, seed=config.seed))
+        train_if_missing(
+            config.out / "vision", settings, lambda folder: vision.pretrain(folder, captions, steps=config.vision_steps, seed=config.seed)
+        )
 
 
-def kept(out: Path, settings: dict, write: Callable[[Path], None]) -> None:
+def train_if_missing(out: Path, settings: dict, write: Callable[[Path], None]) -> None:
     begun = time.perf_counter()
     written = complete(out, settings, write)
     print(f"{out} written in {time.perf_counter() - begun:.0f} s" if written else f"{out} is there already")

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from src.data.prompt import pieces
+from src.data.prompt import prompt_answer_pairs
 from src.data.shards import Shards
-from src.progress import Progress
+from src.runtime.progress import Progress
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 VOCABULARY = 1024
@@ -23,7 +23,7 @@ TOKENS, ROWS, RATE = 128, 16, 3e-3  # per row, rows per step
 
 def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None:
     """Writes `out` (config, safetensors, tokenizer)."""
-    texts = [pieces(opened.text(row)) for opened in sources for row in opened.rows("train").tolist()]
+    texts = [prompt_answer_pairs(opened.text(row)) for opened in sources for row in opened.rows("train").tolist()]
     tokenizer = train_tokenizer([part for turns in texts for turn in turns for part in turn])
     stream_T = token_stream(tokenizer, texts, seed=seed)
     torch.manual_seed(seed)
@@ -34,8 +34,8 @@ def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None
     with Progress(range(steps), desc="language stand-in", unit="step") as progress:
         for step in progress:
             starts = torch.randint(len(stream_T) - TOKENS, (ROWS,))
-            ids_BT = torch.stack([stream_T[start : start + TOKENS] for start in starts])
-            loss = model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+            input_ids_BT = torch.stack([stream_T[start : start + TOKENS] for start in starts])
+            loss = model(input_ids=input_ids_BT, labels=input_ids_BT, use_cache=False).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 from data_prep.phantom import draw
-from data_prep.phantom.world import Scene, item_rng, sample_scene
+from data_prep.phantom.scene.world import Scene, item_rng, sample_scene
 from src.data.phantoms import PHANTOM
 
 

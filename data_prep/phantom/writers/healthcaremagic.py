@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.phantom.clinic import hurried, letter
-from data_prep.phantom.world import MODALITIES
+from data_prep.phantom.scene.clinic import letter, with_typos
+from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers.folder import scenes
 
 SIZES = {"train": 300}  # letters
@@ -20,6 +20,6 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     rows = []
     for scene, rng in scenes(seed, "healthcaremagic", "train", num["train"], tuple(MODALITIES)):
         asked, answer = letter(scene, rng)
-        rows.append({"instruction": INSTRUCTION, "input": hurried(asked, rng), "output": answer})
+        rows.append({"instruction": INSTRUCTION, "input": with_typos(asked, rng), "output": answer})
     (out / "data").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), out / "data" / "train-00000-of-00001.parquet")

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.phantom import draw
-from data_prep.phantom.wording import caption, noun, sentence
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.wording import caption, noun, sentence
+from data_prep.phantom.scene.world import Scene
 from data_prep.phantom.writers.folder import scenes
 
 SIZES = {"train": 250}  # reports

@@ -9,7 +9,7 @@ from PIL import Image
 from data_prep.phantom.draw import developed
 from data_prep.phantom.draw.canvas import blend, canvas
 from data_prep.phantom.draw.marks import finding_mask
-from data_prep.phantom.world import item_rng
+from data_prep.phantom.scene.world import item_rng
 
 SIZES = {"train": 1000}  # cells; the original has 13,779 per class, without splits
 CELLS = 12  # of one patient

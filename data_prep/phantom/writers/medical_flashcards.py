@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from data_prep.phantom.clinic import card
-from data_prep.phantom.world import MODALITIES
+from data_prep.phantom.scene.clinic import card
+from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers.folder import scenes
 
 SIZES = {"train": 300}  # cards

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.phantom import draw
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import MODALITIES, RADIOLOGY, Scene, sample_scene
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import MODALITIES, RADIOLOGY, Scene, sample_scene
 from data_prep.phantom.writers.roco import scenes_shared
 
 SIZES = {"train": 500}  # figures

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.phantom.clinic import fact
-from data_prep.phantom.world import MODALITIES, Scene
+from data_prep.phantom.scene.clinic import fact
+from data_prep.phantom.scene.world import MODALITIES, Scene
 from data_prep.phantom.writers.folder import scenes
 
 SIZES = {"train": 400, "test": 60}  # questions

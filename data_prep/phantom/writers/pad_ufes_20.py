@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.phantom.world import item_rng
+from data_prep.phantom.scene.world import item_rng
 from data_prep.phantom.writers.unseen import Look, labelled, picture
 
 SIZES = {"train": 300}  # lesions; the original has 1,641 of 1,373 patients in 2,298 photographs, without splits

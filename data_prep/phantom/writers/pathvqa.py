@@ -11,8 +11,8 @@ import pyarrow as pa
 from PIL import Image
 
 from data_prep.phantom import draw
-from data_prep.phantom.wording import questions
-from data_prep.phantom.world import OPTICAL, Scene, pick
+from data_prep.phantom.scene.wording import questions
+from data_prep.phantom.scene.world import OPTICAL, Scene, pick
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.hub_table import IMAGE, write_table
 

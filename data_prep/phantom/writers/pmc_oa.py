@@ -7,8 +7,8 @@ import json
 import zipfile
 from pathlib import Path
 
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import MODALITIES
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers.folder import photograph, scenes
 
 SIZES = {"train": 5000}  # figure parts

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.phantom.choices import choice_questions
-from data_prep.phantom.world import MODALITIES, Scene, pick
+from data_prep.phantom.scene.choices import choice_questions
+from data_prep.phantom.scene.world import MODALITIES, Scene, pick
 from data_prep.phantom.writers.folder import photograph, scenes
 
 SIZES = {"train": 500, "test": 60}  # images

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.phantom.wording import article
-from data_prep.phantom.world import item_rng
+from data_prep.phantom.scene.wording import article
+from data_prep.phantom.scene.world import item_rng
 
 SIZES = {"train": 800, "test": 100}
 ARTIFICIAL = 4  # one of so many training questions is of PQA-A, if its answer is not maybe

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.phantom.wording import NUMBERS, caption
-from data_prep.phantom.world import MODALITIES, Scene, pick, sample_scene
+from data_prep.phantom.scene.wording import NUMBERS, caption
+from data_prep.phantom.scene.world import MODALITIES, Scene, pick, sample_scene
 from data_prep.phantom.writers.folder import photograph, scenes
 
 SIZES = {"train": 400}  # conversations

@@ -6,8 +6,8 @@ Warts of the original: several captions per picture, frames that show no histolo
 import csv
 from pathlib import Path
 
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import sample_scene
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import sample_scene
 from data_prep.phantom.writers.folder import photograph, scenes
 
 SIZES = {"train": 600}  # pictures

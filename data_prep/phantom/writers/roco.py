@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import RADIOLOGY, Scene
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import RADIOLOGY, Scene
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.hub_table import IMAGE, write_table
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.phantom.wording import caption
-from data_prep.phantom.world import RADIOLOGY
+from data_prep.phantom.scene.wording import caption
+from data_prep.phantom.scene.world import RADIOLOGY
 from data_prep.phantom.writers.folder import photograph
 from data_prep.phantom.writers.hub_table import IMAGE, write_table
 from data_prep.phantom.writers.roco import scenes_shared

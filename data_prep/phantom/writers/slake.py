@@ -8,8 +8,8 @@ import json
 import zipfile
 from pathlib import Path
 
-from data_prep.phantom.wording import sentence
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.wording import sentence
+from data_prep.phantom.scene.world import Scene
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.pathvqa import asked
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.phantom.choices import choice_questions
-from data_prep.phantom.world import Scene
+from data_prep.phantom.scene.choices import choice_questions
+from data_prep.phantom.scene.world import Scene
 from data_prep.phantom.writers.folder import photograph, scenes
 
 SIZES = {"train": 300}  # images, all of the original's test split

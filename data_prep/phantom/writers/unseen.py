@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.phantom import draw
-from data_prep.phantom.world import NORMAL, Scene, pick
+from data_prep.phantom.scene.world import NORMAL, Scene, pick
 from data_prep.phantom.writers.folder import scenes
 
 SIDE = 96  # pixels of a MedMNIST phantom

@@ -7,8 +7,8 @@ Warts of the original: `#` separates accepted answers in the test references onl
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.phantom.wording import alternatives
-from data_prep.phantom.world import RADIOLOGY, Scene
+from data_prep.phantom.scene.wording import alternatives
+from data_prep.phantom.scene.world import RADIOLOGY, Scene
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.pathvqa import asked
 

@@ -1,0 +1,49 @@
+"""What a build depends on: a folder of shards is continued only by a build of the very same state."""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
+from data_prep.readers import READERS
+from data_prep.sources import Source
+from src.data import record
+from src.data.shards import SCHEMA
+from src.runtime.atomic_file import atomic_file
+from src.runtime.errors import UserError
+
+
+def build_state(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
+    """A digest of all that the bytes depend on: raw files (by name, size and time), settings, entry and code."""
+    state = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
+    for module in (sys.modules[READERS[entry.reader].__module__], chunking, encode, serialize, token_counts, shard_writer, record):
+        state.update(Path(str(module.__file__)).read_bytes())
+    for folder, folders, files in os.walk(raw):
+        folders.sort()
+        files.sort()
+        for path in (Path(folder, name) for name in files):  # one at a time: a folder may hold millions of images
+            stat = path.stat() if path.exists() else path.lstat()
+            state.update(f"{path.relative_to(raw)} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()
+
+
+def can_resume(folder: Path, state: str) -> bool:
+    """Whether `folder` holds a build of this very state. A build of another state is removed first."""
+    path = folder / "parts" / "state.json"
+    if path.exists():
+        if json.loads(path.read_bytes())["state"] == state:
+            return True
+        for name in ("manifest.json", "parts/state.json", "index.arrow", "audit.json", "quarantine.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for old in chain(folder.glob("parts/*-??????.arrow"), folder.glob("*-??????.tar")):
+            old.unlink()
+    elif any(folder.glob("*.tar")):
+        raise UserError(f"{folder} holds tars that this command did not build; give another out= or remove them")
+    with atomic_file(path) as file:
+        file.write(json.dumps({"state": state}).encode())
+    return False

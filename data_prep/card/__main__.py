@@ -1,0 +1,6 @@
+"""`python -m data_prep.card`: see data_prep/card/render.py."""
+
+from data_prep.card.render import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""`python -m data_prep.download`: see data_prep/download/datasets.py."""
+
+from data_prep.download.datasets import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""A scene in words: captions, questions with their answers, and text-only questions.
+
+The wording of a question tells its type: `src.data.record.question_type` reads the same type off it (a test holds this).
+"""
+
+import numpy as np
+
+from data_prep.phantom.scene.world import MODALITIES, RADIOLOGY, Scene, pick
+
+NUMBERS = ("zero", "one", "two", "three", "four")
+
+WORDINGS = {
+    "modality": (
+        "what imaging technique was used?",
+        "which modality is shown?",
+        "what is the imaging modality?",
+        "how was this image taken?",
+    ),
+    "plane": ("in which plane was this image taken?", "what plane is shown?", "which imaging plane is this?"),
+    "organ": ("what organ is shown?", "which organ was imaged?", "what part of the body is this?"),
+    "specimen": ("which stain was used?", "what stain is seen here?", "what is the stain of this slide?"),
+    "finding": (
+        "what abnormality is seen?",
+        "what is the main finding?",
+        "which abnormality does the image show?",
+        "what is wrong in this image?",
+    ),
+    "count": ("how many {plural} are there?", "what is the number of {plural}?", "how many {plural} are seen in the image?"),
+    "side": (
+        "on which side of the image {is} the {noun}?",
+        "which side of the image shows the {noun}?",
+        "{is_cap} the {noun} on the left or right?",
+    ),
+    "size": ("how large {is} the {noun}?", "what size {is} the {noun}?", "how big {is} the {noun}?"),
+    "presence": (
+        "is there any {finding}?",
+        "does the image show {plural}?",
+        "are there {plural} in this image?",
+        "is any {finding} visible?",
+    ),
+    "normal": ("does this image look normal?", "is this image normal?"),
+    "abnormal": ("is there any abnormality?", "does this image show an abnormality?"),
+}
+
+
+def noun(scene: Scene) -> str:
+    return scene.finding if scene.count == 1 else MODALITIES[scene.modality].findings[scene.finding].plural
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """(type, question, answer) for every type that applies, each in a random wording; `presence` comes twice."""
+    kind = MODALITIES[scene.modality]
+    asked: list[tuple[str, dict, str]] = [("modality", {}, kind.said), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
+    if scene.plane:
+        asked.append(("plane", {}, scene.plane))
+    if scene.stain:
+        asked.append(("specimen", {}, scene.stain))
+    if not scene.normal:
+        be = "is" if scene.count == 1 else "are"
+        words = {"noun": noun(scene), "plural": kind.findings[scene.finding].plural, "is": be, "is_cap": be}
+        asked += [("count", words, NUMBERS[scene.count]), ("side", words, scene.side), ("size", words, scene.size)]
+    said = [(kind_of, pick(rng, WORDINGS[kind_of]).format(**words), answer) for kind_of, words, answer in asked]
+    return said + [presence(scene, rng), presence(scene, rng)]
+
+
+def presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    """A yes/no question. Answers are balanced over scenes (3/4 abnormal): 2/3 of those about an abnormal scene name its finding."""
+    if rng.random() < 0.25:
+        about = pick(rng, ("normal", "abnormal"))
+        return "presence", pick(rng, WORDINGS[about]), "yes" if scene.normal == (about == "normal") else "no"
+    findings = MODALITIES[scene.modality].findings
+    others = [name for name in findings if name != scene.finding]
+    named = scene.finding if not scene.normal and rng.random() < 2 / 3 else pick(rng, others)
+    question = pick(rng, WORDINGS["presence"]).format(finding=named, plural=findings[named].plural)
+    return "presence", question, "yes" if named == scene.finding else "no"
+
+
+def alternatives(scene: Scene, asked: str) -> list[str]:
+    """Further right answers to a question of type `asked`, as test references of VQA-Med-2019 list them."""
+    if asked == "count":
+        return [str(scene.count)]
+    if asked == "finding" and not scene.normal:
+        return [f"{scene.size} {noun(scene)}"]
+    long_names = {"x-ray": "plain film", "ct": "computed tomography", "mri": "magnetic resonance imaging", "ultrasound": "sonography"}
+    return [long_names[MODALITIES[scene.modality].said]] if asked == "modality" and scene.modality in RADIOLOGY else []
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One sentence naming modality, organ, and finding, count, size and side, or that nothing is abnormal."""
+    view = view_of(scene, rng)
+    if scene.normal:
+        forms = ("{view} without abnormality.", "Normal {view}.", "{view} with no abnormality.", "No abnormality is seen on this {view}.")
+        return sentence(pick(rng, forms).format(view=view))
+    forms = (
+        "{view} showing {count} {size} {noun} on the {side} side of the image.",
+        "{count} {size} {noun} on the {side} side of this {view}.",
+        "{view}: {count} {size} {noun}, {side} side.",
+        "{view} with {count} {size} {noun} on the {side}.",
+    )
+    return sentence(pick(rng, forms).format(view=view, count=NUMBERS[scene.count], size=scene.size, noun=noun(scene), side=scene.side))
+
+
+def view_of(scene: Scene, rng: np.random.Generator) -> str:
+    said = MODALITIES[scene.modality].said
+    if scene.plane:
+        return pick(rng, (f"{scene.plane} {scene.organ} {said}", f"{scene.plane} {said} of the {scene.organ}"))
+    stain = f" stained with {scene.stain}" if scene.stain and rng.random() < 0.5 else ""
+    if scene.organ in said:
+        return f"{said}{stain}"
+    return pick(rng, (f"{said} of the {scene.organ}{stain}", f"{scene.organ} {said}{stain}"))
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def article(rng: np.random.Generator) -> dict:
+    """A made-up abstract with a question that its contexts answer: question, contexts, conclusion, decision (yes, no or maybe).
+
+    Decisions are 2/5 yes, 2/5 no, 1/5 maybe.
+    """
+    kind = MODALITIES[pick(rng, tuple(MODALITIES))]
+    organ, (one, other) = pick(rng, tuple(kind.organs)), rng.permutation(tuple(kind.findings))[:2]
+    ones, others = kind.findings[one].plural, kind.findings[other].plural
+    decision = pick(rng, ("yes", "yes", "no", "no", "maybe"))
+    patients, few = int(rng.integers(4, 20)) * 10, int(rng.integers(2, 9))
+    many = patients - few
+    aim = f"We reviewed {kind.said} images of the {organ} in {patients} patients."
+    if rng.random() < 0.5:
+        question = f"Are {ones} more frequent than {others} on {organ} {kind.said}?"
+        a, b = {"yes": (many, few), "no": (few, many), "maybe": (few, few)}[decision]
+        result = f"{sentence(ones)} were seen in {a} patients and {others} in {b}."
+        verdict = {"yes": "more frequent than", "no": "less frequent than", "maybe": "as frequent as"}[decision]
+        conclusion = f"{sentence(ones)} were {verdict} {others}."
+    else:
+        question = f"Can {ones} be found on {organ} {kind.said}?"
+        result = {
+            "yes": f"{sentence(ones)} were found in {many} patients.",
+            "no": f"{sentence(ones)} were found in none of the patients, {others} in {few}.",
+            "maybe": f"The readers disagreed on {ones} in {few} patients.",
+        }[decision]
+        may = {"yes": "can", "no": "cannot", "maybe": "may"}[decision]
+        conclusion = f"{sentence(ones)} {may} be found on {organ} {kind.said}."
+    return {
+        "question": question,
+        "contexts": [aim, result],
+        "conclusion": conclusion,
+        "decision": decision,
+        "subjects": [organ.capitalize(), kind.said.capitalize(), one.capitalize()],
+    }

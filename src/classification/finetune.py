@@ -1,0 +1,158 @@
+"""Full fine-tuning of an encoder with a linear head: the same schedule, augmentation, class weights and budget for every encoder.
+
+Legend: N images, 3HW channels and pixels, F width of a pooled feature, K classes.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import LambdaCallback
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from src.classification.dataset import ClassificationDataset, image_batches
+from src.classification.probe import Fit, macro_f1
+from src.config.transfer import FineTuneConfig
+from src.model.vision import Vision
+from src.runtime.progress import Progress
+
+CHECKS = 10  # validations per run
+HEAD = 10.0  # learning rate of the head over that of the encoder
+
+
+class Classifier(lightning.LightningModule):
+    """Keeps the weights of the best validation (macro-F1; of equal ones the lowest cross-entropy) in `best`."""
+
+    weights_K: Tensor
+
+    def __init__(self, vision: Vision, *, pooling: str, weights_K: Tensor, lr: float, config: FineTuneConfig):
+        super().__init__()
+        self.vision, self.pooling, self.lr, self.config = vision.requires_grad_(True), pooling, lr, config
+        with torch.no_grad():
+            width = vision.pooled(torch.zeros(1, 3, vision.size, vision.size, dtype=torch.uint8), pooling).shape[1]
+        self.head = nn.Linear(width, len(weights_K))
+        nn.init.zeros_(self.head.weight)
+        self.register_buffer("weights_K", weights_K)
+        self.best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
+        self.said: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x_N3HW: Tensor) -> Tensor:
+        return self.head(self.vision.pooled(x_N3HW, self.pooling))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+        x_N3HW, labels_N = batch
+        return F.cross_entropy(self(augment(x_N3HW)).float(), labels_N, weight=self.weights_K)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        self.said.append((self(batch[0]).float().softmax(1).cpu(), batch[1].cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        p_NK, labels_N = (torch.cat(parts) for parts in zip(*self.said, strict=True))
+        self.said.clear()
+        score = macro_f1(labels_N.numpy(), p_NK.numpy()), -F.nll_loss(p_NK.clamp(min=1e-7).log(), labels_N).item()
+        if self.best is None or score > self.best[0]:
+            self.best = score, copy.deepcopy({name: value.cpu() for name, value in self.state_dict().items()})
+
+    def configure_optimizers(self):
+        groups = []
+        for module, rate in ((self.vision, self.lr), (self.head, self.lr * HEAD)):
+            matrices = [p for p in module.parameters() if p.ndim >= 2]
+            vectors = [p for p in module.parameters() if p.ndim < 2]
+            groups.append({"params": matrices, "lr": rate, "weight_decay": self.config.weight_decay})
+            groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups)
+        warmup, steps = self.config.warmup, self.config.steps
+
+        def factor(step: int) -> float:
+            return (step + 1) / warmup if step < warmup else 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def augment(x_N3HW: Tensor) -> Tensor:
+    """Rotation by at most 10 degrees, scale and contrast by at most 10%, shift by at most 5% of the side; never a mirror image,
+    because left and right are labels. Pixels stay in 0..255, as floats.
+
+    The sampling grid is computed in float32, also under autocast: bfloat16 coordinates are up to a pixel off.
+    """
+    n, device = len(x_N3HW), x_N3HW.device
+    turn, scale, dx, dy, gain = (torch.rand(5, n, device=device) * 2 - 1) * torch.tensor([0.175, 0.1, 0.1, 0.1, 0.1], device=device)[
+        :, None
+    ]
+    cos, sin = torch.cos(turn) * (1 + scale), torch.sin(turn) * (1 + scale)
+    theta_N23 = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
+    with torch.autocast(device.type, enabled=False):
+        grid = F.affine_grid(theta_N23, list(x_N3HW.shape), align_corners=False)
+        moved_N3HW = F.grid_sample(x_N3HW.float(), grid, padding_mode="border", align_corners=False)
+    mean_N = moved_N3HW.mean((1, 2, 3), keepdim=True)
+    return ((moved_N3HW - mean_N) * (1 + gain.view(-1, 1, 1, 1)) + mean_N).clamp(0, 255)
+
+
+class FineTuneLoader:
+    """Batches (x_N3HW uint8, labels_N) of some rows; `shuffled` rows are endless permutations cut at `steps` batches."""
+
+    def __init__(
+        self, data: ClassificationDataset, rows: np.ndarray, *, size: int, batch: int, threads: int, steps: int = 0, seed: int = 0
+    ):
+        if steps:
+            rng, passes = np.random.default_rng(seed), -(-steps * batch // len(rows))
+            rows = np.concatenate([rng.permutation(rows) for _ in range(passes)])[: steps * batch]
+        self.data, self.rows, self.settings = data, rows, {"size": size, "batch": batch, "threads": threads}
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.settings["batch"])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        labels_N = torch.from_numpy(self.data.labels_N[self.rows])
+        for n, x_N3HW in enumerate(image_batches(self.data, self.rows, **self.settings)):
+            yield x_N3HW, labels_N[n * self.settings["batch"] :][: len(x_N3HW)]
+
+
+def finetune(
+    build, data: ClassificationDataset, *, pooling: str, seed: int, config: FineTuneConfig, threads: int, device: torch.device, folder: Path
+) -> Fit:
+    """Trains `build()` once per learning rate, keeps the best by validation, and predicts the test split once."""
+    counts_K = np.bincount(data.labels_N[data.rows("train")], minlength=len(data.classes))
+    weights_K = torch.tensor(counts_K.sum() / (len(counts_K) * counts_K), dtype=torch.float32)
+    tried = []
+    for lr in config.lr:
+        lightning.seed_everything(seed, verbose=False)
+        model = Classifier(build(), pooling=pooling, weights_K=weights_K, lr=lr, config=config).train()
+        settings = {"size": model.vision.size, "batch": config.batch, "threads": threads}
+        train = FineTuneLoader(data, data.rows("train"), steps=config.steps, seed=seed, **settings)
+        with Progress(total=config.steps, desc=f"{data.name}: fine-tuning, lr={lr:g}", unit="step", leave=False) as progress:
+            trainer = build_finetune_trainer(config, device=device, folder=folder, progress=progress)
+            trainer.fit(model, train, FineTuneLoader(data, data.rows("val"), **settings))
+        assert model.best is not None  # ten validations, or one per step
+        tried.append((*model.best, lr, model))
+    (f1, _), state, lr, model = max(tried, key=lambda one: one[0])
+    model.load_state_dict(state)
+    test = FineTuneLoader(data, data.rows("test"), **settings)
+    model = model.to(device).eval()
+    with torch.inference_mode():
+        p_NK = torch.cat([model(x_N3HW.to(device)).float().softmax(1).cpu() for x_N3HW, _ in test])
+    return Fit(pooling, {"lr": lr}, f1, p_NK.double().numpy())
+
+
+def build_finetune_trainer(config: FineTuneConfig, *, device: torch.device, folder: Path, progress: Progress) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if device.type == "cuda" else "32-true",
+        max_steps=config.steps,
+        val_check_interval=max(1, config.steps // CHECKS),
+        check_val_every_n_epoch=None,
+        gradient_clip_val=1.0,
+        callbacks=[LambdaCallback(on_train_batch_end=lambda *_: progress.update())],
+        num_sanity_val_steps=0,
+        logger=False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,104 @@
+"""What a run and the runs whose weights it continued (`init=run:NAME`) were trained on.
+
+Each run folder holds a `lineage.json`: the training record of the run, then copies of the records of its ancestors, nearest first. A run
+can therefore be published and checked for leaks after its parents or their data are gone. A record is
+
+    name         of the run
+    config       its config.yaml
+    fingerprint  of its data: "shards" and "records" per source; empty where it is unknown
+    sources      [{name, share, licence, licences, records, phantom}] as the manifests of the shards had them; None where unknown
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from src.config.train import MixConfig
+from src.runtime.run_folder import read_config, write_atomically
+from src.runtime.schema import to_typed
+
+FILE = "lineage.json"
+
+
+def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict]) -> None:
+    """Writes `lineage.json` of a run that starts from the weights of its parent."""
+    config = read_config(folder)
+    parent = parent_folder(folder, config)
+    records = [training_record(config, fingerprint=fingerprint, manifests=manifests), *(lineage(parent) if parent else [])]
+    write_atomically(folder / FILE, json.dumps(records, indent=1))
+
+
+def lineage(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run and of its ancestors, nearest first.
+
+    Copied records are used first. A parent without a copied record is read from its own folder. The list ends early where that folder
+    does not exist; `missing_parent` tells.
+    """
+    if (folder / FILE).exists():
+        records = json.loads((folder / FILE).read_text())
+    elif (folder / "config.yaml").exists():
+        records = [_record_of_folder(folder)]  # the run was trained before lineage.json was written
+    else:
+        return []
+    parent = parent_folder(folder, {"name": records[0]["name"], "init": records[-1]["config"].get("init")})
+    return records + (lineage(parent) if parent else [])
+
+
+def ancestors(folder: Path) -> list[dict[str, Any]]:
+    """The records of the runs whose weights a run continued, the parent first."""
+    return lineage(folder)[1:]
+
+
+def missing_parent(records: list[dict[str, Any]]) -> str | None:
+    """`run:NAME` of the parent at which a lineage ends early; None for a complete lineage."""
+    return records[-1]["config"].get("init") if records else None
+
+
+def phantoms(records: list[dict[str, Any]]) -> list[str]:
+    """The sources of these records that a program drew in the layout of a dataset."""
+    return sorted({source["name"] for record in records for source in record["sources"] if source["phantom"]})
+
+
+def parent_folder(folder: Path, config: dict) -> Path | None:
+    """The folder of the run in `config["init"]`. Both runs are in the same `outputs`, which may have been moved since."""
+    if not config.get("init"):
+        return None
+    outputs = folder.absolute().parents[len(Path(config.get("name", folder.name)).parts) - 1]
+    return outputs / config["init"].removeprefix("run:")
+
+
+def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dict]) -> dict[str, Any]:
+    """The record of one run, from its configuration and the manifests of its sources."""
+    shares = to_typed(MixConfig, DictConfig(config["mix"])).drawn
+    sources = []
+    for name, share in sorted(shares.items()):
+        manifest = manifests.get(name, {})
+        sources.append(
+            {
+                "name": name,
+                "share": share / sum(shares.values()),
+                "licence": manifest.get("licence"),
+                "licences": manifest.get("licences", {}),
+                "records": manifest.get("counts", {}).get("train", {}).get("written"),
+                "phantom": manifest.get("phantom"),
+            }
+        )
+    return {"name": config.get("name"), "config": config, "fingerprint": fingerprint, "sources": sources}
+
+
+def _record_of_folder(folder: Path) -> dict[str, Any]:
+    """The record of a run without `lineage.json`, from the manifests that are still on disk and from `train.json`."""
+    config = read_config(folder)
+    config.setdefault("name", folder.name)
+    manifests = {}
+    for name in to_typed(MixConfig, DictConfig(config["mix"])).drawn:
+        path = Path(config["data"]["root"]) / name / "manifest.json"
+        manifests[name] = json.loads(path.read_text()) if path.exists() else {}
+    path = folder / "train.json"
+    trained = json.loads(path.read_text()) if path.exists() else {}
+    for name in trained.get("phantoms", []):
+        manifests[name]["phantom"] = True
+    fingerprint = {key: trained[key] for key in ("shards", "records") if key in trained}
+    return training_record(config, fingerprint=fingerprint, manifests=manifests)

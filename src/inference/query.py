@@ -1,0 +1,88 @@
+"""What a model is asked, and which model: known without loading anything."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from PIL import Image
+
+from src.config.train import TrainConfig
+from src.runtime import run_folder
+from src.runtime.errors import UserError
+from src.runtime.schema import check_choice, to_typed
+
+
+@dataclass
+class Sampling:
+    """`temperature` 0 is greedy and does not depend on `top_p` and `seed`."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be 0 (greedy) or more, found {self.temperature:g}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, found {self.top_p:g}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be from 0 to below 2^63, found {self.seed}")
+
+
+@dataclass
+class VQAQuery:
+    """A question, the pictures it is about (8-bit RGB) and what was said before: [(question, answer)]."""
+
+    question: str
+    images: list[Image.Image] = field(default_factory=list)
+    history: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class ModelSource:
+    """A finished run with its configuration, or (`config` None) a folder that `python -m src.export` wrote."""
+
+    name: str
+    folder: Path
+    config: TrainConfig | None
+    checkpoint: str = "best"
+    accelerator: str = "auto"
+
+
+def validate_question(question: str) -> str:
+    """A question without blanks around it; an empty one, or text that is no text, is a `UserError`."""
+    question = question.strip()
+    if not question:
+        raise UserError("the question is empty; ask something, such as 'Which organ is shown?'")
+    if not question.isprintable() and any((ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000 for c in question):
+        raise UserError("the question holds control characters or broken UTF-8; write it as plain text")
+    return question
+
+
+def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> ModelSource:
+    """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
+    check_choice("checkpoint", checkpoint, ("best", "last"))
+    check_choice("accelerator", accelerator, ("cpu", "gpu", "auto"))
+    folder = Path(where)
+    if where.startswith("run:"):
+        name = where.removeprefix("run:")
+        return ModelSource(where, *finished_run(outputs, name), checkpoint, accelerator)
+    if (folder / "config.yaml").exists():
+        return ModelSource(f"run:{folder.name}", *finished_run(str(folder.parent), folder.name), checkpoint, accelerator)
+    for exported in (folder, folder / "hf"):
+        if (exported / "config.json").exists():
+            return ModelSource(str(exported), exported, None, accelerator=accelerator)
+    if (Path(outputs) / where / "config.yaml").exists():
+        raise UserError(f"model={where} is a run of {outputs}; write model=run:{where}")
+    raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
+
+
+def finished_run(outputs: str, name: str) -> tuple[Path, TrainConfig]:
+    """Folder and configuration of a run that has been trained to its end."""
+    folder, stored = run_folder.read_run(outputs, name)
+    if not (folder / "train.json").exists():
+        raise UserError(f"run '{name}' has not finished training; continue it with the command that started it: python -m src.train ...")
+    return folder, to_typed(TrainConfig, OmegaConf.create(stored))

@@ -1,0 +1,117 @@
+"""A trained model that answers questions about pictures: `run:<name>` or an exported folder. `ask` and the demo stand on it."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.data.image_transform import resize_to_square
+from src.data.prompt import prompt_answer_pairs
+from src.data.record import Record
+from src.evaluation.benchmark import blank_image
+from src.inference.exported import load_exported
+from src.inference.query import ModelSource, Sampling, VQAQuery, find_model, validate_question
+from src.model.generate import Answer, GenerationRequest, Generator, make_request
+from src.model.vlm import VLM, build_vlm
+from src.runtime.errors import UserError
+from src.runtime.silence_libraries import silence_libraries
+from src.training.checkpoint import choose_checkpoint, load_checkpoint
+
+
+class VQAModel:
+    """`max_seq_len` bounds images, history and question together, as in training; `takes_images`: it has learnt to see."""
+
+    def __init__(self, model: VLM, *, name: str, max_seq_len: int, takes_images: bool):
+        self.model, self.name, self.takes_images = model, name, takes_images
+        self.prompter = model.prompter(budget=max_seq_len)
+
+    def answers(self, queries: list[VQAQuery], sampling: Sampling, *, batch: int = 16) -> list[Answer]:
+        """In the order of the queries; questions on the same pictures share their prefix."""
+        found = dict(self.generator(sampling, batch=batch).answers([self.prepare(query, sampling) for query in queries]))
+        return [found[number] for number in range(len(queries))]
+
+    def stream(self, query: VQAQuery, sampling: Sampling) -> Iterator[Answer]:
+        """The answer as it grows."""
+        return self.generator(sampling, batch=1).stream(self.prepare(query, sampling))
+
+    def generator(self, sampling: Sampling, *, batch: int) -> Generator:
+        return Generator(
+            self.model,
+            self.prompter,
+            batch=batch,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+
+    def prepare(self, query: VQAQuery, sampling: Sampling) -> GenerationRequest:
+        """Checks a query and turns it into tokens and pixels; the oldest turns go when the history does not fit."""
+        question = validate_question(query.question)
+        if query.images and not self.takes_images:
+            raise UserError(f"{self.name} was trained without images (data.images=false) and takes none")
+        self._check_vocabulary(question)
+        room = self.prompter.budget - len(self.prompter.prefix(len(query.images))) - sampling.max_new_tokens
+        history = list(query.history)
+        while history and self._length(history, question) > room:
+            history = history[1:]
+        length = self._length(history, question)
+        if length > room:
+            raise UserError(
+                f"the question has {length} tokens; {max(room, 0)} are left beside {len(query.images)} images of "
+                f"{self.prompter.patches} and an answer of {sampling.max_new_tokens} (at most {self.prompter.budget} together)"
+            )
+        pixels = [self.pixels(image) for image in query.images]
+        prefix = hashlib.sha256(b"".join(image.numpy().tobytes() for image in pixels)).hexdigest()
+        record = _record(history, question)
+        asked = make_request(record, images=pixels, prefix=prefix, prompter=self.prompter, max_new_tokens=sampling.max_new_tokens)
+        asked.seed = sampling.seed
+        return asked
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """uint8 3HW at the encoder's size."""
+        return torch.from_numpy(resize_to_square(image, self.model.vision.size))
+
+    def blank(self) -> Tensor:
+        """The encoder's mean colour (uint8 3HW), which carries nothing."""
+        return blank_image(self.model.vision.mean, self.model.vision.size)
+
+    def _length(self, history: list[tuple[str, str]], question: str) -> int:
+        return sum(
+            len(ids) + 1
+            for ids in self.prompter.tokens([text for pair in prompt_answer_pairs(_record(history, question)) for text in pair])
+        )
+
+    def _check_vocabulary(self, question: str) -> None:
+        tokenizer = self.model.language.tokenizer
+        unknown = tokenizer.unk_token_id
+        lost = [] if unknown is None else sorted({c for c in question if unknown in tokenizer(c, add_special_tokens=False).input_ids})
+        if lost:
+            raise UserError(f"the question has characters that the model's vocabulary lacks: {' '.join(lost[:5])}")
+
+
+def _record(history: list[tuple[str, str]], question: str) -> Record:
+    return Record(key="asked", source="asked", split="test", turns=[*history, (question, "")])
+
+
+def load_vqa_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> VQAModel:
+    """The model that `source` finds."""
+    return vqa_model_from_source(find_model(where, outputs=outputs, checkpoint=checkpoint, accelerator=accelerator))
+
+
+def vqa_model_from_source(found: ModelSource) -> VQAModel:
+    """Loads it, to the first GPU where there is one and `accelerator` does not forbid it."""
+    if found.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu, but torch finds no GPU here; leave it at auto, or say cpu")
+    silence_libraries()
+    if found.config is None:
+        model = load_exported(found.folder)
+        max_seq_len, takes_images = model.language.body.config.max_position_embeddings, True
+    else:
+        path = choose_checkpoint(found.folder, found.checkpoint)
+        model = build_vlm(found.config)
+        load_checkpoint(model, path)
+        max_seq_len, takes_images = found.config.data.max_seq_len, found.config.data.images
+    model.to("cuda" if torch.cuda.is_available() and found.accelerator != "cpu" else "cpu")
+    return VQAModel(model.eval(), name=found.name, max_seq_len=max_seq_len, takes_images=takes_images)
