@@ -6,7 +6,6 @@ They are forked from a server that has imported the libraries once, which saves 
 import importlib
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
@@ -16,23 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from src.runtime.errors import UserError
+from src.training.callbacks.checkpoint import CheckpointCallback
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["src.train"])
 
 
-def start(config: Any, log: Path, environment: dict[str, str] | None = None, *, verb: str = "train") -> BaseProcess:
-    """`src.<verb>.<verb>(config)`."""
-    process = server.Process(target=_run, args=(config, log, environment or {}, verb))
+def start(
+    config: Any, log: Path, environment: dict[str, str] | None = None, *, verb: str = "train", stop: tuple[int, int] | None = None
+) -> BaseProcess:
+    """`src.<verb>.<verb>(config)`. With `stop` = (step, signal) a training sends the signal to itself and its workers after that step."""
+    process = server.Process(target=_run, args=(config, log, environment or {}, verb, stop))
     process.start()
     return process
 
 
-def _run(config: Any, log: Path, environment: dict[str, str], verb: str) -> None:
+def _run(config: Any, log: Path, environment: dict[str, str], verb: str, stop: tuple[int, int] | None) -> None:
     os.environ.update(environment)
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that a shell started
     _redirect(log)
+    if stop:
+        _signal_after(*stop)
     try:
         getattr(importlib.import_module(f"src.{verb}"), verb)(config)
     except UserError as mistake:
@@ -60,6 +64,19 @@ def _redirect(log: Path) -> None:
         os.dup2(descriptor, stream)
 
 
+def _signal_after(step: int, number: int) -> None:
+    """A signal from outside could arrive after the last step of a short run."""
+    usual, sent = CheckpointCallback.on_train_batch_end, []
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        usual(self, trainer, *rest)
+        if trainer.global_step == step and not sent:
+            sent.append(number)
+            os.killpg(0, number)
+
+    CheckpointCallback.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+
+
 def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | None]:
     """Their exit codes; None for one that had to be killed because it hung."""
     until = time.monotonic() + seconds
@@ -73,10 +90,13 @@ def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | No
     return codes
 
 
-def ranks(config: Any, log: Path, *, world: int, verb: str = "train") -> list[BaseProcess]:
-    """One process per rank, as torchrun starts them."""
-    numbered = environments(world=world)
-    return [start(config, log.with_suffix(f".{rank}"), environment, verb=verb) for rank, environment in enumerate(numbered)]
+def ranks(config: Any, log: Path, *, world: int, verb: str = "train", stops: dict[int, tuple[int, int]] | None = None) -> list[BaseProcess]:
+    """One process per rank, as torchrun starts them; `stops` has the `stop` of a rank."""
+    stop = stops or {}
+    return [
+        start(config, log.with_suffix(f".{rank}"), environment, verb=verb, stop=stop.get(rank))
+        for rank, environment in enumerate(environments(world=world))
+    ]
 
 
 def environments(*, world: int) -> list[dict[str, str]]:
@@ -96,7 +116,3 @@ def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float
         assert process.is_alive(), f"exit code {process.exitcode}"
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-def interrupt(process: BaseProcess, number: int = signal.SIGTERM) -> None:
-    os.kill(process.pid, number)

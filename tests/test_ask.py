@@ -17,6 +17,7 @@ from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.conftest import overrides
+from tests.rounding import forward_steps, rounding
 from tests.runs import finish, without_bytes
 from tests.test_read_image import RAMP, dicom
 
@@ -98,7 +99,8 @@ def test_a_table_is_answered_like_its_questions_one_by_one(run, tmp_path):
     assert [line["id"] for line in lines] == ["x", "y", "3"]
     alone = ask(configured(folder, "question=what, is it?", f"image={pictures}/a.png"))[0]
     assert lines[0]["prediction"] == alone["prediction"]
-    assert lines[0]["confidence"] == pytest.approx(alone["confidence"], abs=1e-4)
+    apart = rounding(forward_steps(load_vqa_model(str(folder)).model.language.body.config, length=160), 10)
+    assert lines[0]["confidence"] == pytest.approx(alone["confidence"], abs=apart)
     again = tmp_path / "questions.jsonl"
     again.write_text("".join(json.dumps({"question": line["question"], "image": line["image"]}) + "\n" for line in lines))
     found = ask_all(configured(folder, f"batch={again}", f"out={tmp_path}/new/answers.jsonl")).read_text().splitlines()

@@ -9,6 +9,7 @@ import torch
 from experiments.bench import gpu, peers, workload
 from experiments.bench.watch import Watch
 from experiments.bench.workload import STEPS, WARM_UP, WORKLOADS, Workload
+from tests.rounding import forward_steps, rounding
 
 TINY = Workload("tiny", 4, 64, 1, 100, 16, padding=0, supervised=0)
 
@@ -43,7 +44,8 @@ def test_ours_trains_on_every_sample_of_the_plain_batches():
 def test_both_sides_have_the_same_losses_over_updates(monkeypatch):
     monkeypatch.setitem(WORKLOADS, "tiny", TINY)
     monkeypatch.setattr(peers, "pinned", lambda: None)
-    assert peers.agree("tiny") < 1e-4
+    steps = forward_steps(workload.model(TINY).language.body.config, length=160)
+    assert peers.agree("tiny") < rounding(4 * steps, 1)  # two updates, forward and backward
     trainable = {name for name, p in peers.llava(workload.model(TINY)).named_parameters() if p.requires_grad}
     assert sum("lora_" in name for name in trainable) == 2 * 7
     assert any("vision_tower" in name for name in trainable)

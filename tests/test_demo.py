@@ -35,6 +35,7 @@ from src.serving.handlers import DemoHandlers
 from src.serving.limits import Limits
 from src.serving.upload_middleware import UploadCleaner
 from tests.conftest import overrides
+from tests.rounding import forward_steps, rounding
 from tests.runs import finish, without_bytes
 from tests.test_read_image import RAMP, dicom, hostile, picture
 
@@ -119,6 +120,7 @@ def test_the_map_and_the_comparison_come_back(client, file):
 
 
 def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
+    apart = 3 * rounding(forward_steps(answerer.model.language.body.config, length=160), 10)  # tokens of log-probabilities above -10
     image = Image.open(file).convert("RGB").resize((32, 32))
     query = VQAQuery("which organ?", [image])
     found = occlude(answerer, query, "lung")
@@ -126,11 +128,11 @@ def test_occlusion_is_the_fall_of_the_answer_s_log_probability(answerer, file):
     hidden = np.asarray(image).copy()
     hidden[16:, :16] = answerer.blank().numpy().transpose(1, 2, 0)[16:, :16]
     score, tokens = likelihood(answerer, VQAQuery("which organ?", [Image.fromarray(hidden)]), "lung")
-    assert found.drops_GG[1, 0] == pytest.approx(found.whole - score, abs=1e-4)
+    assert found.drops_GG[1, 0] == pytest.approx(found.whole - score, abs=apart)
     assert tokens == found.tokens
     blank = Image.fromarray(answerer.blank().numpy().transpose(1, 2, 0))
     without = likelihood(answerer, query, "lung", blank=True)[0]
-    assert without == pytest.approx(likelihood(answerer, VQAQuery("which organ?", [blank]), "lung")[0], abs=1e-4)
+    assert without == pytest.approx(likelihood(answerer, VQAQuery("which organ?", [blank]), "lung")[0], abs=apart)
 
 
 @pytest.mark.slow
@@ -508,7 +510,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(demo):
         )
         sender.sendall(head + b"\r\n\r\n--X\r\n" + NAMED + b"\r\n\r\n" + b"secret" * 9000)
         time.sleep(0.3)
-    time.sleep(0.3)
+    until = time.monotonic() + 60  # the server sees the end of the connection when it is its turn
+    while sorted(demo.folder.rglob("*")) != before and time.monotonic() < until:
+        time.sleep(0.01)
     assert sorted(demo.folder.rglob("*")) == before
     assert post(demo, picture("PNG")).status_code == 200
 
@@ -575,11 +579,12 @@ def test_old_pictures_go_and_examples_stay(tmp_path):
 
 @pytest.mark.slow
 def test_a_visitor_s_picture_is_gone_after_its_time(answerer, file):
-    limits = Limits(megapixels=1, megabytes=1, keep_seconds=1)
+    limits = Limits(megapixels=1, megabytes=1, keep_seconds=8)
     with running_demo(seated(answerer, limits), limits, name="run:tiny", examples=[(file, "which organ?")]) as demo:
         (clean,) = post(demo, picture("PNG")).json()
         assert httpx.get(f"{demo.url}gradio_api/file={clean}").status_code == 200
-        until = time.monotonic() + 20
+        os.utime(clean, (time.time() - 10,) * 2)  # sooner than 8 seconds would pass, but not before it was asked for
+        until = time.monotonic() + 60
         while Path(clean).parent.exists() and time.monotonic() < until:  # asked for while it goes, the answer may be cut off
             time.sleep(0.1)
         assert not Path(clean).parent.exists()

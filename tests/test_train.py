@@ -31,6 +31,7 @@ from src.training.epochs import epochs_to_steps
 from src.training.lightning_module import VLMLightningModule, disable_lora_input_cast
 from tests import processes
 from tests.conftest import overrides
+from tests.rounding import forward_steps, rounding
 
 
 def trained(folder: Path, name: str = "step=6.ckpt") -> dict[str, torch.Tensor]:
@@ -84,10 +85,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, w
     folder = Path(config.outputs) / config.name
     for checkpoint, workers in (("step=3.ckpt", 0), ("step=5.ckpt", 2)):
         config.data.workers, config.trainer.val_every = workers, 3 if workers == 0 else 1
-        process = processes.start(config, tmp_path / "log")
-        processes.until((folder / "checkpoints" / checkpoint).exists, process)
-        processes.interrupt(process, signal.SIGKILL)
+        process = processes.start(config, tmp_path / "log", stop=(int(checkpoint[5:-5]), signal.SIGKILL))
         assert processes.wait([process]) == [-signal.SIGKILL]
+        assert (folder / "checkpoints" / checkpoint).exists()
     config.data.workers, config.trainer.val_every = 1, 3
     train(config)
     assert same(trained(folder), trained(whole))
@@ -102,9 +102,7 @@ def test_every_signal_saves_first_and_the_same_command_resumes(configure, whole,
     config = configure("language.lora.dropout=0.1", "data.workers=1", "optim.steps=6", "trainer.log_every=1", "trainer.val_every=100")
     folder = Path(config.outputs) / config.name
     for number, after in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
-        process = processes.start(config, tmp_path / "log")
-        processes.until(lambda after=after: (folder / "log.csv").exists() and len(steps(folder)) >= after, process)
-        os.killpg(process.pid, number)
+        process = processes.start(config, tmp_path / "log", stop=(after, number))
         assert processes.wait([process]) == [128 + number]
     saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert saved
@@ -268,9 +266,13 @@ def test_nor_does_it_in_single_precision_beyond_rounding(configure):
     ours, theirs = trained(one, "step=4.ckpt"), trained(many, "step=4.ckpt")
     apart = sum((ours[name] - theirs[name]).double().pow(2).sum().item() for name in ours) ** 0.5
     moved = sum((ours[name] - start[name].detach()).double().pow(2).sum().item() for name in ours) ** 0.5
-    assert apart < 1e-4 * sum(value.double().pow(2).sum().item() for value in ours.values()) ** 0.5
-    assert apart < 1e-2 * moved
-    assert [float(row["loss"]) for row in steps(one)] == pytest.approx([float(row["loss"]) for row in steps(many)], rel=1e-4)
+    relative = rounding(
+        2 * forward_steps(build_vlm(configure()).language.body.config, length=160), 1
+    )  # of a gradient, forward and backward
+    # AdamW divides a gradient by its size: where it is smaller than its rounding, the update is arbitrary. The share of such elements
+    # is of the order of `relative`, and the root of the sum of squares takes the root of it.
+    assert apart < relative**0.5 * moved
+    assert [float(row["loss"]) for row in steps(one)] == pytest.approx([float(row["loss"]) for row in steps(many)], rel=relative)
 
 
 @pytest.mark.slow
@@ -349,10 +351,8 @@ def test_the_world_may_change_at_every_stop(configure, tmp_path):
         if world == 1:
             stop_after(config, step)
             continue
-        alive = processes.ranks(config, tmp_path / f"log{world}", world=world)
-        processes.until((folder / "checkpoints" / f"step={step}.ckpt").exists, alive[0])
-        for process in alive:
-            processes.interrupt(process, signal.SIGTERM)
+        stop = (step, signal.SIGTERM)
+        alive = processes.ranks(config, tmp_path / f"log{world}", world=world, stops=dict.fromkeys(range(world), stop))
         codes = processes.wait(alive)
         assert all(code == 128 + signal.SIGTERM for code in codes), codes
         for path in (folder / "checkpoints").glob("step=*.ckpt"):
@@ -523,7 +523,7 @@ def test_a_data_worker_killed_during_a_check_does_not_interrupt_it(configure, mo
 
 @pytest.mark.slow
 def test_a_folder_in_which_another_process_trains_is_left_alone(configure, tmp_path):
-    config = configure("optim.steps=300", "trainer.val_every=1", "data.workers=1")
+    config = configure("optim.steps=100000", "trainer.val_every=1", "data.workers=1")  # it does not end by itself
     process = processes.start(config, tmp_path / "log")
     processes.until((Path(config.outputs) / "tiny" / "checkpoints" / "step=1.ckpt").exists, process)
     with pytest.raises(UserError, match=r"another process is training in .*/tiny; wait for it, stop it, or choose another name="):
@@ -537,17 +537,15 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(configure, tmp_p
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(configure, tmp_path):
     """And what was saved is good: the same command goes on from it."""
-    config = configure("optim.steps=30", "trainer.val_every=1", "trainer.devices=2")
-    first, second = processes.ranks(config, tmp_path / "log", world=2)
+    config = configure("optim.steps=6", "trainer.val_every=1", "trainer.devices=2")
+    first, second = processes.ranks(config, tmp_path / "log", world=2, stops={1: (1, signal.SIGKILL)})
     saved = Path(config.outputs) / "tiny" / "checkpoints"
-    processes.until((saved / "step=1.ckpt").exists, first)
-    processes.interrupt(second, signal.SIGKILL)
     assert processes.wait([first, second]) == [2, -signal.SIGKILL]
     said = "error: another process of this run has ended or cannot be reached; run the same command again: it resumes"
     assert said in (tmp_path / "log.0").read_text()
     config.trainer.val_every = 30
     run_ranks(config, tmp_path / "again", 2)
-    assert (saved / "step=30.ckpt").exists()
+    assert (saved / "step=6.ckpt").exists()
     assert "resuming from" in (tmp_path / "again.0").read_text()
 
 

@@ -27,7 +27,7 @@ from tests.stored import write_run
 
 def ended(path: Path) -> list:
     """The records of a run file; wandb's own process may still be writing its end."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not (found := list(read_records(path))) or not found[-1].HasField("exit"):
         assert time.monotonic() < until, found[-1:]
         time.sleep(0.02)

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from src.data.prompt import IMAGE
 from src.model.language_checkpoint import language_identity, load_language
 from src.model.vlm import build_vlm
 from src.runtime.errors import UserError
+from tests.rounding import float32_norms, rounding
 
 VOCAB = 320
 SENTENCES = ["the chest x-ray shows a nodule in the left lung", "is there an effusion ? yes no", "what modality is shown here ?"]
@@ -105,7 +107,9 @@ def test_logits_are_those_of_transformers(pmc_llama):
     model, _ = load(pmc_llama[0])
     ids = torch.randint(3, VOCAB, (2, 9))
     with torch.no_grad():
-        assert torch.equal(model(ids).logits[..., :VOCAB], pmc_llama[1](ids).logits)
+        found, expected = model.double()(ids).logits[..., :VOCAB], copy.deepcopy(pmc_llama[1]).double()(ids).logits
+    # Our head has more rows, so that its product may add in another order.
+    assert (found - expected).abs().max() <= rounding(float32_norms(model.config), expected.abs().max())
 
 
 def test_new_rows_are_zero_and_fill_a_multiple_of_64(pmc_llama):
