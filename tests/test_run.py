@@ -24,7 +24,7 @@ def test_a_folder_takes_only_its_own_configuration(tmp_path):
     with pytest.raises(
         UserError, match=r"x holds a different configuration \(data.packing_window was 8, now 16; seed was 0, now 1\); choose another"
     ):
-        run_folder.open_run(folder, CONFIG | {"seed": 1, "data": {"root": "a", "window": 16}})
+        run_folder.open_run(folder, CONFIG | {"seed": 1, "data": {"root": "a", "packing_window": 16}})
 
 
 def test_secrets_are_not_written(tmp_path):

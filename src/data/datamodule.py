@@ -47,9 +47,9 @@ def data_fingerprint(
         "decontaminate": mix.decontaminate,
         "records": {source: rows_digest(rows) for source, rows in drawn},  # an audit changes them
         "seed": seed,
-        "window": data.packing_window,
-        "global_batch": data.global_batch_size,
-        "row_tokens": data.max_seq_len,
+        "packing_window": data.packing_window,
+        "global_batch_size": data.global_batch_size,
+        "max_seq_len": data.max_seq_len,
         "images": data.images,
     }
 
