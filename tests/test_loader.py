@@ -136,8 +136,12 @@ def test_loader_reports_every_error_of_pytorch_as_a_lost_worker(monkeypatch, err
         raise error
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", fail)
+    others = set(multiprocessing.active_children())
     with pytest.raises(UserError, match=LOST.format(".*")):
         next(iter(loader(Numbers())))
+    for worker in set(multiprocessing.active_children()) - others:  # Python waits for them when it ends
+        worker.join(60)
+        assert worker.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class _Workers:
             else:
                 hint = "mostly because the machine or its /dev/shm is out of memory: set"
             reason = self._death() or f"{type(error).__name__}: {said}".removesuffix(": ").splitlines()[0]
+            for process in self.processes:
+                process.kill()  # the others ignore the SIGTERM with which Python ends its children, and it would wait forever
             raise UserError(
                 f"a data worker was lost ({reason}), {hint} fewer than data.workers={self.count}; the same command resumes"
             ) from None
