@@ -74,7 +74,7 @@ def restored() -> Iterator[None]:
     """Restores afterwards what the body changed in the process: environment, working directory, logging, signals, wandb's session."""
     environment, folder = dict(os.environ), Path.cwd()
     handlers, level = list(logging.root.handlers), logging.root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     try:
         yield
     finally:
