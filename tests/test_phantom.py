@@ -33,8 +33,8 @@ VQA = {"pathvqa": tuple(OPTICAL), "vqa_med_2019": tuple(RADIOLOGY)}
 GENERAL = ("modality", "plane", "organ", "specimen")
 
 
-def asked(dataset: str, split: str, number: int) -> list[tuple[str, str, str]]:
-    return [one for scene, rng in scenes(0, dataset, split, number, VQA[dataset]) for one in pathvqa.asked(scene, rng)]
+def sample_questions(dataset: str, split: str, number: int) -> list[tuple[str, str, str]]:
+    return [one for scene, rng in scenes(0, dataset, split, number, VQA[dataset]) for one in pathvqa.sample_questions(scene, rng)]
 
 
 NUM = {
@@ -94,7 +94,7 @@ def test_answers_and_captions_follow_the_scene():
         scene = sample_scene(rng)
         answers = {kind: answer for kind, _, answer in questions(scene, rng) if kind != "presence"}
         said = caption(scene, rng).lower()
-        assert MODALITIES[scene.modality].said in said
+        assert MODALITIES[scene.modality].display_name in said
         assert answers["finding"] == scene.finding
         if scene.normal:
             assert not {"count", "side", "size"} & answers.keys()
@@ -107,10 +107,10 @@ def test_answers_and_captions_follow_the_scene():
 def test_the_majority_answer_of_a_type_is_right_less_than_half_the_time(dataset):
     sizes = {"pathvqa": pathvqa, "vqa_med_2019": vqa_med_2019}[dataset].SIZES
     answers = defaultdict(Counter)
-    for kind, _, answer in asked(dataset, "train", sizes["train"]):
+    for kind, _, answer in sample_questions(dataset, "train", sizes["train"]):
         answers[kind][answer] += 1
     majority = {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
-    test = asked(dataset, "test", sizes["test"])
+    test = sample_questions(dataset, "test", sizes["test"])
     assert sum(answer == majority[kind] for kind, _, answer in test) / len(test) < 0.45
     assert sum(kind in GENERAL for kind, _, _ in test) / len(test) <= 0.30
 

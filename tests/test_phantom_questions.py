@@ -115,23 +115,23 @@ def test_chinese_training_questions_of_slake_show_test_pictures_and_are_left_out
     groups = {split: {record.group for record in records(built, "slake", split)} for split in tables}
     assert [len(found) for found in groups.values()] == [14, 4, 8]
     assert not groups["train"] & groups["test"]
-    asked = [record for split in tables for record in records(built, "slake", split)]
-    assert all(record.question.isascii() and record.answer[0].isupper() for record in asked)
-    assert {record.meta["answer_type"] for record in asked if record.type == "side"} <= {"OPEN", "CLOSED"}
-    assert {"MRI", "CT", "X-Ray"} >= {record.answer for record in asked if record.type == "modality"}
+    rows = [record for split in tables for record in records(built, "slake", split)]
+    assert all(record.question.isascii() and record.answer[0].isupper() for record in rows)
+    assert {record.meta["answer_type"] for record in rows if record.type == "side"} <= {"OPEN", "CLOSED"}
+    assert {"MRI", "CT", "X-Ray"} >= {record.answer for record in rows if record.type == "modality"}
 
 
 def test_pictures_of_vqa_rad_stand_in_both_splits_with_other_questions(raw, built):
-    asked = {split: records(built, "vqa_rad", split) for split in ("train", "test")}
-    groups = {split: {record.group for record in found} for split, found in asked.items()}
+    by_split = {split: records(built, "vqa_rad", split) for split in ("train", "test")}
+    groups = {split: {record.group for record in found} for split, found in by_split.items()}
     both = groups["train"] & groups["test"]
     assert len(both) == 2  # a third is encoded anew
     assert len(groups["test"]) == 12
-    of = {split: {(record.group, record.question) for record in found if record.group in both} for split, found in asked.items()}
+    of = {split: {(record.group, record.question) for record in found if record.group in both} for split, found in by_split.items()}
     assert not of["train"] & of["test"]
     texts = [row["answer"] for path in (raw / "vqa_rad").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert any(text.endswith("\t") for text in texts)
-    assert not any("\t" in record.answer for record in asked["train"])
+    assert not any("\t" in record.answer for record in by_split["train"])
 
 
 def test_the_audit_finds_what_vqa_rad_shares(built):
@@ -187,7 +187,7 @@ def test_medmcqa_counts_options_from_0_and_from_1(raw, built):
                 assert record.answer == organ_of[record.question.split("complaint is ")[1].split(".")[0]]
             elif "Which technique" in record.question:
                 shows = record.question.split("patient's ")[1].rstrip("?")
-                able = {kind.said for kind in MODALITIES.values() if shows in kind.organs}
+                able = {kind.display_name for kind in MODALITIES.values() if shows in kind.organs}
                 assert able & set(record.choices) == {record.answer}
             else:
                 assert record.answer == care_of(record.question)
@@ -203,13 +203,13 @@ def care_of(text: str) -> str:
 
 def test_cases_are_answered_by_what_they_state(built):
     for record in records(built, "medqa") + records(built, "medqa", "test"):
-        told, asked = record.question.split(". ")[:-1], record.question.split(". ")[-1]
-        if "left?" in asked:
-            assert NUMBERS.index(record.answer) == next(n for n, word in enumerate(NUMBERS) if f" {word} " in f" {told[1].lower()} ") - 1
-        elif "finding" in asked:
-            assert CARE[record.answer] == care_of(" ".join(told))
+        case, question = record.question.split(". ")[:-1], record.question.split(". ")[-1]
+        if "left?" in question:
+            assert NUMBERS.index(record.answer) == next(n for n, word in enumerate(NUMBERS) if f" {word} " in f" {case[1].lower()} ") - 1
+        elif "finding" in question:
+            assert CARE[record.answer] == care_of(" ".join(case))
         else:
-            assert record.answer == care_of(" ".join(told))
+            assert record.answer == care_of(" ".join(case))
         right(record.choices, record.answer)
 
 
@@ -243,7 +243,7 @@ def test_every_place_is_right_equally_often():
         places["exam"][right(choices, answer)] += 1
         (_, answer, choices), _ = fact(scene, rng)
         places["fact"][right(choices, answer)] += 1
-        _, answer, choices = pmc_vqa.asked(scene, rng)[0]
+        _, answer, choices = pmc_vqa.sample_questions(scene, rng)[0]
         places["image"][right(choices, answer)] += 1
     for counts in places.values():
         assert all(abs(counts[place] / 1200 - 0.25) < 0.06 for place in range(4)), counts  # five standard deviations
@@ -264,10 +264,10 @@ def test_a_question_with_options_cannot_be_answered_without_its_image():
     """Best guess from the options: the one that was right most often among the training questions that offer it."""
     offered, was_right = Counter(), Counter()
     for scene, rng in scenes(0, "pmc_vqa", "train", 3000, tuple(MODALITIES)):
-        for _, answer, choices in pmc_vqa.asked(scene, rng):
+        for _, answer, choices in pmc_vqa.sample_questions(scene, rng):
             offered.update(choices)
             was_right[answer] += 1
-    test = [one for scene, rng in scenes(0, "pmc_vqa", "test", 1500, tuple(MODALITIES)) for one in pmc_vqa.asked(scene, rng)]
+    test = [one for scene, rng in scenes(0, "pmc_vqa", "test", 1500, tuple(MODALITIES)) for one in pmc_vqa.sample_questions(scene, rng)]
     guessed = sum(max(choices, key=lambda one: was_right[one] / (offered[one] or 1)) == answer for _, answer, choices in test)
     assert guessed / len(test) < 0.33
 

@@ -23,15 +23,15 @@ def vignette(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def exam(scene: Scene, rng: np.random.Generator) -> Question:
-    """A case and a question on it: what to do next, what was found, or how many findings are left."""
-    said, kind = vignette(scene, rng), rng.random()
+    """A case with a question: what to do next, which finding the patient has, or how many findings are left."""
+    case, kind = vignette(scene, rng), rng.random()
     if kind < 0.6:
         question = pick(rng, ("Which of the following is the best next step?", "What is the most appropriate treatment?"))
-        return f"{said} {question}", CARE[scene.finding], options(rng, CARE[scene.finding], tuple(CARE.values()))
+        return f"{case} {question}", CARE[scene.finding], options(rng, CARE[scene.finding], tuple(CARE.values()))
     if kind < 0.8 and scene.count > 1:
         question = f"At the next visit one of the {noun(scene)} is gone. How many are left?"
-        return f"{said} {question}", NUMBERS[scene.count - 1], options(rng, NUMBERS[scene.count - 1], NUMBERS)
-    return f"{said} Which finding does this patient have?", scene.finding, options(rng, scene.finding, tuple(CARE))
+        return f"{case} {question}", NUMBERS[scene.count - 1], options(rng, NUMBERS[scene.count - 1], NUMBERS)
+    return f"{case} Which finding does this patient have?", scene.finding, options(rng, scene.finding, tuple(CARE))
 
 
 def fact(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
@@ -39,16 +39,16 @@ def fact(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
     kind = rng.random()
     if kind < (0.1 if scene.normal else 0.5):
         question = pick(rng, ("what is the treatment of {seen}?", "treatment of choice for {seen} is:", "what is done for {seen}?"))
-        asked = question.format(seen=finding_text(scene, rng)), CARE[scene.finding], options(rng, CARE[scene.finding], tuple(CARE.values()))
-        return (sentence(asked[0]), *asked[1:]), rule(scene)
+        text = sentence(question.format(seen=finding_text(scene, rng)))
+        return (text, CARE[scene.finding], options(rng, CARE[scene.finding], tuple(CARE.values()))), rule(scene)
     if kind < 0.75 and not scene.normal:
         question = f"{sentence(CARE[scene.finding])} in a {_age(rng)}-year-old patient is the treatment of which finding?"
         return (question, scene.finding, options(rng, scene.finding, FINDINGS)), rule(scene)
     if kind < 0.9:
         question = f"A {_age(rng)}-year-old patient's complaint is {COMPLAINT[scene.organ]}. Which organ is examined?"
         return (question, scene.organ, options(rng, scene.organ, ORGANS)), f"{sentence(COMPLAINT[scene.organ])}: {scene.organ}."
-    right = MODALITIES[scene.modality].said
-    others = [kind.said for kind in MODALITIES.values() if scene.organ not in kind.organs]
+    right = MODALITIES[scene.modality].display_name
+    others = [kind.display_name for kind in MODALITIES.values() if scene.organ not in kind.organs]
     question = f"Which technique shows the {_age(rng)}-year-old patient's {scene.organ}?"
     return (question, right, options(rng, right, others)), f"The {scene.organ} is examined by {right}."
 
@@ -70,14 +70,15 @@ def card(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 def letter(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """What a patient writes and what a doctor answers."""
     greeting = pick(rng, ("Hello doctor,", "Hi,", "Dear doctor,"))
-    asked = pick(rng, ("What should I do?", "Is it serious?", "Please advise."))
-    told = f"I am {_age(rng)} years old and have had {COMPLAINT[scene.organ]} for {rng.integers(2, 30)} days."
+    request = pick(rng, ("What should I do?", "Is it serious?", "Please advise."))
+    history = f"I am {_age(rng)} years old and have had {COMPLAINT[scene.organ]} for {rng.integers(2, 30)} days."
     haste = {"small": "There is no hurry.", "large": "Please do not wait.", "": "You need not worry."}[scene.size]
     thanks, end = (
         pick(rng, ("Thanks for your question.", "Welcome to Chat Doctor.")),
         pick(rng, ("Regards", "Hope this helps", "Take care")),
     )
-    return f"{greeting} {told} They found {finding_text(scene, rng)}. {asked}", f"Hi. {thanks} {rule(scene)} {haste} {end}, Chat Doctor."
+    message = f"{greeting} {history} They found {finding_text(scene, rng)}. {request}"
+    return message, f"Hi. {thanks} {rule(scene)} {haste} {end}, Chat Doctor."
 
 
 def with_typos(text: str, rng: np.random.Generator) -> str:

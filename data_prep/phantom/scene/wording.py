@@ -48,19 +48,19 @@ def noun(scene: Scene) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(type, question, answer) for every type that applies, each in a random wording; `presence` comes twice."""
+    """(type, question, answer) for every type that applies, in a random wording; `presence` occurs twice."""
     kind = MODALITIES[scene.modality]
-    asked: list[tuple[str, dict, str]] = [("modality", {}, kind.said), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
+    factors: list[tuple[str, dict, str]] = [("modality", {}, kind.display_name), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
     if scene.plane:
-        asked.append(("plane", {}, scene.plane))
+        factors.append(("plane", {}, scene.plane))
     if scene.stain:
-        asked.append(("specimen", {}, scene.stain))
+        factors.append(("specimen", {}, scene.stain))
     if not scene.normal:
         be = "is" if scene.count == 1 else "are"
         words = {"noun": noun(scene), "plural": kind.findings[scene.finding].plural, "is": be, "is_cap": be}
-        asked += [("count", words, NUMBERS[scene.count]), ("side", words, scene.side), ("size", words, scene.size)]
-    said = [(kind_of, pick(rng, WORDINGS[kind_of]).format(**words), answer) for kind_of, words, answer in asked]
-    return said + [presence(scene, rng), presence(scene, rng)]
+        factors += [("count", words, NUMBERS[scene.count]), ("side", words, scene.side), ("size", words, scene.size)]
+    worded = [(kind_of, pick(rng, WORDINGS[kind_of]).format(**words), answer) for kind_of, words, answer in factors]
+    return worded + [presence(scene, rng), presence(scene, rng)]
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
@@ -75,14 +75,14 @@ def presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
     return "presence", question, "yes" if named == scene.finding else "no"
 
 
-def alternatives(scene: Scene, asked: str) -> list[str]:
-    """Further right answers to a question of type `asked`, as test references of VQA-Med-2019 list them."""
-    if asked == "count":
+def alternatives(scene: Scene, kind: str) -> list[str]:
+    """Further accepted answers to a question of type `kind`, as the test references of VQA-Med-2019 list them."""
+    if kind == "count":
         return [str(scene.count)]
-    if asked == "finding" and not scene.normal:
+    if kind == "finding" and not scene.normal:
         return [f"{scene.size} {noun(scene)}"]
     long_names = {"x-ray": "plain film", "ct": "computed tomography", "mri": "magnetic resonance imaging", "ultrasound": "sonography"}
-    return [long_names[MODALITIES[scene.modality].said]] if asked == "modality" and scene.modality in RADIOLOGY else []
+    return [long_names[MODALITIES[scene.modality].display_name]] if kind == "modality" and scene.modality in RADIOLOGY else []
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -101,13 +101,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def view_of(scene: Scene, rng: np.random.Generator) -> str:
-    said = MODALITIES[scene.modality].said
+    technique = MODALITIES[scene.modality].display_name
     if scene.plane:
-        return pick(rng, (f"{scene.plane} {scene.organ} {said}", f"{scene.plane} {said} of the {scene.organ}"))
+        return pick(rng, (f"{scene.plane} {scene.organ} {technique}", f"{scene.plane} {technique} of the {scene.organ}"))
     stain = f" stained with {scene.stain}" if scene.stain and rng.random() < 0.5 else ""
-    if scene.organ in said:
-        return f"{said}{stain}"
-    return pick(rng, (f"{said} of the {scene.organ}{stain}", f"{scene.organ} {said}{stain}"))
+    if scene.organ in technique:
+        return f"{technique}{stain}"
+    return pick(rng, (f"{technique} of the {scene.organ}{stain}", f"{scene.organ} {technique}{stain}"))
 
 
 def sentence(text: str) -> str:
@@ -125,26 +125,26 @@ def article(rng: np.random.Generator) -> dict:
     decision = pick(rng, ("yes", "yes", "no", "no", "maybe"))
     patients, few = int(rng.integers(4, 20)) * 10, int(rng.integers(2, 9))
     many = patients - few
-    aim = f"We reviewed {kind.said} images of the {organ} in {patients} patients."
+    aim = f"We reviewed {kind.display_name} images of the {organ} in {patients} patients."
     if rng.random() < 0.5:
-        question = f"Are {ones} more frequent than {others} on {organ} {kind.said}?"
+        question = f"Are {ones} more frequent than {others} on {organ} {kind.display_name}?"
         a, b = {"yes": (many, few), "no": (few, many), "maybe": (few, few)}[decision]
         result = f"{sentence(ones)} were seen in {a} patients and {others} in {b}."
         verdict = {"yes": "more frequent than", "no": "less frequent than", "maybe": "as frequent as"}[decision]
         conclusion = f"{sentence(ones)} were {verdict} {others}."
     else:
-        question = f"Can {ones} be found on {organ} {kind.said}?"
+        question = f"Can {ones} be found on {organ} {kind.display_name}?"
         result = {
             "yes": f"{sentence(ones)} were found in {many} patients.",
             "no": f"{sentence(ones)} were found in none of the patients, {others} in {few}.",
             "maybe": f"The readers disagreed on {ones} in {few} patients.",
         }[decision]
         may = {"yes": "can", "no": "cannot", "maybe": "may"}[decision]
-        conclusion = f"{sentence(ones)} {may} be found on {organ} {kind.said}."
+        conclusion = f"{sentence(ones)} {may} be found on {organ} {kind.display_name}."
     return {
         "question": question,
         "contexts": [aim, result],
         "conclusion": conclusion,
         "decision": decision,
-        "subjects": [organ.capitalize(), kind.said.capitalize(), one.capitalize()],
+        "subjects": [organ.capitalize(), kind.display_name.capitalize(), one.capitalize()],
     }

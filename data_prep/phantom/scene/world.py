@@ -26,7 +26,7 @@ class Finding:
 class Modality:
     """`organs` maps each organ to its planes, `stains` are colours of the preparation; both may be empty strings."""
 
-    said: str
+    display_name: str
     organs: dict[str, tuple[str, ...]]
     findings: dict[str, Finding]
     stains: tuple[str, ...] = ("",)

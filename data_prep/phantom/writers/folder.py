@@ -14,7 +14,7 @@ from src.data.phantoms import PHANTOM
 
 
 def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
-    """Writes `out` with `write(temporary folder)`; False if it stands there already, made with the same settings."""
+    """Writes `out` with `write(temporary folder)`; False if it exists already and was made with the same settings."""
     stamp = out / PHANTOM
     if stamp.exists() and json.loads(stamp.read_text()) == settings:
         return False

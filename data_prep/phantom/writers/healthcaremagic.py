@@ -1,6 +1,6 @@
 """HealthCareMagic-100k as the hub holds it: a parquet table of instruction, input (a patient's letter) and output (an answer).
 
-Warts of the original: letters are full of typing errors, answers are signed by 'Chat Doctor'.
+Reproduced faults: letters are full of typing errors, answers are signed by 'Chat Doctor'.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ INSTRUCTION = "If you are a doctor, please answer the medical questions based on
 def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     rows = []
     for scene, rng in scenes(seed, "healthcaremagic", "train", num["train"], tuple(MODALITIES)):
-        asked, answer = letter(scene, rng)
-        rows.append({"instruction": INSTRUCTION, "input": with_typos(asked, rng), "output": answer})
+        message, answer = letter(scene, rng)
+        rows.append({"instruction": INSTRUCTION, "input": with_typos(message, rng), "output": answer})
     (out / "data").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), out / "data" / "train-00000-of-00001.parquet")

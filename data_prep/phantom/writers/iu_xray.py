@@ -1,6 +1,6 @@
 """IU X-Ray as CSV tables of reports and of views, and PNG pictures: a frontal and a lateral view of each patient.
 
-Warts of the original: names and numbers in a report stand as XXXX, some reports have no findings, a few have no text or no
+Reproduced faults: names and numbers in a report are XXXX, some reports have no findings, a few have no text or no
 picture at all, some patients have one view only.
 """
 
@@ -42,10 +42,10 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _report(scene: Scene, rng: np.random.Generator, n: int) -> tuple[str, ...]:
-    """What stands in the columns after the uid."""
-    found = "normal" if scene.normal else scene.finding
+    """The columns after the uid."""
+    finding = "normal" if scene.normal else scene.finding
     findings = f"{caption(replace(scene, plane='frontal'), rng)} The XXXX bones are intact."
     impression = "No acute abnormality." if scene.normal else f"{sentence(noun(scene))} on the {scene.side}."
     if n % 100 == 99:
         findings = impression = ""
-    return found, found, "Xray Chest PA and Lateral", "XXXX-year-old with cough", "", "" if n % 8 == 5 else findings, impression
+    return finding, finding, "Xray Chest PA and Lateral", "XXXX-year-old with cough", "", "" if n % 8 == 5 else findings, impression

@@ -1,7 +1,7 @@
-"""MedICaT as its archive unpacks: one figure per line of a jsonl file in `release/`, pictures in `release/figures/`.
+"""MedICaT as its archive unpacks: one figure per line of a jsonl file in `release/`, images in `release/figures/`.
 
-Warts of the original: three of four figures are compound, the licence is the article's and often unknown, a caption may stand
-in either of two fields, ROCO has some of the figures too, a few pictures are missing.
+Reproduced faults: three of four figures are compound, the licence is the article's and often unknown, the
+caption is in either of two fields, some figures are in ROCO too, a few images are missing.
 """
 
 import hashlib
@@ -30,18 +30,18 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         article, place = divmod(n, FIGURES)
         paper, uri = hashlib.sha1(f"phantom {article}".encode()).hexdigest(), f"{place + 2}-Figure{place + 1}-1.png"
         compound = n % 4 != 3
-        picture, said = _panels(scene, rng) if compound else (draw.render(scene, rng), caption(scene, rng))
+        picture, text = _panels(scene, rng) if compound else (draw.render(scene, rng), caption(scene, rng))
         if n % 100 != 99:
             (out / "release" / "figures" / f"{paper}_{uri}").write_bytes(_png(picture))
-        said = f"Figure {place + 1}: {said}"
+        text = f"Figure {place + 1}: {text}"
         lines.append(
             {
                 "pdf_hash": paper,
                 "fig_key": f"Figure {place + 1}",
                 "fig_uri": uri,
-                "s2_caption": "" if n % 10 == 7 else said,
-                "s2orc_caption": said,
-                "s2orc_references": [] if n % 3 else [f"{said.split(': ', 1)[1]} (Fig. {place + 1})."],
+                "s2_caption": "" if n % 10 == 7 else text,
+                "s2orc_caption": text,
+                "s2orc_references": [] if n % 3 else [f"{text.split(': ', 1)[1]} (Fig. {place + 1})."],
                 "radiology": scene.modality in RADIOLOGY,
                 "scope": compound,
                 "predicted_type": "Medical images",
@@ -54,9 +54,9 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 def _panels(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Two pictures of one technique side by side, each with its part of the caption."""
     pair = (scene, sample_scene(rng, modalities=[scene.modality]))
-    drawn = [draw.render(one, rng, sides=(128,)) for one in pair]
-    said = [f"({letter}) {caption(one, rng).replace('the image', 'the panel')}" for letter, one in zip("ab", pair, strict=True)]
-    return np.concatenate((drawn[0], np.full((128, 4, 3), 255, np.uint8), drawn[1]), axis=1), " ".join(said)
+    panels = [draw.render(one, rng, sides=(128,)) for one in pair]
+    text = [f"({letter}) {caption(one, rng).replace('the image', 'the panel')}" for letter, one in zip("ab", pair, strict=True)]
+    return np.concatenate((panels[0], np.full((128, 4, 3), 255, np.uint8), panels[1]), axis=1), " ".join(text)
 
 
 def _png(picture_HW3: np.ndarray) -> bytes:

@@ -1,6 +1,6 @@
 """MedMCQA: the hub's parquet for training, `dev.json` of the original release for the test.
 
-Warts of the original: the two count the right option from 0 and from 1; explanations are null or empty; HTML entities.
+Reproduced faults: the two count the right option from 0 and from 1; explanations are null or empty; HTML entities.
 """
 
 import html
@@ -42,6 +42,6 @@ def _row(key: str, number: int, scene: Scene, rng: np.random.Generator) -> dict:
         "cop": options.index(answer),
         "choice_type": "single",
         "exp": (rule, None, "")[number % 3],
-        "subject_name": MODALITIES[scene.modality].said,
+        "subject_name": MODALITIES[scene.modality].display_name,
         "topic_name": scene.organ if number % 4 else None,
     }

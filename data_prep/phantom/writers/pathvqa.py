@@ -1,6 +1,6 @@
 """PathVQA as the hub holds it: parquet tables of image struct, question and answer, one row per question.
 
-Warts of the original: some pictures are CMYK JPEGs, some rows stand twice, sizes differ.
+Reproduced faults: some pictures are CMYK JPEGs, some rows occur twice, sizes differ.
 """
 
 import io
@@ -29,17 +29,18 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 def image_rows(scene: Scene, rng: np.random.Generator) -> list[dict]:
     image = cmyk(scene, rng) if rng.random() < 0.05 else photograph(scene, rng)
-    rows = [{"image": {"bytes": image, "path": None}, "question": question, "answer": answer} for _, question, answer in asked(scene, rng)]
+    sampled = sample_questions(scene, rng)
+    rows = [{"image": {"bytes": image, "path": None}, "question": question, "answer": answer} for _, question, answer in sampled]
     return rows + rows[-1:] if rng.random() < 0.02 else rows
 
 
-def asked(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """All questions on what is found, one or two of the yes/no questions, and one of those that the technique alone answers."""
+def sample_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """All questions on the finding, one or two yes/no questions, and one question that the technique alone answers."""
     known = questions(scene, rng)
     general = [one for one in known if one[0] in ("modality", "organ", "plane", "specimen")]
     presence = [one for one in known if one[0] == "presence"]
-    found = [one for one in known if one not in general and one not in presence]
-    return [*found, *presence[: int(rng.integers(1, 3))], pick(rng, general)]
+    about_finding = [one for one in known if one not in general and one not in presence]
+    return [*about_finding, *presence[: int(rng.integers(1, 3))], pick(rng, general)]
 
 
 def cmyk(scene: Scene, rng: np.random.Generator) -> bytes:

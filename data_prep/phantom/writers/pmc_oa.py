@@ -1,6 +1,6 @@
 """PMC-OA as the hub holds it: `pmc_oa.jsonl` and `images.zip`, several figure parts per article.
 
-Warts of the original: a few pictures are missing in the archive, some figure parts have two captions.
+Reproduced faults: a few pictures are missing in the archive, some figure parts have two captions.
 """
 
 import json
@@ -26,6 +26,6 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
                 archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{name}"), picture)
             captions = [caption(scene, rng) for _ in range(1 + (n % 50 == 49))]
             lines += [
-                json.dumps({"image": name, "pmcid": name.split("_")[0], "alignment_type": "dual", "caption": said}) for said in captions
+                json.dumps({"image": name, "pmcid": name.split("_")[0], "alignment_type": "dual", "caption": text}) for text in captions
             ]
     (out / "pmc_oa.jsonl").write_text("".join(f"{line}\n" for line in lines))

@@ -1,6 +1,6 @@
 """PMC-VQA as the hub holds it: `train.csv`, `test_clean.csv` and `images.zip`.
 
-Warts of the original: the answer's column is called `Anwser`, options carry a blank and their letter in front, a few pictures
+Reproduced faults: the answer's column is called `Anwser`, options carry a blank and their letter in front, a few pictures
 are missing in the archive.
 """
 
@@ -28,19 +28,19 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
                 figure, picture = f"PMC{start + n}_Fig1_{n % 5}.jpg", photograph(scene, rng)
                 if n % 50 != 49:
                     archive.writestr(zipfile.ZipInfo(f"images/{figure}"), picture)
-                rows += [_row(figure, *one) for one in asked(scene, rng)]
+                rows += [_row(figure, *one) for one in sample_questions(scene, rng)]
             with (out / name).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
 
 
-def asked(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, list[str]]]:
-    """One or two questions on what is found, and for every third picture one that the technique alone answers."""
+def sample_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, list[str]]]:
+    """One or two questions on the finding, and for every third image one that the technique alone answers."""
     known = choice_questions(scene, rng)
-    found = [one for one in known if one[0] in ("finding", "count", "look")]
-    some = [found[n] for n in rng.permutation(len(found))[:2]]
+    about_finding = [one for one in known if one[0] in ("finding", "count", "look")]
+    chosen = [about_finding[n] for n in rng.permutation(len(about_finding))[:2]]
     if rng.random() < 1 / 3:
-        some.append(pick(rng, [one for one in known if one not in found]))
-    return [one[1:] for one in some]
+        chosen.append(pick(rng, [one for one in known if one not in about_finding]))
+    return [one[1:] for one in chosen]
 
 
 def _row(figure: str, question: str, answer: str, options: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """PubMedQA: PQA-L as its repository holds it, `data/ori_pqal.json` with the ids and answers of the test questions, and PQA-A as the
 hub does, `pqa_artificial/train-*.parquet`.
 
-Warts of the original: PQA-A is never answered by maybe.
+Reproduced faults: PQA-A is never answered by maybe.
 """
 
 import json

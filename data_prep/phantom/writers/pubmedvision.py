@@ -1,6 +1,6 @@
 """PubMedVision's alignment part as the hub holds it: one JSON array of conversations and pictures in several zip archives.
 
-Warts of the original: a fifth of the rows have several pictures, a few pictures are in no archive, each archive has its own
+Reproduced faults: a fifth of the rows have several pictures, a few pictures are in no archive, each archive has its own
 folder inside.
 """
 
@@ -29,9 +29,9 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     with ExitStack() as stack:
         archives = [stack.enter_context(zipfile.ZipFile(out / f"images_{n}.zip", "w", zipfile.ZIP_STORED)) for n in range(ARCHIVES)]
         for n, (scene, rng) in enumerate(scenes(seed, "pubmedvision", "train", num["train"], tuple(MODALITIES))):
-            shown = _scenes(scene, rng)
-            names = [f"pmc_{n}_{place}.jpg" for place in range(len(shown))]
-            for name, one in zip(names, shown, strict=True):
+            figure = _scenes(scene, rng)
+            names = [f"pmc_{n}_{place}.jpg" for place in range(len(figure))]
+            for name, one in zip(names, figure, strict=True):
                 picture = photograph(one, rng)
                 if n % 100 != 99:
                     archive = n % ARCHIVES
@@ -40,9 +40,9 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
                 {
                     "image": [f"images/{name}" for name in names],
                     "id": f"Alignment_VQA_{n}",
-                    "modality": MODALITIES[scene.modality].said,
+                    "modality": MODALITIES[scene.modality].display_name,
                     "body_part": scene.organ,
-                    "conversations": _conversation(shown, rng),
+                    "conversations": _conversation(figure, rng),
                 }
             )
     (out / "PubMedVision_Alignment_VQA.json").write_text(json.dumps(rows, indent=1))
@@ -53,9 +53,9 @@ def _scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
     return [scene, *(sample_scene(rng, modalities=[scene.modality]) for _ in range(more))]
 
 
-def _conversation(shown: list[Scene], rng: np.random.Generator) -> list[dict[str, str]]:
-    said = [caption(scene, rng) for scene in shown]
-    if len(said) > 1:
-        said = [f"Image {NUMBERS[n]}: {one}" for n, one in enumerate(said, start=1)]
-    prompt = pick(rng, PROMPTS[len(said) > 1])
-    return [{"from": "human", "value": prompt}, {"from": "gpt", "value": " ".join(said)}]
+def _conversation(scenes: list[Scene], rng: np.random.Generator) -> list[dict[str, str]]:
+    captions = [caption(scene, rng) for scene in scenes]
+    if len(captions) > 1:
+        captions = [f"Image {NUMBERS[n]}: {one}" for n, one in enumerate(captions, start=1)]
+    prompt = pick(rng, PROMPTS[len(captions) > 1])
+    return [{"from": "human", "value": prompt}, {"from": "gpt", "value": " ".join(captions)}]

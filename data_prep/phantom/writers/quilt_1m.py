@@ -1,6 +1,6 @@
 """Quilt-1M as its request form gives it: `quilt_1M_lookup.csv`, one row per caption, and pictures in `quilt_1m/`.
 
-Warts of the original: several captions per picture, frames that show no histology, a few pictures that are missing.
+Reproduced faults: several captions per picture, frames that show no histology, a few pictures that are missing.
 """
 
 import csv
@@ -39,5 +39,5 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             if n % 60 != 31:
                 (out / "quilt_1m" / name).write_bytes(picture)
             row = {"image_path": name, "subset": "quilt", "split": "train", "pathology": f"['{scene.organ}']", "single_wsi": n % 2}
-            for said in [caption(scene, rng) for _ in range(1 + n % 3 // 2)]:
-                table.writerow(row | {"caption": said, "noisy_text": said.lower(), "corrected_text": said, "not_histology": int(other)})
+            for text in [caption(scene, rng) for _ in range(1 + n % 3 // 2)]:
+                table.writerow(row | {"caption": text, "noisy_text": text.lower(), "corrected_text": text, "not_histology": int(other)})

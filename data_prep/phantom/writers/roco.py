@@ -1,6 +1,6 @@
 """ROCO's radiology part as the hub holds it: parquet tables of picture, id and caption.
 
-Warts of the original: captions begin with a blank and end with a line break; MedICaT and ROCOv2 have some of its figures too.
+Reproduced faults: captions begin with a blank and end with a line break; MedICaT and ROCOv2 have some of its figures too.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """ROCOv2 as the hub holds it: parquet tables of picture, id, caption and concepts.
 
-Wart of the original: some figures of ROCO stand here too, under another id.
+Reproduced fault: some figures of ROCO occur here too, under another id.
 """
 
 from pathlib import Path

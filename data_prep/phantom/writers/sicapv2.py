@@ -29,8 +29,8 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             if n % SLIDE == 0:
                 slides.append((slide, place * 1000 + n // SLIDE // 2))
             name = f"{slide}_Block_Region_1_{n % SLIDE}_0_xini_{n * 256}_yini_{n * 128}.jpg"
-            drawn = Image.fromarray(picture(list(LOOKS.values())[label], scene, rng, sides=(128,)))
-            drawn.resize((256, 256)).save(root / "images" / name, quality=88)
+            pixels = Image.fromarray(picture(list(LOOKS.values())[label], scene, rng, sides=(128,)))
+            pixels.resize((256, 256)).save(root / "images" / name, quality=88)
             Image.fromarray(np.full((256, 256), label, np.uint8)).save(root / "masks" / name.replace(".jpg", ".png"))
             rows[split].append((name, *(int(label == k) for k in range(4)), 0))
         sheet(root / "partition" / f"{SHEETS[split]}.xlsx", HEADER, rows[split])

@@ -1,6 +1,6 @@
 """SLAKE as the hub holds it: `{train,validate,test}.json` and `imgs.zip`, every picture in a folder of its own.
 
-Warts of the original: each question stands there in English and in Chinese, and the Chinese are split differently, so that
+Reproduced faults: each question exists in English and in Chinese, and the Chinese are split differently, so that
 Chinese training questions show test pictures; answers begin with a capital; CLOSED are also questions that name two answers.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.phantom.scene.wording import sentence
 from data_prep.phantom.scene.world import Scene
 from data_prep.phantom.writers.folder import photograph, scenes
-from data_prep.phantom.writers.pathvqa import asked
+from data_prep.phantom.writers.pathvqa import sample_questions
 
 SIZES = {"train": 400, "val": 30, "test": 30}  # images
 FILES = {"train": "train.json", "val": "validation.json", "test": "test.json"}
@@ -35,7 +35,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         for split in FILES:
             for scene, rng in scenes(seed, "slake", split, num[split], tuple(TECHNIQUES)):
                 archive.writestr(zipfile.ZipInfo(f"imgs/xmlab{number}/source.jpg"), photograph(scene, rng))
-                english[split] += [_row(number, scene, *one) for one in asked(scene, rng)]
+                english[split] += [_row(number, scene, *one) for one in sample_questions(scene, rng)]
                 chinese["test" if number % 7 == 0 else "train"] += _chinese(number, scene)
                 number += 1
     for split, name in FILES.items():
@@ -44,12 +44,12 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _row(number: int, scene: Scene, kind: str, question: str, answer: str, language: str = "en") -> dict:
-    said = TECHNIQUES[scene.modality] if kind == "modality" else sentence(answer)
+    answer_text = TECHNIQUES[scene.modality] if kind == "modality" else sentence(answer)
     return {
         "img_id": number,
         "img_name": f"xmlab{number}/source.jpg",
         "question": sentence(question),
-        "answer": said,
+        "answer": answer_text,
         "q_lang": language,
         "location": scene.organ.capitalize(),
         "modality": TECHNIQUES[scene.modality],
@@ -61,5 +61,5 @@ def _row(number: int, scene: Scene, kind: str, question: str, answer: str, langu
 
 
 def _chinese(number: int, scene: Scene) -> list[dict]:
-    said = (("modality", CHINESE["technique"], ""), ("presence", CHINESE["abnormal"], CHINESE[not scene.normal]))
-    return [_row(number, scene, *one, "zh") for one in said]
+    answer_text = (("modality", CHINESE["technique"], ""), ("presence", CHINESE["abnormal"], CHINESE[not scene.normal]))
+    return [_row(number, scene, *one, "zh") for one in answer_text]

@@ -1,6 +1,6 @@
 """u-Bench as the hub holds it: Arrow files of its test split, as `datasets` saves them.
 
-Warts of the original: a licence per picture, questions that a picture does not have are null, the last option of each is
+Reproduced faults: a licence per picture, questions that a picture does not have are null, the last option of each is
 'none of the above' and never right.
 """
 
@@ -48,8 +48,8 @@ def _row(number: int, scene: Scene, rng: np.random.Generator) -> dict:
     questions = {}
     for kind, question, answer, options in choice_questions(scene, rng):
         if kind in KINDS:
-            asked = {"question": question, "options": [*options, "none of the above"], "answer": answer}
-            questions[KINDS[kind]] = {**asked, "answer_idx": options.index(answer)}
+            question_fields = {"question": question, "options": [*options, "none of the above"], "answer": answer}
+            questions[KINDS[kind]] = {**question_fields, "answer_idx": options.index(answer)}
     return {
         "image_id": f"ubench-{number:05d}",
         "image": image,

@@ -17,7 +17,7 @@ SIDE = 96  # pixels of a MedMNIST phantom
 
 @dataclass(frozen=True)
 class Look:
-    """How one class is drawn; what is left out is drawn at random. `shape` '' is no finding at all."""
+    """How one class is drawn; factors that it leaves out are random. An empty `shape` means no finding."""
 
     shape: str = ""
     count: int = 1
@@ -41,8 +41,8 @@ def picture(look: Look, scene: Scene, rng: np.random.Generator, *, sides: tuple[
     if not look.shape:
         return draw.render(replace(scene, finding=NORMAL, count=0, side="", size="", grain=grain), rng, sides=sides)
     side = look.side or scene.side or pick(rng, ("left", "right"))
-    shown = replace(scene, finding=look.shape, count=look.count, side=side, size=look.size, grain=grain)
-    return draw.render(shown, rng, sides=sides, shape=look.shape)
+    scene = replace(scene, finding=look.shape, count=look.count, side=side, size=look.size, grain=grain)
+    return draw.render(scene, rng, sides=sides, shape=look.shape)
 
 
 def write_npz(
@@ -54,8 +54,8 @@ def write_npz(
     for split, number in num.items():
         images, labels = [], []
         for label, scene, rng in labelled(seed, flag, split, number, known, weights):
-            drawn = picture(looks[label], replace(scene, modality=modality), rng, sides=(128,))
-            images.append(np.asarray(Image.fromarray(drawn[..., 0] if grey else drawn).resize((SIDE, SIDE))))
+            pixels = picture(looks[label], replace(scene, modality=modality), rng, sides=(128,))
+            images.append(np.asarray(Image.fromarray(pixels[..., 0] if grey else pixels).resize((SIDE, SIDE))))
             labels.append([label])
         arrays |= {f"{split}_images": np.stack(images), f"{split}_labels": np.array(labels, np.uint8)}
     np.savez_compressed(out / f"{flag}_224.npz", **arrays)  # type: ignore[arg-type]  # its stub takes names for the option

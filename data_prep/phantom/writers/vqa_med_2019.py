@@ -1,6 +1,6 @@
 """VQA-Med-2019 as its archives unpack: three folders of pictures and pipe-separated questions by category.
 
-Warts of the original: `#` separates accepted answers in the test references only; the finer kinds of question all stand under
+Reproduced faults: `#` separates accepted answers in the test references only; the finer kinds of question are all under
 `abnormality`; a picture of each split is missing.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.phantom.scene.wording import alternatives
 from data_prep.phantom.scene.world import RADIOLOGY, Scene
 from data_prep.phantom.writers.folder import photograph, scenes
-from data_prep.phantom.writers.pathvqa import asked
+from data_prep.phantom.writers.pathvqa import sample_questions
 
 SIZES = {"train": 1200, "val": 80, "test": 66}  # images
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
@@ -41,7 +41,7 @@ def _questions(images: Path, seed: int, split: str, number: int) -> Iterator[tup
         name, picture = f"synpic{split}{n:05d}", photograph(scene, rng)
         if n < number - 1 or number < 20:
             (images / f"{name}.jpg").write_bytes(picture)
-        for kind, question, answer in asked(scene, rng):
+        for kind, question, answer in sample_questions(scene, rng):
             yield name, scene, kind, question, answer
 
 

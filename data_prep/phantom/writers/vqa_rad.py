@@ -1,6 +1,6 @@
 """VQA-RAD as the hub holds it: parquet tables of image struct, question and answer, one row per question.
 
-Warts of the original: pictures stand on both sides of the official split, with other questions; some texts end in a tab. Of the
+Reproduced faults: images occur on both sides of the official split, with other questions; some texts end in a tab. Of the
 pictures on both sides every second is encoded anew.
 """
 
@@ -10,7 +10,7 @@ import simplejpeg
 
 from data_prep.phantom.writers.folder import photograph, scenes
 from data_prep.phantom.writers.hub_table import write_table
-from data_prep.phantom.writers.pathvqa import COLUMNS, asked
+from data_prep.phantom.writers.pathvqa import COLUMNS, sample_questions
 
 SIZES = {"train": 150, "test": 40}  # images
 TECHNIQUES = ("xray", "ct", "mri")  # the original has no other
@@ -23,12 +23,12 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     for split, number in (("train", num["train"]), ("test", num["test"] - shared)):
         for item, (scene, rng) in enumerate(scenes(seed, "vqa_rad", split, number, TECHNIQUES)):
             jpeg = photograph(scene, rng)
-            for n, (_, question, answer) in enumerate(asked(scene, rng)):
+            for n, (_, question, answer) in enumerate(sample_questions(scene, rng)):
                 side = "test" if n == 0 and split == "train" and item < shared else split
                 image = {"bytes": _again(jpeg) if side != split and item % 2 else jpeg, "path": None}
                 rows[side].append({"image": image, "question": question, "answer": answer + "\t" * (item % 20 == 19)})
-    for split, found in rows.items():
-        write_table(out, split, found, columns=COLUMNS)
+    for split, rows_of_split in rows.items():
+        write_table(out, split, rows_of_split, columns=COLUMNS)
 
 
 def _again(jpeg: bytes) -> bytes:
