@@ -1,4 +1,4 @@
-"""`make experiments`: every table of experiments/*/README.md, rendered from the CSV file beside it, and those that README.md repeats.
+"""`make experiments`: renders every table of experiments/*/README.md from the CSV file in the same folder.
 
 A table stands between `<!-- name -->` and `<!-- /name -->`; `TABLES` says where, which file it is made of, and how.
 """
@@ -96,9 +96,7 @@ def bench(rows: Rows) -> str:
     return columns(rows, "target", "ours", "peer", "unit")
 
 
-def speed(rows: Rows) -> str:
-    """The bench in few columns, what has a target alone."""
-    return columns([row for row in rows if row["target"]], "target", "unit")
+
 
 
 def columns(rows: Rows, *names: str) -> str:
@@ -128,8 +126,6 @@ TABLES = [
     Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
-    Table("../README.md", "leaks", "leaks/leaks.csv", leaks),
-    Table("../README.md", "speed", "bench/results.csv", speed),
 ]
 
 

@@ -94,5 +94,5 @@ def test_what_the_full_mix_is_said_to_cost_is_what_the_plan_says(monkeypatch, ca
     hours = re.search(r"take ([\d.]+ h) on 1 x H200 at (\d+)", " ".join(capsys.readouterr().out.split()))
     for name in ("ablations", "breadth", "transfer"):
         text = " ".join((FOLDER / name / "README.md").read_text().split())
-        assert f"+experiment=full_mix` says what it costs: {hours[1]}" in text or f"+experiment=full_mix` says: {hours[1]}" in text, name
+        assert f"`python -m src.plan +experiment=full_mix` estimates {hours[1]}" in text, name
         assert f"{hours[2]} TFLOP/s" in text

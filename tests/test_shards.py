@@ -137,11 +137,11 @@ def test_other_readers_find_the_same_samples(raw, tmp_path, reader, small_shards
         assert images == expected[key].images
 
 
-def test_the_lines_of_the_readme_stream_the_same_shards(raw, tmp_path, monkeypatch, capsys):
+def test_documented_webdataset_lines_stream_the_same_shards(raw, tmp_path, monkeypatch, capsys):
     root = tmp_path / "data" / "phantom" / "shards"
     build(raw, root)
     shards = Shards((root / "own").rename(root / "pathvqa"))
-    block = re.search(r"(?:    .*\n)*    import glob, webdataset.*\n(?:    .*\n)+", Path("README.md").read_text()).group()
+    block = re.search(r"(?:    .*\n)*    import glob, webdataset.*\n(?:    .*\n)+", Path("docs/data.md").read_text()).group()
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(textwrap.dedent(block), {})

@@ -1,4 +1,4 @@
-"""Every command that the README shows for a trained model and for own images, run on the mini model in a tree of its own."""
+"""Runs the documented commands for own data, questions, the demo and the export on the mini model, in a copy of the tree."""
 
 import contextlib
 import json
@@ -20,7 +20,12 @@ from experiments.soak.trial import Row
 from src.demo import free_port
 from tests.test_read_image import RAMP, dicom, picture
 
-SECTIONS = ("From your own images", "Ask", "Demo", "Use the weights elsewhere")
+# The sections of which every command is run, by page.
+PAGES = {
+    "README.md": ("From your own images",),
+    "docs/demo.md": ("Ask on the command line", "Demo in the browser"),
+    "docs/export.md": ("Export a run",),
+}
 ELSEWHERE = re.compile(r"push=|EXECUTOR=slurm")  # needs the network or a cluster
 SHORT = " optim.steps=20 optim.warmup=2"  # training is tried, not awaited
 SECONDS = 900.0
@@ -30,17 +35,18 @@ def trial(model: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         tree = copy(Path(scratch))
         furnish(tree, model.removeprefix("run:"))
-        rows = [tried(line, tree) for line in sorted(commands(Path("README.md").read_text()), key=later)]
+        lines = [line for page, sections in PAGES.items() for line in commands(Path(page).read_text(), sections)]
+        rows = [tried(line, tree) for line in sorted(lines, key=later)]
         cards = sorted((tree / "exports/mini").glob("*/README.md"))
         return rows + [snippet(card, tree) for card in cards if "```python" in card.read_text()]
 
 
-def commands(text: str) -> list[str]:
-    """The indented lines of the sections that begin with `make` or `python`, without what is said behind them."""
+def commands(text: str, sections: tuple[str, ...]) -> list[str]:
+    """The indented lines of these sections that begin with `make` or `python -m`, without their comments."""
     found = []
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         title, _, body = section.partition("\n")
-        if title in SECTIONS:
+        if title in sections:
             lines = (line.strip().partition("  #")[0].rstrip() for line in body.splitlines() if line.startswith("    "))
             found += [line for line in lines if line.startswith(("make ", "python -m "))]
     return found
