@@ -332,7 +332,7 @@ def test_settings_out_of_range_are_rejected(raw, tmp_path, capsys):
         main(["sources=own", f"raw={raw}", f"out={tmp_path / 'out'}", "quality=0"])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: quality=0: out of range; allowed: 1 to 100\n"
-    with pytest.raises(UserError, match="out=.*: same folder as raw=; give another one"):
+    with pytest.raises(UserError, match=r"out=.*: same folder as raw=; give another one"):
         build(raw, raw)
 
 
