@@ -229,7 +229,7 @@ def test_changed_state_triggers_a_rebuild(raw, tmp_path, change, small_shards):
 FAULTS = [
     ({"id": "no-answer", "question": "What?", "answer": " "}, "empty answer"),
     ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
-    ({"id": "no-picture", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
+    ({"id": "no-image", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
     ({"id": "no-path", "image": {"bytes": "x"}, "question": "What?", "answer": "yes"}, "image is neither a path nor a list of paths"),
     ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
     ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
@@ -242,7 +242,7 @@ FAULTS = [
 def test_unusable_rows_are_quarantined_with_reasons_and_counts_add_up(raw, tmp_path):
     folder = raw / "own"
     (folder / "broken.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-200])
-    (folder / "words.jpg").write_text("no picture")
+    (folder / "words.jpg").write_text("not an image")
     Image.new("L", (1, 1)).save(folder / "dot.png")
     near_duplicates = [
         {"id": "twin", "image": "0.jpg", "question": "what is  NUMBER 0?", "answer": "A cell"},  # equals q0 after normalisation
@@ -265,7 +265,7 @@ def test_manifest_counts_licences_of_written_records(raw, tmp_path, small_shards
     assert build(raw, tmp_path / "none").manifest["licences"] == {"": 150}
     fields = {"image": "0.jpg", "answer": "yes", "licence": "CC BY"}
     lines = [{**fields, "id": f"l{n}", "question": f"Is it {n}?"} for n in range(20)]
-    broken = {**fields, "id": "no-picture", "image": "x.jpg", "question": "What?"}
+    broken = {**fields, "id": "no-image", "image": "x.jpg", "question": "What?"}
     put_lines(raw / "own", "val", [*lines, broken])
     assert build(raw, tmp_path / "out", workers=2).manifest["licences"] == {"": 150, "CC BY": 20}
 
