@@ -26,6 +26,8 @@ from data_prep.build import chunking, shard_writer, slurm
 from data_prep.build import source as building
 from data_prep.build.hash_set import HashSet
 from data_prep.build.source import BuildConfig
+from data_prep.build.state import BYTE_MODULES
+from data_prep.readers import READERS
 from data_prep.shards import build_all, main
 from src.data.phantoms import PHANTOM
 from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
@@ -224,6 +226,11 @@ def test_changed_state_triggers_a_rebuild(raw, tmp_path, change, small_shards):
         assert [shard["name"] for shard in built.manifest["shards"]] == ["train-000000.tar", "val-000000.tar", "test-000000.tar"]
     assert built.manifest["fingerprint"] != old
     assert not (tmp_path / "out" / "own" / "train-000002.tar").exists() or change == "settings"
+
+
+def test_state_covers_the_helper_modules_of_the_readers():
+    modules = {path.stem for path in Path("data_prep/readers").glob("*.py")}
+    assert modules - set(READERS) - {"__init__"} == {Path(module.__file__).stem for module in BYTE_MODULES if "readers" in module.__name__}
 
 
 FAULTS = [

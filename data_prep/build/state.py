@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
-from data_prep.readers import READERS
+from data_prep.readers import READERS, json_stream, raw_files, rows, tables, zip_members
 from data_prep.sources import Source
 from src.data import record
 from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 from src.runtime.errors import UserError
 
+# The modules that decide the bytes of any source, together with its reader.
+BYTE_MODULES = (json_stream, raw_files, rows, tables, zip_members, chunking, encode, serialize, token_counts, shard_writer, record)
+
 
 def build_state(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
     """A digest of everything that decides the bytes: raw files (name, size and time), settings, entry and code."""
     digest = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
-    for module in (sys.modules[READERS[entry.reader].__module__], chunking, encode, serialize, token_counts, shard_writer, record):
+    for module in (sys.modules[READERS[entry.reader].__module__], *BYTE_MODULES):
         digest.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):
         folders.sort()
