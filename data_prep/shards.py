@@ -1,4 +1,7 @@
-"""Raw datasets -> shards, index and manifest: `python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards`."""
+"""Builds shards, index and manifest from raw datasets.
+
+python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards
+"""
 
 import sys
 from typing import Any
@@ -16,7 +19,7 @@ from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
 
 EXECUTORS = ("process", "slurm")
-OFF = 0.05  # share of the rows expected by which a split may differ before that is said
+ROW_TOLERANCE = 0.05  # relative difference to the expected rows of a split before a message is printed
 
 
 @report_user_errors
@@ -25,27 +28,27 @@ def main(words: list[str]) -> None:
 
 
 def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
-    """The manifests by source. Every source is looked up before the first is built."""
+    """Builds all sources; returns their manifests by name. Checks every source before it builds the first."""
     _validate(config)
     entries = [sources.find_source(name, config.raw) for name in config.sources]
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
-            raise UserError(f"source '{entry.name}' needs the raw folder {config.raw / entry.name}, which does not exist")
+            raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
     manifests = {}
-    with tokenizer_file(config.tokenizer) as counting, process_map(config.workers) as mapped:
+    with tokenizer_file(config.tokenizer) as tokenizer, process_map(config.workers) as map_chunks:
         if config.executor == "slurm":
-            slurm.write_shards(entries, config, counting)
+            slurm.write_shards(entries, config, tokenizer)
         for entry in entries:
-            manifests[entry.name] = build_source(entry, config, mapped, counting)
-            _print_table(entry, manifests[entry.name])
+            manifests[entry.name] = build_source(entry, config, map_chunks, tokenizer)
+            _print_counts(entry, manifests[entry.name])
     return manifests
 
 
 def _validate(config: BuildConfig) -> None:
     if not config.sources:
-        raise UserError("sources= names no source")
+        raise UserError("sources=: names no source; give one or more")
     if config.executor not in EXECUTORS:
-        raise UserError(f"executor={config.executor!r}{suggest(config.executor, EXECUTORS)}")
+        raise UserError(f"executor={config.executor!r}: unknown executor{suggest(config.executor, EXECUTORS)}")
     for name, low, high in (
         ("workers", 1, 1024),
         ("jobs", 1, 1024),
@@ -54,12 +57,12 @@ def _validate(config: BuildConfig) -> None:
         ("quarantine_limit", 0, 1),
     ):
         if not low <= getattr(config, name) <= high:
-            raise UserError(f"{name}={getattr(config, name)} is out of range; allowed: {low} to {high}")
+            raise UserError(f"{name}={getattr(config, name)}: out of range; allowed: {low} to {high}")
     if config.raw.resolve() == config.out.resolve():
-        raise UserError(f"out={config.out} is the raw folder; give another one")
+        raise UserError(f"out={config.out}: same folder as raw=; give another one")
 
 
-def _print_table(entry: sources.Source, manifest: dict[str, Any]) -> None:
+def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:
     table = Table("source", "split", *(Column(name, justify="right") for name in (*COUNTS, "expected")), box=None, pad_edge=False)
     for split, counts in manifest["counts"].items():
         if counts["in"] or split in entry.expected:
@@ -69,9 +72,9 @@ def _print_table(entry: sources.Source, manifest: dict[str, Any]) -> None:
     if manifest.get("filtered"):
         print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
     for split, expected in entry.expected.items():
-        found = manifest["counts"][split]["in"]
-        if abs(found - expected) > OFF * expected and not manifest["phantom"]:
-            print(f"{entry.name}: {split} has {found:,} rows, {expected:,} are expected; see whether its raw files are all there and whole")
+        rows = manifest["counts"][split]["in"]
+        if abs(rows - expected) > ROW_TOLERANCE * expected and not manifest["phantom"]:
+            print(f"{entry.name}: {split} has {rows:,} rows instead of {expected:,}; check that its raw files are complete")
 
 
 if __name__ == "__main__":

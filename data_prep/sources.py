@@ -1,4 +1,4 @@
-"""What `sources.yaml` says about a dataset, typed; and what stands for it where the user brings his own folder."""
+"""Typed entries of `sources.yaml`, and default entries for folders of own data."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -16,46 +16,47 @@ SOURCES_YAML = Path(__file__).with_name("sources.yaml")
 @dataclass(frozen=True)
 class Licence:
     name: str = "unverified"
-    source: str = ""  # `from:` in the file: where the licence was read
+    source: str = ""  # `from:` in the file: where the licence is stated
     redistribute: str = "unverified"  # yes, no or unverified
     non_commercial: str = "unverified"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset: where it is, what it may be used for, and how it is read."""
+    """One dataset: where to download it, its licence and how to read it."""
 
     name: str
     reader: str
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
-    columns: dict[str, str] = field(default_factory=dict)  # what a table calls image, question, answer, ...
+    columns: dict[str, str] = field(default_factory=dict)  # image, question, answer, ... -> column name of the table
     title: str = ""
     images: bool = True  # False: text only
     hub: str = ""  # dataset id on the Hugging Face hub
     zenodo: int = 0  # record number
     urls: dict[str, str] = field(default_factory=dict)  # path -> address
-    also: list[str] = field(default_factory=list)  # globs of what the reader needs besides its tables
-    unpack: bool = False  # zip files after the download, tar.gz files that were put there by hand
-    pages: list[str] = field(default_factory=list)  # addresses for people
+    also: list[str] = field(default_factory=list)  # globs of further files that the reader needs
+    unpack: bool = False  # unpack zip files after the download, and tar.gz files that were downloaded by hand
+    pages: list[str] = field(default_factory=list)  # web pages of the dataset
     revision: dict[str, str] = field(default_factory=dict)  # value, and from
     licence: Licence = field(default_factory=Licence)
     gated: str = "unverified"
     counts: dict[str, Any] = field(default_factory=dict)  # split -> expected rows, and from
-    steps: str = ""  # what a person must do by hand
+    steps: str = ""  # manual steps
     citation: str = ""
     notes: str = ""
 
     def tables(self, raw: Path, split: str) -> list[Path]:
-        """The table files of a split that are there, sorted within each glob."""
+        """The existing table files of a split, sorted within each glob."""
         return [path for glob in self.files.get(split, []) for path in sorted(raw.glob(glob))]
 
     @property
     def by_hand(self) -> bool:
+        """Whether the files have to be downloaded by hand."""
         return not (self.hub or self.zenodo or self.urls)
 
     @property
     def pinned(self) -> str:
-        """The revision that was read at a named source, if any."""
+        """The revision with a stated source; empty if there is none."""
         value = str(self.revision.get("value", "unverified"))
         return "" if value == "unverified" else value
 
@@ -66,33 +67,37 @@ class Source:
 
     @property
     def expected(self) -> dict[str, int]:
+        """Split -> expected rows, for the splits with a published count."""
         return {split: self.counts[split] for split in SPLITS if split in self.counts}
 
 
 def load_sources(path: Path = SOURCES_YAML) -> dict[str, Source]:
-    """Every entry of `sources.yaml`; an unknown key or split in it is a `UserError`."""
-    return {name: _source(name, entry) for name, entry in yaml.load(path.read_text(), Loader=yaml.CSafeLoader).items()}
+    """All entries of `sources.yaml` by name. Raises `UserError` for an unknown key or split."""
+    return {name: _parse_entry(name, entry) for name, entry in yaml.load(path.read_text(), Loader=yaml.CSafeLoader).items()}
 
 
 def find_source(name: str, raw: Path) -> Source:
-    """The entry of a source; a folder `raw/name` that holds jsonl or parquet tables needs none."""
+    """The entry of a source. A folder `raw/name` with JSON lines or parquet tables needs no entry.
+
+    Raises `UserError` if there is neither an entry nor such a folder.
+    """
     entries = load_sources()
     if name in entries:
         return entries[name]
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"source '{name}' may hold letters, digits, '-' and '_' only")
+        raise UserError(f"source '{name}': invalid name; use letters, digits, '-' and '_' only")
     for layout in ("jsonl", "hf_parquet"):
-        own = entries[layout]
-        if any(own.tables(raw / name, split) for split in SPLITS):
-            return Source(name=name, reader=layout, files=own.files, columns=own.columns, licence=own.licence)
+        default = entries[layout]
+        if any(default.tables(raw / name, split) for split in SPLITS):
+            return Source(name=name, reader=layout, files=default.files, columns=default.columns, licence=default.licence)
     raise UserError(
-        f"source '{name}' is not in sources.yaml, and {raw / name} holds neither train.jsonl, val.jsonl or test.jsonl "
+        f"source '{name}' is not in sources.yaml, and {raw / name} contains neither train.jsonl, val.jsonl or test.jsonl "
         f"nor parquet tables{suggest(name, entries)}"
     )
 
 
-def _source(name: str, entry: dict[str, Any]) -> Source:
-    allowed = {one.name for one in fields(Source)} - {"name"}
+def _parse_entry(name: str, entry: dict[str, Any]) -> Source:
+    allowed = {field.name for field in fields(Source)} - {"name"}
     for key in entry:
         if key not in allowed:
             raise UserError(f"sources.yaml: {name} has an unknown key '{key}'{suggest(key, allowed)}")
@@ -102,13 +107,13 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
     for split in entry.get("counts", {}):
         if split not in (*SPLITS, "from"):
             raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{suggest(split, SPLITS)}")
-    licence = {"source" if key == "from" else key: _word(value) for key, value in entry.get("licence", {}).items()}
+    licence = {"source" if key == "from" else key: _yes_or_no(value) for key, value in entry.get("licence", {}).items()}
     files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
     return Source(
-        **{**entry, "name": name, "files": files, "licence": Licence(**licence), "gated": _word(entry.get("gated", "unverified"))}
+        **{**entry, "name": name, "files": files, "licence": Licence(**licence), "gated": _yes_or_no(entry.get("gated", "unverified"))}
     )
 
 
-def _word(value: Any) -> str:
-    """YAML reads a bare yes or no as a boolean."""
+def _yes_or_no(value: Any) -> str:
+    """The value as text. YAML parses an unquoted yes or no as a boolean."""
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)

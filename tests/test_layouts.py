@@ -1,3 +1,5 @@
+"""The layouts of classification datasets: npz arrays, folders of images, tables and SICAPv2 spreadsheets."""
+
 import re
 
 import numpy as np
@@ -11,13 +13,13 @@ from src.runtime.errors import UserError
 rng = np.random.default_rng(0)
 
 
-def picture(path, side=40):
+def write_image(path, side=40):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def medmnist(path, *, save=np.savez, labels=None):
+def write_npz(path, *, save=np.savez, labels=None):
     arrays = {}
     for split, n in (("train", 6), ("val", 4), ("test", 4)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
@@ -27,20 +29,20 @@ def medmnist(path, *, save=np.savez, labels=None):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_gives_the_arrays_that_numpy_gives(tmp_path, save):
-    arrays = medmnist(tmp_path / "a.npz", save=save)
-    found = list(npz_layout(tmp_path, ClassificationConfig("npz", "a.npz", ["zero", "one"])))
-    assert [example.split for example in found] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4
-    assert [example.label for example in found[:3]] == ["zero", "one", "zero"]
-    assert np.array_equal(np.stack([example.image for example in found[:6]]), arrays["train_images"])
+def test_npz_arrays_match_numpy(tmp_path, save):
+    arrays = write_npz(tmp_path / "a.npz", save=save)
+    examples = list(npz_layout(tmp_path, ClassificationConfig("npz", "a.npz", ["zero", "one"])))
+    assert [example.split for example in examples] == ["train"] * 6 + ["val"] * 4 + ["test"] * 4
+    assert [example.label for example in examples[:3]] == ["zero", "one", "zero"]
+    assert np.array_equal(np.stack([example.image for example in examples[:6]]), arrays["train_images"])
 
 
-def test_an_npz_that_is_not_compressed_is_mapped_and_not_read(tmp_path):
-    medmnist(tmp_path / "a.npz")
+def test_uncompressed_npz_is_memory_mapped(tmp_path):
+    write_npz(tmp_path / "a.npz")
     assert isinstance(npz_array(tmp_path / "a.npz", "train_images").base, np.memmap)
 
 
-def test_npz_refuses_pickles_and_says_what_is_missing(tmp_path):
+def test_npz_rejects_pickles_and_names_missing_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=np.array([{}], object))
     with pytest.raises(UserError, match=r"cannot be read as npz \(it holds Python objects\)"):
         npz_array(tmp_path / "a.npz", "train_images")
@@ -53,51 +55,51 @@ def test_npz_refuses_pickles_and_says_what_is_missing(tmp_path):
         npz_array(tmp_path / "c.npz", "train_images")
 
 
-def test_npz_refuses_several_labels_per_image(tmp_path):
-    medmnist(tmp_path / "a.npz", labels=np.zeros((6, 14), np.uint8))
+def test_npz_rejects_several_labels_per_image(tmp_path):
+    write_npz(tmp_path / "a.npz", labels=np.zeros((6, 14), np.uint8))
     with pytest.raises(UserError, match="gives 14 labels per image"):
         list(npz_layout(tmp_path, ClassificationConfig("npz", "a.npz", ["zero"])))
 
 
-def test_folder_passes_over_masks_and_whatever_is_no_image(tmp_path):
+def test_folder_skips_masks_and_other_files(tmp_path):
     for name in ("Parasitized/C1P2thinF_a_cell_1.png", "Parasitized/C1P2thinF_a_cell_2.png", "Uninfected/C12N_b_cell_1.png"):
-        picture(tmp_path / "cell_images" / name)
-    picture(tmp_path / "cell_images/Uninfected/benign (1)_mask.png")
-    picture(tmp_path / "cell_images/Uninfected/benign (1)_mask_1.png")
+        write_image(tmp_path / "cell_images" / name)
+    write_image(tmp_path / "cell_images/Uninfected/benign (1)_mask.png")
+    write_image(tmp_path / "cell_images/Uninfected/benign (1)_mask_1.png")
     (tmp_path / "cell_images/Uninfected/Thumbs.db").write_bytes(b"\0")
-    found = list(folder_layout(tmp_path, ClassificationConfig("folder", "cell_images", group=r"^C\d+")))
-    assert [(example.label, example.group, example.split) for example in found] == [
+    examples = list(folder_layout(tmp_path, ClassificationConfig("folder", "cell_images", group=r"^C\d+")))
+    assert [(example.label, example.group, example.split) for example in examples] == [
         ("Parasitized", "C1", ""),
         ("Parasitized", "C1", ""),
         ("Uninfected", "C12", ""),
     ]
 
 
-def test_folder_keeps_given_splits(tmp_path):
+def test_folder_keeps_official_splits(tmp_path):
     for name in ("train/a/1.png", "Validation/a/2.png", "test/b/3.png"):
-        picture(tmp_path / name)
-    found = {example.key: (example.split, example.label) for example in folder_layout(tmp_path, ClassificationConfig("folder"))}
-    assert found == {"train/a/1.png": ("train", "a"), "Validation/a/2.png": ("val", "a"), "test/b/3.png": ("test", "b")}
+        write_image(tmp_path / name)
+    examples = {example.key: (example.split, example.label) for example in folder_layout(tmp_path, ClassificationConfig("folder"))}
+    assert examples == {"train/a/1.png": ("train", "a"), "Validation/a/2.png": ("val", "a"), "test/b/3.png": ("test", "b")}
 
 
-def test_folders_of_splits_have_several_names(tmp_path):
+def test_split_folders_may_have_common_names(tmp_path):
     for name in ("Training/a/1.png", "valid/a/2.png", "TESTING/b/3.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     assert [example.split for example in folder_layout(tmp_path, ClassificationConfig("folder"))] == ["test", "train", "val"]
 
 
-def test_a_folder_of_images_beside_those_of_splits_is_refused(tmp_path):
-    picture(tmp_path / "train/a/1.png")
-    picture(tmp_path / "__MACOSX/._1.png")
+def test_unknown_folder_next_to_splits_is_rejected(tmp_path):
+    write_image(tmp_path / "train/a/1.png")
+    write_image(tmp_path / "__MACOSX/._1.png")
     assert len(list(folder_layout(tmp_path, ClassificationConfig("folder")))) == 1
-    picture(tmp_path / "dev/a/2.png")
+    write_image(tmp_path / "dev/a/2.png")
     with pytest.raises(UserError, match=r"holds 'dev', which is no split, beside train; allowed are folders of classes, or of splits$"):
         list(folder_layout(tmp_path, ClassificationConfig("folder")))
 
 
-def test_table_refuses_a_name_that_stands_in_two_folders(tmp_path):
-    picture(tmp_path / "left/1.png")
-    picture(tmp_path / "right/1.png")
+def test_table_rejects_an_ambiguous_image_name(tmp_path):
+    write_image(tmp_path / "left/1.png")
+    write_image(tmp_path / "right/1.png")
     (tmp_path / "labels.csv").write_text("image,label\nright/1.png,x\n1.png,y\n")
     examples = table_layout(tmp_path, ClassificationConfig("csv"))
     assert next(examples).image == tmp_path / "right/1.png"
@@ -105,17 +107,17 @@ def test_table_refuses_a_name_that_stands_in_two_folders(tmp_path):
         next(examples)
 
 
-def test_table_finds_images_by_name_in_any_folder(tmp_path):
-    picture(tmp_path / "images/imgs_part_1/PAT_1_2_3.png")
+def test_table_finds_images_in_any_folder(tmp_path):
+    write_image(tmp_path / "images/imgs_part_1/PAT_1_2_3.png")
     (tmp_path / "metadata.csv").write_text("patient_id,img_id,diagnostic\nPAT_1,PAT_1_2_3.png,NEV\n")
     config = ClassificationConfig("csv", "metadata.csv", columns={"image": "img_id", "label": "diagnostic", "group": "patient_id"})
-    (found,) = table_layout(tmp_path, config)
-    assert found[:4] == ("PAT_1_2_3.png", "", "NEV", "PAT_1")
-    assert found.image == tmp_path / "images/imgs_part_1/PAT_1_2_3.png"
+    (example,) = table_layout(tmp_path, config)
+    assert example[:4] == ("PAT_1_2_3.png", "", "NEV", "PAT_1")
+    assert example.image == tmp_path / "images/imgs_part_1/PAT_1_2_3.png"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("image,lable\na.png,x\n", "has no column 'label', which is to be the label; did you mean 'lable'?"),
         ("image,diagnosis\na.png,x\n", "has no column 'label', which is to be the label; it has: diagnosis, image"),
@@ -125,48 +127,48 @@ def test_table_finds_images_by_name_in_any_folder(tmp_path):
         ("image,label\na.png,\udce9\n", "labels.csv is not UTF-8 (byte 18); fetch it again"),
     ],
 )
-def test_table_says_what_is_wrong(tmp_path, text, said):
-    picture(tmp_path / "a.png")
+def test_invalid_table_is_explained(tmp_path, text, message):
+    write_image(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text(text, errors="surrogateescape")
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         list(table_layout(tmp_path, ClassificationConfig("csv")))
 
 
-def write_sheet(path, rows):
+def write_spreadsheet(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    book = Workbook()
+    workbook = Workbook()
     for row in rows:
-        book.active.append(row)
-    book.save(path)
+        workbook.active.append(row)
+    workbook.save(path)
 
 
-def sicap_folder(root):
+def write_sicap(root):
     names = [f"16B000{n}_Block_Region_1_0_0_xini_1_yini_{n}.jpg" for n in range(3)]
-    for n, (name, place) in enumerate(zip(names, ("Validation/Val1/Train", "Validation/Val1/Test", "Test/Test"), strict=True)):
-        picture(root / "images" / name)
+    for n, (name, partition) in enumerate(zip(names, ("Validation/Val1/Train", "Validation/Val1/Test", "Test/Test"), strict=True)):
+        write_image(root / "images" / name)
         values = [int(n == 0), int(n == 1), int(n == 2), 0, 0]
-        write_sheet(root / "partition" / f"{place}.xlsx", [("image_name", "NC", "G3", "G4", "G5", "G4C"), (name, *values)])
+        write_spreadsheet(root / "partition" / f"{partition}.xlsx", [("image_name", "NC", "G3", "G4", "G5", "G4C"), (name, *values)])
     return names
 
 
-def test_sicap_takes_the_given_folds_and_the_highest_column(tmp_path):
-    sicap_folder(tmp_path / "SICAPv2")
-    write_sheet(tmp_path / "SICAPv2/wsi_labels.xlsx", [("slide_id", "patient_id"), ("16B0000", 7)])
-    found = list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
-    assert [(e.split, e.label, e.group) for e in found] == [
+def test_sicap_uses_official_folds_and_the_highest_column(tmp_path):
+    write_sicap(tmp_path / "SICAPv2")
+    write_spreadsheet(tmp_path / "SICAPv2/wsi_labels.xlsx", [("slide_id", "patient_id"), ("16B0000", 7)])
+    examples = list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    assert [(example.split, example.label, example.group) for example in examples] == [
         ("train", "NC", "patient 7"),
         ("val", "G3", "16B0001"),
         ("test", "G4", "16B0002"),
     ]
 
 
-def test_sicap_names_a_missing_or_cut_spreadsheet(tmp_path):
-    sicap_folder(tmp_path / "SICAPv2")
+def test_missing_or_truncated_sicap_spreadsheet_is_named(tmp_path):
+    write_sicap(tmp_path / "SICAPv2")
     path = tmp_path / "SICAPv2/partition/Test/Test.xlsx"
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"Test\.xlsx cannot be read as xlsx .*; fetch it again"):
         list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
-    write_sheet(path, [("image_name", "NC", "G3")])
+    write_spreadsheet(path, [("image_name", "NC", "G3")])
     with pytest.raises(UserError, match=r"Test\.xlsx has no column 'G4'; it has: G3, NC, image_name$"):
         list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G4", "G5"])))
     path.unlink()

@@ -1,4 +1,4 @@
-"""Raw rows -> tars, index, quarantine and manifest: what is written can be read, adds up, and depends on the rows alone."""
+"""Shard builds: tars, index, quarantine and manifest are readable, their counts add up, and the bytes depend on the rows alone."""
 
 import contextlib
 import errno
@@ -26,6 +26,8 @@ from data_prep.build import chunking, shard_writer, slurm
 from data_prep.build import source as building
 from data_prep.build.hash_set import HashSet
 from data_prep.build.source import BuildConfig
+from data_prep.build.state import BYTE_MODULES
+from data_prep.readers import READERS
 from data_prep.shards import build_all, main
 from src.data.phantoms import PHANTOM
 from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
@@ -37,7 +39,7 @@ from tests.conftest import jpeg
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
-    """150 questions on 30 pictures, some without a picture, some with two; a few of every fault."""
+    """150 questions on 30 images; each question has no, one or two images."""
     folder = tmp_path / "raw" / "own"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -63,13 +65,13 @@ def build(raw: Path, out: Path, **settings) -> Shards:
 
 @contextlib.contextmanager
 def interrupted(monkeypatch, at: str) -> Iterator[None]:
-    """The build in it ends by Ctrl-C while it writes the shard `at`."""
+    """Interrupts the build inside the block (Ctrl-C) while it writes the shard `at`."""
 
-    def write_shard(folder, shard, packed):
+    def write_shard(folder, shard, chunks):
         if shard == at:
-            next(packed)
+            next(chunks)
             raise KeyboardInterrupt
-        return shard_writer.write_shard(folder, shard, packed)
+        return shard_writer.write_shard(folder, shard, chunks)
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_shard", write_shard)
@@ -87,7 +89,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(chunking, "CHUNK_ROWS", 7)
 
 
-def test_what_was_written_is_read(raw, tmp_path):
+def test_records_round_trip_through_shards(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     assert len(built) == 150
     assert [len(built.rows(split)) for split in SPLITS] == [100, 20, 30]
@@ -99,40 +101,39 @@ def test_what_was_written_is_read(raw, tmp_path):
         text = built.text(row)
         assert text.images == []
         assert vars(text) == {**vars(record), "images": []}
-    sent = (raw / "own" / "0.jpg").read_bytes()
-    np.testing.assert_array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in (sent, built[0].images[0])))
+    raw_image = (raw / "own" / "0.jpg").read_bytes()
+    np.testing.assert_array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in (raw_image, built[0].images[0])))
 
 
-def test_the_index_describes_the_records(raw, tmp_path):
+def test_index_describes_the_records(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     assert built.column("key")[7] == "q7"
     assert QUESTION_TYPES[built.column("type")[0]] == "other"
     assert built.column("text_length")[12] == len("What is number 12?") + len("\n") + len("a cell")
     assert (built.column("width")[0], built.column("height")[0], built.column("width")[1]) == (32, 24, 0)
     assert (built.column("image_hash") == 0).tolist() == [n % 3 == 1 for n in range(150)]
-    assert built.column("group")[0] == built.column("group")[30]  # both on 0.jpg
+    assert built.column("group")[0] == built.column("group")[30]  # both show 0.jpg
     assert len(set(built.column("text_hash"))) == 150
     rows, hashes = built.image_hashes()
     assert Counter(rows.tolist()) == {n: (1, 0, 2)[n % 3] for n in range(150) if n % 3 != 1}
     assert set(hashes[rows == 2].tolist()) == {int(built.column("image_hash")[n]) for n in (2, 3)}  # 2.jpg and 3.jpg
-    assert not built.column("offset").flags.owndata  # a view of the file
+    assert not built.column("offset").flags.owndata  # it is a view of the file
 
 
 @pytest.mark.parametrize("reader", ["webdataset", "datasets"])
-def test_other_readers_find_the_same_samples(raw, tmp_path, reader, small_shards):
+def test_other_libraries_read_the_same_samples(raw, tmp_path, reader, small_shards):
     built = build(raw, tmp_path / "out")
     tars = [str(tmp_path / "out" / "own" / shard["name"]) for shard in built.manifest["shards"]]
     assert len(tars) == 5
     if reader == "webdataset":
         samples = webdataset.WebDataset(tars, shardshuffle=False)
-        found = {sample["__key__"]: [sample[name] for name in ("json", "jpg", "1.jpg") if name in sample] for sample in samples}
-        found = {key: [json.loads(text), *images] for key, (text, *images) in found.items()}
+        members = {sample["__key__"]: [sample[name] for name in ("json", "jpg", "1.jpg") if name in sample] for sample in samples}
+        read = {key: [json.loads(text), *images] for key, (text, *images) in members.items()}
     else:
-        found = {}
-        found = by_datasets(tars, tmp_path)
+        read = read_with_datasets(tars)
     expected = {record.key: record for record in (built[row] for row in range(len(built)))}
-    assert found.keys() == expected.keys()
-    for key, (text, *images) in found.items():
+    assert read.keys() == expected.keys()
+    for key, (text, *images) in read.items():
         assert text["turns"] == [list(turn) for turn in expected[key].turns]
         assert images == expected[key].images
 
@@ -150,8 +151,8 @@ def test_documented_webdataset_lines_stream_the_same_shards(raw, tmp_path, monke
     assert set(lines) == {f"{record.key} {json.loads(to_json(record))}" for record in (shards[row] for row in range(len(shards)))}
 
 
-def by_datasets(tars: list[str], folder: Path) -> dict:
-    """The features have to be given: `datasets` reads them off the first samples and wants all to be alike."""
+def read_with_datasets(tars: list[str]) -> dict:
+    """The features are explicit because `datasets` infers them from the first samples and expects all samples to be alike."""
     members = {
         "__key__": datasets.Value("string"),
         "json": datasets.Json(),
@@ -162,14 +163,14 @@ def by_datasets(tars: list[str], folder: Path) -> dict:
     return {row["__key__"]: [row["json"], *(row[name]["bytes"] for name in ("jpg", "1.jpg") if row.get(name))] for row in rows}
 
 
-def test_meta_that_json_cannot_hold_is_refused():
+def test_meta_that_is_not_json_serialisable_is_rejected():
     record = Record("q", "own", "train", turns=[("What is shown?", "a cell")], meta={"depth": 2**70, "of": [1.5, None, "ü"]})
     assert chunking.record_fault(record) == ""
     record.meta = {1: "a key that is not text"}
     assert chunking.record_fault(record).startswith("meta cannot be written as JSON: ")
 
 
-def test_tars_are_what_tarfile_would_write(raw, tmp_path):
+def test_tars_equal_those_of_tarfile(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     tar = tmp_path / "out" / "own" / "train-000000.tar"
     out = io.BytesIO()
@@ -182,27 +183,27 @@ def test_tars_are_what_tarfile_would_write(raw, tmp_path):
     assert tar_bytes(built[2]) in tar.read_bytes()
 
 
-def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw, tmp_path, monkeypatch, small_shards):
+def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path, monkeypatch, small_shards):
     build(raw, tmp_path / "one")
     build(raw, tmp_path / "two", workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     with interrupted(monkeypatch, "train-000002"):
-        build(raw, tmp_path / "cut")
-    halfway = contents(tmp_path / "cut" / "own")
-    assert {name for name in halfway if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
+        build(raw, tmp_path / "interrupted")
+    partial = contents(tmp_path / "interrupted" / "own")
+    assert {name for name in partial if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
     with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):
-        Shards(tmp_path / "cut" / "own")
+        Shards(tmp_path / "interrupted" / "own")
     written = []
     monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or shard_writer.write_shard(*args))
-    build(raw, tmp_path / "cut")
+    build(raw, tmp_path / "interrupted")
     assert written == ["train-000002", "val-000000", "test-000000"]
-    assert contents(tmp_path / "cut") == contents(tmp_path / "one")
+    assert contents(tmp_path / "interrupted") == contents(tmp_path / "one")
     written.clear()
-    build(raw, tmp_path / "cut")
+    build(raw, tmp_path / "interrupted")
     assert written == []
 
 
-def test_a_finished_shard_that_vanished_is_written_again(raw, tmp_path, small_shards):
+def test_missing_or_truncated_shards_are_rewritten(raw, tmp_path, small_shards):
     build(raw, tmp_path / "out")
     before = contents(tmp_path / "out")
     for name in ("manifest.json", "train-000001.tar"):
@@ -213,7 +214,7 @@ def test_a_finished_shard_that_vanished_is_written_again(raw, tmp_path, small_sh
 
 
 @pytest.mark.parametrize("change", ["settings", "raw"])
-def test_another_state_is_built_anew(raw, tmp_path, change, small_shards):
+def test_changed_state_triggers_a_rebuild(raw, tmp_path, change, small_shards):
     old = build(raw, tmp_path / "out").manifest["fingerprint"]
     if change == "settings":
         built = build(raw, tmp_path / "out", max_side=16)
@@ -227,10 +228,15 @@ def test_another_state_is_built_anew(raw, tmp_path, change, small_shards):
     assert not (tmp_path / "out" / "own" / "train-000002.tar").exists() or change == "settings"
 
 
+def test_state_covers_the_helper_modules_of_the_readers():
+    modules = {path.stem for path in Path("data_prep/readers").glob("*.py")}
+    assert modules - set(READERS) - {"__init__"} == {Path(module.__file__).stem for module in BYTE_MODULES if "readers" in module.__name__}
+
+
 FAULTS = [
     ({"id": "no-answer", "question": "What?", "answer": " "}, "empty answer"),
     ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
-    ({"id": "no-picture", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
+    ({"id": "no-image", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
     ({"id": "no-path", "image": {"bytes": "x"}, "question": "What?", "answer": "yes"}, "image is neither a path nor a list of paths"),
     ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
     ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
@@ -240,57 +246,57 @@ FAULTS = [
 ]
 
 
-def test_what_cannot_be_used_is_quarantined_with_its_reason_and_the_sums_add_up(raw, tmp_path):
+def test_unusable_rows_are_quarantined_with_reasons_and_counts_add_up(raw, tmp_path):
     folder = raw / "own"
     (folder / "broken.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-200])
-    (folder / "words.jpg").write_text("no picture")
+    (folder / "words.jpg").write_text("not an image")
     Image.new("L", (1, 1)).save(folder / "dot.png")
-    twins = [
-        {"id": "twin", "image": "0.jpg", "question": "what is  NUMBER 0?", "answer": "A cell"},  # as q0, other letters
-        {"id": "cousin", "image": "1.jpg", "question": "What is number 0?", "answer": "a cell"},  # another picture
+    near_duplicates = [
+        {"id": "twin", "image": "0.jpg", "question": "what is  NUMBER 0?", "answer": "A cell"},  # equals q0 after normalisation
+        {"id": "cousin", "image": "1.jpg", "question": "What is number 0?", "answer": "a cell"},  # another image
     ]
-    put_lines(folder, "train", [line for line, _ in FAULTS] + twins)
+    put_lines(folder, "train", [line for line, _ in FAULTS] + near_duplicates)
     put_lines(folder, "test", [{"id": "q0", "image": "0.jpg", "question": "What is number 0?", "answer": "a cell"}])
     built = build(raw, tmp_path / "out", quarantine_limit=0.1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "quarantine.jsonl").read_text().splitlines()]
-    found = {(line["key"], line["split"]): line["reason"] for line in lines}
-    assert found.pop(("q0", "test")) == "duplicate key"  # the same content in another split is a leak, not a duplicate
+    reasons = {(line["key"], line["split"]): line["reason"] for line in lines}
+    assert reasons.pop(("q0", "test")) == "duplicate key"  # the same content in another split is a leak, not a duplicate
     expected = {(line["id"], "train"): reason for line, reason in FAULTS}
-    assert {key: reason[: len(expected[key])] for key, reason in found.items()} == expected
+    assert {key: reason[: len(expected[key])] for key, reason in reasons.items()} == expected
     assert built.manifest["counts"]["train"] == {"in": 111, "written": 101, "quarantined": 9, "duplicates": 1, "filtered": 0}
     assert "cousin" in built.column("key")
     assert "twin" not in built.column("key")
 
 
-def test_licences_of_written_records_are_counted(raw, tmp_path, small_shards):
+def test_manifest_counts_licences_of_written_records(raw, tmp_path, small_shards):
     assert build(raw, tmp_path / "none").manifest["licences"] == {"": 150}
-    one = {"image": "0.jpg", "answer": "yes", "licence": "CC BY"}
-    lines = [{**one, "id": f"l{n}", "question": f"Is it {n}?"} for n in range(20)]
-    broken = {**one, "id": "no-picture", "image": "x.jpg", "question": "What?"}
+    fields = {"image": "0.jpg", "answer": "yes", "licence": "CC BY"}
+    lines = [{**fields, "id": f"l{n}", "question": f"Is it {n}?"} for n in range(20)]
+    broken = {**fields, "id": "no-image", "image": "x.jpg", "question": "What?"}
     put_lines(raw / "own", "val", [*lines, broken])
     assert build(raw, tmp_path / "out", workers=2).manifest["licences"] == {"": 150, "CC BY": 20}
 
 
-def test_more_quarantined_than_allowed_fails_the_build_and_says_why(raw, tmp_path):
+def test_build_fails_above_the_quarantine_limit(raw, tmp_path):
     put_lines(raw / "own", "train", [{"id": f"x{n}", "image": f"x{n}.jpg", "question": "What?", "answer": "y"} for n in range(30)])
     with pytest.raises(UserError) as error:
         build(raw, tmp_path / "out")
     out = tmp_path / "out" / "own"
     assert str(error.value) == (
-        "source 'own': 30 of 180 rows (16.7%) are quarantined, quarantine_limit=0.05 allows 5%; the main reason is 'image missing' "
-        f"(30 times), each is in {out / 'quarantine.jsonl'}; put the raw data right, or raise quarantine_limit=, "
+        "source 'own': 30 of 180 rows (16.7%) are quarantined, quarantine_limit=0.05 allows 5%; the most frequent reason is "
+        f"'image missing' (30 rows), all are listed in {out / 'quarantine.jsonl'}; fix the raw data, or raise quarantine_limit=, "
         "and run the same command again"
     )
     assert not (out / "manifest.json").exists()
     assert len((out / "quarantine.jsonl").read_text().splitlines()) == 30
     for n in range(30):
         (raw / "own" / f"x{n}.jpg").write_bytes((raw / "own" / "0.jpg").read_bytes())
-    assert build(raw, tmp_path / "out").manifest["counts"]["train"]["written"] + 29 == 130  # one text, one picture: 29 duplicates
+    assert build(raw, tmp_path / "out").manifest["counts"]["train"]["written"] + 29 == 130  # same text and image: 29 duplicates
 
 
 @pytest.mark.parametrize("phantom", [False, True])
-def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phantom):
-    """A table of lines that was cut looks like a shorter one."""
+def test_missing_rows_are_reported(raw, tmp_path, monkeypatch, capsys, phantom):
+    """A truncated JSON lines file is still valid, so that only the number of rows shows it."""
     own = sources.Source(
         "own", "jsonl", {split: [f"{split}.jsonl"] for split in SPLITS}, counts={"train": 200, "val": 20, "from": "a page"}
     )
@@ -298,23 +304,23 @@ def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phan
     if phantom:
         (raw / "own" / PHANTOM).touch()
     build(raw, tmp_path / "out")
-    said = "own: train has 100 rows, 200 are expected; see whether its raw files are all there and whole\n"
-    assert (said in capsys.readouterr().out) == (not phantom)
+    message = "own: train has 100 rows instead of 200; check that its raw files are complete\n"
+    assert (message in capsys.readouterr().out) == (not phantom)
 
 
-def test_a_missing_raw_folder_and_an_empty_source(raw, tmp_path):
-    with pytest.raises(UserError, match=r"source 'pathvqa' needs the raw folder .*/raw/pathvqa, which does not exist"):
+def test_missing_or_empty_raw_folder_is_an_error(raw, tmp_path):
+    with pytest.raises(UserError, match=r"source 'pathvqa': the raw folder .*/raw/pathvqa does not exist; create it, or"):
         build(raw, tmp_path / "out", sources=["pathvqa"])
     (raw / "pathvqa").mkdir()
-    with pytest.raises(UserError, match=r"source 'pathvqa': .* holds no record; looked for data/train-\*\.parquet, "):
+    with pytest.raises(UserError, match=r"source 'pathvqa': .* holds no rows; put files there that match one of data/train-\*\.parquet, "):
         build(raw, tmp_path / "out", sources=["pathvqa"])
     with pytest.raises(UserError, match=r"source 'nowhere' is not in sources\.yaml"):
         build(raw, tmp_path / "out", sources=["own", "nowhere"])
-    assert not (tmp_path / "out" / "own").exists()  # refused before anything slow
+    assert not (tmp_path / "out" / "own").exists()  # all sources are checked before the first build
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["sorces=a"], "unknown key 'sorces'; did you mean 'sources'?"),
         (["sources=own", "raw=r"], "out= is missing; give out=..."),
@@ -322,56 +328,56 @@ def test_a_missing_raw_folder_and_an_empty_source(raw, tmp_path):
         (["own"], "'own' is not of the form key=value"),
     ],
 )
-def test_arguments(words, sentence):
+def test_invalid_arguments_are_rejected(words, message):
     with pytest.raises(UserError) as error:
         parse_arguments(BuildConfig, words)
-    assert str(error.value) == sentence
+    assert str(error.value) == message
 
 
-def test_settings_out_of_range(raw, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+def test_settings_out_of_range_are_rejected(raw, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["sources=own", f"raw={raw}", f"out={tmp_path / 'out'}", "quality=0"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: quality=0 is out of range; allowed: 1 to 100\n"
-    with pytest.raises(UserError, match="is the raw folder; give another one"):
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: quality=0: out of range; allowed: 1 to 100\n"
+    with pytest.raises(UserError, match=r"out=.*: same folder as raw=; give another one"):
         build(raw, raw)
 
 
-def test_a_folder_with_foreign_tars_is_left_alone(raw, tmp_path):
+def test_folder_with_foreign_tars_is_not_touched(raw, tmp_path):
     (tmp_path / "out" / "own").mkdir(parents=True)
-    (tmp_path / "out" / "own" / "mine.tar").write_bytes(b"precious")
-    with pytest.raises(UserError, match="holds tars that this command did not build"):
+    (tmp_path / "out" / "own" / "foreign.tar").write_bytes(b"content")
+    with pytest.raises(UserError, match="contains tars that this command did not build"):
         build(raw, tmp_path / "out")
-    assert contents(tmp_path / "out") == {"own/mine.tar": b"precious"}
+    assert contents(tmp_path / "out") == {"own/foreign.tar": b"content"}
 
 
-def test_a_full_disk_leaves_nothing_half_written(raw, tmp_path, monkeypatch, small_shards):
+def test_full_disk_leaves_no_partial_files(raw, tmp_path, monkeypatch, small_shards):
     build(raw, tmp_path / "whole")
-    real, calls = os.fsync, Counter()
+    fsync, calls = os.fsync, Counter()
 
-    def full(descriptor):
+    def fail_at_sixth_call(descriptor):
         calls["fsync"] += 1
         if calls["fsync"] == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
+        fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", fail_at_sixth_call)
         with pytest.raises(UserError, match=r"no space is left for .*; free some and run the same command again"):
             build(raw, tmp_path / "out")
-    left = contents(tmp_path / "out" / "own")
-    assert not any(name.endswith(".tmp") for name in left)
-    assert all(left[name] == contents(tmp_path / "whole" / "own")[name] for name in left)
+    files = contents(tmp_path / "out" / "own")
+    assert not any(name.endswith(".tmp") for name in files)
+    assert all(files[name] == contents(tmp_path / "whole" / "own")[name] for name in files)
     build(raw, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp_path, monkeypatch, small_shards):
-    def write_and_kill(folder, shard, packed):
+def test_killed_worker_is_reported_and_the_build_resumes(raw, tmp_path, monkeypatch, small_shards):
+    def write_and_kill(folder, shard, chunks):
         if shard == "train-000001":
             for child in multiprocessing.active_children():  # processes of other tests may be among them
-                child.kill()  # not os.kill: after the first, the pool itself ends the others
-        return shard_writer.write_shard(folder, shard, packed)
+                child.kill()  # not os.kill: after the first kill, the pool itself ends the others
+        return shard_writer.write_shard(folder, shard, chunks)
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_shard", write_and_kill)
@@ -384,7 +390,7 @@ def test_a_killed_worker_is_one_sentence_and_the_same_command_continues(raw, tmp
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_jobs_of_a_cluster_write_the_same_bytes(raw, tmp_path, small_shards):
+def test_slurm_jobs_write_the_same_bytes(raw, tmp_path, small_shards):
     build(raw, tmp_path / "whole")
     config = BuildConfig(sources=["own"], raw=raw, out=tmp_path / "out", workers=1, jobs=2)
     (tmp_path / "out").mkdir()
@@ -396,21 +402,21 @@ def test_jobs_of_a_cluster_write_the_same_bytes(raw, tmp_path, small_shards):
     assert contents(tmp_path / "out" / "own") == contents(tmp_path / "whole" / "own")
 
 
-def test_a_cluster_that_is_not_there(raw, tmp_path):
-    with pytest.raises(UserError, match="executor=slurm needs a Slurm cluster, and there is no sbatch here; use executor=process"):
+def test_missing_or_unknown_executor_is_an_error(raw, tmp_path):
+    with pytest.raises(UserError, match="executor=slurm: sbatch is not installed on this machine; use executor=process"):
         build(raw, tmp_path / "out", executor="slurm")
-    with pytest.raises(UserError, match="executor='slrum'; did you mean 'slurm'"):
+    with pytest.raises(UserError, match="executor='slrum': unknown executor; did you mean 'slurm'"):
         build(raw, tmp_path / "out", executor="slrum")
 
 
-def test_keys_become_member_names():
+def test_tar_keys_are_valid_and_distinct():
     assert chunking.tar_key("abc-1_X") == "abc-1_X"
     names = [chunking.tar_key(key) for key in ("a.b", "a/b", "a b", "ä", "x" * 200, "x" * 201, "../../etc")]
     assert len(set(names)) == len(names)
     assert all(len(name) <= chunking.KEY_LENGTH and name.replace("-", "").replace("_", "").isalnum() for name in names)
 
 
-def test_a_key_that_had_to_change_is_kept_in_meta(raw, tmp_path):
+def test_original_key_is_kept_in_meta(raw, tmp_path):
     put_lines(raw / "own", "val", [{"id": "scan/1.png", "question": "q", "answer": "a"}])
     built = build(raw, tmp_path / "out")
     record = built[built.rows("val")[-1]]
@@ -418,23 +424,23 @@ def test_a_key_that_had_to_change_is_kept_in_meta(raw, tmp_path):
     assert record.key.startswith("scan_1_png-")
 
 
-def test_seen_is_a_set():
+def test_hash_set_behaves_like_a_set():
     rng = np.random.default_rng(0)
     values = [0, 1, 2**64 - 2, *rng.integers(0, 2000, 4000).tolist()]
-    seen, known = HashSet(), set()
+    hash_set, reference = HashSet(), set()
     for value in values:
-        assert seen.add(value or 1) == ((value or 1) not in known)
-        known.add(value or 1)
+        assert hash_set.add(value or 1) == ((value or 1) not in reference)
+        reference.add(value or 1)
 
 
-def test_shards_are_opened_by_name_only_and_pickle_as_their_path(raw, tmp_path):
+def test_shards_pickle_as_their_path(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     again = pickle.loads(pickle.dumps(built))
     assert again[3].key == "q3"
     assert len(pickle.dumps(built)) < 300
 
 
-def test_few_files_are_open_at_a_time(raw, tmp_path, monkeypatch):
+def test_number_of_open_files_is_bounded(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "SHARD_ROWS", 5)
     monkeypatch.setattr(Shards, "open_files", 3)
     built = build(raw, tmp_path / "out")
@@ -444,10 +450,10 @@ def test_few_files_are_open_at_a_time(raw, tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
-def test_vanished_and_changed_shards_are_named(raw, tmp_path):
+def test_missing_and_changed_shards_are_named_in_errors(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     tar = tmp_path / "out" / "own" / "val-000000.tar"
-    with tar.open("r+b") as file:  # another sample stands where the index says
+    with tar.open("r+b") as file:  # another sample at the indexed position
         content = file.read()
         file.seek(0)
         file.write(content.replace(b'"key":"q100"', b'"key":"x100"'))
@@ -464,7 +470,7 @@ def test_vanished_and_changed_shards_are_named(raw, tmp_path):
         Shards(tmp_path / "out" / "own")
 
 
-def test_leaks_are_left_out_on_request(raw, tmp_path):
+def test_decontaminate_excludes_leaks(raw, tmp_path):
     built = build(raw, tmp_path / "out")
     path = tmp_path / "out" / "own" / "index.arrow"
     columns = {name: built._index.column(name) for name in SCHEMA.names}
@@ -477,7 +483,7 @@ def test_leaks_are_left_out_on_request(raw, tmp_path):
     assert len(again.rows("train")) == 100
 
 
-def test_shards_are_bounded_in_rows_and_bytes(monkeypatch):
+def test_shards_are_bounded_in_bytes(monkeypatch):
     monkeypatch.setattr(chunking, "SHARD_BYTES", 1000)
     records = [Record(f"k{n}", "s", "train", [bytes([n]) * size], [("q", "a")]) for n, size in enumerate((300, 300, 300, 300, 5000, 10))]
     chunks = list(chunking.to_chunks(iter(records), split="train", keys=HashSet()))

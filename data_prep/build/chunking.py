@@ -1,7 +1,7 @@
-"""The stream of rows of a reader -> checked chunks, dealt to shards at fixed bounds.
+"""Splits the rows of a reader into checked chunks and assigns each chunk to a shard.
 
-A shard is a stretch of input rows; a chunk is what a worker encodes at once. Both depend on the rows alone, so neither the
-number of workers nor an interruption changes a byte.
+A shard is a run of consecutive input rows. A chunk is the part of a shard that one worker encodes at once. Both depend on the
+rows alone, so the number of workers and interruptions never change the output bytes.
 """
 
 import re
@@ -17,27 +17,28 @@ from src.data.record import Record, encode_json
 
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
 CHUNK_ROWS, CHUNK_BYTES = 64, 4 << 20
-KEY_LENGTH = 80  # a USTAR name holds 100 bytes
+KEY_LENGTH = 80  # a USTAR member name is limited to 100 bytes, including the extension
 
 
 @dataclass
 class Chunk:
-    shard: str  # train-000003
+    shard: str  # for example train-000003
     records: list[Record] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)  # (key, reason): quarantined before any image was looked at
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason) of rows quarantined before their images are decoded
     counts: Counter = field(default_factory=Counter)  # in, duplicates, filtered
     filtered: Counter = field(default_factory=Counter)  # reason -> rows
-    last: bool = False
-    size: int = 0  # bytes as they came
+    last: bool = False  # the last chunk of its shard
+    size: int = 0  # bytes of the raw images and text
 
 
 def to_chunks(rows: Iterable[Row], *, split: str, keys: HashSet) -> Iterator[Chunk]:
-    """Chunks of at most 64 records or 4 MB, and shards of at most 4,096 rows or 64 MB (one larger row stands alone).
+    """Yields chunks of at most 64 rows or 4 MB, grouped into shards of at most 4,096 rows or 64 MB.
 
-    A row without a usable question, answer or key is refused. A duplicate (the same images and the same normalised text, in
-    the same split) is left out, the first is kept. `keys` remembers the keys of the splits that came before.
+    A single row above a limit forms its own chunk or shard. A row without a usable question, answer or key is rejected. A
+    duplicate (same images and same normalised text within the split) is dropped; the first occurrence stays. `keys` holds
+    the keys of the previous splits and is extended, so that a key is unique in its source.
     """
-    texts, number, shard_rows, shard_bytes = HashSet(), 0, 0, 0
+    content_hashes, number, shard_rows, shard_bytes = HashSet(), 0, 0, 0
     chunk = Chunk(f"{split}-{number:06d}")
     for row in rows:
         size = _size(row)
@@ -50,38 +51,39 @@ def to_chunks(rows: Iterable[Row], *, split: str, keys: HashSet) -> Iterator[Chu
             yield chunk
             chunk = Chunk(chunk.shard)
         shard_rows, shard_bytes, chunk.size = shard_rows + 1, shard_bytes + size, chunk.size + size
-        _assign_shards(row, chunk, keys=keys, texts=texts)
+        _add_row(row, chunk, keys=keys, content_hashes=content_hashes)
     if shard_rows:
         chunk.last = True
         yield chunk
 
 
-def _assign_shards(row: Row, chunk: Chunk, *, keys: HashSet, texts: HashSet) -> None:
+def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) -> None:
+    """Adds a row to the records, the rejected rows or the counts of a chunk."""
     chunk.counts["in"] += 1
     if isinstance(row, FilteredRow):
         chunk.counts["filtered"] += 1
         chunk.filtered[row.reason.partition(":")[0]] += 1
         return
     if isinstance(row, InvalidRow):
-        chunk.refused.append((row.key, row.reason))
+        chunk.rejected.append((row.key, row.reason))
         return
     reason = record_fault(row)
-    if not reason and not texts.add(content_hash(row)):
+    if not reason and not content_hashes.add(content_hash(row)):
         chunk.counts["duplicates"] += 1
         return
     if not reason and not keys.add(hash64(row.key)):
         reason = "duplicate key"
     if reason:
-        chunk.refused.append((row.key, reason))
+        chunk.rejected.append((row.key, reason))
         return
-    safe = tar_key(row.key)
-    if safe != row.key:
-        row.meta, row.key = {**row.meta, "id": row.key}, safe
+    safe_key = tar_key(row.key)
+    if safe_key != row.key:
+        row.meta, row.key = {**row.meta, "id": row.key}, safe_key
     chunk.records.append(row)
 
 
 def record_fault(record: Record) -> str:
-    """Why a record cannot be used; empty for a good one."""
+    """The reason why a record cannot be used; empty for a valid record."""
     if not record.key:
         return "empty key"
     if not record.caption and not record.turns:
@@ -101,6 +103,7 @@ def record_fault(record: Record) -> str:
 
 
 def record_text(record: Record) -> str:
+    """The texts of a record, joined by line breaks."""
     return "\n".join(record_texts(record))
 
 
@@ -113,12 +116,13 @@ def hash64(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def text_hash(said: str) -> int:
-    """Of the text of a record in small letters and with single blanks."""
-    return hash64(" ".join(said.lower().split()))
+def text_hash(text: str) -> int:
+    """64-bit hash of a text in lower case with runs of white space replaced by one space."""
+    return hash64(" ".join(text.lower().split()))
 
 
 def content_hash(record: Record) -> int:
+    """64-bit hash of the normalised text and of the image bytes."""
     state = xxhash.xxh3_64(text_hash(record_text(record)).to_bytes(8))
     for image in record.images:
         state.update(xxhash.xxh3_64_digest(image))
@@ -126,7 +130,7 @@ def content_hash(record: Record) -> int:
 
 
 def tar_key(key: str) -> str:
-    """The key as a member name: letters, digits, `-` and `_`. A key that had to change gets a hash, or two could become one."""
+    """The key as a tar member name: letters, digits, `-` and `_`. A changed key gets a hash suffix, so that two keys stay distinct."""
     if re.fullmatch(rf"[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}", key):
         return key
     return re.sub(r"[^A-Za-z0-9_-]", "_", key)[: KEY_LENGTH - 9] + f"-{hash64(key) >> 32:08x}"

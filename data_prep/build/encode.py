@@ -1,4 +1,4 @@
-"""Whatever a dataset calls an image -> a bounded RGB JPEG and what the index says of it."""
+"""Encodes an image of any allowed format as an RGB JPEG of bounded size, with the values that the index stores."""
 
 import io
 import warnings
@@ -13,23 +13,23 @@ from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_dir
 
 
 class InvalidImage(Exception):
-    """Why an image cannot be used; what follows a colon is detail."""
+    """An image that cannot be used. The message is the reason; text after a colon is detail."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     jpeg: bytes
-    width: int  # as it came, pixels
+    width: int  # of the original, pixels
     height: int
     hash: int  # 64-bit perceptual hash
 
 
 def encode_image(data: bytes, *, max_side: int, quality: int) -> EncodedImage:
-    """The image as RGB JPEG (4:2:0 at `quality`), its longer side at most `max_side` pixels, without metadata.
+    """Encodes an image as RGB JPEG (4:2:0 at `quality`) without metadata, its longer side at most `max_side` pixels.
 
-    An RGB JPEG within the bound keeps its pixel data byte for byte, only its metadata segments go. A larger one is decoded
-    at the smallest eighth that is not below the bound, then resized bicubically. Everything else is opened by Pillow and
-    converted by `src.data.open_image.rgb`. Raises `BadImage`.
+    An RGB JPEG within the bound keeps its compressed pixel data; only its metadata segments are removed. A larger one is
+    decoded at the smallest eighth of its size that is not below the bound, then resized bicubically. All other images are
+    opened by Pillow and converted by `src.data.open_image.rgb`. Raises `InvalidImage`.
     """
     if simplejpeg.is_jpeg(data):
         try:
@@ -38,29 +38,34 @@ def encode_image(data: bytes, *, max_side: int, quality: int) -> EncodedImage:
             if "premature end" in str(error).lower():
                 raise InvalidImage(f"truncated image: {error}") from None
     image = open_image(data)
-    return _bounded(image, image.size, None, max_side=max_side, quality=quality)
+    return _resize_and_encode(image, image.size, None, max_side=max_side, quality=quality)
 
 
 def _encode_jpeg(data: bytes, *, max_side: int, quality: int) -> EncodedImage:
-    """The fast path; a ValueError says that this file is not for it."""
+    """The fast path for JPEG files. Raises ValueError if a file needs the general path."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height)
     parts = _segments(data)
     if not decodes_directly(data, colours):
         raise ValueError("CMYK or rotated")
-    kept = max(width, height) <= max_side and colours != "Gray"
-    bound = 4 * HASH_SIDE if kept else max_side
-    longer = {"min_width": bound} if width >= height else {"min_height": bound}
-    pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer)
+    keep_pixels = max(width, height) <= max_side and colours != "Gray"
+    min_side = 4 * HASH_SIDE if keep_pixels else max_side
+    longer_side = {"min_width": min_side} if width >= height else {"min_height": min_side}
+    pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **longer_side)
     image = Image.fromarray(pixels)
-    if kept:
+    if keep_pixels:
         return EncodedImage(parts.head + data[parts.scan :], width, height, perceptual_hash(image))
-    return _bounded(image, (width, height), pixels, max_side=max_side, quality=quality)
+    return _resize_and_encode(image, (width, height), pixels, max_side=max_side, quality=quality)
 
 
-def _bounded(image: Image.Image, size: tuple[int, int], pixels: np.ndarray | None, *, max_side: int, quality: int) -> EncodedImage:
-    """`image` may be smaller than `size` (width, height), the image as it came, but not below the bound; `pixels` are its own, where
-    they are at hand: Pillow takes a tenth of the whole time to give them back."""
+def _resize_and_encode(
+    image: Image.Image, size: tuple[int, int], pixels: np.ndarray | None, *, max_side: int, quality: int
+) -> EncodedImage:
+    """Resizes to the bound if needed and encodes as JPEG.
+
+    `size` is the (width, height) of the original. `image` may be decoded at a smaller size, but not below the bound. `pixels`
+    is `image` as an array (uint8, HxWx3) if the caller has it; reading it back from Pillow takes a tenth of the whole time.
+    """
     scale = max_side / max(size)
     if scale < 1:
         target = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
@@ -72,7 +77,7 @@ def _bounded(image: Image.Image, size: tuple[int, int], pixels: np.ndarray | Non
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Any allowed format -> upright RGB. Raises `BadImage`."""
+    """Opens an image of any allowed format as upright RGB. Raises `InvalidImage`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,7 +90,7 @@ def open_image(data: bytes) -> Image.Image:
         raise InvalidImage("not an image that can be read") from None
     except DecompressionBombError as error:
         raise InvalidImage(f"image of more than {MAX_PIXELS // 1_000_000} megapixels: {error}") from None
-    except Exception as error:  # decoders of foreign bytes raise whatever they like
+    except Exception as error:  # decoders raise many types of errors on damaged files
         raise InvalidImage(f"broken image: {type(error).__name__} {error}"[:200]) from None
 
 
@@ -98,41 +103,44 @@ def _check_size(width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class _Segments:
-    head: bytes  # what is before the first scan, without metadata
-    scan: int  # where the first scan begins
+    head: bytes  # everything before the first scan, without metadata
+    scan: int  # byte offset of the first scan
 
 
 def _segments(data: bytes) -> _Segments:
-    """Kept are the tables and the two segments that tell the colour space (JFIF, Adobe); APPn and comments, which may name a patient,
-    go. Raises ValueError as `segments` does."""
-    kept, at = [data[:2]], 2
+    """Keeps the tables and the two segments that define the colour space (JFIF, Adobe). Removes the other APPn segments and
+    comments, which may name a patient. Raises ValueError like `segments`."""
+    head, at = [data[:2]], 2
     for marker, at, end in segments(data):
         body = data[at:end]
         if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
-            kept.append(body)
-    return _Segments(b"".join(kept), at)
+            head.append(body)
+    return _Segments(b"".join(head), at)
 
 
 HASH_SIDE = 32
 _FREQUENCY = np.arange(8)[:, None] * (np.arange(HASH_SIDE)[None] + 0.5) * np.pi / HASH_SIDE
-_COSINES = np.cos(_FREQUENCY)  # (8, 32): the lowest rows of a DCT-II
+_COSINES = np.cos(_FREQUENCY)  # (8, 32): the lowest frequencies of a DCT-II
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Of the 32 x 32 grey thumbnail; 0 is kept for 'no image'."""
+    """64-bit hash of the 32 x 32 grey thumbnail; never 0, which stands for 'no image' in the index."""
     return dct_hash(thumbnail(image))
 
 
 def thumbnail(image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """float x_HW of 32 x 32 grey pixels. A filter that overlaps keeps the grid of the pixels out of the hash: with a plain mean
-    over blocks, one of five copies at half size is lost."""
+    """The image, or its `box`, as 32 x 32 grey pixels (float, x_HW).
+
+    The filter overlaps, so that the hash does not depend on the pixel grid. With a plain mean over blocks, one in five
+    copies at half size is missed.
+    """
     small = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Resampling.BILINEAR, box, reducing_gap=3.0)
     return np.asarray(small, np.float64)
 
 
 def dct_hash(x_HW: np.ndarray) -> int:
-    """64 bits: the lowest 8 x 8 DCT coefficients of a grey thumbnail, each against their median (pHash, Zauner 2010).
-    A picture without any contrast gets 1."""
+    """64-bit perceptual hash: the lowest 8 x 8 DCT coefficients of a grey thumbnail, compared with their median (pHash, Zauner
+    2010). An image without contrast gets 1."""
     low = (_COSINES @ x_HW @ _COSINES.T).ravel()
     bits = low > np.partition(low[1:], 31)[31]  # the median of 63
     return int(np.packbits(bits).view(">u8")[0]) or 1

@@ -1,4 +1,4 @@
-"""The parts of a source -> its index, its quarantine and, last, its manifest."""
+"""Joins the parts of a source into its index, its quarantine and its manifest, which is written last."""
 
 import hashlib
 import json
@@ -17,34 +17,34 @@ COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
 def finalize_source(
-    folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], beside: dict[str, Any], quarantine_limit: float
+    folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], extra: dict[str, Any], quarantine_limit: float
 ) -> dict[str, Any]:
-    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; gives the manifest, which says what is `beside` too.
+    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; returns the manifest.
 
-    Raises `UserError` where more than `quarantine_limit` of the rows are quarantined; then there is no manifest, but the
-    quarantine says why.
+    `settings` enter the fingerprint of the manifest, `extra` entries do not. Raises `UserError` if more than
+    `quarantine_limit` of the rows are quarantined; then the quarantine is written, the manifest is not.
     """
     parts = [read_part(folder, shard) for shard in shards]
     counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
     for part in parts:
         counts[part.split].update(part.counts)
-    for split, found in counts.items():
-        assert found["in"] == sum(found[name] for name in COUNTS[1:]), f"{entry.name} {split}: {found} does not add up"
+    for split, split_counts in counts.items():
+        assert split_counts["in"] == sum(split_counts[name] for name in COUNTS[1:]), f"{entry.name} {split}: {split_counts} does not add up"
     _write_quarantine(folder, parts)
     _check_quarantine(folder, entry.name, counts, parts, quarantine_limit)
     tars = [part for part in parts if part.tar]
-    (folder / "audit.json").unlink(missing_ok=True)  # its findings stand in the index that is now written anew
+    (folder / "audit.json").unlink(missing_ok=True)  # it describes the index that is replaced now
     join_parts(folder, tars)
     manifest = {
         "source": entry.name,
         "licence": entry.licence.name,
         "settings": settings,
-        "counts": {split: dict(found) for split, found in counts.items()},
+        "counts": {split: dict(split_counts) for split, split_counts in counts.items()},
         "shards": [part.tar for part in tars],
     }
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    # Not in the fingerprint, which stands for the samples.
-    manifest |= beside
+    # The fingerprint identifies the samples, so the entries below are not part of it.
+    manifest |= extra
     manifest["filtered"] = dict(sum((part.filtered for part in parts), Counter()).most_common())
     manifest["licences"] = dict(sum((part.licences for part in parts), Counter()).most_common())
     with atomic_file(folder / "manifest.json") as file:
@@ -55,19 +55,19 @@ def finalize_source(
 def _write_quarantine(folder: Path, parts: list[ShardPart]) -> None:
     with atomic_file(folder / "quarantine.jsonl") as file:
         for part in parts:
-            for key, reason in part.refused:
+            for key, reason in part.rejected:
                 line = json.dumps({"key": key, "split": part.split, "reason": reason})
                 file.write(line.encode() + b"\n")
 
 
 def _check_quarantine(folder: Path, source: str, counts: dict[str, Counter], parts: list[ShardPart], limit: float) -> None:
-    total, refused = (sum(found[name] for found in counts.values()) for name in ("in", "quarantined"))
-    if not refused or refused <= limit * total:
+    total, quarantined = (sum(split_counts[name] for split_counts in counts.values()) for name in ("in", "quarantined"))
+    if not quarantined or quarantined <= limit * total:
         return
-    reasons = Counter(reason.partition(":")[0] for part in parts for _, reason in part.refused)
-    main, times = reasons.most_common(1)[0]
+    reasons = Counter(reason.partition(":")[0] for part in parts for _, reason in part.rejected)
+    reason, times = reasons.most_common(1)[0]
     raise UserError(
-        f"source '{source}': {refused:,} of {total:,} rows ({refused / total:.1%}) are quarantined, quarantine_limit={limit} allows "
-        f"{limit:.0%}; the main reason is '{main}' ({times:,} times), each is in {folder / 'quarantine.jsonl'}; "
-        f"put the raw data right, or raise quarantine_limit=, and run the same command again"
+        f"source '{source}': {quarantined:,} of {total:,} rows ({quarantined / total:.1%}) are quarantined, quarantine_limit={limit} "
+        f"allows {limit:.0%}; the most frequent reason is '{reason}' ({times:,} rows), all are listed in "
+        f"{folder / 'quarantine.jsonl'}; fix the raw data, or raise quarantine_limit=, and run the same command again"
     )

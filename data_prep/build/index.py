@@ -1,4 +1,4 @@
-"""`index.arrow`: one uncompressed record batch, so that every column is a numpy view of the file."""
+"""Writes `index.arrow`: one uncompressed record batch, so that every column is a NumPy view of the file."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,59 +12,65 @@ from src.data.record import SPLITS
 from src.data.shards import SCHEMA, numpy_view
 from src.runtime.atomic_file import atomic_file
 
-OFFSET = np.dtype(np.int32)  # of a string or of bytes in its column
+OFFSET = np.dtype(np.int32)  # of a string or binary value in its column
 
 
 def write_index(folder: Path, columns: dict[str, pa.Array]) -> None:
+    """Writes the index from complete columns."""
     batch = pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     with atomic_file(folder / "index.arrow") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         writer.write_batch(batch)
 
 
 def join_parts(folder: Path, parts: list[ShardPart]) -> None:
-    """The same file out of the parts, which have no `leaks_into` yet. It is laid out empty and filled in place, so its memory is
-    that of a column or two, where building the batch would take three times the index."""
-    sizes = Counter[str]()
+    """Writes the same file as `write_index` from the parts of the shards, with an empty `leaks_into`.
+
+    The file is laid out with zeros and filled in place, which needs the memory of one or two columns. Building the record
+    batch in memory would need three times the size of the index.
+    """
+    data_sizes = Counter[str]()
     for part in parts:
         rows = part.rows()
-        sizes.update({name: int(_offsets(rows, name)[-1]) for name in PART.names if PART.field(name).type in VARIABLE})
+        data_sizes.update({name: int(_offsets(rows, name)[-1]) for name in PART.names if PART.field(name).type in VARIABLE})
     with atomic_file(folder / "index.arrow") as file:
-        places = _lay_out(file, sum(part.tar["records"] for part in parts), sizes)
-        at, used = 0, Counter[str]()
+        positions = _lay_out(file, sum(part.tar["records"] for part in parts), data_sizes)
+        row_start, data_start = 0, Counter[str]()
         for shard, part in enumerate(parts):
             rows = part.rows()
-            _put(file, places["shard"][0], at, np.full(len(rows), shard, np.int32))
-            _put(file, places["split"][0], at, np.full(len(rows), SPLITS.index(part.split), np.int8))
+            _write_values(file, positions["shard"][0], row_start, np.full(len(rows), shard, np.int32))
+            _write_values(file, positions["split"][0], row_start, np.full(len(rows), SPLITS.index(part.split), np.int8))
             for name in PART.names:
                 if PART.field(name).type in VARIABLE:
                     offsets = _offsets(rows, name)
-                    _put(file, places[name][0], at + 1, offsets[1:] + OFFSET.type(used[name]))
+                    _write_values(file, positions[name][0], row_start + 1, offsets[1:] + OFFSET.type(data_start[name]))
                     if offsets[-1]:
-                        _put(file, places[name][1], used[name], np.frombuffer(rows.column(name).buffers()[2], np.uint8, offsets[-1]))
-                        used[name] += int(offsets[-1])
+                        data = np.frombuffer(rows.column(name).buffers()[2], np.uint8, offsets[-1])
+                        _write_values(file, positions[name][1], data_start[name], data)
+                        data_start[name] += int(offsets[-1])
                 else:
-                    _put(file, places[name][0], at, numpy_view(rows.column(name)))
-            at += len(rows)
+                    _write_values(file, positions[name][0], row_start, numpy_view(rows.column(name)))
+            row_start += len(rows)
 
 
 def _offsets(rows: pa.RecordBatch, name: str) -> np.ndarray:
     return np.frombuffer(rows.column(name).buffers()[1], OFFSET, len(rows) + 1)
 
 
-def _put(file: IO[bytes], place: int, at: int, values: np.ndarray) -> None:
-    file.seek(place + at * values.itemsize)
+def _write_values(file: IO[bytes], position: int, start: int, values: np.ndarray) -> None:
+    """Writes values into the buffer at byte `position`, from element `start` on."""
+    file.seek(position + start * values.itemsize)
     file.write(values.tobytes())
 
 
-def _lay_out(file: IO[bytes], total: int, sizes: Counter[str]) -> dict[str, list[int]]:
-    """Writes an index of zeros; gives the places of each column's values or, of variable ones, of its offsets and its bytes."""
-    zeros = np.zeros(max([8 * total, *sizes.values()]), np.uint8)  # never touched, so most of it is never in memory
+def _lay_out(file: IO[bytes], total: int, data_sizes: Counter[str]) -> dict[str, list[int]]:
+    """Writes an index of zeros. Returns the byte positions of each column's buffers: values, or offsets and data."""
+    zeros = np.zeros(max([8 * total, *data_sizes.values()]), np.uint8)  # untouched pages take no memory
     arrays = []
     for field in SCHEMA:
         if field.type in VARIABLE:
             offsets = np.zeros(total + 1, OFFSET)
-            offsets[-1] = sizes[field.name]
-            buffers = [offsets, zeros[: sizes[field.name]]]
+            offsets[-1] = data_sizes[field.name]
+            buffers = [offsets, zeros[: data_sizes[field.name]]]
         else:
             buffers = [zeros[: total * np.dtype(str(field.type)).itemsize]]
         arrays.append(pa.Array.from_buffers(field.type, total, [None, *map(pa.py_buffer, buffers)]))

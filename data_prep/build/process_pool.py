@@ -1,7 +1,7 @@
-"""Chunks to worker processes and back, in order.
+"""Maps a function over chunks in worker processes and returns the results in order.
 
-Images travel as files in memory: through the pipe of the pool a picture of 118 kB costs 0.2 ms, a tenth of encoding it, through
-a file 0.05 (measured).
+Image bytes travel through files in shared memory. For an image of 118 kB the pipe of the pool takes 0.2 ms, a tenth of the
+time to encode it; a file takes 0.05 ms (measured).
 """
 
 import os
@@ -23,72 +23,76 @@ from data_prep.build.chunking import Chunk
 from data_prep.build.serialize import SerializedChunk
 from src.runtime.errors import UserError
 
-Pack = Callable[[Chunk], SerializedChunk]
-MEMORY, ROOM = Path("/dev/shm"), 2 << 30  # where Linux keeps files in memory; a container may have next to none of it
-Map = Callable[[Pack, Iterable[Chunk]], Iterator[tuple[Chunk, SerializedChunk]]]
+Serialize = Callable[[Chunk], SerializedChunk]
+Map = Callable[[Serialize, Iterable[Chunk]], Iterator[tuple[Chunk, SerializedChunk]]]
+SHARED_MEMORY = Path("/dev/shm")  # files in memory on Linux
+MIN_FREE_BYTES = 2 << 30  # below this, as in many containers, files go to the temporary folder
 
 
 @contextmanager
-def process_map(number: int) -> Iterator[Map]:
-    """Gives `map(pack, chunks)` over that many processes; 1 means this process.
+def process_map(workers: int) -> Iterator[Map]:
+    """Yields `map(serialize, chunks)` over that many processes; with `workers=1` it runs in this process.
 
-    At most two chunks per worker are on their way, which bounds the memory. A killed worker is a `UserError`.
+    At most two chunks per worker are in flight, which bounds the memory. Raises `UserError` if a worker is killed.
     """
-    if number == 1:
-        yield lambda pack, chunks: ((chunk, pack(chunk)) for chunk in chunks)
+    if workers == 1:
+        yield lambda serialize, chunks: ((chunk, serialize(chunk)) for chunk in chunks)
         return
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
-    with TemporaryDirectory(prefix="openmedq-", dir=MEMORY if roomy else None) as folder:
-        pool = ProcessPoolExecutor(number, mp_context=get_context("forkserver"), initializer=_start, initargs=(folder,))
-        slots = [Path(folder, str(slot)) for slot in range(2 * number)]
+    in_memory = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > MIN_FREE_BYTES
+    with TemporaryDirectory(prefix="openmedq-", dir=SHARED_MEMORY if in_memory else None) as folder:
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_initialize_worker, initargs=(folder,))
+        slots = [Path(folder, str(slot)) for slot in range(2 * workers)]
         try:
-            yield lambda pack, chunks: _ordered(pool, pack, chunks, deque(slots))
+            yield lambda serialize, chunks: _map_in_order(pool, serialize, chunks, deque(slots))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ordered(pool: ProcessPoolExecutor, pack: Pack, chunks: Iterable[Chunk], free: deque[Path]) -> Iterator[tuple[Chunk, SerializedChunk]]:
-    flying: deque[tuple[Chunk, Path, Future[SerializedChunk]]] = deque()
+def _map_in_order(
+    pool: ProcessPoolExecutor, serialize: Serialize, chunks: Iterable[Chunk], free_slots: deque[Path]
+) -> Iterator[tuple[Chunk, SerializedChunk]]:
+    in_flight: deque[tuple[Chunk, Path, Future[SerializedChunk]]] = deque()
     try:
         for chunk in chunks:
-            if not free:
-                yield _collect(*flying[0])
-                free.append(flying.popleft()[1])
-            slot = free.popleft()
-            flying.append((replace(chunk, records=[]), slot, _submit(pool, pack, chunk, slot)))
-        while flying:
-            yield _collect(*flying.popleft())
+            if not free_slots:
+                yield _collect(*in_flight[0])
+                free_slots.append(in_flight.popleft()[1])
+            slot = free_slots.popleft()
+            in_flight.append((replace(chunk, records=[]), slot, _submit(pool, serialize, chunk, slot)))
+        while in_flight:
+            yield _collect(*in_flight.popleft())
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely because memory ran out; no half-written shard is left, "
-            "run the same command again (fewer workers= need less memory)"
+            "workers=: a worker process was killed, most likely because memory ran out; run the same command again to continue, "
+            "with fewer workers= to use less memory"
         ) from None
 
 
-def _submit(pool: ProcessPoolExecutor, pack: Pack, chunk: Chunk, slot: Path) -> "Future[SerializedChunk]":
+def _submit(pool: ProcessPoolExecutor, serialize: Serialize, chunk: Chunk, slot: Path) -> "Future[SerializedChunk]":
     slot.write_bytes(b"".join(image for record in chunk.records for image in record.images))
     sizes = [[len(image) for image in record.images] for record in chunk.records]
-    return pool.submit(_work, pack, replace(chunk, records=[replace(record, images=[]) for record in chunk.records]), sizes, slot)
+    return pool.submit(_run, serialize, replace(chunk, records=[replace(record, images=[]) for record in chunk.records]), sizes, slot)
 
 
-def _work(pack: Pack, chunk: Chunk, sizes: list[list[int]], slot: Path) -> SerializedChunk:
-    data, at = slot.read_bytes(), 0
+def _run(serialize: Serialize, chunk: Chunk, sizes: list[list[int]], slot: Path) -> SerializedChunk:
+    """Runs in a worker: reads the images from the slot, and replaces them there by the serialised bytes."""
+    data, offset = slot.read_bytes(), 0
     for record, lengths in zip(chunk.records, sizes, strict=True):
         for length in lengths:
-            record.images.append(data[at : at + length])
-            at += length
-    packed = pack(chunk)
-    slot.write_bytes(packed.data)
-    return replace(packed, data=b"")
+            record.images.append(data[offset : offset + length])
+            offset += length
+    serialized = serialize(chunk)
+    slot.write_bytes(serialized.data)
+    return replace(serialized, data=b"")
 
 
 def _collect(chunk: Chunk, slot: Path, future: "Future[SerializedChunk]") -> tuple[Chunk, SerializedChunk]:
-    packed = future.result()
-    return chunk, replace(packed, data=slot.read_bytes())
+    serialized = future.result()
+    return chunk, replace(serialized, data=slot.read_bytes())
 
 
-def _start(folder: str) -> None:
-    """Ctrl-C is answered by the main process; a worker whose main process is gone would wait for ever, and so would its files."""
+def _initialize_worker(folder: str) -> None:
+    """Leaves Ctrl-C to the main process. If the main process dies, the worker removes the shared files and exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""A chunk of records -> the bytes that go into a tar and the index rows that describe them. Runs in the worker processes."""
+"""Encodes a chunk of records into tar bytes and the index rows that describe them. Runs in the worker processes."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,21 +14,25 @@ from src.data.record import QUESTION_TYPES, Record, tar_parts
 
 @dataclass
 class SerializedChunk:
-    data: bytes = b""
-    rows: list[dict[str, Any]] = field(default_factory=list)  # columns of the index; offsets count from the start of `data`
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    licences: Counter = field(default_factory=Counter)  # licence of a record -> records; empty where none is stated
+    data: bytes = b""  # consecutive tar members
+    rows: list[dict[str, Any]] = field(default_factory=list)  # index rows; offsets count from the start of `data`
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason) of records with an invalid image
+    licences: Counter = field(default_factory=Counter)  # licence -> records; "" for records that state none
 
 
 def serialize_chunk(chunk: Chunk, *, max_side: int, quality: int, tokenizer: Path | None = None) -> SerializedChunk:
+    """Encodes the images of a chunk, counts the tokens of its texts and writes its tar members.
+
+    `max_side` (pixels) and `quality` are those of `encode_image`; `tokenizer` is the file that `count_tokens` loads.
+    """
     data: list[bytes] = []
-    rows, refused, licences, offset = [], [], [], 0
-    encoded = cache(partial(encode_image, max_side=max_side, quality=quality))  # neighbours often ask about one image
+    rows, rejected, licences, offset = [], [], [], 0
+    encode = cache(partial(encode_image, max_side=max_side, quality=quality))  # consecutive questions often share an image
     for record, tokens in zip(chunk.records, count_tokens(chunk.records, tokenizer), strict=True):
         try:
-            images = [encoded(image) for image in record.images]
+            images = [encode(image) for image in record.images]
         except InvalidImage as error:
-            refused.append((record.key, str(error)))
+            rejected.append((record.key, str(error)))
             continue
         record.images = [image.jpeg for image in images]
         parts = tar_parts(record)
@@ -37,11 +41,11 @@ def serialize_chunk(chunk: Chunk, *, max_side: int, quality: int, tokenizer: Pat
         data += parts
         licences.append(record.licence)
         offset += length
-    return SerializedChunk(b"".join(data), rows, refused, Counter(licences))
+    return SerializedChunk(b"".join(data), rows, rejected, Counter(licences))
 
 
 def _index_row(record: Record, images: list[EncodedImage], *, offset: int, length: int, json_length: int, tokens: int) -> dict[str, Any]:
-    said = record_text(record)
+    text = record_text(record)
     first = images[0] if images else EncodedImage(b"", 0, 0, 0)
     return {
         "key": record.key,
@@ -51,11 +55,11 @@ def _index_row(record: Record, images: list[EncodedImage], *, offset: int, lengt
         "num_images": len(images),
         "type": QUESTION_TYPES.index(record.type),
         "group": hash64(record.group or record.key) >> 1,
-        "text_length": len(said),
+        "text_length": len(text),
         "tokens": tokens,
         "width": first.width,
         "height": first.height,
         "image_hash": first.hash,
         "more_hashes": b"".join([image.hash.to_bytes(8, "little") for image in images[1:]]),
-        "text_hash": text_hash(said),
+        "text_hash": text_hash(text),
     }

@@ -1,7 +1,7 @@
-"""One finished shard: the tar under its final name and, written after it, its part of the index.
+"""Writes one shard: the tar under its final name and, after it, its part of the index.
 
-The part is an Arrow file whose schema metadata holds what the manifest and the quarantine need to know of the shard. Its
-existence says that the shard is finished; index, quarantine and manifest are made of the parts alone.
+The part is an Arrow file whose schema metadata holds everything that the manifest and the quarantine need from the shard. A
+shard is finished once its part exists. Index, quarantine and manifest are built from the parts alone.
 """
 
 import hashlib
@@ -21,23 +21,24 @@ from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 
 END_OF_TAR = bytes(1024)
-VARIABLE = (pa.string(), pa.binary())
-PART = pa.schema([field for field in SCHEMA if field.name not in ("shard", "split", "leaks_into")])  # the rest is added when merging
+VARIABLE = (pa.string(), pa.binary())  # types with offsets
+PART = pa.schema([field for field in SCHEMA if field.name not in ("shard", "split", "leaks_into")])  # these three are added later
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """What the file `parts/<shard>.arrow` says."""
+    """The content of `parts/<shard>.arrow`."""
 
     path: Path
     split: str
     counts: Counter
-    refused: list[tuple[str, str]]
+    rejected: list[tuple[str, str]]  # (key, reason)
     filtered: Counter  # reason -> rows
-    licences: Counter  # licence of a record -> records; empty where none is stated
-    tar: dict[str, Any]  # name, sha256, bytes, records; empty where no record was left
+    licences: Counter  # licence -> records; "" for records that state none
+    tar: dict[str, Any]  # name, sha256, bytes, records; empty if the shard has no records
 
     def rows(self) -> pa.RecordBatch:
+        """The index rows of the shard."""
         with pa.OSFile(str(self.path)) as file:
             return pa.ipc.open_file(file).get_batch(0)
 
@@ -47,7 +48,7 @@ def part_path(folder: Path, shard: str) -> Path:
 
 
 def is_finished(folder: Path, shard: str) -> bool:
-    """Whether a former run wrote this shard and it is still there."""
+    """Whether an earlier run wrote this shard and its tar still exists with the recorded size."""
     if not part_path(folder, shard).exists():
         return False
     tar = read_part(folder, shard).tar
@@ -57,64 +58,71 @@ def is_finished(folder: Path, shard: str) -> bool:
 def read_part(folder: Path, shard: str) -> ShardPart:
     path = part_path(folder, shard)
     with pa.OSFile(str(path)) as file:
-        said = json.loads(pa.ipc.open_file(file).schema.metadata[b"shard"])
-    refused = [tuple(pair) for pair in said["refused"]]
+        metadata = json.loads(pa.ipc.open_file(file).schema.metadata[b"shard"])
     return ShardPart(
-        path, shard.rpartition("-")[0], Counter(said["counts"]), refused, Counter(said["filtered"]), Counter(said["licences"]), said["tar"]
+        path=path,
+        split=shard.rpartition("-")[0],
+        counts=Counter(metadata["counts"]),
+        rejected=[tuple(pair) for pair in metadata["refused"]],
+        filtered=Counter(metadata["filtered"]),
+        licences=Counter(metadata["licences"]),
+        tar=metadata["tar"],
     )
 
 
-def write_shard(folder: Path, shard: str, packed: Iterator[tuple[Chunk, SerializedChunk]]) -> Counter:
-    """Takes the chunks of one shard as they come; gives its counts."""
+def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, SerializedChunk]]) -> Counter:
+    """Writes the chunks of one shard as they arrive; returns its counts."""
     counts: Counter = Counter({"written": 0, "quarantined": 0})
-    refused: list[tuple[str, str]] = []
+    rejected: list[tuple[str, str]] = []
     filtered: Counter = Counter()
     licences: Counter = Counter()
     rows: list[dict[str, Any]] = []
-    tar = folder / f"{shard}.tar"
-    with atomic_file(tar) as file:
-        hashed = _Hashed(file)
-        for chunk, part in packed:
-            for row in part.rows:
-                row["offset"] += hashed.size
-            rows += part.rows
-            refused += chunk.refused + part.refused
+    path = folder / f"{shard}.tar"
+    with atomic_file(path) as file:
+        writer = _HashingWriter(file)
+        for chunk, serialized in chunks:
+            for row in serialized.rows:
+                row["offset"] += writer.size
+            rows += serialized.rows
+            rejected += chunk.rejected + serialized.rejected
             counts.update(chunk.counts)
             filtered.update(chunk.filtered)
-            licences.update(part.licences)
-            hashed.write(part.data)
-        hashed.write(END_OF_TAR)
-    counts.update(written=len(rows), quarantined=len(refused))
-    said = {"name": tar.name, "sha256": hashed.digest.hexdigest(), "bytes": hashed.size, "records": len(rows)}
+            licences.update(serialized.licences)
+            writer.write(serialized.data)
+        writer.write(END_OF_TAR)
+    counts.update(written=len(rows), quarantined=len(rejected))
+    tar = {"name": path.name, "sha256": writer.digest.hexdigest(), "bytes": writer.size, "records": len(rows)}
     if not rows:
-        tar.unlink()
-        said = {}
-    _write_part(folder, shard, rows, {"counts": counts, "refused": refused, "filtered": filtered, "licences": licences, "tar": said})
+        path.unlink()
+        tar = {}
+    _write_part(folder, shard, rows, {"counts": counts, "refused": rejected, "filtered": filtered, "licences": licences, "tar": tar})
     return counts
 
 
-def _write_part(folder: Path, shard: str, rows: list[dict[str, Any]], said: dict[str, Any]) -> None:
-    schema = PART.with_metadata({"shard": json.dumps(said)})
-    arrays = [column([row[one.name] for row in rows], one.type) for one in PART]
+def _write_part(folder: Path, shard: str, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
+    schema = PART.with_metadata({"shard": json.dumps(metadata)})
+    arrays = [column([row[field.name] for row in rows], field.type) for field in PART]
     with atomic_file(part_path(folder, shard)) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def column(values: list | np.ndarray, kind: pa.DataType) -> pa.Array:
-    """`pa.array(values, kind)`, which would import pandas: half a second and 40 MB."""
+    """Like `pa.array(values, kind)`, without its import of pandas (0.5 s and 40 MB)."""
     if kind in VARIABLE:
-        return _pieces([value.encode() if isinstance(value, str) else value for value in values], kind)
+        return _variable_column([value.encode() if isinstance(value, str) else value for value in values], kind)
     numbers = np.asarray(values, str(kind))
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
-def _pieces(values: list[bytes], kind: pa.DataType) -> pa.Array:
+def _variable_column(values: list[bytes], kind: pa.DataType) -> pa.Array:
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(value) for value in values], out=offsets[1:])
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
 
 
-class _Hashed:
+class _HashingWriter:
+    """Writes to a file and keeps the size and SHA-256 of what was written."""
+
     def __init__(self, file: IO[bytes]):
         self.file, self.size, self.digest = file, 0, hashlib.sha256()
 

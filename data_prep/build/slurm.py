@@ -1,7 +1,7 @@
-"""The shards of a build, written by the jobs of a Slurm cluster.
+"""Writes the shards of a build in jobs of a Slurm cluster.
 
-Each job reads the whole stream of rows, which is cheap, and encodes every n-th shard, which is not. Jobs share nothing but
-the folder; what a lost job has left is written by the process that waits for them.
+Every job reads the whole stream of rows, which is cheap, and encodes every n-th shard, which is expensive. Jobs share nothing
+but the output folder. The waiting process writes the shards of failed jobs itself.
 """
 
 import shutil
@@ -16,27 +16,27 @@ from src.runtime.errors import UserError
 DAY = 24 * 60  # minutes
 
 
-def write_shards(entries: list[Source], config: BuildConfig, counting: TokenizerFile | None, *, cluster: str = "slurm") -> None:
-    """Submits `config.jobs` jobs and waits for them; `cluster="debug"` runs them here, one after the other."""
-    import submitit  # only a cluster needs it
+def write_shards(entries: list[Source], config: BuildConfig, tokenizer: TokenizerFile | None, *, cluster: str = "slurm") -> None:
+    """Submits `config.jobs` jobs and waits for them; `cluster="debug"` runs them in this process, one after the other."""
+    import submitit  # only needed on a cluster
 
     if cluster == "slurm" and not shutil.which("sbatch"):
-        raise UserError("executor=slurm needs a Slurm cluster, and there is no sbatch here; use executor=process")
-    for entry in entries:  # before the jobs, so that no two of them remove an older build
-        source.prepare_folder(entry, config, counting)
+        raise UserError("executor=slurm: sbatch is not installed on this machine; use executor=process, or run it on a Slurm cluster")
+    for entry in entries:  # before the jobs start, so that only one process removes an older build
+        source.prepare_folder(entry, config, tokenizer)
     executor = submitit.AutoExecutor(folder=config.out / "slurm", cluster=cluster)
     executor.update_parameters(name="shards", cpus_per_task=config.workers, timeout_min=DAY)
     with executor.batch():
-        jobs = [executor.submit(_job, entries, config, part) for part in range(config.jobs)]
-    print(f"{config.jobs} jobs, logs in {config.out / 'slurm'}")
+        jobs = [executor.submit(_run_job, entries, config, part) for part in range(config.jobs)]
+    print(f"{config.jobs} jobs submitted, logs in {config.out / 'slurm'}")
     for job in jobs:
         try:
             job.result()
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-            print(f"job {job.job_id} failed, its shards are written here ({str(error).strip().splitlines()[0]})")
+            print(f"job {job.job_id} failed, its shards are written by this process ({str(error).strip().splitlines()[0]})")
 
 
-def _job(entries: list[Source], config: BuildConfig, part: int) -> None:
-    with tokenizer_file(config.tokenizer) as counting, process_map(config.workers) as mapped:
+def _run_job(entries: list[Source], config: BuildConfig, part: int) -> None:
+    with tokenizer_file(config.tokenizer) as tokenizer, process_map(config.workers) as map_chunks:
         for entry in entries:
-            source.write_shards(entry, config, mapped, counting, part=part, parts=config.jobs)
+            source.write_shards(entry, config, map_chunks, tokenizer, part=part, parts=config.jobs)

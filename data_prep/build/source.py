@@ -1,4 +1,4 @@
-"""One dataset -> its folder of shards."""
+"""Builds the folder of shards of one dataset."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from data_prep.build import chunking
 from data_prep.build.finalize import finalize_source
 from data_prep.build.hash_set import HashSet
 from data_prep.build.process_pool import Map
-from data_prep.build.serialize import serialize_chunk
+from data_prep.build.serialize import SerializedChunk, serialize_chunk
 from data_prep.build.shard_writer import is_finished, write_shard
 from data_prep.build.state import build_state, can_resume
 from data_prep.build.token_counts import TokenizerFile
@@ -28,18 +28,18 @@ from src.runtime.progress import Progress
 
 @dataclass
 class BuildConfig:
-    """Builds the shards of datasets; an interrupted build is continued by the same command.
+    """Builds the shards of datasets. To continue an interrupted build, run the same command again.
 
     python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards workers=2
 
-    sources           names out of data_prep/sources.yaml, or folders of your own under raw=, separated by commas
+    sources           names from data_prep/sources.yaml, or your own folders below raw=, separated by commas
     raw               folder that holds RAW/<source>
-    out               folder that gets OUT/<source>
+    out               folder to write OUT/<source> to
     workers           processes that encode images (default 2)
-    max_side          pixels; the longer side of an image is at most this (default 384)
+    max_side          longer side of an image in pixels, at most (default 384)
     quality           JPEG quality of images that have to be encoded (default 90)
-    tokenizer         folder or hub id of a language model; the index then holds the tokens of each text (default: not counted)
-    quarantine_limit  share of rows that may be unusable before a build fails (default 0.05)
+    tokenizer         folder or hub id of a language model; its tokenizer counts the tokens of each text (default: not counted)
+    quarantine_limit  largest share of unusable rows before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
     """
@@ -56,25 +56,27 @@ class BuildConfig:
     jobs: int = 4
 
 
-def build_source(entry: Source, config: BuildConfig, mapped: Map, vocabulary: TokenizerFile | None = None) -> dict[str, Any]:
+def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer: TokenizerFile | None = None) -> dict[str, Any]:
+    """Builds or completes the shards of one source; returns its manifest. Raises `UserError` if the raw folder holds no rows."""
     raw, folder = config.raw / entry.name, config.out / entry.name
     with explain_full_disk(entry.name, folder):
-        continued = prepare_folder(entry, config, vocabulary)
-        if continued and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
+        resumed = prepare_folder(entry, config, tokenizer)
+        if resumed and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
             manifest = json.loads((folder / "manifest.json").read_bytes())
             if not all(is_finished(folder, Path(tar["name"]).stem) for tar in manifest["shards"]):
-                write_shards(entry, config, mapped, vocabulary)  # the same bytes again: index, audit and manifest stay true
+                write_shards(entry, config, map_chunks, tokenizer)  # rewrites the same bytes: index, audit and manifest stay valid
             return manifest
-        shards = write_shards(entry, config, mapped, vocabulary)
+        shards = write_shards(entry, config, map_chunks, tokenizer)
         if not shards:
-            raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
-        beside = {"phantom": (raw / PHANTOM).exists(), "tokenizer": vocabulary.identity if vocabulary else None}
-        return finalize_source(folder, shards, entry, settings=_settings(config), beside=beside, quarantine_limit=config.quarantine_limit)
+            globs = ", ".join(chain(*entry.files.values()))
+            raise UserError(f"source '{entry.name}': {raw} holds no rows; put files there that match one of {globs}")
+        extra = {"phantom": (raw / PHANTOM).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
+        return finalize_source(folder, shards, entry, settings=_settings(config), extra=extra, quarantine_limit=config.quarantine_limit)
 
 
-def prepare_folder(entry: Source, config: BuildConfig, vocabulary: TokenizerFile | None) -> bool:
-    """Whether the folder holds a part of this very build; removes another one."""
-    settings = _settings(config) | {"tokenizer": vocabulary.identity["sha256"] if vocabulary else ""}
+def prepare_folder(entry: Source, config: BuildConfig, tokenizer: TokenizerFile | None) -> bool:
+    """Whether the folder holds a part of the same build; removes a build with another state."""
+    settings = _settings(config) | {"tokenizer": tokenizer.identity["sha256"] if tokenizer else ""}
     return can_resume(config.out / entry.name, build_state(config.raw / entry.name, entry, settings))
 
 
@@ -83,41 +85,45 @@ def _settings(config: BuildConfig) -> dict[str, Any]:
 
 
 def write_shards(
-    entry: Source, config: BuildConfig, mapped: Map, vocabulary: TokenizerFile | None, *, part: int = 0, parts: int = 1
+    entry: Source, config: BuildConfig, map_chunks: Map, tokenizer: TokenizerFile | None, *, part: int = 0, parts: int = 1
 ) -> list[str]:
-    """Reads every split to its end and writes the shards that no former run had finished; of those only each `parts`-th, from
-    number `part`. Gives the names of all."""
-    raw, folder = config.raw / entry.name, config.out / entry.name
-    left: dict[str, bool] = {}  # shard -> whether it is to be written here
+    """Reads every split to its end and writes the shards that are not finished; returns the names of all shards.
 
-    def chunks() -> Iterator[chunking.Chunk]:
+    With `parts` above 1, this process writes every `parts`-th shard only, starting with number `part`.
+    """
+    raw, folder = config.raw / entry.name, config.out / entry.name
+    pending: dict[str, bool] = {}  # shard -> whether this process has to write it
+
+    def pending_chunks() -> Iterator[chunking.Chunk]:
         keys = HashSet()
         for split in SPLITS:
             for chunk in chunking.to_chunks(READERS[entry.reader](raw, split, entry), split=split, keys=keys):
-                if chunk.shard not in left:
-                    left[chunk.shard] = len(left) % parts == part and not is_finished(folder, chunk.shard)
+                if chunk.shard not in pending:
+                    pending[chunk.shard] = len(pending) % parts == part and not is_finished(folder, chunk.shard)
                 progress.update(chunk.counts["in"])
-                if left[chunk.shard]:
+                if pending[chunk.shard]:
                     yield chunk
 
-    with Progress(total=_rows_expected(entry, raw), unit="row", desc=entry.name) as progress:
-        tokenizer = vocabulary.file if vocabulary else None
-        packed = mapped(partial(serialize_chunk, max_side=config.max_side, quality=config.quality, tokenizer=tokenizer), chunks())
-        for first in packed:
-            write_shard(folder, first[0].shard, chain([first], _until_last(first, packed)))
-    return list(left)
+    file = tokenizer.file if tokenizer else None
+    serialize = partial(serialize_chunk, max_side=config.max_side, quality=config.quality, tokenizer=file)
+    with Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
+        results = map_chunks(serialize, pending_chunks())
+        for first in results:
+            write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)))
+    return list(pending)
 
 
-def _until_last(first: tuple, packed: Iterator[tuple]) -> Iterator[tuple]:
-    """The chunks that follow `first` in its shard."""
-    chunk = first[0]
+def _rest_of_shard(
+    chunk: chunking.Chunk, results: Iterator[tuple[chunking.Chunk, SerializedChunk]]
+) -> Iterator[tuple[chunking.Chunk, SerializedChunk]]:
+    """The results that follow `chunk` in its shard."""
     while not chunk.last:
-        chunk, part = next(packed)
-        yield chunk, part
+        chunk, serialized = next(results)
+        yield chunk, serialized
 
 
-def _rows_expected(entry: Source, raw: Path) -> int | None:
-    """By the tables that are there, or, where they do not tell, by what is known of the dataset."""
-    there = {split: [rows_in(table) for table in entry.tables(raw, split)] for split in SPLITS}
-    rows = [entry.expected.get(split) if None in found else sum(filter(None, found)) for split, found in there.items() if found]
+def _expected_rows(entry: Source, raw: Path) -> int | None:
+    """The rows of the tables in the raw folder; for tables that cannot be counted cheaply, the published count of the split."""
+    table_rows = {split: [rows_in(table) for table in entry.tables(raw, split)] for split in SPLITS}
+    rows = [entry.expected.get(split) if None in counts else sum(filter(None, counts)) for split, counts in table_rows.items() if counts]
     return None if None in rows else sum(filter(None, rows))

@@ -1,4 +1,4 @@
-"""Tokens of the text of records, counted while shards are built by the tokenizer that training would load."""
+"""Counts the tokens of record texts during a build, with the tokenizer that training will load."""
 
 import os
 from collections.abc import Iterator
@@ -21,25 +21,28 @@ NOT_COUNTED = -1
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer: what the manifest says of it, and a file of it that a worker reads in 20 MB, where transformers takes 700."""
+    """A tokenizer as a file that a worker loads in 20 MB; loading it through transformers takes 700 MB."""
 
-    identity: dict[str, str]  # id, revision, sha256 of tokenizer.json or tokenizer.model
+    identity: dict[str, str]  # manifest entry: id, revision, sha256 of tokenizer.json or tokenizer.model
     file: Path
 
 
 @contextmanager
 def tokenizer_file(path: str) -> Iterator[TokenizerFile | None]:
-    """Of a folder or hub id; nothing where `path` is empty. Raises `UserError`."""
+    """Exports the fast tokenizer of a folder or hub id; None if `path` is empty. The file is deleted on exit.
+
+    Raises `UserError` if the tokenizer cannot be loaded or has no fast version.
+    """
     if not path:
         yield None
         return
     from src.model.language_checkpoint import TOKENIZER_FILES, load_tokenizer
-    from src.model.weight_files import UNVERIFIED, find_file, identity_of  # torch and transformers: five seconds that only this needs
+    from src.model.weight_files import UNVERIFIED, find_file, identity_of  # imports torch and transformers, about 5 s
 
     source = find_file(path, TOKENIZER_FILES, revision=UNVERIFIED, key="tokenizer")
     tokenizer = load_tokenizer(path, revision=UNVERIFIED, key="tokenizer")
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer={path} is a {type(tokenizer).__name__}, which has no fast version; give another folder or hub id")
+        raise UserError(f"tokenizer={path}: {type(tokenizer).__name__} has no fast version; give another folder or hub id")
     with TemporaryDirectory(prefix="openmedq-") as folder:
         file = Path(folder, "tokenizer.json")
         file.write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
@@ -47,21 +50,23 @@ def tokenizer_file(path: str) -> Iterator[TokenizerFile | None]:
 
 
 def count_tokens(records: list[Record], file: Path | None) -> list[int]:
-    """Tokens per record: of each question and each answer by itself, or of the caption, added up; without the words of the prompt,
-    answer options, placeholders of images and special tokens. `NOT_COUNTED` where there is no tokenizer."""
+    """Tokens per record: the sum over its questions and answers, each tokenised on its own, or the tokens of its caption.
+
+    Prompt words, answer options, image placeholders and special tokens are not counted. `NOT_COUNTED` without a tokenizer.
+    """
     if file is None:
         return [NOT_COUNTED] * len(records)
-    parts = [record_texts(record) for record in records]
-    found = iter(_loaded(file).encode_batch_fast([text for part in parts for text in part], add_special_tokens=False))
-    return [sum(len(next(found)) for _ in part) for part in parts]
+    texts = [record_texts(record) for record in records]
+    encodings = iter(_load_tokenizer(file).encode_batch_fast([text for group in texts for text in group], add_special_tokens=False))
+    return [sum(len(next(encodings)) for _ in group) for group in texts]
 
 
 @cache
-def _loaded(file: Path) -> "Tokenizer":
-    """Once per process."""
+def _load_tokenizer(file: Path) -> "Tokenizer":
+    """Loads the tokenizer once per process."""
     from tokenizers import Tokenizer
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes of the pool are the parallel part
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the process pool is parallel already
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,4 +1,4 @@
-"""`python -m data_prep.download`: see data_prep/download/datasets.py."""
+"""Runs the command of data_prep/download/datasets.py."""
 
 from data_prep.download.datasets import main
 

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, through its own client."""
+"""Downloads datasets from the Hugging Face hub with its own client."""
 
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -14,29 +14,34 @@ from src.runtime.progress import Progress
 
 
 def list_files(repo: str, revision: str, patterns: list[str], *, endpoint: str) -> tuple[str, list[RemoteFile]]:
-    """(commit, the files that match a pattern) of a dataset at a revision (`main` where none is known)."""
-    page, found = f"{endpoint}/datasets/{repo}", []
+    """The commit of a dataset at a revision (`main` if empty), and its files that match one of the glob patterns.
 
-    def look() -> None:
-        found.append(HfApi(endpoint=endpoint).dataset_info(repo, revision=revision or None, files_metadata=True))
+    Raises `UserError` if the dataset cannot be read or no file matches.
+    """
+    page, responses = f"{endpoint}/datasets/{repo}", []
+
+    def request() -> None:
+        responses.append(HfApi(endpoint=endpoint).dataset_info(repo, revision=revision or None, files_metadata=True))
 
     try:
-        _attempt(look, page)
+        _with_hub_retries(request, page)
     except HFValidationError as error:
-        raise UserError(f"{page} cannot be read ({error}); look at the name") from None
-    (info,) = found
-    wanted = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in patterns)]
-    if not wanted:
-        raise UserError(f"{page} holds none of the files {', '.join(patterns)}; its layout has changed")
-    return str(info.sha), [RemoteFile(file.rfilename, page, file.size or 0, _checksum(file)) for file in wanted]
+        raise UserError(f"{page}: invalid dataset id ({error}); correct it in sources.yaml") from None
+    (info,) = responses
+    files = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in patterns)]
+    if not files:
+        raise UserError(f"{page}: no file matches {', '.join(patterns)}; the layout has changed, adapt the entry in sources.yaml")
+    return str(info.sha), [RemoteFile(file.rfilename, page, file.size or 0, _checksum(file)) for file in files]
 
 
 def download_file(repo: str, commit: str, remote: RemoteFile, folder: Path, *, endpoint: str) -> None:
-    """One file into `folder/<its path>`; the client resumes what was cut, the checksum is ours to check. A file that is there
-    was found wrong, which the client would not notice."""
-    wrong = (folder / remote.path).exists()
+    """Downloads one file to `folder/<its path>` and verifies its checksum. The client resumes interrupted downloads.
 
-    def once() -> None:
+    An existing file has failed its checksum, so it is downloaded again; the client alone would keep it.
+    """
+    exists = (folder / remote.path).exists()
+
+    def request() -> None:
         hf_hub_download(
             repo,
             remote.path,
@@ -44,29 +49,29 @@ def download_file(repo: str, commit: str, remote: RemoteFile, folder: Path, *, e
             revision=commit,
             local_dir=folder,
             endpoint=endpoint,
-            force_download=wrong,
+            force_download=exists,
             tqdm_class=Progress,
         )
 
-    _attempt(once, f"{endpoint}/datasets/{repo}")
+    _with_hub_retries(request, f"{endpoint}/datasets/{repo}")
     verify_checksum(folder / remote.path, remote)
 
 
 def partial_bytes(folder: Path) -> int:
-    """Bytes that the client holds of files that it has not finished."""
+    """Bytes of unfinished files that the client keeps in its cache."""
     return sum(path.stat().st_size for path in (folder / ".cache/huggingface/download").rglob("*.incomplete"))
 
 
-def _attempt(action: Callable[[], None], page: str) -> None:
-    """`attempt` with the client's own error as the status that it stands for."""
+def _with_hub_retries(request: Callable[[], None], page: str) -> None:
+    """`with_retries` for the hub client, whose errors are translated to HTTP status errors."""
 
-    def once() -> None:
+    def translated() -> None:
         try:
-            action()
+            request()
         except HfHubHTTPError as error:
             raise httpx2.HTTPStatusError(str(error), request=error.response.request, response=error.response) from None
 
-    with_retries(once, page)
+    with_retries(translated, page)
 
 
 def _checksum(file) -> str:

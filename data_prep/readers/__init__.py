@@ -1,7 +1,7 @@
-"""One file per raw layout. `read(raw, split, entry)` streams the rows of one split of one dataset, in file order.
+"""Readers, one file per raw layout. `read(raw, split, entry)` yields the rows of one split of one dataset, in file order.
 
-`raw` is the dataset's folder, `entry` its entry in `sources.yaml`. Images stay encoded and nothing is unpacked to disk. A
-file that cannot be read at all is a `UserError`; a row that cannot be formed is `Bad`.
+`raw` is the folder of the dataset, `entry` its entry in `sources.yaml`. Images stay encoded and nothing is unpacked to disk.
+A reader raises `UserError` for a file that cannot be read, and yields `InvalidRow` for a row that cannot be parsed.
 """
 
 from collections.abc import Callable, Iterator

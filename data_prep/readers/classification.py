@@ -1,5 +1,7 @@
-"""Any classification set of `conf/benchmark`, as questions whose answer is the class: for the data card, and for those who want to
-train on one. Transfer reads the raw files itself, and mixes leave out what stands in a test split."""
+"""Any classification dataset of `conf/benchmark`, as questions whose answer is the class.
+
+Used for the data card and for training on such a dataset. Encoder transfer reads the raw files itself.
+"""
 
 import io
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ QUESTION = "what does the image show?"
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
-    from src.classification import dataset  # brings torch along, which only this needs
+    from src.classification import dataset  # imports torch, which the other readers do not need
 
     data = dataset.read_dataset(raw.name, raw=raw.parent)
     for row in data.rows(split):
@@ -25,7 +27,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             key=f"{split}-{row:06d}",
             source=entry.name,
             split=split,
-            images=[_encoded(example.image)],
+            images=[_encode(example.image)],
             turns=[(QUESTION, example.label)],
             choices=list(data.classes),
             type="finding",
@@ -34,7 +36,8 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
         )
 
 
-def _encoded(image: Path | np.ndarray) -> bytes:
+def _encode(image: Path | np.ndarray) -> bytes:
+    """The bytes of an image file, or an array as PNG."""
     if isinstance(image, Path):
         return image.read_bytes()
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""JSON files that are larger than memory should be: one item at a time."""
+"""Reads large JSON files one item at a time."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,20 @@ from typing import IO, Any
 from src.runtime.errors import UserError
 
 CHUNK = 1 << 20
-MAX_ITEM = 64 << 20  # characters of one item; beyond, the text is broken rather than long
+MAX_ITEM = 64 << 20  # characters of one item; a longer one is taken for a damaged file
 
 
 def iter_items(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the one object in the file, or (position, value) of the one array; memory is bounded by an item. Letters that
-    are not UTF-8 come as surrogates, which the build refuses row by row."""
+    """Yields (key, value) of the object in the file, or (position, value) of the array.
+
+    Memory is bounded by the size of one item. Bytes that are not UTF-8 become surrogates, which the build rejects row by row.
+    Raises `UserError` if the file is not one complete object or array.
+    """
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         try:
             yield from _items(_Text(file))
         except (ValueError, EOFError, RecursionError) as error:
-            raise UserError(f"{path.name} is not complete, valid JSON: {error}; fetch it again") from None
+            raise UserError(f"{path.name}: not complete, valid JSON: {error}; download it again") from None
 
 
 def _items(text: "_Text") -> Iterator[tuple[str, Any]]:
@@ -39,48 +42,49 @@ def _items(text: "_Text") -> Iterator[tuple[str, Any]]:
             text.skip(",")
     text.skip(text.peek())
     with suppress(EOFError):
-        raise ValueError(f"'{text.peek()}' follows where it ends")  # JSON lines, or two files in one
+        raise ValueError(f"more text follows its end, starting with '{text.peek()}'")  # JSON lines, or two concatenated files
 
 
 class _Text:
-    """The unread part of a file, as far as it has been fetched."""
+    """A file with a buffer of unread text."""
 
     def __init__(self, file: IO[str]):
-        self.file, self.held, self.at = file, "", 0
+        self.file, self.buffer, self.position = file, "", 0
         self.decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is not blank."""
+        """The next character that is not white space."""
         while True:
-            while self.at < len(self.held):
-                if not self.held[self.at].isspace():
-                    return self.held[self.at]
-                self.at += 1
-            self._fetch()
+            while self.position < len(self.buffer):
+                if not self.buffer[self.position].isspace():
+                    return self.buffer[self.position]
+                self.position += 1
+            self._read_more()
 
     def skip(self, expected: str) -> str:
-        found = self.peek()
-        if expected and found != expected:
-            raise ValueError(f"expected '{expected}', found '{found}'")
-        self.at += len(expected)
-        return found
+        """Consumes the expected character; with an empty string, only returns the next character."""
+        character = self.peek()
+        if expected and character != expected:
+            raise ValueError(f"expected '{expected}', found '{character}'")
+        self.position += len(expected)
+        return character
 
     def value(self) -> Any:
-        """The next value; a value is taken for complete only when something follows it, or 12 of 123 would pass."""
+        """The next value. A value is complete only if text follows it; otherwise the first half of a number would be accepted."""
         self.peek()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.held, self.at)
-                if end < len(self.held):
-                    self.at = end
+                value, end = self.decoder.raw_decode(self.buffer, self.position)
+                if end < len(self.buffer):
+                    self.position = end
                     return value
             except json.JSONDecodeError:
-                if len(self.held) - self.at > MAX_ITEM:
+                if len(self.buffer) - self.position > MAX_ITEM:
                     raise
-            self._fetch()
+            self._read_more()
 
-    def _fetch(self) -> None:
-        more = self.file.read(CHUNK)
-        if not more:
-            raise EOFError("it ends in the middle")
-        self.held, self.at = self.held[self.at :] + more, 0
+    def _read_more(self) -> None:
+        text = self.file.read(CHUNK)
+        if not text:
+            raise EOFError("the file ends too early")
+        self.buffer, self.position = self.buffer[self.position :] + text, 0

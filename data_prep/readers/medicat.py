@@ -1,7 +1,7 @@
 """MedICaT: figures of articles with their captions, unpacked from `medicat_release.tar.gz` into `release/`.
 
-`release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl` has one figure per line; its picture is
-`release/figures/<pdf_hash>_<fig_uri>`. The licence is the article's.
+`release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl` has one figure per line; its image is
+`release/figures/<pdf_hash>_<fig_uri>`. The licence is that of the article.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from src.data.record import Record
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for _, fields in json_lines(path):
-            yield fields if isinstance(fields, InvalidRow) else _record(path.parent, split, entry, fields)
+            yield fields if isinstance(fields, InvalidRow) else _make_record(path.parent, split, entry, fields)
 
 
 @row_errors_as_invalid
-def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
+def _make_record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
     paper, name = clean_text(fields.get("pdf_hash")), f"{fields.get('pdf_hash')}_{fields.get('fig_uri')}"
     image = image_file(folder, f"figures/{name}", Path(name).stem)
     if isinstance(image, InvalidRow):
@@ -39,6 +39,6 @@ def _record(folder: Path, split: str, entry: Source, fields: dict) -> Row:
 
 
 def _licence(fields: dict) -> str:
-    """`oa_info.oa.license`, wherever the article states one."""
-    article = (fields.get("oa_info") or {}).get("oa") or {}
-    return clean_text(article.get("license"))
+    """`oa_info.oa.license`; empty if the article states none."""
+    open_access = (fields.get("oa_info") or {}).get("oa") or {}
+    return clean_text(open_access.get("license"))

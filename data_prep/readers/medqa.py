@@ -1,6 +1,6 @@
 """MedQA (USMLE, 4 options): JSON lines `{question, answer, options: {A: ...}, answer_idx, meta_info}`.
 
-Files are `phrases_no_exclude_{train,dev,test}.jsonl`, beside each other or as in the release under
+Files are `phrases_no_exclude_{train,dev,test}.jsonl`, in the raw folder or, as in the release, in
 `data_clean/questions/US/4_options/`.
 """
 
@@ -16,11 +16,11 @@ from src.data.record import Record
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         for number, fields in json_lines(path):
-            yield fields if isinstance(fields, InvalidRow) else _record(split, entry, fields, f"{split}-{number:05d}")
+            yield fields if isinstance(fields, InvalidRow) else _make_record(split, entry, fields, f"{split}-{number:05d}")
 
 
 @row_errors_as_invalid
-def _record(split: str, entry: Source, fields: dict, key: str) -> Row:
+def _make_record(split: str, entry: Source, fields: dict, key: str) -> Row:
     options = fields.get("options")
     if not isinstance(options, dict) or fields.get("answer_idx") not in options:
         return InvalidRow(key, f"no such option: answer_idx={fields.get('answer_idx')!r}")

@@ -1,4 +1,4 @@
-"""PMC-OA: `pmc_oa.jsonl` with one figure part and caption per line, the pictures inside `images.zip` beside it."""
+"""PMC-OA: `pmc_oa.jsonl` with one figure part and caption per line, and its images in `images.zip`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +14,16 @@ FOLDER = "caption_T060_filtered_top4_sep_v0_subfigures"
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
-        with ZipMembers(raw / "images.zip") as pictures:
+        with ZipMembers(raw / "images.zip") as images:
             for number, fields in json_lines(path):
-                yield fields if isinstance(fields, InvalidRow) else _record(split, entry, fields, number, pictures)
+                yield fields if isinstance(fields, InvalidRow) else _make_record(split, entry, fields, number, images)
 
 
 @row_errors_as_invalid
-def _record(split: str, entry: Source, fields: dict, number: int, pictures: ZipMembers) -> Row:
+def _make_record(split: str, entry: Source, fields: dict, number: int, images: ZipMembers) -> Row:
     name, caption = str(fields.get("image") or ""), str(fields.get("caption") or "").strip()
-    key = f"{Path(name).stem}-{number:07d}"  # a figure part may come with several captions
-    image = pictures.read(f"{FOLDER}/{name}", key)
+    key = f"{Path(name).stem}-{number:07d}"  # a figure part may have several captions
+    image = images.read(f"{FOLDER}/{name}", key)
     if isinstance(image, InvalidRow):
         return image
     return Record(key=key, source=entry.name, split=split, images=[image], caption=caption, type="caption", group=name.split("_")[0])

@@ -1,7 +1,7 @@
-"""PubMedVision: conversations on one or several pictures, `PubMedVision_Alignment_VQA.json` beside `images_0.zip` ... .
+"""PubMedVision: conversations on one or several images, `PubMedVision_Alignment_VQA.json` with images in `images_*.zip`.
 
-An item is `{id, image: [names], conversations: [{from: human, value}, {from: gpt, value}, ...], modality, body_part}`. Its
-authors unpack with `unzip -j`, so pictures are looked up by the last part of their name.
+An item is `{id, image: [names], conversations: [{from: human, value}, {from: gpt, value}, ...], modality, body_part}`. The
+authors unpack with `unzip -j`, so images are looked up by the last part of their name.
 """
 
 from collections.abc import Iterator
@@ -22,24 +22,24 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
         with ExitStack() as stack:
             archives = [stack.enter_context(ZipMembers(archive, flat=True)) for archive in sorted(raw.glob("images_*.zip"))]
             if not archives:
-                raise UserError(f"source '{entry.name}' needs {raw / 'images_0.zip'} and the other picture archives")
+                raise UserError(f"source '{entry.name}': {raw / 'images_0.zip'} and the other archives are missing; download them again")
             for position, fields in iter_items(path):
-                yield _record(split, entry, fields, f"{path.stem}-{position}", archives)
+                yield _make_record(split, entry, fields, f"{path.stem}-{position}", archives)
 
 
 @row_errors_as_invalid
-def _record(split: str, entry: Source, fields: dict, default_key: str, archives: list[ZipMembers]) -> Row:
+def _make_record(split: str, entry: Source, fields: dict, default_key: str, archives: list[ZipMembers]) -> Row:
     if not isinstance(fields, dict):
         return InvalidRow(default_key, "not a JSON object")
     key = clean_text(fields.get("id")) or default_key
     names = [Path(name).name for name in fields.get("image") or []]
     if not names:
-        return InvalidRow(key, "image missing: the row names none")
-    images = all_images(_picture(name, key, archives) for name in names)
+        return InvalidRow(key, "image missing: the row names no image")
+    images = all_images(_read_image(name, key, archives) for name in names)
     if isinstance(images, InvalidRow):
         return images
-    said = [clean_text(turn.get("value")) for turn in fields.get("conversations") or []]
-    turns = list(zip(said[::2], said[1::2], strict=False))
+    texts = [clean_text(turn.get("value")) for turn in fields.get("conversations") or []]
+    turns = list(zip(texts[::2], texts[1::2], strict=False))
     return Record(
         key=key,
         source=entry.name,
@@ -52,9 +52,9 @@ def _record(split: str, entry: Source, fields: dict, default_key: str, archives:
     )
 
 
-def _picture(name: str, key: str, archives: list[ZipMembers]) -> bytes | InvalidRow:
+def _read_image(name: str, key: str, archives: list[ZipMembers]) -> bytes | InvalidRow:
     for archive in archives:
-        found = archive.read(name, key)
-        if not isinstance(found, InvalidRow) or not found.reason.startswith("image missing"):
-            return found
+        image = archive.read(name, key)
+        if not isinstance(image, InvalidRow) or not image.reason.startswith("image missing"):
+            return image
     return InvalidRow(key, f"image missing: {name} is in none of the {len(archives)} archives")

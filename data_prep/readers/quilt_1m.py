@@ -1,7 +1,7 @@
-"""Quilt-1M: frames of histopathology videos (and other pictures) with captions.
+"""Quilt-1M: frames of histopathology videos (and other images) with captions.
 
-`quilt_1M_lookup.csv` has `caption, image_path, subset, split, not_histology, ...`; pictures are files in `quilt_1m/`. One
-picture may have several captions. Rows that the dataset itself marks as no histology are filtered.
+`quilt_1M_lookup.csv` has `caption, image_path, subset, split, not_histology, ...`; images are files in `quilt_1m/`. An image
+may have several captions. Rows that the dataset marks as not histology are filtered.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from src.data.record import Record
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
-        for number, row in enumerate(table_rows(path, entry, need=["caption", "image_path"])):
-            yield row if isinstance(row, InvalidRow) else _record(raw, split, entry, row, number)
+        for number, row in enumerate(table_rows(path, entry, required=["caption", "image_path"])):
+            yield row if isinstance(row, InvalidRow) else _make_record(raw, split, entry, row, number)
 
 
 @row_errors_as_invalid
-def _record(raw: Path, split: str, entry: Source, row: dict, number: int) -> Row:
+def _make_record(raw: Path, split: str, entry: Source, row: dict, number: int) -> Row:
     name = clean_text(row["image_path"])
     key = f"{number:07d}-{Path(name).stem}"
     if clean_text(row.get("not_histology")) in ("1", "1.0", "True"):
@@ -36,6 +36,6 @@ def _record(raw: Path, split: str, entry: Source, row: dict, number: int) -> Row
         images=[image],
         caption=clean_text(row["caption"]),
         type="caption",
-        group=name.partition("_image_")[0],  # <video>_image_<frame>.jpg; else the picture itself
+        group=name.partition("_image_")[0],  # <video>_image_<frame>.jpg; otherwise the whole name
         meta={"subset": clean_text(row["subset"])} if row.get("subset") else {},
     )

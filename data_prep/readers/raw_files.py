@@ -1,4 +1,4 @@
-"""Raw files as the readers meet them: text by line, images beside it."""
+"""Helpers of the readers: lines of text files, image files and text fields."""
 
 import errno
 import html
@@ -16,7 +16,7 @@ NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, e
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | InvalidRow]]:
-    """(number from 1, text) of every line that is not blank; a line that is not UTF-8 is `Bad`, the others are read on."""
+    """Yields (number from 1, text) of every line that is not blank; a line that is not UTF-8 becomes an `InvalidRow`."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -28,7 +28,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | InvalidRow]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict | InvalidRow]]:
-    """(number from 1, object) of every line; a line that is no complete JSON object is `Bad`."""
+    """Yields (number from 1, object) of every line; a line that is not a complete JSON object becomes an `InvalidRow`."""
     for number, line in lines(path):
         if isinstance(line, InvalidRow):
             yield number, line
@@ -42,14 +42,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict | InvalidRow]]:
 
 
 def image_file(folder: Path, name: str, key: str) -> bytes | InvalidRow:
-    """The bytes of `folder/name`, or why there are none. A name that leads out of `folder` is refused."""
+    """The bytes of `folder/name`, or an `InvalidRow` with the reason. A name that leads out of `folder` is rejected."""
     if not name:
-        return InvalidRow(key, "image missing: none is named")
+        return InvalidRow(key, "image missing: the row names no image")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return InvalidRow(key, f"image path is not inside the raw folder: {name!r}")
     try:
         return (folder / name).read_bytes()
-    except ValueError:  # a zero byte or half a letter
+    except ValueError:  # a null byte or an unpaired surrogate in the name
         return InvalidRow(key, f"image missing: {name!r}")
     except OSError as error:
         if error.errno not in NO_SUCH_FILE:
@@ -58,28 +58,28 @@ def image_file(folder: Path, name: str, key: str) -> bytes | InvalidRow:
 
 
 def all_images(images: Iterable[bytes | InvalidRow]) -> list[bytes] | InvalidRow:
-    """All images of a row, or why the first one that is missing is missing."""
-    found: list[bytes] = []
+    """All images of a row, or the first `InvalidRow` among them."""
+    valid: list[bytes] = []
     for image in images:
         if isinstance(image, InvalidRow):
             return image
-        found.append(image)
-    return found
+        valid.append(image)
+    return valid
 
 
 def clean_text(value: object) -> str:
-    """A field of a dataset as text: HTML entities resolved, odd blanks made plain, nothing around it; none for null."""
+    """A field as text: HTML entities decoded, non-breaking and zero-width spaces replaced, stripped; empty for null."""
     text = "" if value is None else html.unescape(str(value))
     return text.replace("\u00a0", " ").replace("\u200b", "").strip()
 
 
 def group_of(image: bytes) -> str:
-    """The name of an image that has none: a hash of its bytes."""
+    """The group of an image without a name: a hash of its bytes."""
     return xxhash.xxh3_64_hexdigest(image)
 
 
 def rows_in(path: Path) -> int | None:
-    """About how many rows a table has, None where that is not cheap to tell; for progress bars."""
+    """The approximate number of rows of a table; None if it cannot be counted cheaply."""
     if path.suffix == ".parquet":
         try:
             return pq.read_metadata(path).num_rows

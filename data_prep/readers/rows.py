@@ -1,4 +1,4 @@
-"""What a reader yields: a `Record`, or why there is none."""
+"""The rows that a reader yields: a `Record`, or the reason why there is none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from src.data.record import Record
 
 @dataclass(frozen=True)
 class InvalidRow:
-    """A row that cannot be formed; it goes to the quarantine."""
+    """A raw row that cannot be turned into a record; it is written to the quarantine."""
 
     key: str
-    reason: str  # what is wrong; what follows a colon is detail, so that reasons can be counted
+    reason: str  # text after a colon is detail, so that reasons can be counted
 
 
 @dataclass(frozen=True)
 class FilteredRow:
-    """A row that a rule of its reader leaves out, such as another language."""
+    """A raw row that a rule of its reader excludes, for example by language."""
 
     key: str
     reason: str
@@ -27,16 +27,17 @@ class FilteredRow:
 Row = Record | InvalidRow | FilteredRow
 
 
-def row_errors_as_invalid(form: Callable[..., Row]) -> Callable[..., Row]:
-    """For the function of a reader that forms a record: a field of another kind than the layout has (a number for a list, null for
-    an object) makes the row `Bad`. It stands for the row by the argument after the `Source`, which is its key or its fields."""
+def row_errors_as_invalid(make_record: Callable[..., Row]) -> Callable[..., Row]:
+    """Decorates the function of a reader that makes a record: a field of an unexpected type (a number instead of a list, null
+    instead of an object) gives an `InvalidRow` instead of an exception. Its key is the argument after the `Source`, which is the
+    key or the fields of the raw row."""
 
-    @wraps(form)
-    def formed(*args, **named) -> Row:
+    @wraps(make_record)
+    def wrapper(*args, **kwargs) -> Row:
         try:
-            return form(*args, **named)
+            return make_record(*args, **kwargs)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            place = next(n for n, arg in enumerate(args) if isinstance(arg, Source))
-            return InvalidRow(str(args[place + 1])[:80], f"row of another shape: {type(error).__name__} {error}")
+            position = next(n for n, arg in enumerate(args) if isinstance(arg, Source))
+            return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {type(error).__name__} {error}")
 
-    return formed
+    return wrapper

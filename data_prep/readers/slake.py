@@ -1,6 +1,6 @@
-"""SLAKE: `{train,validate,test}.json` (JSON arrays) and the pictures as `imgs/xmlab<n>/source.jpg`, in `imgs.zip` or unpacked.
+"""SLAKE: `{train,validate,test}.json` (JSON arrays) and images `imgs/xmlab<n>/source.jpg`, in `imgs.zip` or unpacked.
 
-English only: the Chinese questions are split differently, so that 142 test pictures stand in the Chinese training set.
+English only: the Chinese questions have another split, in which 142 test images are in the training set.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,19 +30,19 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         archive = path.parent / "imgs.zip"
         with ZipMembers(archive) if archive.exists() else nullcontext() as members:
-            picture = members.read if members else partial(image_file, path.parent)
+            read_image = members.read if members else partial(image_file, path.parent)
             for position, fields in iter_items(path):
-                yield _record(split, entry, fields, f"{split}-{position}", picture)
+                yield _make_record(split, entry, fields, f"{split}-{position}", read_image)
 
 
 @row_errors_as_invalid
-def _record(split: str, entry: Source, fields: dict, key: str, picture: Callable[[str, str], bytes | InvalidRow]) -> Row:
+def _make_record(split: str, entry: Source, fields: dict, key: str, read_image: Callable[[str, str], bytes | InvalidRow]) -> Row:
     if not isinstance(fields, dict):
         return InvalidRow(key, "not a JSON object")
     if fields.get("q_lang") != "en":
         return FilteredRow(key, "language")
     question, answer, name = (clean_text(fields.get(field)) for field in ("question", "answer", "img_name"))
-    image = picture(f"imgs/{name}", key)
+    image = read_image(f"imgs/{name}", key)
     if isinstance(image, InvalidRow):
         return image
     return Record(

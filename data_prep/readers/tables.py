@@ -1,4 +1,4 @@
-"""Rows of a table file, whatever the format: parquet, Arrow as `datasets` saves it, CSV, a JSON array, or JSON lines."""
+"""Rows of a table file: parquet, Arrow as saved by `datasets`, CSV, a JSON array or JSON lines."""
 
 import csv
 from collections.abc import Iterator
@@ -14,52 +14,57 @@ from data_prep.readers.rows import InvalidRow
 from data_prep.sources import Source
 from src.runtime.errors import UserError, suggest
 
-BATCH = 32  # rows at a time, since they may hold images
-MAX_LINE = 16 << 20  # characters of one CSV field
+BATCH = 32  # rows in memory at a time; they may contain images
+MAX_FIELD = 16 << 20  # characters of one CSV field
 
 
-def table_rows(path: Path, entry: Source, *, need: list[str], want: list[str] | None = None) -> Iterator[dict[str, Any] | InvalidRow]:
-    """The columns `need` and, where they exist, `want` of every row.
+def table_rows(
+    path: Path, entry: Source, *, required: list[str], optional: list[str] | None = None
+) -> Iterator[dict[str, Any] | InvalidRow]:
+    """Yields the `required` columns and, where they exist, the `optional` ones of every row.
 
-    A column of `need` that the first row lacks, and a file that cannot be read to its end, are `UserError`s. A line of CSV with
-    letters that are not UTF-8 comes with surrogates in their place, which the build refuses row by row.
+    A row that cannot be decoded or lacks a column becomes an `InvalidRow`. In CSV files, bytes that are not UTF-8 become
+    surrogates, which the build rejects row by row. Raises `UserError` if the first row lacks a required column or the file
+    cannot be read to its end.
     """
-    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](path, need, want or [])
+    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](
+        path, required, optional or []
+    )
     try:
         for number, row in enumerate(rows):
-            if isinstance(row, InvalidRow) or not (missing := [column for column in need if column not in row]):
+            if isinstance(row, InvalidRow) or not (missing := [column for column in required if column not in row]):
                 yield row
             elif number == 0:
-                raise UserError(f"{path.name} of {entry.name} has no column '{missing[0]}'{suggest(missing[0], row, these='it has')}")
+                raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{suggest(missing[0], row, these='columns')}")
             else:
                 yield InvalidRow(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
     except (pa.ArrowException, OSError, csv.Error) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path.name} of {entry.name} cannot be read as {path.suffix[1:]} ({reason}); fetch it again") from None
+        raise UserError(f"{path.name} of {entry.name}: cannot be read as {path.suffix[1:]} ({reason}); download it again") from None
 
 
-def _kept(there: list[str], need: list[str], want: list[str]) -> list[str]:
-    """All columns where one is missing, so that the message can name the nearest."""
-    return [name for name in there if name in need or name in want] if set(need) <= set(there) else there
+def _select_columns(names: list[str], required: list[str], optional: list[str]) -> list[str]:
+    """The columns to read: all of them if a required one is missing, so that the error message can suggest the closest."""
+    return [name for name in names if name in required or name in optional] if set(required) <= set(names) else names
 
 
-def _parquet(path: Path, need: list[str], want: list[str]) -> Iterator[dict | InvalidRow]:
+def _parquet(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
     with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(BATCH, columns=_kept(table.schema_arrow.names, need, want)):
+        for batch in table.iter_batches(BATCH, columns=_select_columns(table.schema_arrow.names, required, optional)):
             yield from _rows(batch, path)
 
 
-def _arrow(path: Path, need: list[str], want: list[str]) -> Iterator[dict | InvalidRow]:
+def _arrow(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
         for batch in stream:
-            _check(batch)
-            kept = batch.select(_kept(batch.schema.names, need, want))
-            for start in range(0, len(kept), BATCH):
-                yield from _rows(kept.slice(start, BATCH), path)
+            _validate(batch)
+            selected = batch.select(_select_columns(batch.schema.names, required, optional))
+            for start in range(0, len(selected), BATCH):
+                yield from _rows(selected.slice(start, BATCH), path)
 
 
-def _check(batch: pa.RecordBatch) -> None:
-    """Damaged offsets, which would be followed out of the file and end the process. Letters that are not UTF-8 are a row's matter."""
+def _validate(batch: pa.RecordBatch) -> None:
+    """Raises `pa.ArrowInvalid` for damaged offsets, which would crash the process. Text that is not UTF-8 is left to `_rows`."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -68,7 +73,7 @@ def _check(batch: pa.RecordBatch) -> None:
 
 
 def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | InvalidRow]:
-    """One text that is not UTF-8 harms its own row only."""
+    """The rows of a batch; a row with text that is not UTF-8 becomes an `InvalidRow`."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError as error:
@@ -77,19 +82,19 @@ def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | InvalidRow]:
         return [row for n in range(len(batch)) for row in _rows(batch.slice(n, 1), path)]
 
 
-def _csv(path: Path, need: list[str], want: list[str]) -> Iterator[dict | InvalidRow]:
-    csv.field_size_limit(MAX_LINE)
+def _csv(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+    csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for number, row in enumerate(table := csv.DictReader(file, strict=True)):  # a quote left open would swallow the rest of the file
-            whole = None not in row and None not in row.values()
-            reason = f"not as many fields as columns: line {table.line_num} of {path.name}"
-            yield row if whole else InvalidRow(f"{path.stem}-{number}", reason)
+        for number, row in enumerate(table := csv.DictReader(file, strict=True)):  # strict: an unclosed quote is an error
+            is_complete = None not in row and None not in row.values()
+            reason = f"wrong number of fields: line {table.line_num} of {path.name}"
+            yield row if is_complete else InvalidRow(f"{path.stem}-{number}", reason)
 
 
-def _json(path: Path, need: list[str], want: list[str]) -> Iterator[dict | InvalidRow]:
+def _json(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
     for position, row in iter_items(path):
         yield row if isinstance(row, dict) else InvalidRow(f"{path.stem}-{position}", f"not a JSON object: item {position} of {path.name}")
 
 
-def _jsonl(path: Path, need: list[str], want: list[str]) -> Iterator[dict | InvalidRow]:
+def _jsonl(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
     return (row for _, row in json_lines(path))

@@ -1,8 +1,8 @@
-"""u-Bench: microscopy pictures with closed questions, as Arrow files that `datasets` saved.
+"""u-Bench: microscopy images with closed questions, as Arrow files saved by `datasets`.
 
 A row has `image {bytes, path}`, `license` and `questions {modality, stain, ...: {question, options, answer, ...} or null}`.
-The questions of a picture are the turns of one record, without the options, of which the last is always 'none of the above'.
-It is a benchmark with a test split only; as the reference mix trains on it, its pictures are the training split here.
+The questions of an image are the turns of one record, without the options, the last of which is always 'none of the above'.
+It is a benchmark with a test split only. Because the reference mix trains on it, its images are the training split here.
 """
 
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ from src.data.record import Record
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
-        for row in table_rows(path, entry, need=["image_id", "image", "questions"], want=["license", "dataset"]):
-            yield row if isinstance(row, InvalidRow) else _record(split, entry, row)
+        for row in table_rows(path, entry, required=["image_id", "image", "questions"], optional=["license", "dataset"]):
+            yield row if isinstance(row, InvalidRow) else _make_record(split, entry, row)
 
 
 @row_errors_as_invalid
-def _record(split: str, entry: Source, row: dict) -> Row:
+def _make_record(split: str, entry: Source, row: dict) -> Row:
     key = clean_text(row["image_id"])
     image = (row["image"] or {}).get("bytes")
     if not image:
         return InvalidRow(key, "image missing")
-    asked = [one for _, one in sorted((row["questions"] or {}).items()) if one and one.get("answer")]
+    questions = [question for _, question in sorted((row["questions"] or {}).items()) if question and question.get("answer")]
     return Record(
         key=key,
         source=entry.name,
         split=split,
         images=[image],
-        turns=[(clean_text(one.get("question")), clean_text(one["answer"])) for one in asked],
+        turns=[(clean_text(question.get("question")), clean_text(question["answer"])) for question in questions],
         group=key,
         licence=clean_text(row.get("license")),
         meta={"dataset": clean_text(row["dataset"])} if row.get("dataset") else {},

@@ -1,7 +1,7 @@
 """VQA-Med 2019: pipe-separated questions and a folder of `<image id>.jpg` per split.
 
-Train and val: `image|question|answer`, the category is the name of the file in `QAPairsByCategory` that repeats the line.
-Test: `image|category|question|answer`, several accepted answers separated by `#`.
+Train and val: `image|question|answer`; the category comes from the file in `QAPairsByCategory` that contains the same line.
+Test: `image|category|question|answer`, with several accepted answers separated by `#`.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         categories = {} if split == "test" else _categories(path.parent)
         for number, line in lines(path):
-            yield line if isinstance(line, InvalidRow) else _record(raw, split, entry, line, f"{split}-{number:05d}", categories)
+            yield line if isinstance(line, InvalidRow) else _make_record(raw, split, entry, line, f"{split}-{number:05d}", categories)
 
 
-def _record(raw: Path, split: str, entry: Source, line: str, number: str, categories: dict[str, str]) -> Row:
+def _make_record(raw: Path, split: str, entry: Source, line: str, number: str, categories: dict[str, str]) -> Row:
     parts = line.split("|")
     if len(parts) != (4 if split == "test" else 3):
         return InvalidRow(number, f"not image|question|answer: {line[:80]!r}")
@@ -51,17 +51,17 @@ def _record(raw: Path, split: str, entry: Source, line: str, number: str, catego
 
 
 def _type(category: str, question: str, answer: str) -> str:
-    """Three of the four categories are types of ours; `abnormality` covers several, told apart by the wording."""
+    """The question type. Three of the four categories are question types; `abnormality` covers several, chosen by the wording."""
     if category in ("modality", "plane", "organ"):
         return category
-    kind = question_type(question, answer)
-    return "finding" if kind == "other" and category == "abnormality" else kind
+    by_wording = question_type(question, answer)
+    return "finding" if by_wording == "other" and category == "abnormality" else by_wording
 
 
 def _categories(folder: Path) -> dict[str, str]:
-    """line -> category, out of `QAPairsByCategory/C1_Modality_train.txt` and the like."""
-    found = {}
+    """Line -> category, from `QAPairsByCategory/C1_Modality_train.txt` and similar files."""
+    categories = {}
     for path in sorted(folder.glob("QAPairsByCategory/C*_*.txt")):
         category = path.name.split("_")[1].lower()
-        found.update({line: category for _, line in lines(path) if isinstance(line, str)})
-    return found
+        categories.update({line: category for _, line in lines(path) if isinstance(line, str)})
+    return categories
