@@ -65,7 +65,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
     depends_on |= {"seed": config.seed} | ({"finetune": to_plain(config.finetune)} if file.protocol == "finetune" else {})
     seen = None
     if encoder.checkpoint:
-        seen = training_overlap(encoder.run, encoder.checkpoint, data.name, fingerprint=data.fingerprint, outputs=config.outputs)
+        seen = training_overlap(encoder.checkpoint, data.name, fingerprint=data.fingerprint)
     now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
     if file.finished(depends_on):
         file.note(**now)  # an audit may have looked since
