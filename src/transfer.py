@@ -1,7 +1,7 @@
-"""`python -m src.transfer encoder=NAME benchmark=NAME`: how well image encoders carry over to classification sets.
+"""`python -m src.transfer encoder=NAME benchmark=NAME`: evaluates image encoders on classification sets.
 
-Every cell of the table (benchmark x encoder x protocol) is computed once, its predictions are files; the same command again, or
-another encoder under the same name=, computes what is missing and rebuilds the table from all cells that exist.
+Each result (benchmark x encoder x protocol) is computed once and stored with its predictions. The same command again, or another encoder
+under the same name=, computes only the missing results and rebuilds the table from all of them.
 """
 
 import json
@@ -17,7 +17,7 @@ from src.classification.encoders import Encoder
 from src.classification.features import cached_arrays, extract_features
 from src.classification.finetune import finetune
 from src.classification.probe import Fit, Split
-from src.classification.results import TransferResultFile, check_distinct_labels, read_results
+from src.classification.results import TransferResultFile, make_labels_distinct, read_results
 from src.classification.table import transfer_table
 from src.config.transfer import TransferConfig
 from src.data.phantoms import PHANTOM
@@ -31,74 +31,78 @@ PROTOCOLS = ("probe", "knn", "few_shot", "finetune")
 
 
 def transfer(config: TransferConfig) -> Path:
-    """Computes every missing cell and returns the run folder; names are checked and every image is decoded before the first fit."""
+    """Computes the missing results and returns the run folder. All names are checked and all images decoded before the first fit."""
     for protocol in to_list(config.protocol):
         check_choice("protocol", protocol, PROTOCOLS)
     check_choice("checkpoint", config.checkpoint, ("best", "last"))
-    chosen = [encoders.find_encoder(name, outputs=config.outputs, checkpoint=config.checkpoint) for name in to_list(config.encoder)]
-    sets = [dataset.read_dataset(name, raw=config.raw) for name in to_list(config.benchmarks)]
+    selected = [encoders.find_encoder(name, outputs=config.outputs, checkpoint=config.checkpoint) for name in to_list(config.encoder)]
+    datasets = [dataset.read_dataset(name, raw=config.raw) for name in to_list(config.benchmarks)]
     folder = Path(config.outputs) / (
-        config.name or next((e.name.partition(":")[2] for e in chosen if ":" in e.name and e.ours), "transfer")
+        config.name or next((e.name.partition(":")[2] for e in selected if ":" in e.name and e.ours), "transfer")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    check_distinct_labels(chosen, folder)
-    _keep_cost(folder)
-    with run_folder.record(folder, "transfer") as said:
-        for data in sets:
-            encoder_features(folder, data, chosen[0], config, seed=config.seed)  # kept; a broken image shows now, not after hours of fits
-        for data in sets:
-            for encoder in chosen:
+    make_labels_distinct(selected, folder)
+    _carry_over_cost(folder)
+    with run_folder.record(folder, "transfer") as record:
+        for data in datasets:
+            encoder_features(
+                folder, data, selected[0], config, seed=config.seed
+            )  # cached; an unreadable image is reported now, not after hours of fits
+        for data in datasets:
+            for encoder in selected:
                 for protocol in to_list(config.protocol):
                     for name in [f"probe_{shots}shot" for shots in probe.SHOTS] if protocol == "few_shot" else [protocol]:
                         compute_result(TransferResultFile(folder, data.name, encoder.label, name), data, encoder, config)
-        cells, left_out = read_results(folder, data={data.name: data.fingerprint for data in sets})
-        said |= transfer_table(cells, resamples=config.resamples, seed=config.seed)
-        said["transfer"]["left_out"] = left_out
-        said["phantoms"] = sorted({facts["benchmark"] for facts, _ in cells if facts.get("phantom")})
+        results, left_out = read_results(folder, data={data.name: data.fingerprint for data in datasets})
+        record |= transfer_table(results, resamples=config.resamples, seed=config.seed)
+        record["transfer"]["left_out"] = left_out
+        record["phantoms"] = sorted({metadata["benchmark"] for metadata, _ in results if metadata.get("phantom")})
     wandb_run.update_run(folder)
     return folder
 
 
 def compute_result(file: TransferResultFile, data: ClassificationDataset, encoder: Encoder, config: TransferConfig) -> None:
-    """One cell: fits on train, chooses on val, and predicts the test split once per seed."""
+    """Computes one result: fits on train, chooses the setting on val, and predicts the test split once per seed."""
     depends_on = {"encoder": encoder.identity, "architecture": to_plain(encoder.config), "data": data.fingerprint, "seeds": config.seeds}
     depends_on |= {"seed": config.seed} | ({"finetune": to_plain(config.finetune)} if file.protocol == "finetune" else {})
-    seen = None
+    overlap = None
     if encoder.checkpoint:
-        seen = training_overlap(encoder.run, encoder.checkpoint, data.name, fingerprint=data.fingerprint, outputs=config.outputs)
-    now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
-    if file.finished(depends_on):
-        file.note(**now)  # an audit may have looked since
+        overlap = training_overlap(encoder.checkpoint, data.name, fingerprint=data.fingerprint)
+    current = {"overlap": overlap, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
+    if file.is_current(depends_on):
+        file.update_metadata(**current)  # there may be a new audit
         return
     start = time.perf_counter()
-    # A convex fit on fixed features has nothing to draw: one seed is all there is.
-    drawn = encoder.random or file.protocol not in ("probe", "knn")
-    fits = [fit_probe(file, data, encoder, config, seed=config.seed + s) for s in range(config.seeds if drawn else 1)]
+    # A convex fit on fixed features does not depend on the seed.
+    random = encoder.random or file.protocol not in ("probe", "knn")
+    fits = [fit_probe(file, data, encoder, config, seed=config.seed + s) for s in range(config.seeds if random else 1)]
     vision = encoder.build(seed=config.seed)
-    facts = {
+    metadata = {
         "ours": encoder.ours,
         "name": encoder.name,
-        **now,
+        **current,
         "weights": encoder.identity,
         "input": {"size": vision.size, "mean": vision.mean.flatten().tolist(), "std": vision.std.flatten().tolist()},
         "parameters": sum(p.numel() for p in vision.parameters()),
-        "pooling": [one.pooling for one in fits],
-        "setting": [one.setting for one in fits],
-        "validation": [one.validation for one in fits],
+        "pooling": [fit.pooling for fit in fits],
+        "setting": [fit.setting for fit in fits],
+        "validation": [fit.validation for fit in fits],
         "seeds": len(fits),
         "counts": data.counts(),
-        "split": "ours, 60/20/20 by group" if data.made else "given",
+        "split": "ours, 60/20/20 by group" if data.generated_split else "given",
         "seconds": time.perf_counter() - start,
         "depends_on": depends_on,
     }
-    file.write(data, np.stack([one.probabilities_NK for one in fits]), facts)
-    print(f"{data.name:16} {encoder.label:24} {file.protocol:12} {facts['seconds']:6.1f} s")
+    file.write(data, np.stack([fit.probabilities_NK for fit in fits]), metadata)
+    print(f"{data.name:16} {encoder.label:24} {file.protocol:12} {metadata['seconds']:6.1f} s")
 
 
 def fit_probe(file: TransferResultFile, data: ClassificationDataset, encoder: Encoder, config: TransferConfig, *, seed: int) -> Fit:
-    """One seed of one cell. Every protocol needs the features: they choose the pooling."""
-    found = encoder_features(file.folder, data, encoder, config, seed=seed)
-    train, val, test = (Split({how: f[rows] for how, f in found.items()}, data.labels_N[rows]) for rows in map(data.rows, dataset.SPLITS))
+    """One seed of one result. All protocols need the features, because fine-tuning uses the pooling that the linear probe chooses."""
+    features = encoder_features(file.folder, data, encoder, config, seed=seed)
+    train, val, test = (
+        Split({pooling: f_NF[rows] for pooling, f_NF in features.items()}, data.labels_N[rows]) for rows in map(data.rows, dataset.SPLITS)
+    )
     classes = len(data.classes)
     if file.protocol == "probe":
         return probe.linear_probe(train, val, test, classes=classes)
@@ -123,11 +127,11 @@ def fit_probe(file: TransferResultFile, data: ClassificationDataset, encoder: En
 def encoder_features(
     folder: Path, data: ClassificationDataset, encoder: Encoder, config: TransferConfig, *, seed: int
 ) -> dict[str, np.ndarray]:
-    """f_NF of every pooling, of all images; extracted once. Another seed is another encoder only where weights are drawn."""
-    drawn = f".{seed}" if encoder.random else ""
+    """Features f_NF of each pooling for all images, extracted once. They depend on the seed only for random weights."""
+    suffix = f".{seed}" if encoder.random else ""
     return cached_arrays(
-        folder / "transfer" / data.name / encoder.label / f"features{drawn}.safetensors",
-        {"encoder": encoder.identity, "architecture": to_plain(encoder.config), "data": data.fingerprint, "seed": drawn},
+        folder / "transfer" / data.name / encoder.label / f"features{suffix}.safetensors",
+        {"encoder": encoder.identity, "architecture": to_plain(encoder.config), "data": data.fingerprint, "seed": suffix},
         lambda: extract_features(encoder.build(seed=seed), data, device=select_device(config), batch=config.batch, threads=config.threads),
     )
 
@@ -137,33 +141,35 @@ def select_device(config: TransferConfig) -> torch.device:
 
 
 def to_list(value: object) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _keep_cost(folder: Path) -> None:
-    """Cells of an earlier call stay in the table, so their cost stays in the sum."""
-    done, partial = folder / "transfer.json", folder / "transfer.partial.json"
-    if done.exists() and not partial.exists():
-        before = json.loads(done.read_text())
-        run_folder.write_atomically(partial, json.dumps({name: before[name] for name in ("seconds", "peak_rss_mb")}))
+def _carry_over_cost(folder: Path) -> None:
+    """Adds the cost of earlier calls to this one, because their results stay in the table."""
+    finished, partial = folder / "transfer.json", folder / "transfer.partial.json"
+    if finished.exists() and not partial.exists():
+        previous = json.loads(finished.read_text())
+        run_folder.write_atomically(partial, json.dumps({name: previous[name] for name in ("seconds", "peak_rss_mb")}))
 
 
 @command("transfer", TransferConfig)
 def main(config: TransferConfig) -> None:
     folder = transfer(config)
-    found = json.loads((folder / "transfer.json").read_text())["transfer"]
-    for one in found["cells"]:
-        print_result(one["benchmark"], one["encoder"], one["protocol"], one["macro_f1"])
-    for one in found["means"]:
-        print_result(f"mean of {len(one['benchmarks'])}", one["encoder"], one["protocol"], one)
-    for one in found["differences"]:
-        print_result(one["benchmark"], f"{one['ours']} - {one['other']}", one["protocol"], one)
+    tables = json.loads((folder / "transfer.json").read_text())["transfer"]
+    for row in tables["cells"]:
+        print_result(row["benchmark"], row["encoder"], row["protocol"], row["macro_f1"])
+    for row in tables["means"]:
+        print_result(f"mean of {len(row['benchmarks'])}", row["encoder"], row["protocol"], row)
+    for row in tables["differences"]:
+        print_result(row["benchmark"], f"{row['ours']} - {row['other']}", row["protocol"], row)
     print(f"macro-F1 with 95% intervals; more in {folder}/transfer.json")
 
 
-def print_result(benchmark: str, encoder: str, protocol: str, of: dict) -> None:
+def print_result(benchmark: str, encoder: str, protocol: str, score: dict) -> None:
     if "shot" not in protocol:
-        print(f"{benchmark:18} {encoder:28} {protocol:10} {of['value']:6.3f}  [{of['low']:.3f}, {of['high']:.3f}]  n={of['n']:,}")
+        print(
+            f"{benchmark:18} {encoder:28} {protocol:10} {score['value']:6.3f}  [{score['low']:.3f}, {score['high']:.3f}]  n={score['n']:,}"
+        )
 
 
 if __name__ == "__main__":

@@ -70,3 +70,12 @@ def test_copied_records_are_those_of_the_parent_when_the_child_started(tmp_path)
     shutil.rmtree(outputs / "parent")
     started(outputs, "parent", "b")
     assert [record["sources"][0]["name"] for record in ancestors(child)] == ["a"]
+
+
+def test_lineage_stops_at_older_runs_that_name_each_other_as_init(tmp_path):
+    outputs = tmp_path / "outputs"
+    started(outputs, "parent", "a", init="run:child", recorded=False)
+    child = started(outputs, "child", "b", init="run:parent", recorded=False)
+    records = lineage(child)
+    assert [record["name"] for record in records] == ["child", "parent"]
+    assert missing_parent(records) == "run:child"

@@ -1,4 +1,4 @@
-"""Benchmarks: which questions, with which images under each condition."""
+"""Benchmarks: their questions, and the images under each condition."""
 
 import json
 from dataclasses import replace
@@ -13,8 +13,8 @@ from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.data.record import Record
 from src.evaluation import benchmark
-from src.evaluation.baselines import _histograms
-from src.evaluation.benchmark import BenchmarkConfig, _closed, condition_images, image_conditions, read_benchmark, shown_rows
+from src.evaluation.baselines import row_histograms
+from src.evaluation.benchmark import BenchmarkConfig, _closed, condition_images, image_conditions, image_rows, read_benchmark
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.conftest import jpeg
@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in benchmark.FOLDER.glob("*.yaml") if "layout:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Four images with three questions each; one of them, by its group, in the training split too."""
+    """Four images with three questions each; the group of one image is also in the training split."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     (raw / "own").mkdir()
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def root(tmp_path_factory) -> Path:
     return out
 
 
-def test_every_question_has_its_line(root):
+def test_benchmark_has_one_item_per_question(root):
     test = read_benchmark("own", root=root)
     assert len(test.items) == len({item["id"] for item in test.items}) == 12
     assert len({item["image"] for item in test.items}) == 4
@@ -50,16 +50,16 @@ def test_every_question_has_its_line(root):
     assert not test.choices
 
 
-def test_a_limit_is_spread_over_the_split(root):
+def test_limit_is_spread_over_the_split(root):
     test = read_benchmark("own", root=root, limit=4)
     assert len({item["image"] for item in test.items}) == 4
     assert read_benchmark("own", root=root, limit=99).rows == read_benchmark("own", root=root).rows
 
 
-def test_shuffled_images_change_places_in_one_cycle(root):
+def test_shuffled_images_form_one_cycle(root):
     test = read_benchmark("own", root=root)
     for seed in range(5):
-        own, other = shown_rows("real", test, seed=seed), shown_rows("shuffled", test, seed=seed)
+        own, other = image_rows("real", test, seed=seed), image_rows("shuffled", test, seed=seed)
         group = {row: item["image"] for row, item in zip(test.rows, test.items, strict=True)}
         moved = {(group[a], group[b]) for a, b in zip(own, other, strict=True)}
         assert len(moved) == 4  # all questions on one image get the same other one
@@ -68,14 +68,14 @@ def test_shuffled_images_change_places_in_one_cycle(root):
         while steps == 0 or at != next(iter(moved))[0]:
             at, steps = dict(moved)[at], steps + 1
         assert steps == 4
-    assert shown_rows("shuffled", test, seed=0) == shown_rows("shuffled", test, seed=0)
+    assert image_rows("shuffled", test, seed=0) == image_rows("shuffled", test, seed=0)
 
 
-def test_what_is_shown(root):
+def test_condition_images_of_each_condition(root):
     test = read_benchmark("own", root=root)
     mean = torch.tensor([0.5, 0.25, 1.0])
     numbers = [0, 1, 3]
-    real = condition_images(test, numbers, "real", shown_rows("real", test, seed=0), mean=mean, size=16, exact=False)
+    real = condition_images(test, numbers, "real", image_rows("real", test, seed=0), mean=mean, size=16, exact=False)
     assert real[0][0] == real[1][0] != real[2][0]  # one name per image
     assert real[0][1][0] is real[1][1][0]  # decoded once
     blank = condition_images(test, numbers, "blank", None, mean=mean, size=16, exact=False)
@@ -84,13 +84,13 @@ def test_what_is_shown(root):
     assert condition_images(test, numbers, "none", None, mean=mean, size=16, exact=False) == [("none", [])] * 3
 
 
-def test_a_disjoint_benchmark_leaves_out_images_of_the_training_split(root, tmp_path, monkeypatch):
-    (tmp_path / "apart.yaml").write_text("source: own\nsplit: test\npooled: true\nchoices: false\ndisjoint: true\n")
+def test_disjoint_benchmark_excludes_images_of_the_training_split(root, tmp_path, monkeypatch):
+    (tmp_path / "separate.yaml").write_text("source: own\nsplit: test\npooled: true\nchoices: false\ndisjoint: true\n")
     monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
-    assert len(read_benchmark("apart", root=root).rows) == 9
+    assert len(read_benchmark("separate", root=root).rows) == 9
 
 
-def test_conditions_are_checked(root, shards):
+def test_image_conditions_are_validated(root, shards):
     assert image_conditions(read_benchmark("own", root=root), ["real", "blank"]) == ["real", "blank"]
     text = read_benchmark("gamma", root=shards)
     assert not text.pooled
@@ -101,57 +101,57 @@ def test_conditions_are_checked(root, shards):
         image_conditions(text, ["nothing"])
 
 
-def test_shuffling_one_image_is_refused(root):
+def test_shuffling_needs_two_images(root):
     test = read_benchmark("own", root=root)
     with pytest.raises(UserError, match="at least two different images"):
-        shown_rows("shuffled", replace(test, whole=test.rows[:1]), seed=0)
+        image_rows("shuffled", replace(test, all_rows=test.rows[:1]), seed=0)
 
 
-def test_a_limit_does_not_change_the_other_image(root):
-    whole, some = (read_benchmark("own", root=root, limit=limit) for limit in (0, 5))
-    other = dict(zip(whole.rows, shown_rows("shuffled", whole, seed=3), strict=True))
-    assert shown_rows("shuffled", some, seed=3) == [other[row] for row in some.rows]
+def test_limit_does_not_change_the_shuffled_image(root):
+    full, limited = (read_benchmark("own", root=root, limit=limit) for limit in (0, 5))
+    other = dict(zip(full.rows, image_rows("shuffled", full, seed=3), strict=True))
+    assert image_rows("shuffled", limited, seed=3) == [other[row] for row in limited.rows]
 
 
-def test_the_images_of_one_patient_are_different_images(tmp_path):
-    """Three images each of two patients, two questions on each: all six are shown to others, and have their own colours."""
+def test_images_of_one_patient_are_distinct(tmp_path):
+    """Two patients with three images each and two questions per image: all six images are shuffled, and have their own colours."""
     (tmp_path / "raw" / "own").mkdir(parents=True)
     rng, lines = np.random.default_rng(1), []
     for n in range(6):
         (tmp_path / "raw" / "own" / f"{n}.jpg").write_bytes(jpeg(rng))
-        about = {"image": f"{n}.jpg", "group": f"patient{n % 2}", "answer": "lung"}
-        lines += [{"id": f"{n}-{k}", "question": f"what {k}?", **about} for k in range(2)]
+        fields = {"image": f"{n}.jpg", "group": f"patient{n % 2}", "answer": "lung"}
+        lines += [{"id": f"{n}-{k}", "question": f"what {k}?", **fields} for k in range(2)]
     (tmp_path / "raw" / "own" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     build_all(BuildConfig(sources=["own"], raw=tmp_path / "raw", out=tmp_path / "out", workers=1))
     test = read_benchmark("own", root=tmp_path / "out")
-    picture = {row: test.shards[row].images[0] for row in test.rows}
-    moved = {(picture[row], picture[other]) for row, other in zip(test.rows, shown_rows("shuffled", test, seed=0), strict=True)}
+    image = {row: test.shards[row].images[0] for row in test.rows}
+    moved = {(image[row], image[other]) for row, other in zip(test.rows, image_rows("shuffled", test, seed=0), strict=True)}
     assert len(moved) == len({own for own, _ in moved}) == len({other for _, other in moved}) == 6
     assert all(own != other for own, other in moved)
-    assert len(np.unique(_histograms(test.shards, test.rows), axis=0)) == 6
+    assert len(np.unique(row_histograms(test.shards, test.rows), axis=0)) == 6
 
 
-def test_what_the_dataset_calls_closed_stands_with_the_question():
-    about = {"key": "k", "source": "slake", "split": "test", "turns": [("left or right?", "left")]}
-    said = ("CLOSED", "OPEN ", "other", None)
-    found = [_closed(Record(**about, meta={"answer_type": word} if word else {})) for word in said]
-    assert found == [{"closed": True}, {"closed": False}, {}, {}]
+def test_closed_is_read_from_the_answer_type_of_the_dataset():
+    fields = {"key": "k", "source": "slake", "split": "test", "turns": [("left or right?", "left")]}
+    answer_types = ("CLOSED", "OPEN ", "other", None)
+    results = [_closed(Record(**fields, meta={"answer_type": word} if word else {})) for word in answer_types]
+    assert results == [{"closed": True}, {"closed": False}, {}, {}]
 
 
-def test_a_name_is_no_path(root):
-    with pytest.raises(UserError, match=r"benchmark '../own' has a '/'"):
+def test_benchmark_name_is_not_a_path(root):
+    with pytest.raises(UserError, match=r"benchmark '../own': a name has no '/'"):
         read_benchmark("../own", root=root)
     assert {"pathvqa", "vqa_rad_disjoint"} < set(benchmark.benchmark_names())
     assert "malaria" not in benchmark.benchmark_names()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_file_names_a_source_and_says_what_it_is(name):
-    said = to_typed(BenchmarkConfig, OmegaConf.load(benchmark.FOLDER / f"{name}.yaml"))
-    assert said.split in ("test", "val")
-    assert not (said.pooled and said.choices)  # headlines are about free text on images
+def test_benchmark_files_are_valid(name):
+    config = to_typed(BenchmarkConfig, OmegaConf.load(benchmark.FOLDER / f"{name}.yaml"))
+    assert config.split in ("test", "val")
+    assert not (config.pooled and config.choices)  # headlines are about free text on images
 
 
-def test_text_only_questions_name_no_image(root, shards):
+def test_text_only_items_have_an_empty_image(root, shards):
     assert {item["image"] for item in read_benchmark("gamma", root=shards).items} == {""}
     assert all(item["image"] for item in read_benchmark("own", root=root).items)

@@ -1,6 +1,6 @@
-"""What a model reads when it is asked a benchmark: the whole text, from a raw row to the last token.
+"""The complete prompt of each benchmark, from a raw row to the last token.
 
-A change of one of these texts changes what every published score means, so each stands here word for word.
+A change of a prompt changes the meaning of every published score, so each prompt is written out here.
 """
 
 import json
@@ -14,7 +14,7 @@ import src.evaluate
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.config.evaluate import EvaluateConfig
-from src.evaluate import evaluate
+from src.evaluate import answer_condition, evaluate
 from src.evaluation import benchmark
 from src.model.generate import make_request
 from src.runtime.cli import compose
@@ -40,11 +40,11 @@ TEXT_ONLY = [name for name, prompt in PROMPTS.items() if "<image>" not in prompt
 
 
 def raw_rows(raw: Path) -> None:
-    """A test set of each source in its raw layout; VQA-RAD has a picture on both sides of its split."""
+    """A test set of each source in its raw layout; VQA-RAD has one image in both splits."""
     put_parquet(raw / "pathvqa/data/test-0.parquet", [{"image": image(0), "question": " what is present?", "answer": "necrosis"}])
     put(raw / "vqa_med_2019/VQAMed2019Test/VQAMed2019_Test_Images/s1.jpg", image(0)["bytes"])
-    asked = "s1|abnormality|what is abnormal in the ct?|cyst#a cyst\n"
-    put(raw / "vqa_med_2019/VQAMed2019Test/VQAMed2019_Test_Questions_w_Ref_Answers.txt", asked)
+    line = "s1|abnormality|what is abnormal in the ct?|cyst#a cyst\n"
+    put(raw / "vqa_med_2019/VQAMed2019Test/VQAMed2019_Test_Questions_w_Ref_Answers.txt", line)
     put_parquet(raw / "vqa_rad/data/train-0.parquet", [{"image": image(0), "question": "what plane is this?", "answer": "axial"}])
     rows = [
         {"image": image(0), "question": "is there a fracture?", "answer": "no"},
@@ -87,74 +87,70 @@ def run(shards, language, tmp_path_factory) -> Path:
     return finish(overrides(shards, language, tmp_path_factory.mktemp("outputs")))[0]
 
 
-def read_by_the_model(run: Path, root: Path, names: list[str], images: list[str]) -> dict[str, list[str]]:
-    """Everything that `src.evaluate` gives the model to read, in the order in which it asks, by benchmark and condition."""
+def evaluated_prompts(run: Path, root: Path, names: list[str], images: list[str]) -> dict[str, list[str]]:
+    """All prompts of `src.evaluate` in order, by benchmark and condition."""
     words = [f"run={run.name}", f"outputs={run.parent}", f"data_root={root}", f"benchmarks=[{','.join(names)}]", "max_seq_len=512"]
     words += [f"images=[{','.join(images)}]", "resamples=10", "max_new_tokens=2", "accelerator=cpu"]
-    seen: dict[str, list[str]] = {}
-    asking = []
+    prompts: dict[str, list[str]] = {}
 
-    def listening(record, *, prompter, **given):
-        question = make_request(record, prompter=prompter, **given)
-        seen[asking[-1]].append(prompter.tokenizer.decode(prompter.prefix(len(question.images)) + question.prompt))
-        return question
+    def record_request(record, *, prompter, **kwargs):
+        request = make_request(record, prompter=prompter, **kwargs)
+        list(prompts.values())[-1].append(prompter.tokenizer.decode(prompter.prefix(len(request.images)) + request.prompt))
+        return request
 
-    def answering(test, condition, *given, **more):
-        asking.append(f"{test.name} {condition}")
-        seen[asking[-1]] = []
-        return answer(test, condition, *given, **more)
+    def record_condition(test, condition, *args, **kwargs):
+        prompts[f"{test.name} {condition}"] = []
+        return answer_condition(test, condition, *args, **kwargs)
 
-    answer = src.evaluate.answer_condition
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(src.evaluate, "make_request", listening)
-        patch.setattr(src.evaluate, "answer_condition", answering)
+        patch.setattr(src.evaluate, "make_request", record_request)
+        patch.setattr(src.evaluate, "answer_condition", record_condition)
         evaluate(to_typed(EvaluateConfig, compose("evaluate", words)))
-    return seen
+    return prompts
 
 
 @pytest.fixture(scope="module")
-def seen(run, root) -> dict[str, list[str]]:
-    return read_by_the_model(run, root, list(PROMPTS), ["real", "blank", "none"])
+def prompts(run, root) -> dict[str, list[str]]:
+    return evaluated_prompts(run, root, list(PROMPTS), ["real", "blank", "none"])
 
 
-def test_every_benchmark_of_answers_has_its_prompt_here():
-    served = {path.stem for path in benchmark.FOLDER.glob("*.yaml") if "source" in OmegaConf.load(path)}
-    assert served == PROMPTS.keys()
+def test_every_question_benchmark_has_its_prompt_here():
+    names = {path.stem for path in benchmark.FOLDER.glob("*.yaml") if "source" in OmegaConf.load(path)}
+    assert names == PROMPTS.keys()
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_the_prompt_word_for_word(seen, name):
-    first = seen[f"{name} {'none' if name in TEXT_ONLY else 'real'}"][0]
-    assert first == PROMPTS[name]
+def test_prompt_is_unchanged(prompts, name):
+    assert prompts[f"{name} {'none' if name in TEXT_ONLY else 'real'}"][0] == PROMPTS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in PROMPTS if name not in TEXT_ONLY])
-def test_a_condition_changes_the_images_and_not_the_words(seen, name):
-    assert seen[f"{name} blank"] == seen[f"{name} real"]
-    assert seen[f"{name} none"] == [prompt.replace("<image>", "") for prompt in seen[f"{name} real"]]
+def test_condition_changes_the_images_and_not_the_text(prompts, name):
+    assert prompts[f"{name} blank"] == prompts[f"{name} real"]
+    assert prompts[f"{name} none"] == [prompt.replace("<image>", "") for prompt in prompts[f"{name} real"]]
 
 
-def test_the_disjoint_benchmark_leaves_out_exactly_the_shared_picture(seen):
-    assert len(seen["vqa_rad real"]) == 2
-    assert seen["vqa_rad_disjoint real"] == seen["vqa_rad real"][1:]
+def test_disjoint_benchmark_excludes_only_the_shared_image(prompts):
+    assert len(prompts["vqa_rad real"]) == 2
+    assert prompts["vqa_rad_disjoint real"] == prompts["vqa_rad real"][1:]
 
 
 @pytest.mark.parametrize("name", TEXT_ONLY)
-def test_a_text_only_benchmark_is_asked_once_without_any_image(seen, name):
-    assert [key for key in seen if key.startswith(f"{name} ")] == [f"{name} none"]
+def test_text_only_benchmark_is_evaluated_once_without_images(prompts, name):
+    assert [key for key in prompts if key.startswith(f"{name} ")] == [f"{name} none"]
 
 
 @pytest.mark.parametrize("name", TEXT_ONLY)
 @pytest.mark.parametrize("condition", ["real", "shuffled", "blank"])
-def test_an_image_for_a_text_only_benchmark_is_refused(run, root, name, condition):
-    with pytest.raises(UserError, match=rf"benchmark '{name}' has no images, images=\['{condition}'\] cannot be shown") as mistake:
-        read_by_the_model(run, root, [name], [condition])
-    assert "\n" not in str(mistake.value)
+def test_text_only_benchmark_rejects_image_conditions(run, root, name, condition):
+    with pytest.raises(UserError, match=rf"images=\['{condition}'\]: benchmark '{name}' has no images; add 'none'") as error:
+        evaluated_prompts(run, root, [name], [condition])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", TEXT_ONLY)
-def test_no_condition_finds_an_image_for_a_text_only_benchmark(root, name):
-    """Asked past the refusal, there is still none to put before the words."""
+def test_text_only_benchmark_has_no_image_under_any_condition(root, name):
+    """Also where the check of the conditions is bypassed."""
     test = benchmark.read_benchmark(name, root=root)
     for condition, rows in (("real", test.rows), ("blank", None), ("none", None)):
         ((_, pixels),) = benchmark.condition_images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)

@@ -1,4 +1,4 @@
-"""Questions whose image or text the training data held are told from the others."""
+"""Questions whose image or text is in the training data are marked as seen and scored separately."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image, ImageOps
 
 from data_prep.audit.leaks import AuditConfig, audit_all
@@ -14,6 +13,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.config.evaluate import EvaluateConfig
 from src.data.datamodule import data_fingerprint
+from src.data.lineage import write_lineage
 from src.data.train_val_split import open_sources
 from src.evaluate import evaluate, mark_seen
 from src.evaluation import benchmark, predictions_file
@@ -27,7 +27,7 @@ from tests.test_audit import _build_as, _made, line, save, scene
 
 @pytest.fixture
 def out(tmp_path):
-    """VQA-RAD with two questions on each of 6 images, PubMedQA with texts; the mix holds images 1, 3 and 5 and text 2; `clean` none."""
+    """VQA-RAD with two questions on each of 6 images, and PubMedQA; `mix` contains images 1, 3 and 5 and text 2, `clean` none."""
     raw = tmp_path / "raw"
     rad, text, mix = (_made(raw / name) for name in ("vqa_rad", "pubmedqa", "mix"))
     for n in range(6):
@@ -49,99 +49,110 @@ def out(tmp_path):
 
 @pytest.fixture
 def train(out, words, tmp_path):
-    """`train("name", "key=value", ...)` is the folder of a run on the sources `mix` and `clean`, as training leaves it."""
+    """`train("name", "key=value", ...)` returns the folder of a run on the sources `mix` and `clean`, as after training."""
 
-    def trained(name: str, *changes: str) -> Path:
+    def make_run(name: str, *changes: str) -> Path:
         run = [word for word in words if not word.startswith(("mix.shares", "name="))]
         folder, config = finish([f"name={name}", *run], f"data.root={out}", "mix.shares={mix: 1, clean: 1}", *changes)
         path = folder / "checkpoints" / "best.ckpt"
-        print_of = data_fingerprint(open_sources(out, config.mix), config.mix, seed=config.seed, data=config.data)
-        torch.save(torch.load(path, weights_only=True) | {"DataModule": {"consumed": 1, "fingerprint": print_of}}, path)
+        shards = open_sources(out, config.mix)
+        fingerprint = data_fingerprint(shards, config.mix, seed=config.seed, data=config.data)
+        torch.save(torch.load(path, weights_only=True) | {"DataModule": {"consumed": 1, "fingerprint": fingerprint}}, path)
+        write_lineage(folder, fingerprint=fingerprint, manifests={source: opened.manifest for source, opened in shards.items()})
         return folder
 
-    return trained
+    return make_run
 
 
 def marked(folder: Path, out: Path) -> tuple[list[str], list[str], dict[str, dict]]:
-    """Ids of the questions of VQA-RAD and PubMedQA that are marked seen, of those marked unseen, and what is said of the benchmarks."""
+    """Questions of VQA-RAD and PubMedQA that are marked seen, those that are marked unseen, and the result of `mark_seen`."""
     tests = [benchmark.read_benchmark(name, root=out) for name in ("vqa_rad", "pubmedqa")]
-    stored = yaml.safe_load((folder / "config.yaml").read_text())
-    said = mark_seen(tests, stored, folder / "checkpoints" / "best.ckpt", outputs=str(folder.parent))
+    result = mark_seen(tests, folder / "checkpoints" / "best.ckpt")
     items = [item for test in tests for item in test.items]
     name = {item["id"]: item["references"][0] if item["image"] else item["question"] for item in items}
     seen, unseen = ([name[item["id"]] for item in items if item.get("seen") is value] for value in (True, False))
-    return sorted(seen), sorted(unseen), said
+    return sorted(seen), sorted(unseen), result
 
 
+AUDIT_CHANGED = "run 'early': the audit of mix changed after the training, which excluded other records"
 SEEN = ["Is 2 odd?", "cell 1", "cell 1", "cell 3", "cell 3", "cell 5", "cell 5"]  # image 3 at half size, image 5 mirrored
 
 
 @pytest.mark.slow
-def test_seen_questions_are_marked_by_an_audit_before_or_after_training(out, train, capsys):
-    early = train("early")  # mix.decontaminate=true, and nobody has looked yet
+def test_questions_are_marked_by_an_audit_before_or_after_training(out, train, capsys):
+    early = train("early")  # mix.decontaminate=true, without an audit
     assert marked(early, out)[:2] == ([], [])
     assert "vqa_rad, pubmedqa: run 'early': mix has no audit of its present build; run `make audit`\n" in capsys.readouterr().out
     audit_all(AuditConfig(out=out))
-    seen, unseen, said = marked(early, out)
+    seen, unseen, result = marked(early, out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
-    assert said["vqa_rad"] == {"records": {"mix": 3}, "complete": True, "notes": [NEWER]}
-    assert f"vqa_rad, pubmedqa: {NEWER}\n" in capsys.readouterr().out
+    assert result["vqa_rad"] == {"records": {"mix": 3}, "complete": True, "notes": [AUDIT_CHANGED]}
+    assert f"vqa_rad, pubmedqa: {AUDIT_CHANGED}\n" in capsys.readouterr().out
     assert marked(train("clean"), out)[0] == []
     seen, unseen, _ = marked(train("dirty", "mix.decontaminate=false"), out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
 
 
-NEWER = "run 'early': the audit of mix has changed since the training, which left out other records"
-
-
 @pytest.mark.slow
-def test_child_has_seen_what_its_parents_have_seen(out, train):
+def test_child_run_inherits_the_seen_questions_of_its_ancestors(out, train):
     train("grandparent")
     audit_all(AuditConfig(out=out))
     train("parent", "init=run:grandparent")
-    seen, unseen, _ = marked(train("child", "init=run:parent"), out)
+    child = train("child", "init=run:parent")
+    seen, unseen, _ = marked(child, out)
     assert (seen, len(unseen)) == (SEEN, 18 - 7)
+    for name in ("grandparent", "parent"):
+        shutil.rmtree(out.parent / "outputs" / name)
+    seen, unseen, _ = marked(child, out)  # from the copied records
+    assert (seen, len(unseen)) == (SEEN, 18 - 7)
+
+
+@pytest.mark.slow
+def test_nothing_is_marked_unseen_where_an_older_parent_left_no_record(out, train):
+    audit_all(AuditConfig(out=out))
+    train("grandparent")
+    (train("parent", "init=run:grandparent") / "lineage.json").unlink()
     shutil.rmtree(out.parent / "outputs" / "grandparent")
-    seen, unseen, said = marked(out.parent / "outputs" / "child", out)
-    assert (seen, unseen, said["vqa_rad"]["complete"]) == ([], [], False)
-    assert said["vqa_rad"]["notes"] == [f"run 'grandparent', whose weights were continued, is gone from {out.parent}/outputs/"]
+    seen, unseen, result = marked(train("child", "init=run:parent"), out)
+    assert (seen, unseen, result["vqa_rad"]["complete"]) == ([], [], False)
+    assert "run 'parent': its init=run:grandparent has no training record" in result["vqa_rad"]["notes"][-1]
 
 
-def test_what_is_known_to_be_seen_is_marked_where_not_all_is_known(out, train):
+def test_known_overlap_is_marked_where_the_rest_is_unknown(out, train):
     audit_all(AuditConfig(out=out))
     train("parent", "mix.decontaminate=false", "init=run:gone")
     seen, unseen, _ = marked(train("child", "init=run:parent"), out)
     assert (seen, unseen) == (SEEN, [])
 
 
-def test_an_evaluation_says_what_training_held(out, train):
-    """From the run's configuration to the keys of `evaluate.json`, and in the files, where a mark that no longer holds goes."""
+def test_evaluation_scores_seen_and_unseen_questions(out, train):
+    """From the run's configuration to the keys of `evaluate.json`; marks that no longer apply are removed from the files."""
     audit_all(AuditConfig(out=out))
     folder = train("dirty", "mix.decontaminate=false")
-    asked = ["benchmarks=[vqa_rad]", "images=[real]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
-    config = to_typed(EvaluateConfig, compose("evaluate", ["run=dirty", f"outputs={folder.parent}", *asked]))
+    overrides = ["benchmarks=[vqa_rad]", "images=[real]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"]
+    config = to_typed(EvaluateConfig, compose("evaluate", ["run=dirty", f"outputs={folder.parent}", *overrides]))
     evaluate(config)
-    said = json.loads((folder / "evaluate.json").read_text())
-    assert [said["metrics"][f"vqa/vqa_rad/real/{part}/bleu1"]["n"] for part in ("all", "seen", "unseen")] == [12, 6, 6]
-    assert said["seen"]["vqa_rad"]["records"] == {"mix": 3}
+    result = json.loads((folder / "evaluate.json").read_text())
+    assert [result["metrics"][f"vqa/vqa_rad/real/{part}/bleu1"]["n"] for part in ("all", "seen", "unseen")] == [12, 6, 6]
+    assert result["seen"]["vqa_rad"]["records"] == {"mix": 3}
     (out / "mix" / "audit.json").unlink()
     evaluate(config)
     assert not any("seen" in item for item in predictions_file.read_predictions(folder / "predictions" / "vqa_rad.real.jsonl"))
 
 
-def test_scores_stand_side_by_side():
+def test_seen_and_unseen_questions_are_scored_separately():
     items = [{"id": str(n), "references": ["lung"], "prediction": "lung" if n < 3 else "rib", "seen": n < 4} for n in range(9)]
-    found = score(items, resamples=50, seed=0)
-    assert (found["seen/exact"]["value"], found["seen/exact"]["n"]) == (0.75, 4)
-    assert (found["unseen/exact"]["value"], found["unseen/exact"]["n"]) == (0.0, 5)
-    known = [{key: value for key, value in item.items() if value is not False} for item in items]
-    assert "seen" in slices(known)  # of which it is known, though of the others it is not
-    assert "unseen" not in slices(known)
+    scores = score(items, resamples=50, seed=0)
+    assert (scores["seen/exact"]["value"], scores["seen/exact"]["n"]) == (0.75, 4)
+    assert (scores["unseen/exact"]["value"], scores["unseen/exact"]["n"]) == (0.0, 5)
+    partial = [{key: value for key, value in item.items() if value is not False} for item in items]
+    assert "seen" in slices(partial)  # the state of the other items is unknown
+    assert "unseen" not in slices(partial)
     assert "unseen" not in slices([{key: value for key, value in item.items() if key != "seen"} for item in items])
-    assert json.dumps(found)
+    assert json.dumps(scores)
 
 
-def test_the_report_says_what_may_be_memory():
+def test_report_tabulates_seen_and_unseen_questions():
     items = [{"id": str(n), "references": ["lung"], "prediction": "lung" if n < 3 else "rib", "seen": n < 4} for n in range(9)]
     parts: dict = {}
     for key, metric in score(items, resamples=20, seed=0).items():

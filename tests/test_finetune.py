@@ -18,11 +18,11 @@ SCRATCH = VisionConfig(
 
 def bright_or_dark(n=60):
     rng = np.random.default_rng(0)
-    found = []
+    examples = []
     for k in range(n):
         pixels = (rng.integers(0, 60, (16, 16)) + 150 * (k % 2)).astype(np.uint8)
-        found.append(Example(str(k), ("train", "train", "train", "val", "test")[k // 2 % 5], "ab"[k % 2], str(k), pixels))
-    return build_dataset("x", found, classes=[])
+        examples.append(Example(str(k), ("train", "train", "train", "val", "test")[k // 2 % 5], "ab"[k % 2], str(k), pixels))
+    return build_dataset("x", examples, classes=[])
 
 
 def build():
@@ -36,19 +36,19 @@ def run(tmp_path, **changes):
     return data, finetune(build, data, pooling="cls", seed=0, config=config, threads=1, device=torch.device("cpu"), folder=tmp_path)
 
 
-def test_it_learns_and_the_learning_rate_is_chosen_on_validation(tmp_path):
-    data, found = run(tmp_path)
-    assert found.setting == {"lr": 3e-3}
-    assert found.validation == 1.0
-    assert (found.probabilities_NK.argmax(1) == data.labels_N[data.rows("test")]).all()
+def test_finetune_chooses_the_learning_rate_on_the_validation_split(tmp_path):
+    data, fit = run(tmp_path)
+    assert fit.setting == {"lr": 3e-3}
+    assert fit.validation == 1.0
+    assert (fit.probabilities_NK.argmax(1) == data.labels_N[data.rows("test")]).all()
 
 
-def test_the_same_seed_gives_the_same_answers(tmp_path):
+def test_finetune_is_deterministic_for_a_seed(tmp_path):
     a, b = (run(tmp_path, steps=4, lr=[1e-3])[1].probabilities_NK for _ in range(2))
     assert np.array_equal(a, b)
 
 
-def test_training_batches_are_permutations_of_the_split_and_a_given_number():
+def test_loader_yields_the_given_number_of_batches_of_permutations():
     data = bright_or_dark()
     loader = FineTuneLoader(data, data.rows("train"), size=16, batch=8, threads=1, steps=9, seed=0)
     batches = list(loader)
@@ -60,19 +60,19 @@ def test_training_batches_are_permutations_of_the_split_and_a_given_number():
     assert torch.equal(labels, torch.from_numpy(data.labels_N[rows]))
 
 
-def test_jitter_moves_a_little_and_never_mirrors():
+def test_augment_shifts_slightly_and_never_mirrors():
     torch.manual_seed(0)
     x = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
     x[..., 12:20, 4:10] = 200  # a mark on the left
-    moved = augment(x)
-    assert moved.shape == x.shape
-    assert moved.min() >= 0
-    assert moved.max() <= 255
-    assert (moved[..., :16].sum((1, 2, 3)) > 3 * moved[..., 16:].sum((1, 2, 3))).all()
-    assert not torch.equal(moved[0], moved[1])
+    augmented = augment(x)
+    assert augmented.shape == x.shape
+    assert augmented.min() >= 0
+    assert augmented.max() <= 255
+    assert (augmented[..., :16].sum((1, 2, 3)) > 3 * augmented[..., 16:].sum((1, 2, 3))).all()
+    assert not torch.equal(augmented[0], augmented[1])
 
 
-def test_jitter_is_float32_under_autocast():
+def test_augment_is_float32_under_autocast():
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8))
     torch.manual_seed(0)
     expected = augment(x)

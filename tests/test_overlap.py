@@ -1,6 +1,7 @@
-"""Whether a benchmark may be called unseen, for a set of one's own whose four test images all stand among the training records."""
+"""Overlap of a classification set with the training data of a run: all four test images of the set are among the training records."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_prep.shards import build_all
 from src.classification import dataset
 from src.config.train import DataConfig, MixConfig
 from src.data.datamodule import data_fingerprint
+from src.data.lineage import write_lineage
 from src.data.shards import Shards
 from src.evaluation.overlap import training_overlap
 from src.runtime.errors import UserError
@@ -34,8 +36,8 @@ DATA = {
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
-    """Shards of a source `mix` that holds every image of the classification set `dots`, and ten others."""
+def root(tmp_path) -> Path:
+    """Shards of a source `mix` that contains every image of the classification set `dots`, and ten others."""
     rng = np.random.default_rng(0)
     lines = []
     (tmp_path / "raw/mix").mkdir(parents=True)
@@ -51,99 +53,135 @@ def place(tmp_path) -> Path:
     return tmp_path
 
 
-def audit(place: Path) -> None:
-    audit_all(AuditConfig(out=place / "shards", raw=place / "raw", benchmarks=["dots"]))
+def audit(root: Path) -> None:
+    audit_all(AuditConfig(out=root / "shards", raw=root / "raw", benchmarks=["dots"]))
 
 
-def trained(place: Path, name: str, *, decontaminate: bool = True, init: str | None = None) -> tuple[dict, Path]:
-    """A run on the shards as they are now: its configuration and its checkpoint."""
+def make_run(
+    root: Path, name: str, *, decontaminate: bool = True, init: str | None = None, val_samples: int = 0, with_lineage: bool = True
+) -> Path:
+    """The checkpoint of a run on the present shards; without lineage.json, as older code left it."""
     mix = {"shares": {"mix": 1.0}, "decontaminate": decontaminate}
     vision = {"format": "open_clip", "path": "org/weights", "architecture": ""}
-    run = {"name": name, "data": {"root": str(place / "shards"), **DATA}, "mix": mix, "vision": vision, "init": init}
-    path = place / "outputs" / name / "checkpoints/best.ckpt"
-    path.parent.mkdir(parents=True)
-    (path.parents[1] / "config.yaml").write_text(yaml.safe_dump(run))
-    shards = {"mix": Shards(place / "shards/mix")}
-    print_of = data_fingerprint(shards, to_typed(MixConfig, DictConfig(mix)), seed=0, data=to_typed(DataConfig, DictConfig(run["data"])))
-    torch.save({"state_dict": {}, "DataModule": {"consumed": 1, "fingerprint": print_of}}, path)
-    return run, path
+    data = {"root": str(root / "shards"), **DATA, "val_samples": val_samples}
+    config = {"name": name, "data": data, "mix": mix, "vision": vision, "init": init}
+    checkpoint = root / "outputs" / name / "checkpoints/best.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    folder = checkpoint.parents[1]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    shards = {"mix": Shards(root / "shards/mix")}
+    fingerprint = data_fingerprint(shards, to_typed(MixConfig, DictConfig(mix)), seed=0, data=to_typed(DataConfig, DictConfig(data)))
+    torch.save({"state_dict": {}, "DataModule": {"consumed": 1, "fingerprint": fingerprint}}, checkpoint)
+    if with_lineage:
+        write_lineage(folder, fingerprint=fingerprint, manifests={"mix": shards["mix"].manifest})
+    else:
+        (folder / "train.json").write_text(json.dumps({key: fingerprint[key] for key in ("shards", "records")}))
+    return checkpoint
 
 
-def fingerprint_of(place: Path) -> str:
-    return dataset.read_dataset("dots", raw=place / "raw").fingerprint
+def overlap(root: Path, checkpoint: Path, test_set: str = "dots") -> tuple[dict, bool | None]:
+    result = training_overlap(checkpoint, test_set, fingerprint=dataset.read_dataset("dots", raw=root / "raw").fingerprint)
+    return result["found"], result["trained_on"]
 
 
-def answer(place: Path, run: tuple[dict, Path], benchmark: str = "dots") -> tuple[dict, bool | None]:
-    said = training_overlap(*run, benchmark, fingerprint=fingerprint_of(place), outputs=str(place / "outputs"))
-    return said["found"], said["trained_on"]
+def test_overlap_is_unknown_without_an_audit_of_the_set(root):
+    checkpoint = make_run(root, "early")
+    assert overlap(root, checkpoint) == ({}, None)
+    audit(root)
+    assert overlap(root, checkpoint, "spots") == ({}, None)
 
 
-def test_nothing_is_known_before_an_audit_or_of_a_set_that_it_did_not_look_for(place):
-    run = trained(place, "early")
-    assert answer(place, run) == ({}, None)
-    audit(place)
-    assert answer(place, run, "spots") == ({}, None)
+def test_decontaminated_records_are_not_trained_on(root):
+    audit(root)
+    assert overlap(root, make_run(root, "clean")) == ({"mix": 4}, False)
+    assert overlap(root, make_run(root, "dirty", decontaminate=False)) == ({"mix": 4}, True)
 
 
-def test_what_an_audit_left_out_was_not_trained_on(place):
-    audit(place)
-    assert answer(place, trained(place, "clean")) == ({"mix": 4}, False)
-    assert answer(place, trained(place, "dirty", decontaminate=False)) == ({"mix": 4}, True)
+def test_validation_records_do_not_look_like_a_changed_audit(root):
+    audit(root)
+    assert overlap(root, make_run(root, "clean", val_samples=5)) == ({"mix": 4}, False)
 
 
-def test_an_audit_that_came_after_training_left_nothing_out(place):
-    run = trained(place, "early")
-    audit(place)
-    assert answer(place, run) == ({"mix": 4}, True)
+def test_audit_after_training_removed_nothing(root):
+    checkpoint = make_run(root, "early")
+    audit(root)
+    assert overlap(root, checkpoint) == ({"mix": 4}, True)
 
 
-def test_a_run_has_seen_what_the_run_that_it_continues_has_seen(place):
-    trained(place, "parent")
-    audit(place)
-    assert answer(place, trained(place, "child", init="run:parent")) == ({"mix": 4}, True)
-    assert answer(place, trained(place, "orphan", init="run:gone")) == ({"mix": 4}, None)
+@pytest.mark.parametrize("with_lineage", [True, False])
+def test_child_run_inherits_the_overlap_of_its_parent(root, with_lineage):
+    make_run(root, "parent", with_lineage=with_lineage)
+    audit(root)
+    child = make_run(root, "child", init="run:parent", with_lineage=with_lineage)
+    assert overlap(root, child) == ({"mix": 4}, True)
+    orphan = make_run(root, "orphan", init="run:gone", with_lineage=with_lineage)
+    assert overlap(root, orphan) == ({"mix": 4}, None)
+    assert training_overlap(orphan, "spots", fingerprint="")["notes"][-1] == (
+        "run 'orphan': its init=run:gone has no training record, because the folder is missing or was trained anew; "
+        "put the original folder back"
+    )
 
 
-def test_an_audit_of_other_shards_says_nothing_of_those_of_then(place):
-    audit(place)
-    run, path = trained(place, "then")
-    stored = torch.load(path, weights_only=True)
-    stored["DataModule"]["fingerprint"]["shards"]["mix"] = "another build"
-    torch.save(stored, path)
-    assert answer(place, (run, path)) == ({"mix": 4}, None)
+def test_child_run_inherits_the_overlap_of_a_deleted_parent(root):
+    make_run(root, "parent")
+    audit(root)
+    child = make_run(root, "child", init="run:parent")
+    shutil.rmtree(root / "outputs/parent")
+    assert overlap(root, child) == ({"mix": 4}, True)
 
 
-def test_an_audit_of_another_build_of_the_test_set_says_nothing(place):
-    audit(place)
-    run = trained(place, "clean")
-    said = training_overlap(*run, "dots", fingerprint="another build", outputs=str(place / "outputs"))
-    assert said["trained_on"] is None
-    assert said["notes"] == ["run 'clean': the audit of mix has looked for another build of dots; run `make audit`"]
+def test_copied_record_counts_and_not_a_retrained_parent(root):
+    make_run(root, "parent", decontaminate=False)
+    audit(root)
+    child = make_run(root, "child", init="run:parent")
+    shutil.rmtree(root / "outputs/parent")
+    make_run(root, "parent")
+    assert overlap(root, child) == ({"mix": 4}, True)
 
 
-def test_an_audit_of_a_former_build_says_nothing(place):
-    audit(place)
-    run = trained(place, "clean")
-    path = place / "shards/mix/audit.json"
+def test_overlap_is_unknown_for_rebuilt_shards(root):
+    audit(root)
+    checkpoint = make_run(root, "before")
+    state = torch.load(checkpoint, weights_only=True)
+    state["DataModule"]["fingerprint"]["shards"]["mix"] = "another build"
+    torch.save(state, checkpoint)
+    assert overlap(root, checkpoint) == ({"mix": 4}, None)
+
+
+def test_overlap_is_unknown_for_another_build_of_the_test_set(root):
+    audit(root)
+    result = training_overlap(make_run(root, "clean"), "dots", fingerprint="another build")
+    assert result["trained_on"] is None
+    assert result["notes"] == ["run 'clean': the audit of mix checked another build of dots; run `make audit`"]
+
+
+def test_overlap_is_unknown_with_the_audit_of_an_earlier_build(root):
+    audit(root)
+    checkpoint = make_run(root, "clean")
+    path = root / "shards/mix/audit.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"manifest": "another build"}))
-    assert answer(place, run) == ({}, None)
+    assert overlap(root, checkpoint) == ({}, None)
 
 
-def test_runs_that_continue_each_other_in_a_circle_are_told(place):
-    audit(place)
-    trained(place, "parent", init="run:child")
-    assert answer(place, trained(place, "child", init="run:parent")) == ({"mix": 4}, None)
+@pytest.mark.parametrize("with_lineage", [True, False])
+def test_overlap_is_unknown_for_runs_that_name_each_other_as_init(root, with_lineage):
+    audit(root)
+    make_run(root, "parent", init="run:child", with_lineage=False)
+    assert overlap(root, make_run(root, "child", init="run:parent", with_lineage=with_lineage)) == ({"mix": 4}, None)
 
 
-def test_weights_that_a_run_began_with_are_named(place):
-    run, path = trained(place, "one")
-    assert training_overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] == "org/weights"
-    run["vision"]["format"] = "scratch"
-    assert training_overlap(run, path, "dots", fingerprint="", outputs="nowhere")["start"] is None
+def test_training_overlap_names_the_initial_weights(root):
+    checkpoint = make_run(root, "one")
+    assert training_overlap(checkpoint, "dots", fingerprint="")["start"] == "org/weights"
+    path = checkpoint.parents[1] / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["vision"]["format"] = "scratch"
+    path.write_text(yaml.safe_dump(config))
+    assert training_overlap(checkpoint, "dots", fingerprint="")["start"] is None
 
 
-def test_a_set_of_ones_own_needs_the_folder_that_it_stands_in(place):
+def test_audit_of_a_classification_set_needs_its_raw_folder(root):
     with pytest.raises(UserError, match=r"^benchmarks=dots stand below raw=, which is missing; give raw=\.\.\.$"):
-        audit_all(AuditConfig(out=place / "shards", benchmarks=["dots"]))
+        audit_all(AuditConfig(out=root / "shards", benchmarks=["dots"]))
     with pytest.raises(UserError, match="did you mean 'dots'"):
-        audit_all(AuditConfig(out=place / "shards", raw=place / "raw", benchmarks=["dotts"]))
+        audit_all(AuditConfig(out=root / "shards", raw=root / "raw", benchmarks=["dotts"]))

@@ -26,7 +26,7 @@ from data_prep.phantom.writers import FULL, OPEN, WRITERS, pathvqa, vqa_med_2019
 from data_prep.phantom.writers.folder import scenes
 from data_prep.readers import READERS
 from src.data.record import QUESTION_TYPES, question_type
-from src.metrics.baselines import histogram
+from src.evaluation.baselines import colour_histogram
 from src.runtime.cli import CONF
 
 VQA = {"pathvqa": tuple(OPTICAL), "vqa_med_2019": tuple(RADIOLOGY)}
@@ -148,7 +148,7 @@ def test_colours_do_not_tell_the_side():
     seen, sides = [], []
     for scene, rng in scenes(4, "colour", "", 700, tuple(MODALITIES)):
         if not scene.normal:
-            seen.append(histogram(draw.render(scene, rng, sides=(96,)).transpose(2, 0, 1)))
+            seen.append(colour_histogram(draw.render(scene, rng, sides=(96,)).transpose(2, 0, 1)))
             sides.append(scene.side == "left")
     half = len(seen) // 2
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200)).fit(seen[:half], sides[:half])

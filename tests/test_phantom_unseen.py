@@ -41,7 +41,7 @@ def test_a_phantom_is_read_as_the_real_set_would_be(tmp_path, name):
     folder = write(name, tmp_path)
     data = dataset.read_dataset(name, raw=tmp_path)
     assert min(count for counts in data.counts().values() for count in counts.values()) >= 1
-    assert data.made == (name in ("pad_ufes_20", "malaria"))
+    assert data.generated_split == (name in ("pad_ufes_20", "malaria"))
     for example in data.examples[:3]:
         assert image_to_pixels(example.image, size=32).shape == (3, 32, 32)
     write(name, tmp_path / "again")

@@ -1,4 +1,4 @@
-"""What the report says of encoders: which they are, and whether a benchmark is unseen."""
+"""The encoder section of the report: the encoders, and whether a benchmark is unseen."""
 
 import pytest
 
@@ -33,18 +33,18 @@ def cell(benchmark: str, encoder: str, pooling: str, *, overlap: dict | None = N
 
 @pytest.fixture
 def blocks(tmp_path):
-    def made(cells: list[dict], **tables) -> list:
+    def build(cells: list[dict], **tables) -> list:
         folder = write_run(tmp_path, "one")
-        found = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
-        write_verb(folder, "transfer", {"metrics": {}, "transfer": found})
+        transfer = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
+        write_verb(folder, "transfer", {"metrics": {}, "transfer": transfer})
         return section(RunData("one", folder)).blocks
 
-    return made
+    return build
 
 
-def test_every_encoder_is_one_row_of_what_it_is(blocks):
-    found = blocks([cell("x", "run:one", "mean"), cell("y", "run:one", "cls"), cell("x", "clip", "mean")])
-    (table,) = (block for block in found if isinstance(block, Table) and "weights" in block.columns)
+def test_encoder_table_has_one_row_per_encoder(blocks):
+    encoder_blocks = blocks([cell("x", "run:one", "mean"), cell("y", "run:one", "cls"), cell("x", "clip", "mean")])
+    (table,) = (block for block in encoder_blocks if isinstance(block, Table) and "weights" in block.columns)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(row["encoder"], row["weights"], row["pooling chosen"]) for row in rows] == [
         ("clip", "org/clip", "mean"),
@@ -53,8 +53,8 @@ def test_every_encoder_is_one_row_of_what_it_is(blocks):
     assert rows[0] | {"parameters": 85798656, "side, pixels": 224, "mean": "0.480, 0.450, 0.400", "std": "0.260, 0.260, 0.270"} == rows[0]
 
 
-def test_unseen_says_what_is_known_and_what_is_not(blocks):
-    said = {
+def test_unseen_column_states_the_known_overlap(blocks):
+    cases = {
         "a": (None, None),
         "b": ({"found": {}, "trained_on": None, "start": "org/clip"}, "not checked"),
         "c": ({"found": {"s": 3}, "trained_on": True, "start": "org/clip"}, "NO: 3 samples with its images were trained on"),
@@ -62,20 +62,20 @@ def test_unseen_says_what_is_known_and_what_is_not(blocks):
         "e": ({"found": {}, "trained_on": False, "start": "org/clip"}, "yes; what org/clip saw, where it started, is unknown"),
     }
     (table, *_) = (
-        one
-        for one in blocks([cell(name, "run:one", "mean", overlap=overlap) for name, (overlap, _) in said.items()])
-        if isinstance(one, Table)
+        block
+        for block in blocks([cell(name, "run:one", "mean", overlap=overlap) for name, (overlap, _) in cases.items()])
+        if isinstance(block, Table)
     )
-    assert {row[0]: row[-1] for row in table.rows} == {name: answer for name, (_, answer) in said.items()}
+    assert {row[0]: row[-1] for row in table.rows} == {name: answer for name, (_, answer) in cases.items()}
 
 
-def test_few_shot_curves_say_that_the_whole_validation_split_chose(blocks):
+def test_few_shot_caption_names_the_whole_validation_split(blocks):
     points = [{"benchmark": "x", "encoder": "clip", "shots": shots, **SCORE} for shots in (1, 5)]
-    (figure,) = (one for one in blocks([cell("x", "clip", "mean")], few_shot=points) if isinstance(one, Figure))
+    (figure,) = (block for block in blocks([cell("x", "clip", "mean")], few_shot=points) if isinstance(block, Figure))
     assert "chosen on the whole validation split" in figure.caption
 
 
-def test_report_names_the_results_that_are_left_out(blocks):
+def test_report_lists_the_results_that_are_left_out(blocks):
     left_out = [{"file": "transfer/x/clip/knn.json", "why": "seeds= of clip changed"}]
-    found = blocks([cell("x", "clip", "mean")], left_out=left_out)
-    assert Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap") in found
+    result = blocks([cell("x", "clip", "mean")], left_out=left_out)
+    assert Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap") in result

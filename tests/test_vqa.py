@@ -1,4 +1,4 @@
-"""Headline scores: by hand, by their properties, by slice, and with intervals."""
+"""Headline scores: values computed by hand, properties, slices and intervals."""
 
 import random
 import time
@@ -9,21 +9,27 @@ from torchmetrics.functional.text import bleu_score
 
 from src.metrics import vqa
 from src.metrics.published import bleu1_pathvqa
-from src.metrics.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired, score, slices
+from src.metrics.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired_difference, score, slices
 from src.runtime.errors import UserError
 
 WORDS = ["yes", "no", "left", "right", "lung", "mri", "ct", "carcinoma", "of", "hering", "canals", "in", "tissue", "two", "x-ray"]
 
 
-def some(count: int, *, seed: int = 0, right: float = 0.4) -> list[dict]:
-    """Items in clusters of three, whose prediction equals the reference with probability `right`."""
+def random_items(count: int, *, seed: int = 0, correct: float = 0.4) -> list[dict]:
+    """Items in clusters of three, whose prediction equals the reference with probability `correct`."""
     rng = random.Random(seed)
     items = []
     for n in range(count):
         reference = rng.choice(["yes", "no", " ".join(rng.choices(WORDS[2:], k=rng.randint(1, 4)))])
-        said = reference if rng.random() < right else " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))
+        prediction = reference if rng.random() < correct else " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))
         items.append(
-            {"id": f"q{n}", "image": f"i{n // 3}", "type": rng.choice(["organ", "size"]), "references": [reference], "prediction": said}
+            {
+                "id": f"q{n}",
+                "image": f"i{n // 3}",
+                "type": rng.choice(["organ", "size"]),
+                "references": [reference],
+                "prediction": prediction,
+            }
         )
     return items
 
@@ -55,33 +61,34 @@ def some(count: int, *, seed: int = 0, right: float = 0.4) -> list[dict]:
         (accuracy, "pleural", ["pleural effusion"], 0.0),
     ],
 )
-def test_by_hand(scorer, prediction, references, value):
+def test_score_values(scorer, prediction, references, value):
     assert scorer(prediction, references) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("name", HEADLINE)
 @pytest.mark.parametrize("references", [["left lung"], ["yes"], ["2"], ["ct", "mri of the brain"]])
-def test_nothing_scores_nothing_and_the_answer_scores_one(name, references):
+def test_empty_answer_scores_zero_and_correct_answer_scores_one(name, references):
     assert HEADLINE[name]("", references) == 0
     assert HEADLINE[name](" .", references) == 0
     assert all(HEADLINE[name](reference, references) == 1 for reference in references)
 
 
-def test_bleu1_is_the_official_one_where_there_is_no_punctuation():
-    for item in some(300):
-        said, meant = item["prediction"].replace("-", ""), [item["references"][0].replace("-", "")]
-        assert bleu1(said, meant) == bleu1_pathvqa(said, meant) == pytest.approx(float(bleu_score([said], [meant], n_gram=1)), abs=1e-6)
+def test_bleu1_equals_the_official_one_without_punctuation():
+    for item in random_items(300):
+        prediction, references = item["prediction"].replace("-", ""), [item["references"][0].replace("-", "")]
+        expected = pytest.approx(float(bleu_score([prediction], [references], n_gram=1)), abs=1e-6)
+        assert bleu1(prediction, references) == bleu1_pathvqa(prediction, references) == expected
 
 
-def test_a_question_is_closed_if_only_yes_or_no_answers_it():
+def test_is_closed_only_for_yes_no_references():
     assert is_closed(["Yes"])
     assert is_closed(["no."])
     assert not is_closed(["yes", "partly"])
     assert not is_closed(["normal"])
 
 
-def test_slices_have_a_question_and_cover_all():
-    items = some(50)
+def test_slices_are_not_empty_and_cover_all_questions():
+    items = random_items(50)
     masks = slices([*items, {**items[0], "id": "x", "type": "yes/no"}, {**items[0], "id": "y", "type": ""}])
     assert list(masks) == ["all", "open", "closed", "type=organ", "type=size", "type=yes-no"]
     assert (masks["open"] ^ masks["closed"]).all()
@@ -89,41 +96,43 @@ def test_slices_have_a_question_and_cover_all():
     assert "closed" not in slices([{**items[0], "references": ["lung"]}])
 
 
-def test_a_type_that_says_open_or_closed_is_believed():
+def test_type_open_or_closed_overrides_the_references():
     base = {"prediction": "left", "references": ["left"]}
     items = [{**base, "id": "1", "type": "CLOSED"}, {**base, "id": "2", "type": "open", "references": ["yes"]}, {**base, "id": "3"}]
     assert slices(items)["closed"].tolist() == [True, False, False]
-    found = score(items, resamples=10, seed=0)
-    assert found["closed/accuracy"] == {"value": 1, "low": 0, "high": 1, "n": 1}
-    assert "open/accuracy" not in found
+    scores = score(items, resamples=10, seed=0)
+    assert scores["closed/accuracy"] == {"value": 1, "low": 0, "high": 1, "n": 1}
+    assert "open/accuracy" not in scores
 
 
 def test_score_is_the_mean_over_the_slice():
-    items = some(200)
-    found = score(items, resamples=200, seed=0)
+    items = random_items(200)
+    scores = score(items, resamples=200, seed=0)
     closed = [item for item in items if is_closed(item["references"])]
-    assert found["all/bleu1"]["value"] == pytest.approx(np.mean([bleu1(item["prediction"], item["references"]) for item in items]))
-    assert found["closed/accuracy"]["value"] == pytest.approx(np.mean([accuracy(i["prediction"], i["references"]) for i in closed]))
-    assert found["closed/accuracy"]["n"] == len(closed)
-    assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())
+    assert scores["all/bleu1"]["value"] == pytest.approx(np.mean([bleu1(item["prediction"], item["references"]) for item in items]))
+    assert scores["closed/accuracy"]["value"] == pytest.approx(np.mean([accuracy(i["prediction"], i["references"]) for i in closed]))
+    assert scores["closed/accuracy"]["n"] == len(closed)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in scores.values())
 
 
-def test_accuracy_stands_only_where_every_question_has_a_closed_set_of_answers():
-    items = some(60)
+def test_accuracy_needs_a_closed_set_of_answers_for_every_question():
+    items = random_items(60)
     assert {key for key in score(items, resamples=10, seed=0) if key.endswith("accuracy")} == {"closed/accuracy"}
     options = [{**item, "choices": ["ct", *item["references"]]} for item in items]
     assert "all/accuracy" in score(options, resamples=10, seed=0)
 
 
-def test_options_are_scored_by_both_rules():
-    items = [{**item, "choices": ["ct", *item["references"]], "prediction_unnormalised": item["references"][0]} for item in some(60)]
-    found = score(items, resamples=10, seed=0)
-    assert found["all/accuracy_unnormalised"]["value"] == 1 > found["all/accuracy"]["value"]
-    assert not any("unnormalised" in key for key in score([*items, *some(1)], resamples=10, seed=0) if key.startswith("all/"))
+def test_options_are_scored_with_and_without_normalisation():
+    items = [
+        {**item, "choices": ["ct", *item["references"]], "prediction_unnormalised": item["references"][0]} for item in random_items(60)
+    ]
+    scores = score(items, resamples=10, seed=0)
+    assert scores["all/accuracy_unnormalised"]["value"] == 1 > scores["all/accuracy"]["value"]
+    assert not any("unnormalised" in key for key in score([*items, *random_items(1)], resamples=10, seed=0) if key.startswith("all/"))
 
 
 @pytest.mark.parametrize(
-    ("right", "said", "value"),
+    ("reference", "prediction", "value"),
     [
         ("> 5 cm", "< 5 cm", 0.0),
         ("> 5 cm", ">  5 CM", 1.0),
@@ -135,82 +144,83 @@ def test_options_are_scored_by_both_rules():
         ("lung", "", 0.0),
     ],
 )
-def test_options_are_compared_as_they_stand(right, said, value):
-    item = {"id": "1", "references": [right], "choices": [right, "other"], "prediction": said, "prediction_unnormalised": said or "other"}
-    found = score([item], resamples=5, seed=0)
-    assert found["all/accuracy"]["value"] == found["all/accuracy_unnormalised"]["value"] == SCORERS["accuracy"]([item]) == value
+def test_options_are_compared_without_normalisation(reference, prediction, value):
+    item = {"id": "1", "references": [reference], "choices": [reference, "other"], "prediction": prediction}
+    item["prediction_unnormalised"] = prediction or "other"
+    scores = score([item], resamples=5, seed=0)
+    assert scores["all/accuracy"]["value"] == scores["all/accuracy_unnormalised"]["value"] == SCORERS["accuracy"]([item]) == value
 
 
-def test_what_the_dataset_calls_closed_is_believed():
-    about = {"prediction": "left", "references": ["left"], "type": "side"}
-    items = [{**about, "id": "1", "closed": True}, {**about, "id": "2", "closed": False, "references": ["yes"]}, {**about, "id": "3"}]
+def test_closed_of_the_dataset_overrides_the_references():
+    base = {"prediction": "left", "references": ["left"], "type": "side"}
+    items = [{**base, "id": "1", "closed": True}, {**base, "id": "2", "closed": False, "references": ["yes"]}, {**base, "id": "3"}]
     assert slices(items)["closed"].tolist() == [True, False, False]
     assert score(items, resamples=5, seed=0)["closed/accuracy"]["value"] == 1
 
 
 def test_scores_do_not_depend_on_the_order_of_items():
-    items = some(120)
-    moved = random.Random(1).sample(items, len(items))
-    first, second = (score(of, resamples=50, seed=3) for of in (items, moved))
+    items = random_items(120)
+    shuffled = random.Random(1).sample(items, len(items))
+    first, second = (score(order, resamples=50, seed=3) for order in (items, shuffled))
     assert first.keys() == second.keys()
     for key in first:
         assert first[key] == pytest.approx(second[key], abs=1e-12)
     for function in SCORERS.values():
-        assert function(items) == pytest.approx(function(moved), abs=1e-12)
+        assert function(items) == pytest.approx(function(shuffled), abs=1e-12)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
-    items = some(120)
+def test_intervals_depend_only_on_the_seed():
+    items = random_items(120)
     assert score(items, resamples=100, seed=5) == score(items, resamples=100, seed=5)
     assert score(items, resamples=100, seed=5) != score(items, resamples=100, seed=6)
 
 
-def test_answers_on_one_image_are_no_independent_evidence():
-    """Eight copies of a question on its image: the interval must not shrink. Without images it does, by sqrt(8)."""
-    items = [{**item, "image": item["id"]} for item in some(150)]
+def test_answers_on_one_image_are_not_independent():
+    """With eight copies of each question on its image the interval keeps its width. Without image names it shrinks by sqrt(8)."""
+    items = [{**item, "image": item["id"]} for item in random_items(150)]
     copies = [{**item, "id": f"{item['id']} {n}"} for item in items for n in range(8)]
-    once, clustered = (score(of, resamples=2000, seed=0)["all/exact"] for of in (items, copies))
-    alone = score([{k: v for k, v in item.items() if k != "image"} for item in copies], resamples=2000, seed=0)["all/exact"]
+    once, clustered = (score(group, resamples=2000, seed=0)["all/exact"] for group in (items, copies))
+    unclustered = score([{k: v for k, v in item.items() if k != "image"} for item in copies], resamples=2000, seed=0)["all/exact"]
     width = once["high"] - once["low"]
     assert clustered["high"] - clustered["low"] == pytest.approx(width, rel=0.1)
-    assert alone["high"] - alone["low"] == pytest.approx(width / 8**0.5, rel=0.15)
+    assert unclustered["high"] - unclustered["low"] == pytest.approx(width / 8**0.5, rel=0.15)
 
 
-def test_one_image_says_nothing_about_others():
-    items = [{**item, "image": "i"} for item in some(20)]
+def test_one_image_gives_the_widest_interval():
+    items = [{**item, "image": "i"} for item in random_items(20)]
     assert {(row["low"], row["high"]) for row in score(items, resamples=20, seed=0).values()} == {(0.0, 1.0)}
-    assert {(row["low"], row["high"]) for row in paired(items, items, resamples=20, seed=0).values()} == {(-1.0, 1.0)}
+    assert {(row["low"], row["high"]) for row in paired_difference(items, items, resamples=20, seed=0).values()} == {(-1.0, 1.0)}
 
 
-def test_paired_difference_of_the_same_questions():
-    better, worse = some(300, right=0.9), [{**item, "prediction": "mri"} for item in some(300, right=0.9)][::-1]
-    found = paired(better, worse, resamples=500, seed=0)
+def test_paired_difference_subtracts_the_scores():
+    better, worse = random_items(300, correct=0.9), [{**item, "prediction": "mri"} for item in random_items(300, correct=0.9)][::-1]
+    scores = paired_difference(better, worse, resamples=500, seed=0)
     first, second = score(better, resamples=2, seed=0), score(worse, resamples=2, seed=0)
-    for key, row in found.items():
+    for key, row in scores.items():
         assert row["value"] == pytest.approx(first[key]["value"] - second[key]["value"])
         assert row["n"] == first[key]["n"]
-    assert found["all/bleu1"]["low"] > 0
-    assert found["all/bleu1"]["p"] == pytest.approx(1 / 501)
-    same = paired(better, better[::-1], resamples=500, seed=0)["all/bleu1"]
+    assert scores["all/bleu1"]["low"] > 0
+    assert scores["all/bleu1"]["p"] == pytest.approx(1 / 501)
+    same = paired_difference(better, better[::-1], resamples=500, seed=0)["all/bleu1"]
     assert (same["value"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
 
 
-def test_a_paired_difference_needs_the_same_questions():
-    items = some(10)
-    with pytest.raises(UserError, match="same questions on both sides: 10 against 9, 9 in common"):
-        paired(items, items[1:], resamples=10, seed=0)
+def test_paired_difference_needs_the_same_questions():
+    items = random_items(10)
+    with pytest.raises(UserError, match="same questions on both sides, found 10 and 9 with 9 in common"):
+        paired_difference(items, items[1:], resamples=10, seed=0)
 
 
-def test_a_scorer_without_a_question_says_so():
+def test_scorer_without_an_applicable_question_is_none():
     assert SCORERS["closed_llava_med"]([{"id": "1", "references": ["lung"], "prediction": "lung"}]) is None
     assert all(function([]) is None for function in SCORERS.values())
     assert all(function.__doc__ for function in SCORERS.values())
 
 
 @pytest.mark.slow
-def test_all_scorers_and_all_intervals_of_a_large_test_set_are_quick():
-    items = [{**item, "image": f"i{n // 8}", "type": f"t{n % 9}"} for n, item in enumerate(some(6761))]
-    began = time.process_time()
+def test_scores_of_a_large_test_set_take_less_than_30_seconds():
+    items = [{**item, "image": f"i{n // 8}", "type": f"t{n % 9}"} for n, item in enumerate(random_items(6761))]
+    start = time.process_time()
     assert len(score(items, resamples=10_000, seed=0)) >= 12 * 3
     assert len({name: function(items) for name, function in SCORERS.items()}) == len(vqa.SCORERS)
-    assert time.process_time() - began < 30
+    assert time.process_time() - start < 30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.tables import markdown, put, rows_of
 from src.metrics.bleu import bleu4
-from src.metrics.published import STRIPPED, imageclef_words
+from src.metrics.published import REMOVE_PUNCTUATION, imageclef_words
 from src.metrics.vqa import SCORERS, is_closed
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_folder import git_commit
@@ -56,7 +56,7 @@ def facts(references: list[list[str]]) -> str:
 
 def plain(references: list[list[str]], *, old_nltk: bool) -> float:
     """Mean BLEU-4 of the first alternatives without the challenge's stop words and stems."""
-    tokens = [[answer.lower().translate(STRIPPED).split() for answer in alternatives] for alternatives in references]
+    tokens = [[answer.lower().translate(REMOVE_PUNCTUATION).split() for answer in alternatives] for alternatives in references]
     return sum(max(bleu4(one[0], answer, old_nltk=old_nltk) for answer in one) for one in tokens) / len(tokens)
 
 

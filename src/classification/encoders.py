@@ -1,9 +1,9 @@
-"""Image encoders by the name that a command line gives them.
+"""Image encoders by their name on the command line.
 
-biomedclip, pmc_clip, ...  a file of conf/vision
-run:<name>                 the vision part that a run of ours trained
-scratch:<run or file>      the same architecture, freshly drawn; reported as `scratch`
-timm:<id>, hf:<id>         published weights: a timm name; a hub repository or local folder of open_clip, transformers or timm
+biomedclip, pmc_clip, ...  a file in conf/vision
+run:<name>                 the vision part that a run of this repository trained
+scratch:<run or file>      the same architecture with random weights; its label is `scratch`
+timm:<id>, hf:<id>         published weights: a timm name; a Hub repository or local folder of open_clip, transformers or timm
 """
 
 import hashlib
@@ -30,14 +30,13 @@ ENCODER_KINDS = ("run:NAME", "scratch:NAME", "timm:ID", "hf:ID")
 
 @dataclass
 class Encoder:
-    """A named encoder. `label` is its part of metric keys and file names; `ours` marks what a run trained."""
+    """A named encoder. `label` is its name in metric keys and file names; `ours` is true if a run of this repository trained it."""
 
     name: str
     label: str
     config: VisionConfig
     checkpoint: Path | None = None
-    trained: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    run: dict = field(default_factory=dict, repr=False)  # configuration of the run that trained it
+    trained_state: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def ours(self) -> bool:
@@ -45,12 +44,12 @@ class Encoder:
 
     @property
     def random(self) -> bool:
-        """Whether another seed gives other weights."""
+        """Whether the weights depend on the seed."""
         return self.config.format == "scratch" and not self.ours
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """{id, revision, sha256} of the weights; for a run those of its checkpoint, `base` naming what it started from."""
+        """{id, revision, sha256} of the weights. For a run they are those of the checkpoint, and `base` names the initial weights."""
         base = identity(self.config)
         if self.checkpoint is None:
             return base
@@ -59,33 +58,33 @@ class Encoder:
         return {"id": self.name, "revision": self.checkpoint.name, "sha256": digest, "base": f"{base['id']} {base['sha256']}".strip()}
 
     def build(self, *, seed: int) -> Vision:
-        """The encoder with its weights, in evaluation mode; `seed` matters where they are drawn."""
+        """The encoder with its weights, in evaluation mode. `seed` is used for random weights."""
         torch.manual_seed(seed)
         vision = load_vision(self.config)
-        known = vision.state_dict()
-        wrong = [name for name, value in self.trained.items() if name not in known or known[name].shape != value.shape]
+        state = vision.state_dict()
+        wrong = [name for name, value in self.trained_state.items() if name not in state or state[name].shape != value.shape]
         if wrong:
-            raise UserError(f"{self.checkpoint} does not fit the encoder of its run: {', '.join(sorted(wrong)[:3])}")
-        vision.load_state_dict(self.trained, strict=False)
+            raise UserError(f"{self.checkpoint}: does not fit the encoder of its run: {', '.join(sorted(wrong)[:3])}; restore the file")
+        vision.load_state_dict(self.trained_state, strict=False)
         return vision.eval()
 
 
 def find_encoder(name: str, *, outputs: str, checkpoint: str) -> Encoder:
-    """The encoder of that name. Hub files are fetched when it is built, everything local is checked here."""
-    kind, found, rest = name.partition(":")
+    """The encoder with this name. Local files are checked here; Hub files are downloaded by `build`. Raises `UserError` if unknown."""
+    kind, colon, rest = name.partition(":")
     files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
-    if found and kind == "scratch" and rest in files:
+    if colon and kind == "scratch" and rest in files:
         return Encoder(name, "scratch", untrained_copy(to_typed(VisionConfig, DictConfig(OmegaConf.load(files[rest])))))
-    if found and kind in ("run", "scratch"):
+    if colon and kind in ("run", "scratch"):
         folder, stored = read_run(outputs, rest)
         vision = to_typed(VisionConfig, DictConfig(stored["vision"]))
         if kind == "scratch":
             return Encoder(name, "scratch", untrained_copy(vision))
         path = choose_checkpoint(folder, checkpoint)
-        return Encoder(name, to_label(name), vision, path, vision_state(path), stored)
-    if found and kind == "timm":
+        return Encoder(name, to_label(name), vision, path, vision_state(path))
+    if colon and kind == "timm":
         return Encoder(name, to_label(name), VisionConfig(format="timm", architecture=rest))
-    if found and kind == "hf":
+    if colon and kind == "hf":
         return Encoder(name, to_label(name), detect_format(rest))
     if name not in files:
         raise UserError(f"encoder={name}{suggest(name, [*files, *ENCODER_KINDS])}")
@@ -93,28 +92,32 @@ def find_encoder(name: str, *, outputs: str, checkpoint: str) -> Encoder:
 
 
 def to_label(name: str) -> str:
-    """Metric keys and file names have no room for a slash."""
+    """The name without slashes, which metric keys and file names cannot contain."""
     return name.replace("/", "_")
 
 
 def vision_state(path: Path) -> dict[str, Tensor]:
-    """What a checkpoint trained of its image encoder, without the prefix `vision.`."""
+    """The trained tensors of the image encoder in a checkpoint, without the prefix `vision.`."""
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     part = {name.removeprefix("vision."): value.clone() for name, value in state.items() if name.startswith("vision.")}
     if not part:
-        raise UserError(f"{path} has no vision part: its run froze the encoder (optim.lr.vision=0); name the encoder that it started from")
+        raise UserError(
+            f"{path}: no vision part, because the run froze the encoder (optim.lr.vision=0); give the encoder that it started from"
+        )
     return part
 
 
 def detect_format(path: str) -> VisionConfig:
-    """Which format a repository or folder is of, told by its configuration file."""
+    """The vision configuration for a repository or folder, from its configuration file. Raises `UserError` for an unknown type."""
     file = find_file(path, ["open_clip_config.json", "config.json"], revision=UNVERIFIED, key="encoder=hf:")
     if file.name == "open_clip_config.json":
         return VisionConfig(format="open_clip", path=path)
-    described = read_json(file)
+    model_config = read_json(file)
     formats = {"clip": "hf_clip", "clip_vision_model": "hf_clip", "vit": "hf_vit"}
-    found = described.get("model_type") or ("timm" if "pretrained_cfg" in described else None)
-    if found != "timm" and found not in formats:
-        raise UserError(f"encoder=hf:{path} is of type {found!r}; CLIP and ViT of transformers, open_clip and timm models can be read")
-    config = VisionConfig(format=formats.get(found, "timm"), path=path)
-    return replace(config, architecture=described["architecture"]) if found == "timm" else config
+    model_type = model_config.get("model_type") or ("timm" if "pretrained_cfg" in model_config else None)
+    if model_type != "timm" and model_type not in formats:
+        raise UserError(
+            f"encoder=hf:{path}: unknown type {model_type!r}; give a CLIP or ViT of transformers, or an open_clip or timm model"
+        )
+    config = VisionConfig(format=formats.get(model_type, "timm"), path=path)
+    return replace(config, architecture=model_config["architecture"]) if model_type == "timm" else config

@@ -1,10 +1,10 @@
-"""Full fine-tuning of an encoder with a linear head: the same schedule, augmentation, class weights and budget for every encoder.
+"""Full fine-tuning of an encoder with a linear head, with the same schedule, augmentation, class weights and budget for each encoder.
 
 Legend: N images, 3HW channels and pixels, F width of a pooled feature, K classes.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lightning
@@ -21,12 +21,12 @@ from src.config.transfer import FineTuneConfig
 from src.model.vision import Vision
 from src.runtime.progress import Progress
 
-CHECKS = 10  # validations per run
-HEAD = 10.0  # learning rate of the head over that of the encoder
+NUM_VALIDATIONS = 10  # per run
+HEAD_LR_FACTOR = 10.0  # learning rate of the head divided by that of the encoder
 
 
 class Classifier(lightning.LightningModule):
-    """Keeps the weights of the best validation (macro-F1; of equal ones the lowest cross-entropy) in `best`."""
+    """An encoder with a linear head. `best` holds the score and weights of the best validation: highest macro-F1, then lowest loss."""
 
     weights_K: Tensor
 
@@ -39,32 +39,32 @@ class Classifier(lightning.LightningModule):
         nn.init.zeros_(self.head.weight)
         self.register_buffer("weights_K", weights_K)
         self.best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
-        self.said: list[tuple[Tensor, Tensor]] = []
+        self.val_outputs: list[tuple[Tensor, Tensor]] = []  # (probabilities, labels) per batch
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
         return self.head(self.vision.pooled(x_N3HW, self.pooling))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_N3HW, labels_N = batch
         return F.cross_entropy(self(augment(x_N3HW)).float(), labels_N, weight=self.weights_K)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
-        self.said.append((self(batch[0]).float().softmax(1).cpu(), batch[1].cpu()))
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.val_outputs.append((self(batch[0]).float().softmax(1).cpu(), batch[1].cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        p_NK, labels_N = (torch.cat(parts) for parts in zip(*self.said, strict=True))
-        self.said.clear()
+        p_NK, labels_N = (torch.cat(parts) for parts in zip(*self.val_outputs, strict=True))
+        self.val_outputs.clear()
         score = macro_f1(labels_N.numpy(), p_NK.numpy()), -F.nll_loss(p_NK.clamp(min=1e-7).log(), labels_N).item()
         if self.best is None or score > self.best[0]:
             self.best = score, copy.deepcopy({name: value.cpu() for name, value in self.state_dict().items()})
 
     def configure_optimizers(self):
         groups = []
-        for module, rate in ((self.vision, self.lr), (self.head, self.lr * HEAD)):
+        for module, lr in ((self.vision, self.lr), (self.head, self.lr * HEAD_LR_FACTOR)):
             matrices = [p for p in module.parameters() if p.ndim >= 2]
             vectors = [p for p in module.parameters() if p.ndim < 2]
-            groups.append({"params": matrices, "lr": rate, "weight_decay": self.config.weight_decay})
-            groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+            groups.append({"params": matrices, "lr": lr, "weight_decay": self.config.weight_decay})
+            groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups)
         warmup, steps = self.config.warmup, self.config.steps
 
@@ -75,33 +75,33 @@ class Classifier(lightning.LightningModule):
 
 
 def augment(x_N3HW: Tensor) -> Tensor:
-    """Rotation by at most 10 degrees, scale and contrast by at most 10%, shift by at most 5% of the side; never a mirror image,
-    because left and right are labels. Pixels stay in 0..255, as floats.
+    """Random rotation by up to 10 degrees, scale and contrast by up to 10%, and shift by up to 5% of the side.
 
-    The sampling grid is computed in float32, also under autocast: bfloat16 coordinates are up to a pixel off.
+    Images are never mirrored, because left and right may be labels. Pixels remain in 0..255, as floats. The sampling grid is computed in
+    float32 under autocast too, because bfloat16 coordinates are wrong by up to a pixel.
     """
     n, device = len(x_N3HW), x_N3HW.device
-    turn, scale, dx, dy, gain = (torch.rand(5, n, device=device) * 2 - 1) * torch.tensor([0.175, 0.1, 0.1, 0.1, 0.1], device=device)[
+    angle, scale, dx, dy, contrast = (torch.rand(5, n, device=device) * 2 - 1) * torch.tensor([0.175, 0.1, 0.1, 0.1, 0.1], device=device)[
         :, None
     ]
-    cos, sin = torch.cos(turn) * (1 + scale), torch.sin(turn) * (1 + scale)
+    cos, sin = torch.cos(angle) * (1 + scale), torch.sin(angle) * (1 + scale)
     theta_N23 = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
     with torch.autocast(device.type, enabled=False):
         grid = F.affine_grid(theta_N23, list(x_N3HW.shape), align_corners=False)
-        moved_N3HW = F.grid_sample(x_N3HW.float(), grid, padding_mode="border", align_corners=False)
-    mean_N = moved_N3HW.mean((1, 2, 3), keepdim=True)
-    return ((moved_N3HW - mean_N) * (1 + gain.view(-1, 1, 1, 1)) + mean_N).clamp(0, 255)
+        warped_N3HW = F.grid_sample(x_N3HW.float(), grid, padding_mode="border", align_corners=False)
+    mean_N = warped_N3HW.mean((1, 2, 3), keepdim=True)
+    return ((warped_N3HW - mean_N) * (1 + contrast.view(-1, 1, 1, 1)) + mean_N).clamp(0, 255)
 
 
 class FineTuneLoader:
-    """Batches (x_N3HW uint8, labels_N) of some rows; `shuffled` rows are endless permutations cut at `steps` batches."""
+    """Batches (x_N3HW uint8, labels_N) of `rows`, in order; with `steps`, that many batches of successive random permutations."""
 
     def __init__(
         self, data: ClassificationDataset, rows: np.ndarray, *, size: int, batch: int, threads: int, steps: int = 0, seed: int = 0
     ):
         if steps:
-            rng, passes = np.random.default_rng(seed), -(-steps * batch // len(rows))
-            rows = np.concatenate([rng.permutation(rows) for _ in range(passes)])[: steps * batch]
+            rng, epochs = np.random.default_rng(seed), -(-steps * batch // len(rows))
+            rows = np.concatenate([rng.permutation(rows) for _ in range(epochs)])[: steps * batch]
         self.data, self.rows, self.settings = data, rows, {"size": size, "batch": batch, "threads": threads}
 
     def __len__(self) -> int:
@@ -114,12 +114,20 @@ class FineTuneLoader:
 
 
 def finetune(
-    build, data: ClassificationDataset, *, pooling: str, seed: int, config: FineTuneConfig, threads: int, device: torch.device, folder: Path
+    build: Callable[[], Vision],
+    data: ClassificationDataset,
+    *,
+    pooling: str,
+    seed: int,
+    config: FineTuneConfig,
+    threads: int,
+    device: torch.device,
+    folder: Path,
 ) -> Fit:
-    """Trains `build()` once per learning rate, keeps the best by validation, and predicts the test split once."""
+    """Trains `build()` once per learning rate and predicts the test split with the model that is best on the validation split."""
     counts_K = np.bincount(data.labels_N[data.rows("train")], minlength=len(data.classes))
     weights_K = torch.tensor(counts_K.sum() / (len(counts_K) * counts_K), dtype=torch.float32)
-    tried = []
+    results = []
     for lr in config.lr:
         lightning.seed_everything(seed, verbose=False)
         model = Classifier(build(), pooling=pooling, weights_K=weights_K, lr=lr, config=config).train()
@@ -128,9 +136,9 @@ def finetune(
         with Progress(total=config.steps, desc=f"{data.name}: fine-tuning, lr={lr:g}", unit="step", leave=False) as progress:
             trainer = build_finetune_trainer(config, device=device, folder=folder, progress=progress)
             trainer.fit(model, train, FineTuneLoader(data, data.rows("val"), **settings))
-        assert model.best is not None  # ten validations, or one per step
-        tried.append((*model.best, lr, model))
-    (f1, _), state, lr, model = max(tried, key=lambda one: one[0])
+        assert model.best is not None  # there are NUM_VALIDATIONS validations, or one per step
+        results.append((*model.best, lr, model))
+    (f1, _), state, lr, model = max(results, key=lambda result: result[0])
     model.load_state_dict(state)
     test = FineTuneLoader(data, data.rows("test"), **settings)
     model = model.to(device).eval()
@@ -145,7 +153,7 @@ def build_finetune_trainer(config: FineTuneConfig, *, device: torch.device, fold
         devices=1,
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
         max_steps=config.steps,
-        val_check_interval=max(1, config.steps // CHECKS),
+        val_check_interval=max(1, config.steps // NUM_VALIDATIONS),
         check_val_every_n_epoch=None,
         gradient_clip_val=1.0,
         callbacks=[LambdaCallback(on_train_batch_end=lambda *_: progress.update())],

@@ -1,7 +1,7 @@
-"""Cells of the transfer table on disk: `<run>/transfer/<benchmark>/<encoder>/<protocol>.jsonl` and `.json`.
+"""Transfer results on disk: `<run>/transfer/<benchmark>/<encoder>/<protocol>.jsonl` and `.json`.
 
-The jsonl holds a line per seed and test image: `id, source, group, label, prediction, seed, probabilities`. The json is written
-last and tells what the cell depends on; a cell whose `depends_on` still holds is not computed again.
+The jsonl has a line per seed and test image: `id, source, group, label, prediction, seed, probabilities`. The json has the metadata of the
+result and is written last. A result whose `depends_on` is unchanged is not computed again.
 """
 
 import json
@@ -20,6 +20,8 @@ from src.runtime.schema import to_plain
 
 @dataclass
 class TransferResultFile:
+    """The files of one result: one encoder on one benchmark under one protocol."""
+
     folder: Path  # of the run
     benchmark: str
     encoder: str
@@ -29,15 +31,16 @@ class TransferResultFile:
     def path(self) -> Path:
         return self.folder / "transfer" / self.benchmark / self.encoder / f"{self.protocol}.json"
 
-    def finished(self, depends_on: dict) -> bool:
+    def is_current(self, depends_on: dict) -> bool:
+        """Whether the result exists and was computed with the same `depends_on`."""
         return self.path.exists() and json.loads(self.path.read_text())["depends_on"] == depends_on
 
-    def note(self, **facts: object) -> None:
-        """Facts that change without the predictions, such as what an audit says."""
-        write_atomically(self.path, json.dumps(json.loads(self.path.read_text()) | facts, indent=1))
+    def update_metadata(self, **changes: object) -> None:
+        """Updates metadata that can change while the predictions do not, such as the overlap found by an audit."""
+        write_atomically(self.path, json.dumps(json.loads(self.path.read_text()) | changes, indent=1))
 
-    def write(self, data: ClassificationDataset, probabilities_SNK: np.ndarray, facts: dict) -> None:
-        """The predictions of every seed, then the facts."""
+    def write(self, data: ClassificationDataset, probabilities_SNK: np.ndarray, metadata: dict) -> None:
+        """Writes the predictions of all seeds, then the metadata."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = data.rows("test")
         lines = []
@@ -48,12 +51,12 @@ class TransferResultFile:
                 line |= {"prediction": data.classes[int(p_K.argmax())], "seed": seed, "probabilities": [round(float(p), 6) for p in p_K]}
                 lines.append(json.dumps(line, ensure_ascii=False))
         write_atomically(self.path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-        named = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol, "classes": data.classes}
-        write_atomically(self.path, json.dumps({**named, **facts}, indent=1))
+        names = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol, "classes": data.classes}
+        write_atomically(self.path, json.dumps({**names, **metadata}, indent=1))
 
 
-# What a cell depends on -> what the message says has changed since.
-SETTINGS = {
+# Key of `depends_on` -> its name in the message about a result that differs.
+SETTING_NAMES = {
     "encoder": "the weights",
     "architecture": "the architecture",
     "seed": "seed=",
@@ -63,58 +66,61 @@ SETTINGS = {
 
 
 def read_results(folder: Path, *, data: dict[str, str]) -> tuple[list[tuple[dict, TransferResult]], list[dict[str, str]]]:
-    """(facts, predictions) of the finished cells of a run that can be compared, sorted by path, and what was left out: {file, why}.
+    """(metadata, predictions) of the comparable results of a run, sorted by path, and the results that were left out: {file, why}.
 
-    Cells of one benchmark must be of the same images: of those that `data` gives the fingerprints of, else of those of the newest cell.
-    Cells of one encoder must be of the same weights, seeds and settings: of those of its newest cell. A mean of others would be that of
-    no encoder.
+    All results of a benchmark must be on the same images: those with the fingerprint in `data`, else those of the newest result. All
+    results of an encoder must have the weights, seeds and settings of its newest result, so that their mean belongs to one encoder.
     """
-    facts_of = {path: json.loads(path.read_text()) for path in sorted(folder.glob("transfer/*/*/*.json"))}
-    images: dict[str, str] = {}
-    newest: dict[tuple[str, str], Any] = {}  # (encoder, setting)
-    for path in sorted(facts_of, key=lambda path: path.stat().st_mtime_ns):
-        facts = facts_of[path]
-        images[facts["benchmark"]] = facts["depends_on"]["data"]
-        newest |= {(facts["encoder"], key): facts["depends_on"][key] for key in SETTINGS if key in facts["depends_on"]}
-    images |= data
-    kept, left_out = [], []
-    for path, facts in facts_of.items():
-        depends_on = facts["depends_on"]
-        changed = [f"the images of {facts['benchmark']} changed"] if depends_on["data"] != images[facts["benchmark"]] else []
-        differ = [said for key, said in SETTINGS.items() if key in depends_on and depends_on[key] != newest[facts["encoder"], key]]
-        changed += [f"{' and '.join(differ)} of {facts['encoder']} changed"] if differ else []
+    metadata_by_path = {path: json.loads(path.read_text()) for path in sorted(folder.glob("transfer/*/*/*.json"))}
+    fingerprints: dict[str, str] = {}
+    newest: dict[tuple[str, str], Any] = {}  # (encoder, key of depends_on) -> value in the newest result
+    for path in sorted(metadata_by_path, key=lambda path: path.stat().st_mtime_ns):
+        metadata = metadata_by_path[path]
+        fingerprints[metadata["benchmark"]] = metadata["depends_on"]["data"]
+        newest |= {(metadata["encoder"], key): metadata["depends_on"][key] for key in SETTING_NAMES if key in metadata["depends_on"]}
+    fingerprints |= data
+    results, left_out = [], []
+    for path, metadata in metadata_by_path.items():
+        encoder, depends_on = metadata["encoder"], metadata["depends_on"]
+        reasons = []
+        if depends_on["data"] != fingerprints[metadata["benchmark"]]:
+            reasons.append(f"the images of {metadata['benchmark']} changed")
+        changed = [name for key, name in SETTING_NAMES.items() if key in depends_on and depends_on[key] != newest[encoder, key]]
         if changed:
-            left_out.append({"file": path.relative_to(folder).as_posix(), "why": " and ".join(changed)})
+            reasons.append(f"{' and '.join(changed)} of {encoder} changed")
+        if reasons:
+            left_out.append({"file": path.relative_to(folder).as_posix(), "why": " and ".join(reasons)})
             print(f"left out, because {left_out[-1]['why']}: {path}; compute it again, or remove it")
         else:
-            kept.append(read_result(path))
-    return kept, left_out
+            results.append(read_result(path))
+    return results, left_out
 
 
-def check_distinct_labels(chosen: list[Encoder], folder: Path) -> None:
-    """An encoder whose label stands for another one in this run takes its whole name, as the second of scratch:a and scratch:b does."""
+def make_labels_distinct(encoders: list[Encoder], folder: Path) -> None:
+    """Changes the label of an encoder to its full name if another encoder in this run has that label (scratch:a and scratch:b)."""
     owners: dict[str, tuple[str, dict]] = {}
     for path in folder.glob("transfer/*/*/*.json"):
-        facts = json.loads(path.read_text())
-        owners[facts["encoder"]] = facts["name"], facts["depends_on"]["architecture"]
-    for encoder in chosen:
+        metadata = json.loads(path.read_text())
+        owners[metadata["encoder"]] = metadata["name"], metadata["depends_on"]["architecture"]
+    for encoder in encoders:
         name, architecture = owners.setdefault(encoder.label, (encoder.name, to_plain(encoder.config)))
         if name != encoder.name and architecture != to_plain(encoder.config):
             encoder.label = to_label(encoder.name)
 
 
 def read_result(path: Path) -> tuple[dict, TransferResult]:
-    facts = json.loads(path.read_text())
+    """(metadata, predictions) of one result."""
+    metadata = json.loads(path.read_text())
     with path.with_suffix(".jsonl").open() as file:
         lines = [json.loads(line) for line in file]
     first = [line for line in lines if line["seed"] == 0]
-    seeds, classes = len(lines) // len(first), facts["classes"]
-    numbers = {name: n for n, name in enumerate(sorted({line["group"] for line in first}))}
+    seeds, classes = len(lines) // len(first), metadata["classes"]
+    group_numbers = {name: n for n, name in enumerate(sorted({line["group"] for line in first}))}
     predictions = np.array([classes.index(line["prediction"]) for line in lines]).reshape(seeds, len(first))
-    cell = TransferResult(
+    result = TransferResult(
         labels_N=np.array([classes.index(line["label"]) for line in first]),
-        groups_N=np.array([numbers[line["group"]] for line in first]),
+        groups_N=np.array([group_numbers[line["group"]] for line in first]),
         predictions_SN=predictions,
         probabilities_SNK=np.array([line["probabilities"] for line in lines]).reshape(seeds, len(first), len(classes)),
     )
-    return facts, cell
+    return metadata, result

@@ -1,4 +1,4 @@
-"""Test predictions of many encoders -> macro-F1 with intervals, paired differences, Holm's correction, average rank.
+"""Scores of classification predictions: macro-F1, balanced accuracy and AUROC with intervals, paired differences, average ranks.
 
 Legend: N images, S seeds, G groups (patients, slides or images), K classes, R bootstrap resamples.
 """
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc, multiclass_f1_score
 
-BLOCK = 500  # resamples at a time: bounds memory
+BLOCK = 500  # resamples per block; bounds the memory
 AUROC_RESAMPLES = 1_000
 
 
 @dataclass
 class TransferResult:
-    """What one encoder said about the test split of one benchmark: a row of probabilities and predictions per seed."""
+    """Predictions and class probabilities of one encoder for the test split of one benchmark, per seed."""
 
     labels_N: np.ndarray
     groups_N: np.ndarray  # numbers 0..G-1, the same for every encoder on this benchmark
@@ -25,17 +25,17 @@ class TransferResult:
 
 
 def macro_f1(confusion_KK: np.ndarray) -> np.ndarray:
-    """(..., K, K) confusions, rows are labels -> mean F1 of the classes that occur as label or prediction (torchmetrics' rule)."""
-    hit = np.diagonal(confusion_KK, axis1=-2, axis2=-1)
-    both = confusion_KK.sum(-1) + confusion_KK.sum(-2)
-    return (2 * hit / np.maximum(both, 1e-12)).sum(-1) / np.maximum((both > 0).sum(-1), 1)
+    """Mean F1 of confusion matrices (..., K, K) with labels as rows, over the classes that occur as label or prediction."""
+    correct = np.diagonal(confusion_KK, axis1=-2, axis2=-1)
+    total = confusion_KK.sum(-1) + confusion_KK.sum(-2)  # labels plus predictions per class
+    return (2 * correct / np.maximum(total, 1e-12)).sum(-1) / np.maximum((total > 0).sum(-1), 1)
 
 
 def balanced_accuracy(confusion_KK: np.ndarray) -> np.ndarray:
-    """Mean recall, over the same classes as `macro_f1`."""
-    hit, labels = np.diagonal(confusion_KK, axis1=-2, axis2=-1), confusion_KK.sum(-1)
+    """Mean recall over the same classes as in `macro_f1`."""
+    correct, labels = np.diagonal(confusion_KK, axis1=-2, axis2=-1), confusion_KK.sum(-1)
     occurs = labels + confusion_KK.sum(-2) > 0
-    return (hit / np.maximum(labels, 1e-12)).sum(-1) / np.maximum(occurs.sum(-1), 1)
+    return (correct / np.maximum(labels, 1e-12)).sum(-1) / np.maximum(occurs.sum(-1), 1)
 
 
 def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, *, classes: int) -> np.ndarray:
@@ -43,45 +43,49 @@ def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, *, classes: int) 
 
 
 def resampling_weights(groups: int, *, resamples: int, seed: int, name: str) -> np.ndarray:
-    """How often each group is drawn in each resample, w_RG. The same for every encoder: that makes differences paired."""
+    """Number of times that each group is drawn in each resample, w_RG. It is the same for all encoders, so their differences are paired."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float32)
 
 
-def score_values(cell: TransferResult) -> dict[str, float]:
-    """Mean over seeds of torchmetrics' macro-F1, balanced accuracy and AUROC (one-vs-rest mean where there are more than two)."""
-    classes = cell.probabilities_SNK.shape[-1]
-    labels = torch.from_numpy(cell.labels_N)
-    found: dict[str, list[float]] = {"macro_f1": [], "balanced_accuracy": [], "auroc": []}
-    for predicted_N, probabilities_NK in zip(cell.predictions_SN, cell.probabilities_SNK, strict=True):
-        predicted, scores = torch.from_numpy(predicted_N), torch.from_numpy(probabilities_NK)
-        found["macro_f1"].append(multiclass_f1_score(predicted, labels, classes, average="macro").item())
-        found["balanced_accuracy"].append(multiclass_accuracy(predicted, labels, classes, average="macro").item())
-        area = binary_auroc(scores[:, 1], labels) if classes == 2 else multiclass_auroc(scores, labels, classes)
-        found["auroc"].append(area.item())
-    return {name: float(np.mean(of)) for name, of in found.items()}
+def score_values(result: TransferResult) -> dict[str, float]:
+    """Means over seeds of the torchmetrics macro-F1, balanced accuracy and AUROC (mean of one-vs-rest for more than two classes)."""
+    classes = result.probabilities_SNK.shape[-1]
+    labels = torch.from_numpy(result.labels_N)
+    scores: dict[str, list[float]] = {"macro_f1": [], "balanced_accuracy": [], "auroc": []}
+    for predicted_N, probabilities_NK in zip(result.predictions_SN, result.probabilities_SNK, strict=True):
+        predicted, probabilities = torch.from_numpy(predicted_N), torch.from_numpy(probabilities_NK)
+        scores["macro_f1"].append(multiclass_f1_score(predicted, labels, classes, average="macro").item())
+        scores["balanced_accuracy"].append(multiclass_accuracy(predicted, labels, classes, average="macro").item())
+        area = binary_auroc(probabilities[:, 1], labels) if classes == 2 else multiclass_auroc(probabilities, labels, classes)
+        scores["auroc"].append(area.item())
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def resampled_scores(cell: TransferResult, weights_RG: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """The three scores in every resample: groups are drawn again, and within each draw the seeds of training too."""
-    seeds, classes = len(cell.predictions_SN), cell.probabilities_SNK.shape[-1]
+def resampled_scores(result: TransferResult, weights_RG: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """The three scores in each resample, which draws groups and training seeds with replacement."""
+    seeds, classes = len(result.predictions_SN), result.probabilities_SNK.shape[-1]
     counts_SGKK = np.zeros((seeds, weights_RG.shape[1], classes, classes), np.float32)
     for s in range(seeds):
-        np.add.at(counts_SGKK[s], (cell.groups_N, cell.labels_N, cell.predictions_SN[s]), 1)
-    drawn_RS = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights_RG)) / seeds
-    out: dict[str, list[np.ndarray]] = {"macro_f1": [], "balanced_accuracy": []}
-    for at in range(0, len(weights_RG), BLOCK):
-        block_RG = weights_RG[at : at + BLOCK]
-        sums_SRKK = np.stack([(block_RG @ of.reshape(len(of), -1)).reshape(-1, classes, classes) for of in counts_SGKK])
+        np.add.at(counts_SGKK[s], (result.groups_N, result.labels_N, result.predictions_SN[s]), 1)
+    seed_weights_RS = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights_RG)) / seeds
+    blocks: dict[str, list[np.ndarray]] = {"macro_f1": [], "balanced_accuracy": []}
+    for start in range(0, len(weights_RG), BLOCK):
+        block_RG = weights_RG[start : start + BLOCK]
+        sums_SRKK = np.stack(
+            [(block_RG @ counts_GKK.reshape(len(counts_GKK), -1)).reshape(-1, classes, classes) for counts_GKK in counts_SGKK]
+        )
         for name, score in (("macro_f1", macro_f1), ("balanced_accuracy", balanced_accuracy)):
-            out[name].append((score(sums_SRKK).T * drawn_RS[at : at + BLOCK]).sum(1))
-    few_RN = weights_RG[:AUROC_RESAMPLES][:, cell.groups_N]
-    areas_RS = np.stack([auroc(cell.labels_N, of, few_RN) for of in cell.probabilities_SNK], axis=1)
-    return {name: np.concatenate(parts) for name, parts in out.items()} | {"auroc": (areas_RS * drawn_RS[: len(few_RN)]).sum(1)}
+            blocks[name].append((score(sums_SRKK).T * seed_weights_RS[start : start + BLOCK]).sum(1))
+    image_weights_RN = weights_RG[:AUROC_RESAMPLES][:, result.groups_N]
+    areas_RS = np.stack([auroc(result.labels_N, p_NK, image_weights_RN) for p_NK in result.probabilities_SNK], axis=1)
+    return {name: np.concatenate(parts) for name, parts in blocks.items()} | {
+        "auroc": (areas_RS * seed_weights_RS[: len(image_weights_RN)]).sum(1)
+    }
 
 
 def auroc(labels_N: np.ndarray, probabilities_NK: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of weighted images, one value per row of weights; classes absent from a row do not count."""
+    """Area under the ROC curve of weighted images, one value per row of weights. Classes without an image in a row are ignored."""
     classes = probabilities_NK.shape[1]
     areas_RK = []
     for k in (1,) if classes == 2 else range(classes):
@@ -89,29 +93,29 @@ def auroc(labels_N: np.ndarray, probabilities_NK: np.ndarray, weights_RN: np.nda
         score_N, positive_N = probabilities_NK[order, k], labels_N[order] == k
         starts = np.flatnonzero(np.r_[True, score_N[1:] != score_N[:-1]])  # equal scores count half
         w_RN = weights_RN[:, order]
-        up = np.add.reduceat(w_RN * positive_N, starts, axis=1)
-        down = np.add.reduceat(w_RN * ~positive_N, starts, axis=1)
-        below = np.cumsum(down, axis=1) - down
-        total = up.sum(1) * down.sum(1)
-        areas_RK.append(np.where(total > 0, (up * (below + down / 2)).sum(1) / np.maximum(total, 1e-12), np.nan))
-    there = ~np.isnan(areas_RK)
-    return np.where(there.any(0), np.nansum(areas_RK, axis=0) / np.maximum(there.sum(0), 1), np.nan)
+        positives = np.add.reduceat(w_RN * positive_N, starts, axis=1)
+        negatives = np.add.reduceat(w_RN * ~positive_N, starts, axis=1)
+        below = np.cumsum(negatives, axis=1) - negatives
+        total = positives.sum(1) * negatives.sum(1)
+        areas_RK.append(np.where(total > 0, (positives * (below + negatives / 2)).sum(1) / np.maximum(total, 1e-12), np.nan))
+    defined = ~np.isnan(areas_RK)
+    return np.where(defined.any(0), np.nansum(areas_RK, axis=0) / np.maximum(defined.sum(0), 1), np.nan)
 
 
-def interval(value: float, drawn_R: np.ndarray, *, n: int) -> dict:
+def interval(value: float, resampled_R: np.ndarray, *, n: int) -> dict:
     """{value, low, high, n} with the 95% percentile interval."""
-    low, high = np.nanpercentile(drawn_R, [2.5, 97.5])
+    low, high = np.nanpercentile(resampled_R, [2.5, 97.5])
     return {"value": value, "low": float(low), "high": float(high), "n": n}
 
 
-def difference(value: float, drawn_R: np.ndarray, *, n: int) -> dict:
-    """`interval` of a difference, with the two-sided bootstrap p of its sign."""
-    tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
-    return interval(value, drawn_R, n=n) | {"p": float(min(1.0, 2 * (tail + 1) / (len(drawn_R) + 1)))}
+def difference(value: float, resampled_R: np.ndarray, *, n: int) -> dict:
+    """`interval` of a difference, with the two-sided bootstrap p-value of its sign."""
+    tail = min((resampled_R <= 0).sum(), (resampled_R >= 0).sum())
+    return interval(value, resampled_R, n=n) | {"p": float(min(1.0, 2 * (tail + 1) / (len(resampled_R) + 1)))}
 
 
 def average_ranks(values: dict[str, dict[str, float]]) -> dict[str, float]:
-    """values[benchmark][encoder] -> mean rank of each encoder over the benchmarks that have all of them; 1 is best, ties share."""
+    """Mean rank of each encoder over the benchmarks with all encoders, from values[benchmark][encoder]; 1 is best, ties share a rank."""
     encoders = sorted({name for row in values.values() for name in row})
     rows = [[row[name] for name in encoders] for row in values.values() if len(row) == len(encoders)]
     if not rows:

@@ -1,6 +1,6 @@
-"""All cells of a run -> metrics, the table behind them, paired differences and ranks.
+"""Metrics, tables, paired differences and ranks of all transfer results of a run.
 
-`table` gives plain values; under `transfer` stand, for the report:
+`transfer_table` returns plain values. The key `transfer` has, for the report:
 
     cells         [{benchmark, encoder, protocol, name, ours, classes, pooling, setting, validation (lists, one value per seed),
                     seeds, n, groups, macro_f1, balanced_accuracy, auroc (each {value, low, high, n}), per_seed [macro-F1],
@@ -12,7 +12,7 @@
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}
     few_shot      [{benchmark, encoder, shots, value, low, high, n}]    macro-F1 of the probe on that many training images per class
 
-src/transfer.py adds `left_out`: [{file, why}], the results in the folder that cannot be compared with these.
+src/transfer.py adds `left_out`: [{file, why}], the results in the folder that are not comparable with these.
 """
 
 import re
@@ -39,11 +39,11 @@ SHOTS = re.compile(r"probe_(\d+)shot")
 
 @dataclass
 class ProtocolScores:
-    """Macro-F1 of one protocol by (benchmark, encoder): its value, and its value in every resample."""
+    """Macro-F1 of one protocol by (benchmark, encoder): its value, and its value in each resample."""
 
     name: str
     value: dict[tuple[str, str], float] = field(default_factory=dict)
-    drawn: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    resampled: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     n: dict[str, int] = field(default_factory=dict)
     ours: set[str] = field(default_factory=set)
 
@@ -53,46 +53,51 @@ class ProtocolScores:
 
     @property
     def shared(self) -> list[str]:
-        """The benchmarks that every encoder has."""
+        """The benchmarks with results of all encoders."""
         return [benchmark for benchmark in self.n if all((benchmark, encoder) in self.value for encoder in self.encoders)]
 
     def add_means(self) -> None:
-        """The mean over the shared benchmarks as one more benchmark, where there are two or more."""
+        """Adds the mean over the shared benchmarks as the benchmark `mean`, if there are two or more."""
         shared = self.shared
         if len(shared) > 1:
             for encoder in self.encoders:
                 self.value["mean", encoder] = float(np.mean([self.value[benchmark, encoder] for benchmark in shared]))
-                self.drawn["mean", encoder] = np.mean([self.drawn[benchmark, encoder] for benchmark in shared], axis=0)
+                self.resampled["mean", encoder] = np.mean([self.resampled[benchmark, encoder] for benchmark in shared], axis=0)
             self.n["mean"] = sum(self.n[benchmark] for benchmark in shared)
 
 
-def transfer_table(found: list[tuple[dict, TransferResult]], *, resamples: int, seed: int) -> dict:
-    """`metrics` as result.json has them, and `transfer` as described above."""
+def transfer_table(results: list[tuple[dict, TransferResult]], *, resamples: int, seed: int) -> dict:
+    """`metrics` as in result.json, and `transfer` as described above, from (metadata, predictions) of each result."""
     protocols: dict[str, ProtocolScores] = {}
     cells = []
-    for facts, cell in found:
-        w_RG = resampling_weights(cell.groups_N.max() + 1, resamples=resamples, seed=seed, name=facts["benchmark"])
-        with threadpool_limits(1, user_api="blas"):  # many small products: threads would wait for one another
-            spread, point = resampled_scores(cell, w_RG, seed=seed), score_values(cell)
-        scores = {score: interval(point[score], spread[score], n=len(cell.labels_N)) for score in SCORES}
-        cells.append({key: value for key, value in facts.items() if key != "depends_on"} | scores | _details(facts["classes"], cell))
-        protocol = protocols.setdefault(facts["protocol"], ProtocolScores(facts["protocol"]))
-        at = facts["benchmark"], facts["encoder"]
-        protocol.value[at], protocol.drawn[at], protocol.n[at[0]] = point["macro_f1"], spread["macro_f1"], len(cell.labels_N)
-        protocol.ours |= {facts["encoder"]} if facts["ours"] else set()
+    for metadata, result in results:
+        benchmark, encoder, name, n = metadata["benchmark"], metadata["encoder"], metadata["protocol"], len(result.labels_N)
+        w_RG = resampling_weights(result.groups_N.max() + 1, resamples=resamples, seed=seed, name=benchmark)
+        with threadpool_limits(1, user_api="blas"):  # the products are small, so threads would wait for each other
+            resampled, values = resampled_scores(result, w_RG, seed=seed), score_values(result)
+        scores = {score: interval(values[score], resampled[score], n=n) for score in SCORES}
+        cells.append(
+            {key: value for key, value in metadata.items() if key != "depends_on"} | scores | _details(metadata["classes"], result)
+        )
+        protocol = protocols.setdefault(name, ProtocolScores(name))
+        protocol.value[benchmark, encoder], protocol.resampled[benchmark, encoder] = values["macro_f1"], resampled["macro_f1"]
+        protocol.n[benchmark] = n
+        protocol.ours |= {encoder} if metadata["ours"] else set()
     means, differences, ranks = [], [], {}
     for name, protocol in protocols.items():
-        by_set = {set_: {encoder: protocol.value[set_, encoder] for encoder in protocol.encoders} for set_ in protocol.shared}
+        shared = {
+            benchmark: {encoder: protocol.value[benchmark, encoder] for encoder in protocol.encoders} for benchmark in protocol.shared
+        }
         protocol.add_means()
-        means += _means(protocol, benchmarks=list(by_set))
+        means += _means(protocol, benchmarks=list(shared))
         differences += _differences(protocol)
-        ranks[name] = average_ranks(by_set)
+        ranks[name] = average_ranks(shared)
     tables = {
         "cells": [cell for cell in cells if not SHOTS.fullmatch(cell["protocol"])],
         "means": means,
         "differences": differences,
         "ranks": ranks,
-        "few_shot": [_shot(cell, int(match[1])) for cell in cells if (match := SHOTS.fullmatch(cell["protocol"]))],
+        "few_shot": [_few_shot_row(cell, int(match[1])) for cell in cells if (match := SHOTS.fullmatch(cell["protocol"]))],
     }
     return {"metrics": _metrics(cells, means, differences), "transfer": tables}
 
@@ -100,66 +105,66 @@ def transfer_table(found: list[tuple[dict, TransferResult]], *, resamples: int, 
 def _means(protocol: ProtocolScores, *, benchmarks: list[str]) -> list[dict]:
     return [
         {"encoder": encoder, "protocol": protocol.name, "benchmarks": benchmarks}
-        | interval(protocol.value["mean", encoder], protocol.drawn["mean", encoder], n=protocol.n["mean"])
+        | interval(protocol.value["mean", encoder], protocol.resampled["mean", encoder], n=protocol.n["mean"])
         for encoder in protocol.encoders
         if "mean" in protocol.n
     ]
 
 
 def _differences(protocol: ProtocolScores) -> list[dict]:
-    """Each encoder of ours against each other one. Two families for Holm: all single benchmarks, and the means."""
-    found = []
-    for our in sorted(protocol.ours):
+    """Macro-F1 of each of our encoders minus each other one. Holm's families are all single benchmarks, and the means."""
+    differences = []
+    for ours in sorted(protocol.ours):
         families: dict[bool, list[dict]] = {False: [], True: []}
         for benchmark, other in protocol.value:
-            a, b = (benchmark, our), (benchmark, other)
+            a, b = (benchmark, ours), (benchmark, other)
             if a in protocol.value and other not in protocol.ours:
-                said = {"benchmark": benchmark, "protocol": protocol.name, "ours": our, "other": other}
-                gap = difference(protocol.value[a] - protocol.value[b], protocol.drawn[a] - protocol.drawn[b], n=protocol.n[benchmark])
-                families[benchmark == "mean"].append(said | gap)
+                names = {"benchmark": benchmark, "protocol": protocol.name, "ours": ours, "other": other}
+                value, resampled_R = protocol.value[a] - protocol.value[b], protocol.resampled[a] - protocol.resampled[b]
+                families[benchmark == "mean"].append(names | difference(value, resampled_R, n=protocol.n[benchmark]))
         for family in families.values():
-            adjusted = holm([one["p"] for one in family])
-            found += [one | {"p_holm": p} for one, p in zip(family, adjusted, strict=True)]
-    return found
+            adjusted = holm([row["p"] for row in family])
+            differences += [row | {"p_holm": p} for row, p in zip(family, adjusted, strict=True)]
+    return differences
 
 
-def _details(classes: list[str], cell: TransferResult) -> dict:
-    seeds = len(cell.predictions_SN)
-    sums_KK = np.sum([confusion(cell.labels_N, predicted_N, classes=len(classes)) for predicted_N in cell.predictions_SN], axis=0)
-    hit, labels, said = np.diagonal(sums_KK), sums_KK.sum(1), sums_KK.sum(0)
+def _details(classes: list[str], result: TransferResult) -> dict:
+    seeds = len(result.predictions_SN)
+    sums_KK = np.sum([confusion(result.labels_N, predicted_N, classes=len(classes)) for predicted_N in result.predictions_SN], axis=0)
+    correct, labels, predicted = np.diagonal(sums_KK), sums_KK.sum(1), sums_KK.sum(0)
     per_class = [
         {
             "class": name,
-            "precision": float(hit[k] / max(said[k], 1)),
-            "recall": float(hit[k] / max(labels[k], 1)),
-            "f1": float(2 * hit[k] / max(labels[k] + said[k], 1)),
+            "precision": float(correct[k] / max(predicted[k], 1)),
+            "recall": float(correct[k] / max(labels[k], 1)),
+            "f1": float(2 * correct[k] / max(labels[k] + predicted[k], 1)),
             "n": int(labels[k]) // seeds,
         }
         for k, name in enumerate(classes)
     ]
-    single = (
-        TransferResult(cell.labels_N, cell.groups_N, cell.predictions_SN[s : s + 1], cell.probabilities_SNK[s : s + 1])
+    per_seed = (
+        TransferResult(result.labels_N, result.groups_N, result.predictions_SN[s : s + 1], result.probabilities_SNK[s : s + 1])
         for s in range(seeds)
     )
     return {
         "per_class": per_class,
         "confusion": sums_KK.tolist(),
-        "per_seed": [score_values(one)["macro_f1"] for one in single],
-        "n": len(cell.labels_N),
-        "groups": int(cell.groups_N.max()) + 1,
+        "per_seed": [score_values(one_seed)["macro_f1"] for one_seed in per_seed],
+        "n": len(result.labels_N),
+        "groups": int(result.groups_N.max()) + 1,
     }
 
 
-def _shot(cell: dict, shots: int) -> dict:
+def _few_shot_row(cell: dict, shots: int) -> dict:
     return {"benchmark": cell["benchmark"], "encoder": cell["encoder"], "shots": shots, **cell["macro_f1"]}
 
 
 def _metrics(cells: list[dict], means: list[dict], differences: list[dict]) -> dict:
-    kept = ("value", "low", "high", "n")
+    fields = ("value", "low", "high", "n")
     metrics = {f"transfer/{c['benchmark']}/{c['encoder']}/{c['protocol']}/{score}": c[score] for c in cells for score in SCORES}
-    for one in means:
-        metrics[f"transfer/mean/{one['encoder']}/{one['protocol']}/macro_f1"] = {key: one[key] for key in kept}
-    for one in differences:
-        key = f"transfer/{one['benchmark']}/{one['ours']}_minus_{one['other']}/{one['protocol']}/macro_f1"
-        metrics[key] = {name: one[name] for name in (*kept, "p", "p_holm")}
+    for row in means:
+        metrics[f"transfer/mean/{row['encoder']}/{row['protocol']}/macro_f1"] = {name: row[name] for name in fields}
+    for row in differences:
+        key = f"transfer/{row['benchmark']}/{row['ours']}_minus_{row['other']}/{row['protocol']}/macro_f1"
+        metrics[key] = {name: row[name] for name in (*fields, "p", "p_holm")}
     return metrics

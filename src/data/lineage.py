@@ -34,16 +34,24 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
     """The records of a run and of its ancestors, nearest first.
 
     Copied records are used first. A parent without a copied record is read from its own folder. The list ends early where that folder
-    does not exist; `missing_parent` tells.
+    does not exist, or where its run has been trained anew and is a descendant now (two older runs that name each other as `init`);
+    `missing_parent` then names the parent.
     """
-    if (folder / FILE).exists():
-        records = json.loads((folder / FILE).read_text())
-    elif (folder / "config.yaml").exists():
-        records = [_record_of_folder(folder)]  # the run was trained before lineage.json was written
-    else:
-        return []
-    parent = parent_folder(folder, {"name": records[0]["name"], "init": records[-1]["config"].get("init")})
-    return records + (lineage(parent) if parent else [])
+    records: list[dict[str, Any]] = []
+    next_folder: Path | None = folder
+    while next_folder:
+        if (next_folder / FILE).exists():
+            own = json.loads((next_folder / FILE).read_text())
+        elif (next_folder / "config.yaml").exists():
+            own = [_record_of_folder(next_folder)]  # the run was trained before lineage.json was written
+        else:
+            break
+        records += own
+        init = records[-1]["config"].get("init")
+        if init and init.removeprefix("run:") in {record["name"] for record in records}:
+            break
+        next_folder = parent_folder(next_folder, {"name": own[0]["name"], "init": init})
+    return records
 
 
 def ancestors(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A benchmark: the test questions of one source, and the images that each image condition shows with them."""
+"""Benchmarks: the test questions of one source, and the images that the model gets with them under each image condition."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +21,12 @@ from src.runtime.schema import check_choice, to_typed
 
 CONDITIONS = ("real", "shuffled", "blank", "none")
 FOLDER = paths.CONF / "benchmark"
-NOTHING = (0, b"")  # the picture of a question without an image
+NO_IMAGE = (0, b"")  # the image key of a question without image
 
 
 @dataclass
 class BenchmarkConfig:
-    """One file of conf/benchmark; the files explain the keys."""
+    """Keys of a file in conf/benchmark, whose comments explain them."""
 
     source: str
     split: str
@@ -37,12 +37,12 @@ class BenchmarkConfig:
 
 @dataclass
 class Benchmark:
-    """The questions of a benchmark: `items` as they stand in the predictions file, `rows` where they stand in the shards."""
+    """The questions of a benchmark: `items` as in the predictions file, and `rows`, their rows in the shards."""
 
     name: str
     shards: Shards
     rows: list[int]
-    whole: list[int]  # the rows without a limit
+    all_rows: list[int]  # `rows` without a limit
     pooled: bool
     choices: bool
     source: str = ""
@@ -50,7 +50,7 @@ class Benchmark:
 
     @property
     def set_name(self) -> str:
-        """The test set that the audit knows these questions as, or as a part of."""
+        """The name in the audit of the test set that holds these questions."""
         return set_name(self.source, self.split)
 
     @cached_property
@@ -63,40 +63,41 @@ class Benchmark:
 
 
 def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheConfig | None = None) -> Benchmark:
-    """`conf/benchmark/<name>.yaml` with its shards. Any other source under `root` is free-text questions on its test split.
+    """Reads `conf/benchmark/<name>.yaml` and its shards. A source without a file there is a free-text benchmark on its test split.
 
-    `limit` takes that many questions, spread over the split; 0 takes all.
+    `limit` is the number of questions, spread evenly over the split; 0 takes all. Raises `UserError` for an unknown source and for an
+    empty split.
     """
     if "/" in name:
-        raise UserError(f"benchmark '{name}' has a '/'; allowed is the name of a file of conf/benchmark or of a source under {root}")
+        raise UserError(f"benchmark '{name}': a name has no '/'; give a file name of conf/benchmark or a source under {root}")
     path = FOLDER / f"{name}.yaml"
-    own = BenchmarkConfig(name, "test", pooled=True, choices=False, disjoint=False)
-    known = to_typed(BenchmarkConfig, DictConfig(OmegaConf.load(path))) if path.exists() else own
-    folder = Path(root) / known.source
+    default = BenchmarkConfig(name, "test", pooled=True, choices=False, disjoint=False)
+    config = to_typed(BenchmarkConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
+    folder = Path(root) / config.source
     if not is_remote(root) and not (folder / "manifest.json").exists():
-        built = [path.parent.name for path in Path(root).glob("*/manifest.json")]
-        raise UserError(f"benchmark '{name}' needs the shards {folder}, which do not exist{suggest(known.source, built)}")
-    shards = open_shards(root, known.source, cache=cache or CacheConfig())
-    rows = shards.rows(known.split)
-    if known.disjoint:
+        available = [path.parent.name for path in Path(root).glob("*/manifest.json")]
+        raise UserError(f"benchmark '{name}': its shards {folder} do not exist{suggest(config.source, available)}")
+    shards = open_shards(root, config.source, cache=cache or CacheConfig())
+    rows = shards.rows(config.split)
+    if config.disjoint:
         groups, train = shards.column("group"), shards.rows("train")
         rows = rows[~np.isin(groups[rows], groups[train]) & ~shards.shows_again(rows, of=train)]
     if len(rows) == 0:
-        raise UserError(f"benchmark '{name}': source '{known.source}' has no record in its {known.split} split")
-    whole = rows
+        raise UserError(f"benchmark '{name}': source '{config.source}' has no record in its {config.split} split; build its shards again")
+    all_rows = rows
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
-    pooled = known.pooled and bool(shards.column("num_images")[rows].any())
-    return Benchmark(name, shards, rows.tolist(), whole.tolist(), pooled, known.choices, known.source, known.split)
+    pooled = config.pooled and bool(shards.column("num_images")[rows].any())
+    return Benchmark(name, shards, rows.tolist(), all_rows.tolist(), pooled, config.choices, config.source, config.split)
 
 
 def benchmark_names() -> list[str]:
-    """The question sets of conf/benchmark; a file with a `layout` is a set of images to classify."""
+    """Names of the question sets in conf/benchmark. Files with a `layout` are classification sets."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if "layout" not in OmegaConf.load(path))
 
 
 def to_items(shards: Shards, rows: list[int]) -> list[dict]:
-    """Records as the predictions file describes them; `image` is what answers are clustered by, empty without any."""
+    """Records as items of a predictions file. `image` is the cluster of an answer in the statistics, empty for text-only records."""
     records, counts = (shards.text(row) for row in rows), shards.column("num_images")[rows]
     return [
         {
@@ -114,67 +115,73 @@ def to_items(shards: Shards, rows: list[int]) -> list[dict]:
 
 
 def _closed(record: Record) -> dict:
-    """Whether the dataset calls the question closed, where it says so."""
-    said = str(record.meta.get("answer_type", "")).strip().upper()
-    return {"closed": said == "CLOSED"} if said in ("OPEN", "CLOSED") else {}
+    """`closed` as the dataset states it, or nothing where it does not."""
+    answer_type = str(record.meta.get("answer_type", "")).strip().upper()
+    return {"closed": answer_type == "CLOSED"} if answer_type in ("OPEN", "CLOSED") else {}
 
 
-def image_conditions(test: Benchmark, wanted: list[str], *, images: bool = True) -> list[str]:
-    """The image conditions under which a benchmark is asked. A text-only one is asked once, as `none`; so is a run without `images`, which
-    has learnt nothing of what the projector makes of them."""
-    for condition in wanted:
+def image_conditions(test: Benchmark, requested: list[str], *, images: bool = True) -> list[str]:
+    """The image conditions to evaluate: `requested`, or only `none` for a text-only benchmark and for a run trained without `images`.
+
+    Raises `UserError` if only `none` is possible and it was not requested.
+    """
+    for condition in requested:
         check_choice("images", condition, CONDITIONS)
     if images and test.shards.column("num_images")[test.rows].any():
-        return list(wanted)
-    if "none" not in wanted and not images:
-        raise UserError(f"images={wanted}: the run was trained without images (data.images=false) and can be shown none; add 'none'")
-    if "none" not in wanted:
-        raise UserError(f"benchmark '{test.name}' has no images, images={wanted} cannot be shown; add 'none' or leave the benchmark out")
+        return list(requested)
+    if "none" not in requested and not images:
+        raise UserError(f"images={requested}: the run was trained without images (data.images=false); add 'none'")
+    if "none" not in requested:
+        raise UserError(f"images={requested}: benchmark '{test.name}' has no images; add 'none', or remove the benchmark")
     return ["none"]
 
 
-def shown_rows(condition: str, test: Benchmark, *, seed: int) -> list[int] | None:
-    """For each question the row whose images are shown with it; None where no image of the benchmark is.
+def image_rows(condition: str, test: Benchmark, *, seed: int) -> list[int] | None:
+    """For each question, the row that its images are taken from; None for conditions without images of the benchmark.
 
-    Shuffled: the next image of `cycle`, so no question keeps its own and all questions on one image get the same other one.
+    With `shuffled`, it is the next row of `shuffle_cycle`: no question keeps its own image, and all questions on one image get the
+    same other image.
     """
     if condition in ("blank", "none"):
         return None
     if condition == "real":
         return test.rows
-    rows = shuffle_cycle(test, seed=seed)
-    following = dict(zip(_condition_sources(test.shards, rows), rows[1:] + rows[:1], strict=True))
-    return [following.get(picture, row) for picture, row in zip(_condition_sources(test.shards, test.rows), test.rows, strict=True)]
+    cycle = shuffle_cycle(test, seed=seed)
+    next_row = dict(zip(_image_keys(test.shards, cycle), cycle[1:] + cycle[:1], strict=True))
+    return [next_row.get(key, row) for key, row in zip(_image_keys(test.shards, test.rows), test.rows, strict=True)]
 
 
 def shuffle_cycle(test: Benchmark, *, seed: int) -> list[int]:
-    """One row for each different image of the whole split, in random order: the images change places as a single cycle.
+    """One row per distinct image of the whole split, in random order. `shuffled` replaces each image by the next, as a single cycle.
 
-    It does not depend on `limit`, so that a question is shown the same other image with and without one.
+    It does not depend on `limit`, so that a question gets the same other image with and without a limit.
     """
-    first: dict[tuple, int] = {}
-    for picture, row in zip(_condition_sources(test.shards, test.whole), test.whole, strict=True):
-        first.setdefault(picture, row)
-    pictures = sorted(picture for picture in first if picture != NOTHING)
-    if len(pictures) < 2:
-        raise UserError("images=[shuffled] needs at least two different images in the test split, found one; leave 'shuffled' out")
-    return [first[pictures[n]] for n in np.random.default_rng(seed).permutation(len(pictures))]
+    first_row: dict[tuple, int] = {}
+    for key, row in zip(_image_keys(test.shards, test.all_rows), test.all_rows, strict=True):
+        first_row.setdefault(key, row)
+    keys = sorted(key for key in first_row if key != NO_IMAGE)
+    if len(keys) < 2:
+        raise UserError(f"images=[shuffled]: the test split of '{test.name}' needs at least two different images; remove 'shuffled'")
+    return [first_row[keys[n]] for n in np.random.default_rng(seed).permutation(len(keys))]
 
 
-def _condition_sources(shards: Shards, rows: list[int]) -> list[tuple[int, bytes]]:
-    """What each row shows, by the perceptual hashes of its images: copies of an image are one picture, whatever their group."""
+def _image_keys(shards: Shards, rows: list[int]) -> list[tuple[int, bytes]]:
+    """Perceptual hashes of the images of each row; copies of an image have equal keys, even in different groups."""
     return list(zip(shards.column("image_hash")[rows].tolist(), shards.arrow("more_hashes").take(rows).to_pylist(), strict=True))
 
 
 def condition_images(
-    test: Benchmark, numbers: list[int], condition: str, shown: list[int] | None, *, mean: Tensor, size: int, exact: bool
+    test: Benchmark, numbers: list[int], condition: str, source_rows: list[int] | None, *, mean: Tensor, size: int, exact: bool
 ) -> list[tuple[str, list[Tensor]]]:
-    """(name, pixels) of what each of the questions `numbers` shows; equal images have equal names and are decoded once."""
+    """(name, pixels) of the images for each of the questions `numbers`. Equal images have equal names and are decoded once.
+
+    `source_rows` is the result of `image_rows`, `mean` and `size` are those of the image encoder.
+    """
     decoded: dict[str, list[Tensor]] = {"none": []}
     names = []
     for number in numbers:
-        if shown:
-            data = test.shards[shown[number]].images
+        if source_rows:
+            data = test.shards[source_rows[number]].images
             name = xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(image) for image in data))
             if name not in decoded:
                 decoded[name] = [torch.from_numpy(decode_jpeg(image, size=size, exact=exact)) for image in data]
@@ -187,5 +194,5 @@ def condition_images(
 
 
 def blank_image(mean: Tensor, size: int) -> Tensor:
-    """An image of the encoder's mean colour (uint8 3HW): what normalises to zero."""
+    """An image (uint8 3HW) of the encoder's mean colour, which the encoder normalises to zero."""
     return (mean.flatten().cpu() * 255).round().to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()

@@ -1,6 +1,5 @@
-"""What a run has seen of a test set: which of its training records, and of those of the runs that it continues, the audit found there."""
+"""Overlap of test sets with the data that a run and its ancestors (`init=run:NAME`) were trained on, from the audits of the shards."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,142 +9,138 @@ from omegaconf import DictConfig
 
 from src.config.train import MixConfig
 from src.data.datamodule import rows_digest
+from src.data.lineage import lineage, missing_parent
 from src.data.remote import CacheConfig, open_shards
 from src.data.shards import Shards
 from src.data.train_val_split import split_source
 from src.evaluation.benchmark import Benchmark
 from src.runtime.errors import UserError
-from src.runtime.run_folder import read_run
+from src.runtime.run_folder import read_config
 from src.runtime.schema import to_typed
-from src.training.checkpoint import choose_checkpoint
 
 
 @dataclass
 class Overlap:
-    """Of a run, of one of its stages or of one source: `trained_on` is None where nobody can tell, and `notes` then say why."""
+    """Overlap of one test set with the training data of a source, of a run, or of a run and its ancestors.
 
-    found: dict[str, int] = field(default_factory=dict)  # source -> training records that stand in the test set
+    `trained_on` is None where the overlap is unknown; `notes` give the reasons.
+    """
+
+    records: dict[str, int] = field(default_factory=dict)  # source -> number of its training records that are in the test set
     trained_on: bool | None = False
-    complete: bool = True  # whether `seen` is all that was trained on
-    seen: set[str] = field(default_factory=set)  # keys of the test records that stand in the records trained on
+    complete: bool = True  # whether `seen` holds every test record that was trained on
+    seen: set[str] = field(default_factory=set)  # keys of test records that were trained on
     notes: list[str] = field(default_factory=list)
 
 
-def unknown(note: str, found: dict[str, int] | None = None) -> Overlap:
-    return Overlap(found or {}, None, False, notes=[note])
+def unknown_overlap(note: str, records: dict[str, int] | None = None) -> Overlap:
+    return Overlap(records or {}, None, False, notes=[note])
 
 
-def joined(parts: list[Overlap]) -> Overlap:
-    """Trained on if any part was; else unknown if any part is."""
-    answers = [part.trained_on for part in parts]
-    whole = Overlap(trained_on=True if True in answers else None if None in answers else False)
-    whole.complete = all(part.complete for part in parts)
+def merge_overlaps(parts: list[Overlap]) -> Overlap:
+    """The overlap of all parts: trained on if any part was, else unknown if any part is unknown."""
+    states = [part.trained_on for part in parts]
+    merged = Overlap(trained_on=True if True in states else None if None in states else False)
+    merged.complete = all(part.complete for part in parts)
     for part in parts:
-        whole.found |= {source: max(count, whole.found.get(source, 0)) for source, count in part.found.items()}
-        whole.seen |= part.seen
-        whole.notes += [note for note in part.notes if note not in whole.notes]
-    return whole
+        merged.records |= {source: max(count, merged.records.get(source, 0)) for source, count in part.records.items()}
+        merged.seen |= part.seen
+        merged.notes += [note for note in part.notes if note not in merged.notes]
+    return merged
 
 
-def overlaps(run: dict, checkpoint: Path, benchmarks: dict[str, str], *, outputs: str) -> dict[str, Overlap]:
-    """Of each test set, given with the fingerprint of its build, what the run and those that it continues by `init=run:` have seen.
+def checkpoint_overlaps(checkpoint: Path, test_sets: dict[str, str]) -> dict[str, Overlap]:
+    """Per test set, the overlap with the data of the run that wrote `checkpoint` and of all its ancestors.
 
-    A run has seen what the audit finds in its training split and what `mix.decontaminate` did not leave out at the time: with false, or
-    because the audit came after training, which shows in other rows than those that the checkpoint says were drawn from. Nobody can tell
-    where no audit has looked for this build of the test set, the shards have been built anew since, or a run is gone. Nor is it ever
-    known what the public weights that a run began with were trained on.
+    `test_sets` maps the name of each test set to the fingerprint of its build. A run was trained on the records that the audit found in
+    its training split and that `mix.decontaminate` did not remove: with false, or because the audit came after the training. The latter
+    is visible in the rows, which then differ from those that the fingerprint of the training data states. The overlap is unknown where
+    no audit has compared this build of the test set, the shards were rebuilt, or the record of an ancestor is missing. What the public
+    weights at the start were trained on is never known.
     """
-    parts: dict[str, list[Overlap]] = {benchmark: [] for benchmark in benchmarks}
-    for stage in _stages(run, checkpoint, outputs):
-        found = dict.fromkeys(benchmarks, unknown(stage)) if isinstance(stage, str) else _of_stage(*stage, benchmarks)
-        for benchmark, one in found.items():
-            parts[benchmark].append(one)
-    return {benchmark: joined(found) for benchmark, found in parts.items()}
+    records = lineage(checkpoint.parents[1])
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    records[0]["fingerprint"] = state.get("DataModule", {}).get("fingerprint", {})  # runs before lineage.json record it only here
+    parts = [_record_overlaps(record, test_sets) for record in records]
+    if parent := missing_parent(records):
+        note = (
+            f"run '{records[-1]['name']}': its init={parent} has no training record, because the folder is missing or was trained anew; "
+            "put the original folder back"
+        )
+        parts.append(dict.fromkeys(test_sets, unknown_overlap(note)))
+    return {name: merge_overlaps([part[name] for part in parts]) for name in test_sets}
 
 
-def training_overlap(run: dict, checkpoint: Path, benchmark: str, *, fingerprint: str, outputs: str) -> dict:
-    """{found, trained_on, notes} of one set as in `Overlap`, and `start`: public weights that the run began with, or None."""
-    found = overlaps(run, checkpoint, {benchmark: fingerprint}, outputs=outputs)[benchmark]
-    vision = run["vision"]
+def training_overlap(checkpoint: Path, test_set: str, *, fingerprint: str) -> dict:
+    """{found, trained_on, notes} of one test set, as in `Overlap`, and `start`: the public weights at the start of the run, or None."""
+    overlap = checkpoint_overlaps(checkpoint, {test_set: fingerprint})[test_set]
+    vision = read_config(checkpoint.parents[1])["vision"]
     start = None if vision["format"] == "scratch" else vision["path"] or vision["architecture"]
-    return {"found": found.found, "trained_on": found.trained_on, "notes": found.notes, "start": start}
+    return {"found": overlap.records, "trained_on": overlap.trained_on, "notes": overlap.notes, "start": start}
 
 
-def mark(test: Benchmark, found: Overlap) -> None:
-    """Gives items `seen`: true where the image, or the text where there is none, was trained on; false only where all that was is known."""
+def mark_items(test: Benchmark, overlap: Overlap) -> None:
+    """Sets `seen` of the items: true where the image (or the text of a question without image) was trained on.
+
+    It is false only where the overlap is complete; else the other items have no `seen`.
+    """
     for item in test.items:
-        if item["id"] in found.seen:
+        if item["id"] in overlap.seen:
             item["seen"] = True
-        elif found.complete:
+        elif overlap.complete:
             item["seen"] = False
 
 
-def _stages(run: dict, checkpoint: Path, outputs: str) -> Iterator[tuple[dict, Path] | str]:
-    """The run and, one after the other, those whose weights it continued; a note in place of one that is gone."""
-    yield run, checkpoint
-    before = {run.get("name")}
-    while run.get("init"):
-        name = run["init"].removeprefix("run:")
-        try:
-            folder, run = read_run(outputs, name)
-            checkpoint = choose_checkpoint(folder, "best")
-        except UserError:
-            yield f"run '{name}', whose weights were continued, is gone from {outputs}/"
-            return
-        if name in before:
-            yield f"run '{name}', whose weights were continued, has been trained anew since"
-            return
-        before.add(name)
-        yield run, checkpoint
-
-
-def _of_stage(run: dict, checkpoint: Path, benchmarks: dict[str, str]) -> dict[str, Overlap]:
-    mix, data = to_typed(MixConfig, DictConfig(run["mix"])), run["data"]
+def _record_overlaps(record: dict, test_sets: dict[str, str]) -> dict[str, Overlap]:
+    """Per test set, the overlap with the data of one training record of `src/data/lineage.py`."""
+    config = record["config"]
+    mix, data = to_typed(MixConfig, DictConfig(config["mix"])), config["data"]
     cache = CacheConfig(data.get("cache", CacheConfig.folder), data.get("cache_gb", CacheConfig.gigabytes))
-    then = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("DataModule", {}).get("fingerprint", {})
-    parts: dict[str, list[Overlap]] = {benchmark: [] for benchmark in benchmarks}
+    parts: dict[str, list[Overlap]] = {name: [] for name in test_sets}
     for source in mix.drawn:
         try:
             shards = open_shards(data["root"], source, cache=cache)
         except UserError:
             shards = None
-        for benchmark, fingerprint in benchmarks.items():
+        for name, fingerprint in test_sets.items():
             if shards is None:
-                one = unknown(f"{source} is not in data.root={data['root']}; put its shards there")
+                overlap = unknown_overlap(f"{source} is not in data.root={data['root']}; put its shards there")
             else:
-                one = _of_source(source, shards, then, mix, data.get("validate", 0), benchmark, fingerprint)
-            one.notes = [f"run '{run.get('name')}': {note}" for note in one.notes]
-            parts[benchmark].append(one)
-    return {benchmark: joined(found) for benchmark, found in parts.items()}
+                overlap = _source_overlap(source, shards, record["fingerprint"], mix, data.get("val_samples", 0), name, fingerprint)
+            overlap.notes = [f"run '{record['name']}': {note}" for note in overlap.notes]
+            parts[name].append(overlap)
+    return {name: merge_overlaps(overlaps) for name, overlaps in parts.items()}
 
 
-def _of_source(source: str, shards: Shards, then: dict, mix: MixConfig, validate: int, benchmark: str, fingerprint: str) -> Overlap:
-    """`then` is the fingerprint of the data that was recorded at training."""
+def _source_overlap(
+    source: str, shards: Shards, trained: dict, mix: MixConfig, val_samples: int, test_set: str, fingerprint: str
+) -> Overlap:
+    """`trained` is the fingerprint of the training data, `fingerprint` that of the test set."""
     audit = shards.audit
     if audit is None:
-        return unknown(f"{source} has no audit of its present build; run `make audit`")
-    if benchmark not in audit["checked"]:
-        return unknown(f"the audit of {source} has not looked for {benchmark}; run `make audit` where it is on disk")
-    count = _count(shards, benchmark)
-    found = {source: count} if count else {}
-    if audit["fingerprints"][benchmark] != fingerprint:
-        return unknown(f"the audit of {source} has looked for another build of {benchmark}; run `make audit`", found)
-    if then.get("shards", {}).get(source) != shards.manifest["fingerprint"]:
-        return unknown(f"the shards of {source} are not known to be those that were trained on", found)
+        return unknown_overlap(f"{source} has no audit of its present build; run `make audit`")
+    if test_set not in audit["checked"]:
+        return unknown_overlap(f"the audit of {source} did not check {test_set}; put its files on disk and run `make audit`")
+    count = _leaking_records(shards, test_set)
+    records = {source: count} if count else {}
+    if audit["fingerprints"][test_set] != fingerprint:
+        return unknown_overlap(f"the audit of {source} checked another build of {test_set}; run `make audit`", records)
+    if trained.get("shards", {}).get(source) != shards.manifest["fingerprint"]:
+        return unknown_overlap(f"the shards of {source} are not known to be those of the training", records)
     if not count:
         return Overlap()
-    seen = set(audit["test_records_in_train"].get(benchmark, []))
+    seen = set(audit["test_records_in_train"].get(test_set, []))
     if not mix.decontaminate:
-        return Overlap(found, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
-    if "records" not in then:
-        return unknown(f"the checkpoint does not say which records of {source} were trained on", found)
-    if then["records"][source] == rows_digest(split_source(shards, decontaminate=True, validate=validate)[0]):
-        return Overlap(found)
-    return Overlap(found, True, seen=seen, notes=[f"the audit of {source} has changed since the training, which left out other records"])
+        return Overlap(records, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
+    if "records" not in trained:
+        return unknown_overlap(f"the training record does not state which records of {source} were used", records)
+    if trained["records"][source] == rows_digest(split_source(shards, decontaminate=True, validate=val_samples)[0]):
+        return Overlap(records)
+    return Overlap(records, True, seen=seen, notes=[f"the audit of {source} changed after the training, which excluded other records"])
 
 
-def _count(shards: Shards, benchmark: str) -> int:
-    """Training records that the audit found in this test set."""
+def _leaking_records(shards: Shards, test_set: str) -> int:
+    """Number of training records that the audit found in this test set."""
     leaking = np.setdiff1d(shards.rows("train"), shards.rows("train", decontaminate=True)).tolist()
     names = shards.arrow("leaks_into")
-    return sum(benchmark in names[row].as_py().split(",") for row in leaking)
+    return sum(test_set in names[row].as_py().split(",") for row in leaking)

@@ -1,4 +1,4 @@
-"""How an answer becomes words: the tokens of the headline scores, and the normalisation of the VQA challenge."""
+"""Text processing of answers: the tokens of the headline scores, and the answer normalisation of the VQA challenge."""
 
 import functools
 import re
@@ -15,8 +15,8 @@ NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four
     "ten": "10",
 }
 ARTICLES = {"a", "an", "the"}
-# The challenge repairs contractions that lost one apostrophe. Its entries for "I" never match, because the text is lower-cased.
-WHOLE = """
+# The challenge restores contractions that lost one apostrophe. Its entries for "I" never match, because the text is in lower case.
+CONTRACTED_WORDS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll
 how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
 she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
@@ -24,30 +24,31 @@ something'd've something'll that's there'd there'd've there're there's they'd th
 we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
 won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-CONTRACTIONS = {word[:n] + word[n + 1 :]: word for word in WHOLE.split() for n, letter in enumerate(word) if letter == "'"}
-CONTRACTIONS |= {"somebody'd": "somebodyd"}  # as published: the two sides of this entry are exchanged
+CONTRACTIONS = {word[:n] + word[n + 1 :]: word for word in CONTRACTED_WORDS.split() for n, letter in enumerate(word) if letter == "'"}
+CONTRACTIONS |= {"somebody'd": "somebodyd"}  # as published, with key and value swapped
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits of the lower-cased text: 'X-ray, 2.5 cm' gives x ray 2 5 cm."""
+    """Runs of letters and digits in lower case: 'X-ray, 2.5 cm' gives x, ray, 2, 5, cm."""
     return WORD.findall(text.lower())
 
 
 @functools.lru_cache(maxsize=100_000)
 def normalise(text: str) -> str:
-    """The answer normalisation of the VQA challenge (GT-Vision-Lab/VQA, `processPunctuation` and `processDigitArticle`).
+    """Answer normalisation of the VQA challenge (GT-Vision-Lab/VQA, `processPunctuation` and `processDigitArticle`).
 
-    Lower case; punctuation becomes a space, or nothing where it stands beside a space or the text has a digit-comma-digit; of periods
-    the first 32 that no digit follows go (the published pattern was meant to spare those after a digit too, and its 32 is a flag in the
-    place of a count); number words up to ten become digits ('none' becomes 0), articles go, lost apostrophes return.
+    The result is in lower case. Punctuation becomes a space, or is removed if it is next to a space or the text contains a comma between
+    digits. The first 32 periods that no digit follows are removed; the published pattern was meant to keep those after a digit too, and
+    its 32 is a flag passed as the count. Number words up to ten become digits ('none' becomes 0), articles are removed, and lost
+    apostrophes are restored.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     digits = DIGIT_COMMA.search(text) is not None
     clean = text
     for mark in PUNCTUATION:
         if mark in text:
-            beside_space = f"{mark} " in text or f" {mark}" in text
-            clean = clean.replace(mark, "" if beside_space or digits else " ")
+            next_to_space = f"{mark} " in text or f" {mark}" in text
+            clean = clean.replace(mark, "" if next_to_space or digits else " ")
     clean = PERIOD.sub("", clean, count=32)
-    found = [NUMBERS.get(word, word) for word in clean.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in found if word not in ARTICLES)
+    tokens = [NUMBERS.get(word, word) for word in clean.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in tokens if word not in ARTICLES)

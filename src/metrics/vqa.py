@@ -1,7 +1,7 @@
-"""Scores of free-text answers: what the headlines use, by slice and with intervals. Pure functions on predictions.
+"""Headline scores of free-text answers, by slice and with intervals. All functions are pure.
 
 An item is a line of a predictions file: `id`, `references` (list), `prediction`, and optionally `type`, `closed`, `choices` and `image`,
-the cluster that answers belong to. Scores lie in [0, 1]; with several references the best one counts.
+the cluster of the answer. Scores are in [0, 1]; with several references the best score counts.
 """
 
 import functools
@@ -18,51 +18,51 @@ Scorer = Callable[[str, list[str]], float]
 
 
 def bleu1(prediction: str, references: list[str]) -> float:
-    """Sentence BLEU-1 on lower-cased runs of letters and digits, with nltk's brevity penalty; best reference, mean over items.
+    """Sentence BLEU-1 on lower-cased runs of letters and digits, with the brevity penalty of nltk; best reference, mean over items.
 
-    On text without punctuation this is PathVQA's official definition. Unlike it, 'Yes.' answers 'yes' here, and 'x-ray' is 'x ray'.
+    On text without punctuation this equals the official definition of PathVQA. Unlike there, 'Yes.' matches 'yes', and 'x-ray' 'x ray'.
     """
-    said = words(prediction)
-    return max(bleu.bleu1(said, words(reference)) for reference in references)
+    tokens = words(prediction)
+    return max(bleu.bleu1(tokens, words(reference)) for reference in references)
 
 
 def exact(prediction: str, references: list[str]) -> float:
     """1 if the prediction equals a reference after the normalisation of the VQA challenge; the accuracy of ImageCLEF VQA-Med 2020."""
-    said = normalise(prediction)
-    return float(bool(said) and any(said == normalise(reference) for reference in references))
+    text = normalise(prediction)
+    return float(bool(text) and any(text == normalise(reference) for reference in references))
 
 
 def f1(prediction: str, references: list[str]) -> float:
-    """F1 of the multisets of tokens (as SQuAD counts, on the tokens of `bleu1`, articles kept); best reference, mean over items."""
-    said = Counter(words(prediction))
-    return max(_f1(said, Counter(words(reference))) for reference in references)
+    """F1 of the multisets of tokens, as in SQuAD but with the tokens of `bleu1` and with articles; best reference, mean over items."""
+    predicted = Counter(words(prediction))
+    return max(_f1(predicted, Counter(words(reference))) for reference in references)
 
 
-def _f1(said: Counter, meant: Counter) -> float:
-    return 2 * (said & meant).total() / max(1, said.total() + meant.total())
+def _f1(predicted: Counter, expected: Counter) -> float:
+    return 2 * (predicted & expected).total() / max(1, predicted.total() + expected.total())
 
 
 def accuracy(prediction: str, references: list[str]) -> float:
-    """Of questions with a closed set of answers. Yes or no: is the first word the right one? With options: is the text the right option,
-    case and white space apart? Else ('left or right?'): `exact`."""
+    """Accuracy of questions with a closed set of answers. Yes/no questions compare the first word; questions with options compare the
+    text with the correct option, ignoring case and white space; others ('left or right?') use `exact`."""
     if is_closed(references):
         return float(words(prediction)[:1] in [words(reference) for reference in references])
     return exact(prediction, references)
 
 
 def option(prediction: str, references: list[str]) -> float:
-    """1 if the prediction is the right option, case and white space apart: any normalisation would make '> 5 cm' equal '< 5 cm'."""
-    said = " ".join(prediction.casefold().split())
-    return float(bool(said) and any(said == " ".join(reference.casefold().split()) for reference in references))
+    """1 if the prediction is the correct option, ignoring case and white space. Normalisation would make '> 5 cm' equal '< 5 cm'."""
+    text = " ".join(prediction.casefold().split())
+    return float(bool(text) and any(text == " ".join(reference.casefold().split()) for reference in references))
 
 
-def scored(scorer: Scorer, item: dict) -> float:
-    """The score of an item; with options, `accuracy` compares those."""
+def score_item(scorer: Scorer, item: dict) -> float:
+    """The score of an item. `accuracy` of an item with options compares the options."""
     return (option if scorer is accuracy and item.get("choices") else scorer)(item["prediction"], item["references"])
 
 
 def is_closed(references: list[str]) -> bool:
-    """Every reference is yes or no."""
+    """Whether every reference is yes or no."""
     return all(words(reference) in (["yes"], ["no"]) for reference in references)
 
 
@@ -71,11 +71,11 @@ def _any(item: dict) -> bool:
 
 
 def _closed(item: dict) -> bool:
-    """As `closed` says where the dataset does (SLAKE closes 'left or right?' too), else a `type` of open or closed, else the references."""
+    """`closed` if the dataset states it (in SLAKE 'left or right?' is closed too), else a `type` of open or closed, else the references."""
     if isinstance(item.get("closed"), bool):
         return item["closed"]
-    said = str(item.get("type") or "").lower()
-    return said == "closed" if said in ("open", "closed") else is_closed(item["references"])
+    kind = str(item.get("type") or "").lower()
+    return kind == "closed" if kind in ("open", "closed") else is_closed(item["references"])
 
 
 def _open(item: dict) -> bool:
@@ -90,30 +90,31 @@ def _not_yes_or_no(item: dict) -> bool:
     return not _yes_or_no(item)
 
 
-def _decided(item: dict) -> bool:
+def has_closed_answers(item: dict) -> bool:
+    """Whether `accuracy` is defined: the item has options or is closed."""
     return bool(item.get("choices")) or _closed(item)
 
 
 HEADLINE: dict[str, Scorer] = {"bleu1": bleu1, "exact": exact, "f1": f1, "accuracy": accuracy}
-NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last: of options, by likelihood as a whole instead of per token
+NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last ranks options by total likelihood instead of likelihood per token
 
 
-def _mean(scorer: Scorer, over: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
+def _mean(scorer: Scorer, applies: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
     @functools.wraps(scorer)
     def value(items: list[dict]) -> float | None:
-        scores = [scored(scorer, item) for item in items if over(item)]
+        scores = [score_item(scorer, item) for item in items if applies(item)]
         defined = [score for score in scores if score == score]
         return float(np.mean(defined)) if defined else None
 
     return value
 
 
-# Of a whole predictions file, for the table that shows what the choice of scorer does; None where it has no such question.
+# Scores of a whole predictions file, for the table that compares scorers; None without any applicable question.
 SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
     "bleu1": _mean(bleu1, _any),
     "exact": _mean(exact, _any),
     "f1": _mean(f1, _any),
-    "accuracy": _mean(accuracy, _decided),
+    "accuracy": _mean(accuracy, has_closed_answers),
     "bleu1_pathvqa": _mean(published.bleu1_pathvqa, _any),
     "bleu1_mmbert": _mean(published.bleu1_mmbert, _any),
     "bleu1_multimedeval": _mean(published.bleu1_multimedeval, _any),
@@ -133,10 +134,9 @@ SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
 
 
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
-    """Masks (N,) of all questions, open and closed ones, and of each question type; only those that have a question.
+    """Masks (N,) of the non-empty slices: all, open and closed questions, and each question type.
 
-    Where items say whether training data held them (`seen`), also of those that it did not hold (`unseen`) and did. An item of which
-    that is unknown does not say it.
+    Items with `seen` also form the slices `seen` and `unseen` (in or not in the training data). It is absent where this is unknown.
     """
     closed = np.array([_closed(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
@@ -148,10 +148,10 @@ def slices(items: list[dict]) -> dict[str, np.ndarray]:
 
 
 def score(items: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
-    """`<slice>/<headline score>` -> value, 95% interval (bootstrap over images) and n, the questions of the slice.
+    """`<slice>/<headline score>` -> value, 95% interval (bootstrap over images) and n, the number of questions in the slice.
 
-    A question without `image` is its own cluster. A score stands where it is defined for every question of the slice: `accuracy` where
-    all have a closed set of answers, `accuracy_unnormalised` where all have options whose likelihoods were compared.
+    A question without `image` is its own cluster. A score is included if it is defined for every question of the slice: `accuracy` if
+    all have a closed set of answers, `accuracy_unnormalised` if all have options whose likelihoods were compared.
     """
     values, columns = _columns(slices(items), _scores(items))
     sums, counts = statistics.by_cluster(values, _clusters(items))
@@ -160,19 +160,20 @@ def score(items: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
     return _table(columns, sums, counts, low, high)
 
 
-def paired(items: list[dict], others: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
-    """As `score`, for the difference of two answers to the same questions, `items` minus `others`, with `p`.
+def paired_difference(items: list[dict], others: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
+    """As `score`, but for the difference between two answers to the same questions, `items` minus `others`, with `p`.
 
-    `p` is two-sided, by flipping the sign of whole images; adjust it with `statistics.holm` where several are read together.
-    Raises UserError where the two do not answer the same questions.
+    `p` is two-sided, from sign flips of whole images; adjust a family of them with `statistics.holm`. Raises `UserError` if the two do
+    not answer the same questions.
     """
-    found = {item["id"]: item for item in others}
-    if found.keys() != {item["id"] for item in items} or len(others) != len(items):
+    other_by_id = {item["id"]: item for item in others}
+    ids = {item["id"] for item in items}
+    if other_by_id.keys() != ids or len(others) != len(items):
         raise UserError(
-            f"a paired difference needs the same questions on both sides: {len(items)} against {len(others)}, "
-            f"{len(found.keys() & {item['id'] for item in items})} in common"
+            f"paired difference: needs the same questions on both sides, found {len(items)} and {len(others)} with "
+            f"{len(other_by_id.keys() & ids)} in common; compare files of the same benchmark"
         )
-    differences = _scores(items) - _scores([found[item["id"]] for item in items])
+    differences = _scores(items) - _scores([other_by_id[item["id"]] for item in items])
     values, columns = _columns(slices(items), differences)
     sums, counts = statistics.by_cluster(values, _clusters(items))
     resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
@@ -181,13 +182,13 @@ def paired(items: list[dict], others: list[dict], *, resamples: int, seed: int) 
     return {key: {**row, "p": float(p[k])} for k, (key, row) in enumerate(_table(columns, sums, counts, low, high).items())}
 
 
-def clusters(items: list[dict]) -> str:
-    """What the bootstrap draws, in words."""
+def describe_clusters(items: list[dict]) -> str:
+    """A description of the clusters that the bootstrap draws."""
     images = len({item.get("image") for item in items} - {None, ""})
-    alone = sum(not item.get("image") for item in items)
+    single = sum(not item.get("image") for item in items)
     if not images:
-        return f"{alone:,} questions, none of which names an image: if several share one, the intervals are too narrow"
-    return f"{images:,} images" + (f" and {alone:,} questions that name none" if alone else "")
+        return f"{single:,} questions without an image name: if several share an image, the intervals are too narrow"
+    return f"{images:,} images" + (f" and {single:,} questions without an image name" if single else "")
 
 
 def _clusters(items: list[dict]) -> list[str]:
@@ -195,19 +196,19 @@ def _clusters(items: list[dict]) -> list[str]:
 
 
 def _scores(items: list[dict]) -> np.ndarray:
-    """`NAMES` (N, H) of each item; NaN where a score is not defined for it."""
-    return np.array([_row(item) for item in items], dtype=float)
+    """The scores `NAMES` (N, H) of each item; NaN if a score is not defined for it."""
+    return np.array([_item_scores(item) for item in items], dtype=float)
 
 
-def _row(item: dict) -> list[float]:
-    said, right = item["prediction"], item["references"]
-    closed = scored(accuracy, item) if _decided(item) else np.nan
-    whole = option(item["prediction_unnormalised"], right) if item.get("prediction_unnormalised") else np.nan
-    return [bleu1(said, right), exact(said, right), f1(said, right), closed, whole]
+def _item_scores(item: dict) -> list[float]:
+    prediction, references = item["prediction"], item["references"]
+    closed = score_item(accuracy, item) if has_closed_answers(item) else np.nan
+    unnormalised = option(item["prediction_unnormalised"], references) if item.get("prediction_unnormalised") else np.nan
+    return [bleu1(prediction, references), exact(prediction, references), f1(prediction, references), closed, unnormalised]
 
 
 def _columns(masks: dict[str, np.ndarray], scores_NH: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """One column per slice and score that is defined for all of its questions: values (N, K), NaN outside of it, and their keys."""
+    """One column per slice and score that is defined for all its questions: values (N, K), NaN outside the slice, and their keys."""
     columns, keys = [], []
     for part, mask in masks.items():
         for h, name in enumerate(NAMES):

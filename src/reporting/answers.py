@@ -4,7 +4,7 @@ from typing import Any
 
 from src.evaluation.summary import pool_items
 from src.metrics.statistics import holm
-from src.metrics.vqa import paired
+from src.metrics.vqa import paired_difference
 from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.run_data import RunData, interval
@@ -69,7 +69,7 @@ def with_blind(name: str, scores: Scores, run: RunData, blind: RunData, *, resam
     )
     if ours and {item["id"] for item in ours} == {item["id"] for item in others}:
         added["real_minus_blind"] = {}
-        for key, metric in paired(ours, others, resamples=resamples, seed=seed).items():
+        for key, metric in paired_difference(ours, others, resamples=resamples, seed=seed).items():
             part, scorer = key.split("/")
             added["real_minus_blind"].setdefault(part, {})[scorer] = metric
             family = [rows[part][scorer] for of, rows in added.items() if "_minus_" in of and scorer in rows.get(part, {})]

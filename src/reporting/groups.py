@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from src.metrics import statistics
-from src.metrics.vqa import HEADLINE, _decided, scored
+from src.metrics.vqa import HEADLINE, has_closed_answers, score_item
 from src.reporting.blocks import Interval
 from src.reporting.run_data import RunData, interval
 from src.runtime.errors import UserError, suggest
@@ -168,8 +168,8 @@ def _scores(run: RunData, benchmarks: list[str], scorer: str) -> dict[str, tuple
     found = {}
     for benchmark in benchmarks:
         for item in run.predictions(benchmark, run.condition):
-            if scorer != "accuracy" or _decided(item):
-                value = scored(HEADLINE[scorer], item)
+            if scorer != "accuracy" or has_closed_answers(item):
+                value = score_item(HEADLINE[scorer], item)
                 found[f"{benchmark}:{item['id']}"] = (value, f"{benchmark}:{item.get('image') or item['id']}")
     return found
 
