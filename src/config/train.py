@@ -67,6 +67,7 @@ class LanguageConfig:
     revision: str
     dtype: str
     lora: LoraSettings
+    fast: bool = True  # absent in the configurations of older runs
 
 
 @dataclass
@@ -220,6 +221,11 @@ def reject_unsupported(config: TrainConfig) -> None:
         raise UserError(
             f"language.dtype={config.language.dtype}: 4-bit bases are refused, because adapters trained on rounded weights do not fit the "
             "weights that are exported; use bfloat16, and python -m src.plan says with which trainer.activation_checkpointing it fits your device"
+        )
+    if config.trainer.activation_checkpointing == "selective" and not config.language.fast:
+        raise UserError(
+            "trainer.activation_checkpointing=selective is part of the fast path; set language.fast=true, or "
+            "trainer.activation_checkpointing=full or none"
         )
     if "fsdp" in config.trainer.strategy.lower():
         raise UserError(
