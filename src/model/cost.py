@@ -70,7 +70,7 @@ def build_on_meta(config: TrainConfig, *, device: str = "meta", shape: dict[str,
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)
-    vision.recompute(checkpointing == "full")
+    vision.set_activation_checkpointing(checkpointing == "full")
     return model
 
 

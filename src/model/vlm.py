@@ -98,7 +98,7 @@ def build_vlm(config: TrainConfig) -> VLM:
         "vision": identity(config.vision),
         "language": language_identity(settings.path, revision=settings.revision),
     }
-    vision.recompute(checkpointing == "full")
+    vision.set_activation_checkpointing(checkpointing == "full")
     return model
 
 
