@@ -1,18 +1,24 @@
 """`language.fast=false` (unpatched transformers and peft) and the fast path compute the same numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft.tuners.lora import Linear
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from src.config.train import check_values
+from src.config.train import TrainConfig, check_values
 from src.data.packing import Batch, collate
 from src.data.record import Record
 from src.model.generate import Generator, make_request
 from src.model.language import packed_causal_mask
 from src.model.vlm import VLM, build_vlm
 from src.runtime.errors import UserError
+from src.runtime.run_folder import open_run
+from src.runtime.schema import to_plain, to_typed
+from src.train import train
 from tests.conftest import ORGANS
 from tests.test_packing import samples
 
@@ -103,3 +109,28 @@ def test_selective_checkpointing_without_the_fast_path_is_refused(configure):
     config = configure("language.fast=false", "trainer.activation_checkpointing=selective")
     with pytest.raises(UserError, match=r"set language\.fast=true, or trainer\.activation_checkpointing=full or none"):
         check_values(config)
+
+
+def test_run_may_be_resumed_on_the_other_path(configure, tmp_path):
+    for fast in ("true", "false", "true"):
+        open_run(tmp_path / "run", to_plain(configure(f"language.fast={fast}")))
+
+
+def test_configurations_of_older_runs_use_the_fast_path(configure):
+    stored = to_plain(configure("language.fast=false"))
+    del stored["language"]["fast"]
+    assert to_typed(TrainConfig, OmegaConf.create(stored)).language.fast
+
+
+@pytest.mark.slow
+def test_both_paths_train_the_same_weights(configure):
+    settings = ("trainer.activation_checkpointing=none", "trainer.precision=64-true", "optim.steps=3", "trainer.val_every=3")
+    folders = [train(configure(f"name=fast_{fast}", f"language.fast={fast}", *settings)) for fast in ("true", "false")]
+    fast, plain = (trained_weights(folder) for folder in folders)
+    assert fast.keys() == plain.keys()
+    for name, value in fast.items():
+        assert (value - plain[name]).abs().max() < 1e-6, name
+
+
+def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "step=3.ckpt", weights_only=True)["state_dict"]

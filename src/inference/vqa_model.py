@@ -64,8 +64,8 @@ class VQAModel:
         length = self._num_tokens(history, question)
         if length > room:
             raise UserError(
-                f"the question has {length} tokens; {max(room, 0)} are left beside {len(query.images)} images of "
-                f"{self.prompter.patches} and an answer of {sampling.max_new_tokens} (at most {self.prompter.budget} together)"
+                f"the question has {length} tokens, but {len(query.images)} images of {self.prompter.patches} tokens and an answer of "
+                f"{sampling.max_new_tokens} leave room for {max(room, 0)} (at most {self.prompter.budget} together); shorten the question"
             )
         pixels = [self.pixels(image) for image in query.images]
         prefix = hashlib.sha256(b"".join(image.numpy().tobytes() for image in pixels)).hexdigest()
