@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from peft.tuners.lora import Linear
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from src.config.train import TrainConfig, check_values
+from src.config.train import TrainConfig
 from src.data.packing import Batch, collate
 from src.data.record import Record
 from src.model.generate import Generator, make_request
@@ -107,8 +107,10 @@ def test_packed_causal_mask_separates_samples_and_padding():
 
 def test_selective_checkpointing_without_the_fast_path_is_refused(configure):
     config = configure("language.fast=false", "trainer.activation_checkpointing=selective")
-    with pytest.raises(UserError, match=r"set language\.fast=true, or trainer\.activation_checkpointing=full or none"):
-        check_values(config)
+    with pytest.raises(UserError, match=r"selective needs language\.fast=true; set it, or trainer\.activation_checkpointing=full or none"):
+        train(config)
+    assert config.language.checkpointing_choices == ("none", "full")
+    assert configure().language.checkpointing_choices == ("none", "selective", "full")
 
 
 def test_run_may_be_resumed_on_the_other_path(configure, tmp_path):

@@ -67,7 +67,12 @@ class LanguageConfig:
     revision: str
     dtype: str
     lora: LoraSettings
-    fast: bool = True  # absent in the configurations of older runs
+    fast: bool = True  # absent in the config.yaml of older runs
+
+    @property
+    def checkpointing_choices(self) -> tuple[str, ...]:
+        """Values that `trainer.activation_checkpointing` may have; `selective` is part of the fast path."""
+        return ACTIVATION_CHECKPOINTING if self.fast else ("none", "full")
 
 
 @dataclass
@@ -224,8 +229,7 @@ def reject_unsupported(config: TrainConfig) -> None:
         )
     if config.trainer.activation_checkpointing == "selective" and not config.language.fast:
         raise UserError(
-            "trainer.activation_checkpointing=selective is part of the fast path; set language.fast=true, or "
-            "trainer.activation_checkpointing=full or none"
+            "trainer.activation_checkpointing=selective needs language.fast=true; set it, or trainer.activation_checkpointing=full or none"
         )
     if "fsdp" in config.trainer.strategy.lower():
         raise UserError(

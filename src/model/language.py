@@ -18,7 +18,7 @@ class Language(nn.Module):
     """A frozen causal LM with trainable LoRA adapters (Hu et al., arXiv 2106.09685) in float32, whatever the precision of the base.
 
     `fast` applies the patches of `src.model.fast.accelerate`; without it, the model is that of transformers and peft.
-    `activation_checkpointing` is none, selective (needs `fast`) or full (transformers' own, a layer at a time).
+    `activation_checkpointing` is none, selective (one of the patches) or full (transformers' own, a layer at a time).
 
     Raises `UserError` where `lora.targets` names a layer that the model lacks.
     """
