@@ -1,4 +1,4 @@
-"""`python -m src.ask model=run:NAME image=FILE question="..."`: one answer, or a table of questions in and JSONL out."""
+"""`python -m src.ask model=run:NAME image=FILE question="..."`: answers one question, or a table of questions as JSONL."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ NO_IMAGE = "no image was given; the answer rests on the question alone"
 
 @dataclass
 class QuestionRow:
-    """One question of a table, with the files it is about."""
+    """One row of a question table: a question and its image files."""
 
     id: str
     question: str
@@ -35,91 +35,95 @@ class QuestionRow:
     frame: int | None
 
 
-def ask(config: AskConfig) -> list[dict]:
-    """The answer as one line of a predictions file."""
-    row = QuestionRow("", validate_question(config.question or ""), _files(config.image), config.frame)
+def ask(config: AskConfig) -> dict:
+    """Answers `config.question`; returns a record in the format of a predictions file."""
+    row = QuestionRow("", validate_question(config.question or ""), _image_paths(config.image), config.frame)
     query, sampling = _query(row), _sampling(config)
-    answerer = _load(config)
-    return [_line(row, answerer.answers([query], sampling)[0])]
+    model = _load(config)
+    return _prediction(row, model.answers([query], sampling)[0])
 
 
 def ask_all(config: AskConfig) -> Path:
-    """Every question of the table, in its order; writes the file when all are answered."""
+    """Answers every question of the table `config.batch`, in order. The output file is written after the last answer."""
     table = Path(config.batch or "")
     rows, sampling = read_table(table), _sampling(config)
     if config.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, found {config.batch_size}")
     out = Path(config.out) if config.out else table.with_suffix(".answers.jsonl")
-    answerer = _load(config)
-    lines = []
-    for at in Progress(range(0, len(rows), config.batch_size), desc="ask", unit="batch"):
-        some = rows[at : at + config.batch_size]
-        answers = answerer.answers([_query(row, where=f"{table}, id {row.id}: ") for row in some], sampling)
-        lines += [_line(row, answer) for row, answer in zip(some, answers, strict=True)]
+    model = _load(config)
+    predictions = []
+    for start in Progress(range(0, len(rows), config.batch_size), desc="ask", unit="batch"):
+        batch = rows[start : start + config.batch_size]
+        answers = model.answers([_query(row, where=f"{table}, id {row.id}: ") for row in batch], sampling)
+        predictions += [_prediction(row, answer) for row, answer in zip(batch, answers, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(out, "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions))
     return out
 
 
 def read_table(table: Path) -> list[QuestionRow]:
-    """CSV or JSONL with `question` and optionally `image`, `frame`, `id`; image paths are relative to the table's folder."""
+    """Reads CSV or JSONL with `question` and optionally `image`, `frame`, `id`; image paths are relative to the table's folder.
+
+    Raises `UserError` for a file that cannot be read, an unknown column, or a row without a question.
+    """
     if not table.is_file():
-        raise UserError(f"batch={table} is no file")
+        raise UserError(f"batch={table} is no file; give a CSV or JSONL file")
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines would also split inside of questions
+            entries = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines also splits within questions
         else:
-            found = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            entries = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{table} cannot be read as {'JSONL' if table.suffix == '.jsonl' else 'CSV'}: {error}") from None
-    if not found:
+    if not entries:
         raise UserError(f"{table} holds no question")
-    for number, entry in enumerate(found, start=1):
+    for number, entry in enumerate(entries, start=1):
         unknown = [name for name in entry if name not in COLUMNS] if isinstance(entry, dict) else ["?"]
         if unknown:
             raise UserError(f"{table}, row {number}: unknown column '{unknown[0]}'{suggest(str(unknown[0]), COLUMNS)}")
         if not str(entry.get("question") or "").strip():
             raise UserError(f"{table}, row {number} has no question")
-    return [_row(entry, number, table) for number, entry in enumerate(found, start=1)]
+    return [_question_row(entry, number, table) for number, entry in enumerate(entries, start=1)]
 
 
-def _row(entry: dict, number: int, table: Path) -> QuestionRow:
+def _question_row(entry: dict, number: int, table: Path) -> QuestionRow:
     images = entry.get("image") or []
     names = images.split("|") if isinstance(images, str) else images
     frame = entry.get("frame")
     try:
-        chosen = None if frame in (None, "") else int(frame)
+        frame_number = None if frame in (None, "") else int(frame)
     except (TypeError, ValueError):
         raise UserError(f"{table}, row {number}: frame={frame!r} is no number") from None
-    return QuestionRow(str(entry.get("id") or number), str(entry["question"]), [table.parent / name.strip() for name in names], chosen)
+    paths = [table.parent / name.strip() for name in names]
+    return QuestionRow(str(entry.get("id") or number), str(entry["question"]), paths, frame_number)
 
 
 def _query(row: QuestionRow, where: str = "") -> VQAQuery:
     try:
         return VQAQuery(row.question, [read_image(path, frame=row.frame) for path in row.images])
-    except UserError as mistake:
-        raise UserError(f"{where}{mistake}") from None
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
-def _files(image) -> list[Path]:
+def _image_paths(image) -> list[Path]:
     return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
 
 
 def _load(config: AskConfig) -> "VQAModel":
-    found = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-    from src.inference.vqa_model import vqa_model_from_source  # imports torch: every mistake so far was told without it
+    source = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    from src.inference.vqa_model import vqa_model_from_source  # imports torch: all checks before this line run without the wait for it
 
-    return vqa_model_from_source(found)
+    return vqa_model_from_source(source)
 
 
 def _sampling(config: AskConfig) -> Sampling:
     return Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed)
 
 
-def _line(row: QuestionRow, answer: "Answer") -> dict:
-    line = {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
-    return line if row.images else line | {"note": NO_IMAGE}
+def _prediction(row: QuestionRow, answer: "Answer") -> dict:
+    prediction = {"id": row.id, "question": row.question, "image": [str(path) for path in row.images], **answer.line()}
+    return prediction if row.images else prediction | {"note": NO_IMAGE}
 
 
 @command("ask", AskConfig)
@@ -129,10 +133,10 @@ def main(config: AskConfig) -> None:
     if config.batch:
         print(ask_all(config))
         return
-    for line in ask(config):
-        print(json.dumps(line, ensure_ascii=False) if config.json else line["prediction"])
-        if "note" in line and not config.json:
-            print(f"note: {line['note']}", file=sys.stderr)
+    prediction = ask(config)
+    print(json.dumps(prediction, ensure_ascii=False) if config.json else prediction["prediction"])
+    if "note" in prediction and not config.json:
+        print(f"note: {prediction['note']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

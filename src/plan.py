@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from src.config.plan import PlanConfig
-from src.config.train import ACTIVATION_CHECKPOINTING, LanguageConfig, TrainConfig, check_values
+from src.config.train import LanguageConfig, TrainConfig, check_values
 from src.data import token_budget
 from src.data.packing import Balance, Batch, starvation
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
@@ -113,7 +113,7 @@ def plan(config: PlanConfig) -> None:
     wanted, ask = config.trainer.activation_checkpointing, config.plan
     sample = AverageSample(ask.images, ask.text, ask.supervised)
     model = build_on_meta(config)
-    costs = {how: measure_cost(config, sample, how=how) for how in ACTIVATION_CHECKPOINTING}
+    costs = {how: measure_cost(config, sample, how=how) for how in config.language.checkpointing_choices}
     # While the backward pass is in a layer, this layer's gradients, or what it computes again, stand beside what is kept.
     working = costs["none"].saved / len(model.language.base.model.layers)
     found = {how: (cost, estimate_memory(config, model, cost, working=working, reserve=ask.reserve)) for how, cost in costs.items()}
@@ -153,7 +153,8 @@ def memory_advice(config: TrainConfig, gigabytes: float | None = None) -> str:
     """What makes a run fit that ran out of memory, by the plan of its own device; the update is the same with any of it."""
     ask = compose("plan", []).plan
     gigabytes = gigabytes or device_memory()
-    for how in ACTIVATION_CHECKPOINTING[ACTIVATION_CHECKPOINTING.index(config.trainer.activation_checkpointing) :]:
+    choices = config.language.checkpointing_choices
+    for how in choices[choices.index(config.trainer.activation_checkpointing) :]:
         cost = measure_cost(config, AverageSample(ask.images, ask.text, ask.supervised), how=how)
         model = build_on_meta(config)
         working = cost.saved / len(model.language.base.model.layers)

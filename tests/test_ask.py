@@ -1,4 +1,4 @@
-"""One question or a table of them, from the command line to the answer."""
+"""`python -m src.ask`: one question or a table of questions, from the command line to the answer."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from tests.test_read_image import RAMP, dicom
 
 @pytest.fixture(scope="module")
 def run(shards, language, tmp_path_factory):
-    """(run folder, folder with pictures a.png and b.png)."""
+    """(run folder, folder with the images a.png and b.png)."""
     folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
     pictures = tmp_path_factory.mktemp("pictures")
     for seed, name in enumerate(("a.png", "b.png")):
@@ -32,18 +32,19 @@ def run(shards, language, tmp_path_factory):
     return folder, pictures
 
 
-def configured(folder, *words: str) -> AskConfig:
-    given = [f"model=run:{folder.name}", f"outputs={folder.parent}", "accelerator=cpu", "max_new_tokens=8", *words]
-    return to_typed(AskConfig, compose("ask", quote_free_text(given, texts=("model", "question", "image", "batch", "out"))))
+def ask_config(folder, *words: str) -> AskConfig:
+    settings = [f"model=run:{folder.name}", f"outputs={folder.parent}", "accelerator=cpu", "max_new_tokens=8", *words]
+    return to_typed(AskConfig, compose("ask", quote_free_text(settings, texts=("model", "question", "image", "batch", "out"))))
 
 
-def test_an_answer_is_that_of_the_model_and_says_how_sure(run):
+def test_ask_returns_the_answer_and_confidence_of_the_model(run):
     folder, pictures = run
-    (line,) = ask(configured(folder, "question=which organ is shown?", f"image={pictures}/a.png"))
-    found = load_vqa_model(str(folder)).answers([VQAQuery("which organ is shown?", [Image.open(pictures / "a.png")])], Sampling(8))[0]
-    assert line["prediction"] == found.text
-    assert line["confidence"] == pytest.approx(found.confidence, abs=1e-6)
-    assert found.confidence < 0
+    prediction = ask(ask_config(folder, "question=which organ is shown?", f"image={pictures}/a.png"))
+    query = VQAQuery("which organ is shown?", [Image.open(pictures / "a.png")])
+    answer = load_vqa_model(str(folder)).answers([query], Sampling(8))[0]
+    assert prediction["prediction"] == answer.text
+    assert prediction["confidence"] == pytest.approx(answer.confidence, abs=1e-6)
+    assert answer.confidence < 0
 
 
 @pytest.mark.parametrize(
@@ -56,85 +57,85 @@ def test_an_answer_is_that_of_the_model_and_says_how_sure(run):
         "a=b&c",
     ],
 )
-def test_a_question_is_taken_as_it_is_written(run, question):
-    assert configured(run[0], f"question={question}").question == question
+def test_question_needs_no_quoting(run, question):
+    assert ask_config(run[0], f"question={question}").question == question
 
 
 @pytest.mark.slow
-def test_a_list_of_images_and_a_strange_file_name(run):
+def test_image_accepts_lists_and_special_file_names(run):
     folder, pictures = run
-    strange = pictures / "scan, no. 1 (copy).png"
-    strange.write_bytes((pictures / "a.png").read_bytes())
-    assert ask(configured(folder, "question=q", f"image={strange}"))[0]["image"] == [str(strange)]
-    assert len(ask(configured(folder, "question=q", f"image=[{pictures}/a.png,{pictures}/b.png]"))[0]["image"]) == 2
+    special = pictures / "scan, no. 1 (copy).png"
+    special.write_bytes((pictures / "a.png").read_bytes())
+    assert ask(ask_config(folder, "question=q", f"image={special}"))["image"] == [str(special)]
+    assert len(ask(ask_config(folder, "question=q", f"image=[{pictures}/a.png,{pictures}/b.png]"))["image"]) == 2
 
 
 @pytest.mark.slow
-def test_a_frame_of_a_dicom_file_is_asked_about(run, tmp_path):
-    """By `frame=`, and by the column of a table; the answer is that to the frame's picture."""
+def test_frame_selects_the_image_of_a_dicom_file(run, tmp_path):
+    """As `frame=` and as the column of a table. The answer equals the answer to the image of the frame."""
     folder, _ = run
     scan = dicom(tmp_path / "scan.dcm", np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]]))
-    (line,) = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=2"))
+    prediction = ask(ask_config(folder, "question=which organ is shown?", f"image={scan}", "frame=2"))
     picture = Image.fromarray(np.rint(RAMP[:, ::-1] / 3820 * 255).astype(np.uint8)).convert("RGB")
     query = VQAQuery("which organ is shown?", [picture])
-    found = load_vqa_model(str(folder)).answers([query], Sampling(8))[0]
-    assert (line["prediction"], line["confidence"]) == (found.text, pytest.approx(found.confidence, abs=1e-6))
-    other = ask(configured(folder, "question=which organ is shown?", f"image={scan}", "frame=0"))[0]
-    assert other["confidence"] != pytest.approx(line["confidence"], abs=1e-6)
+    answer = load_vqa_model(str(folder)).answers([query], Sampling(8))[0]
+    assert (prediction["prediction"], prediction["confidence"]) == (answer.text, pytest.approx(answer.confidence, abs=1e-6))
+    other = ask(ask_config(folder, "question=which organ is shown?", f"image={scan}", "frame=0"))
+    assert other["confidence"] != pytest.approx(prediction["confidence"], abs=1e-6)
     (tmp_path / "t.csv").write_text("question,image,frame\nwhich organ is shown?,scan.dcm,2\n")
-    (again,) = ask_all(configured(folder, f"batch={tmp_path}/t.csv")).read_text().splitlines()
-    assert json.loads(again)["confidence"] == pytest.approx(line["confidence"], abs=1e-6)
+    (line,) = ask_all(ask_config(folder, f"batch={tmp_path}/t.csv")).read_text().splitlines()
+    assert json.loads(line)["confidence"] == pytest.approx(prediction["confidence"], abs=1e-6)
     with pytest.raises(UserError, match=r"scan\.dcm holds 3 frames; choose one with frame=0 to frame=2"):
-        ask(configured(folder, "question=which organ is shown?", f"image={scan}"))
+        ask(ask_config(folder, "question=which organ is shown?", f"image={scan}"))
 
 
-def test_a_table_is_answered_like_its_questions_one_by_one(run, tmp_path):
+def test_table_gets_the_same_answers_as_single_questions(run, tmp_path):
     folder, pictures = run
     table = tmp_path / "questions.csv"
     table.write_text(
         f'id,question,image\nx,"what, is it?",{pictures}/a.png\ny,which side?,{pictures}/a.png|{pictures}/b.png\n,no image?,\n'
     )
-    out = ask_all(configured(folder, f"batch={table}"))
+    out = ask_all(ask_config(folder, f"batch={table}"))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["x", "y", "3"]
-    alone = ask(configured(folder, "question=what, is it?", f"image={pictures}/a.png"))[0]
-    assert lines[0]["prediction"] == alone["prediction"]
-    apart = rounding(forward_steps(load_vqa_model(str(folder)).model.language.body.config, length=160), 10)
-    assert lines[0]["confidence"] == pytest.approx(alone["confidence"], abs=apart)
-    again = tmp_path / "questions.jsonl"
-    again.write_text("".join(json.dumps({"question": line["question"], "image": line["image"]}) + "\n" for line in lines))
-    found = ask_all(configured(folder, f"batch={again}", f"out={tmp_path}/new/answers.jsonl")).read_text().splitlines()
-    assert [json.loads(line)["prediction"] for line in found] == [line["prediction"] for line in lines]
+    single = ask(ask_config(folder, "question=what, is it?", f"image={pictures}/a.png"))
+    assert lines[0]["prediction"] == single["prediction"]
+    tolerance = rounding(forward_steps(load_vqa_model(str(folder)).model.language.body.config, length=160), 10)
+    assert lines[0]["confidence"] == pytest.approx(single["confidence"], abs=tolerance)
+    jsonl = tmp_path / "questions.jsonl"
+    jsonl.write_text("".join(json.dumps({"question": line["question"], "image": line["image"]}) + "\n" for line in lines))
+    out = ask_all(ask_config(folder, f"batch={jsonl}", f"out={tmp_path}/new/answers.jsonl"))
+    assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == [line["prediction"] for line in lines]
 
 
-def test_history_changes_the_prompt_and_the_oldest_turn_goes_first(run):
-    answerer = load_vqa_model(str(run[0]))
+def test_history_that_does_not_fit_loses_its_oldest_turns(run):
+    model = load_vqa_model(str(run[0]))
     query = VQAQuery("and now?", history=[(f"turn {n} {'long ' * 5}?", f"answer {n}") for n in range(12)])
-    text = answerer.model.language.tokenizer.decode(answerer.prepare(query, Sampling(8)).prompt)
+    text = model.model.language.tokenizer.decode(model.prepare(query, Sampling(8)).prompt)
     assert text.endswith("Question: turn 11 long long long long long ?\nAnswer:answer 11</s>Question: and now?\nAnswer:")
     assert "turn 0" not in text
 
 
 def test_sampling_is_repeatable_and_greedy_ignores_the_seed(run):
-    answerer = load_vqa_model(str(run[0]))
+    model = load_vqa_model(str(run[0]))
 
     def texts(**settings) -> list[str]:
-        return [answerer.answers([VQAQuery("which organ?")], Sampling(8, seed=seed, **settings))[0].text for seed in (0, 1, 0)]
+        return [model.answers([VQAQuery("which organ?")], Sampling(8, seed=seed, **settings))[0].text for seed in (0, 1, 0)]
 
-    warm, greedy = texts(temperature=1.5), texts()
-    assert warm[0] == warm[2] != warm[1]
+    sampled, greedy = texts(temperature=1.5), texts()
+    assert sampled[0] == sampled[2] != sampled[1]
     assert greedy[0] == greedy[1]
 
 
-def test_the_stream_ends_with_the_answer(run):
-    answerer = load_vqa_model(str(run[0]))
-    grown = [answer.text for answer in answerer.stream(VQAQuery("which organ?"), Sampling(8))]
-    assert grown[-1] == answerer.answers([VQAQuery("which organ?")], Sampling(8))[0].text
-    assert [len(text) for text in grown] == sorted(len(text) for text in grown)
+def test_stream_ends_with_the_answer(run):
+    model = load_vqa_model(str(run[0]))
+    texts = [answer.text for answer in model.stream(VQAQuery("which organ?"), Sampling(8))]
+    assert texts[-1] == model.answers([VQAQuery("which organ?")], Sampling(8))[0].text
+    assert [len(text) for text in texts] == sorted(len(text) for text in texts)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("settings", "message"),
     [
         (["question= "], "the question is empty"),
         (["question=a\u0000b"], "control characters"),
@@ -152,15 +153,15 @@ def test_the_stream_ends_with_the_answer(run):
         (["question=q", "temprature=1"], "unknown config key 'temprature'; did you mean 'temperature'?"),
     ],
 )
-def test_mistakes_are_one_sentence(run, words, said):
-    with pytest.raises(UserError) as caught:
-        ask(configured(run[0], *words))
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_invalid_settings_are_refused_in_one_line(run, settings, message):
+    with pytest.raises(UserError) as error:
+        ask(ask_config(run[0], *settings))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ("question\n", "holds no question"),
         ("quesion,image\na,b\n", "row 1: unknown column 'quesion'; did you mean 'question'?"),
@@ -169,46 +170,46 @@ def test_mistakes_are_one_sentence(run, words, said):
         ("question,image\nq,b.png\n", "id 1: there is no image file"),
     ],
 )
-def test_mistakes_in_a_table_are_named_with_their_row(run, tmp_path, table, said):
+def test_invalid_table_rows_are_named(run, tmp_path, table, message):
     (tmp_path / "t.csv").write_text(table)
-    with pytest.raises(UserError) as caught:
-        ask_all(configured(run[0], f"batch={tmp_path}/t.csv"))
-    assert said in str(caught.value)
+    with pytest.raises(UserError) as error:
+        ask_all(ask_config(run[0], f"batch={tmp_path}/t.csv"))
+    assert message in str(error.value)
     assert not (tmp_path / "t.answers.jsonl").exists()
 
 
 @pytest.mark.slow
-def test_a_model_that_never_saw_an_image_takes_none(shards, language, tmp_path, run):
+def test_model_trained_without_images_refuses_images(shards, language, tmp_path, run):
     folder, _ = finish(overrides(shards, language, tmp_path), "data.images=false")
-    assert ask(configured(folder, "question=q"))
+    assert ask(ask_config(folder, "question=q"))
     with pytest.raises(UserError, match="was trained without images"):
-        ask(configured(folder, "question=q", f"image={run[1]}/a.png"))
+        ask(ask_config(folder, "question=q", f"image={run[1]}/a.png"))
 
 
 @pytest.mark.slow
-def test_the_command_prints_one_answer_or_one_json_line(run, monkeypatch, capsys):
+def test_command_prints_the_answer_or_json(run, monkeypatch, capsys):
     folder, pictures = run
     words = [f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=8", "accelerator=cpu"]
     words += ["question=which?", f"image={pictures}/a.png"]
     monkeypatch.setattr(sys, "argv", ["ask", *words, "json=true"])
     command.main()
-    line = json.loads(capsys.readouterr().out)
+    prediction = json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", ["ask", *words])
     command.main()
-    assert capsys.readouterr().out == line["prediction"] + "\n"
+    assert capsys.readouterr().out == prediction["prediction"] + "\n"
     monkeypatch.setattr(sys, "argv", ["ask", *words, "batch=also.csv"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         command.main()
-    assert ended.value.code == 2
+    assert error.value.code == 2
     assert capsys.readouterr().err == 'error: give either question="..." or batch=FILE\n'
 
 
 @pytest.mark.slow
-def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, capsys):
+def test_question_without_an_image_gets_a_note(run, monkeypatch, capsys):
     folder, pictures = run
     note = "no image was given; the answer rests on the question alone"
-    assert ask(configured(folder, "question=which organ?"))[0]["note"] == note
-    assert "note" not in ask(configured(folder, "question=which organ?", f"image={pictures}/a.png"))[0]
+    assert ask(ask_config(folder, "question=which organ?"))["note"] == note
+    assert "note" not in ask(ask_config(folder, "question=which organ?", f"image={pictures}/a.png"))
     monkeypatch.setattr(
         sys, "argv", ["ask", f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=4", "question=which organ?"]
     )
@@ -219,14 +220,14 @@ def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, c
 @pytest.mark.parametrize(
     "question", ["\u8fd9\u662f\u4ec0\u4e48\u5668\u5b98?", "\u041a\u0430\u043a\u043e\u0439 \u043e\u0440\u0433\u0430\u043d?"]
 )
-def test_a_script_that_the_vocabulary_lacks_is_one_sentence(run, question):
-    """The phantom tokenizer has no bytes to fall back on, as LLaMA's has; unknown tokens would silently ask something else."""
-    answerer = load_vqa_model(str(run[0]))
+def test_characters_outside_the_vocabulary_are_refused(run, question):
+    """Unlike LLaMA's tokenizer, this one has no byte fallback; unknown tokens would silently change the question."""
+    model = load_vqa_model(str(run[0]))
     tokenizer = without_bytes()
-    answerer.model.language.tokenizer = answerer.prompter.tokenizer = tokenizer
-    with pytest.raises(UserError) as caught:
-        answerer.prepare(VQAQuery(question), Sampling(8))
-    assert str(caught.value).startswith("the question has characters that the model's vocabulary lacks: ")
-    assert set(str(caught.value).rpartition(": ")[2].split()) <= set(question)
-    assert "\n" not in str(caught.value)
-    answerer.prepare(VQAQuery("which organ is shown?"), Sampling(8))
+    model.model.language.tokenizer = model.prompter.tokenizer = tokenizer
+    with pytest.raises(UserError) as error:
+        model.prepare(VQAQuery(question), Sampling(8))
+    assert str(error.value).startswith("the question has characters that the model's vocabulary lacks: ")
+    assert set(str(error.value).rpartition(": ")[2].split()) <= set(question)
+    assert "\n" not in str(error.value)
+    model.prepare(VQAQuery("which organ is shown?"), Sampling(8))

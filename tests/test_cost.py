@@ -10,75 +10,76 @@ from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 
 
-def parameters(model) -> dict[str, tuple[int, int]]:
+def parameter_counts(model) -> dict[str, tuple[int, int]]:
+    """Per part: (number of parameters, number of trainable parameters)."""
     return {
-        name: tuple(sum(p.numel() for p in part.parameters() if p.requires_grad or every) for every in (True, False))
+        name: (sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad))
         for name, part in model.parts().items()
     }
 
 
-@pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_a_blueprint_counts_what_the_model_counts(configure, how):
-    """Same parameters, same matrix products, same kept bytes, although nothing was computed."""
-    config = configure(f"trainer.activation_checkpointing={how}")
-    model, drawn = build_vlm(config), build_on_meta(config)
+@pytest.mark.parametrize(("how", "fast"), [("none", True), ("selective", True), ("full", True), ("none", False), ("full", False)])
+def test_meta_model_counts_what_the_real_model_counts(configure, how, fast):
+    """Same parameters, same matrix products, same saved bytes, although the meta device computes nothing."""
+    config = configure(f"trainer.activation_checkpointing={how}", f"language.fast={str(fast).lower()}")
+    model, meta = build_vlm(config), build_on_meta(config)
     batch = average_batch(model, AverageSample(images=1, text=12, supervised=5), rows=2, max_seq_len=160)
-    ours, real = count_cost(drawn, batch_to_meta(batch)), count_cost(model, batch)
-    assert (ours.tokens, ours.samples) == (real.tokens, real.samples) == (18 * 17, 18)
-    assert ours.flops == pytest.approx(real.flops, rel=0.02)
-    assert ours.saved == pytest.approx(real.saved, rel=0.05)
-    mine, theirs = parameters(drawn), parameters(model)
-    assert mine["vision"] == theirs["vision"]
-    assert mine["projector"] == theirs["projector"]
-    assert mine["language"][1] == theirs["language"][1]
+    estimate, expected = count_cost(meta, batch_to_meta(batch)), count_cost(model, batch)
+    assert (estimate.tokens, estimate.samples) == (expected.tokens, expected.samples) == (18 * 17, 18)
+    assert estimate.flops == pytest.approx(expected.flops, rel=0.02)
+    assert estimate.saved == pytest.approx(expected.saved, rel=0.05)
+    meta_counts, counts = parameter_counts(meta), parameter_counts(model)
+    assert meta_counts["vision"] == counts["vision"]
+    assert meta_counts["projector"] == counts["projector"]
+    assert meta_counts["language"][1] == counts["language"][1]
 
 
 @pytest.mark.slow
-def test_the_real_7b_costs_little_more_than_it_must():
+def test_7b_costs_little_more_than_the_minimum():
     """LLaMA-7B with LoRA r=8 on every linear layer and ViT-B/16: samples of 196 + 61 tokens, 30 of them supervised.
 
-    The minimum, of the language model alone and without its attention: 4 FLOPs per frozen weight that an input meets and real token,
-    6 per trained one.
+    The minimum is that of the language model alone without its attention: per token, 4 FLOPs per frozen weight that the token meets
+    and 6 per trained weight.
     """
-    found = {}
+    costs = {}
     for how in ("none", "selective", "full"):
         config = to_typed(
             TrainConfig, compose("train", ["+experiment=full_mix", f"trainer.activation_checkpointing={how}", "data.max_seq_len=1032"])
         )
         assert config.trainer.precision == "bf16-mixed"
-        found[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), how=how)
-        # As text, so that the encoder sees one blank image per batch and the language model is left.
-        found[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), how=how)
-    assert parameters(build_on_meta(config))["language"][1] == 19_988_480
-    least = 4 * 6.476e9 + 4 * 131e6 * 30 / 258 + 6 * 20.0e6
-    per_token = {how.removesuffix(", text"): cost.flops / cost.tokens for how, cost in found.items() if how.endswith("text")}
-    assert least < per_token["none"] <= 1.03 * least
-    assert per_token["selective"] == per_token["none"]
-    kept = {how: cost.saved / cost.tokens / 1e6 for how, cost in found.items()}
-    assert kept["none, text"] <= 5.6  # of the language model, as the least is
-    assert kept["none"] <= 5.75
-    assert kept["selective"] <= 4.5
-    assert kept["full"] <= 0.5
+        costs[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), how=how)
+        # The same length as text alone: the encoder gets one blank image per batch, so that the language model dominates.
+        costs[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), how=how)
+    assert parameter_counts(build_on_meta(config))["language"][1] == 19_988_480
+    minimum = 4 * 6.476e9 + 4 * 131e6 * 30 / 258 + 6 * 20.0e6
+    flops_per_token = {how.removesuffix(", text"): cost.flops / cost.tokens for how, cost in costs.items() if how.endswith("text")}
+    assert minimum < flops_per_token["none"] <= 1.03 * minimum
+    assert flops_per_token["selective"] == flops_per_token["none"]
+    saved_mb_per_token = {how: cost.saved / cost.tokens / 1e6 for how, cost in costs.items()}
+    assert saved_mb_per_token["none, text"] <= 5.6  # of the language model, as is the minimum
+    assert saved_mb_per_token["none"] <= 5.75
+    assert saved_mb_per_token["selective"] <= 4.5
+    assert saved_mb_per_token["full"] <= 0.5
 
 
 @pytest.mark.slow
-def test_memory_is_what_the_optimizer_holds(configure):
+def test_estimated_memory_is_what_weights_gradients_and_optimizer_use(configure):
     config = configure()
     model = build_vlm(config)
     batch = average_batch(model, AverageSample(images=1, text=12, supervised=5), rows=2, max_seq_len=160)
-    found = estimate_memory(config, model, count_cost(model, batch), working=0, reserve=0)
+    memory = estimate_memory(config, model, count_cost(model, batch), working=0, reserve=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     count_cost(model, batch)
     optimizer.step()
-    held = [p.grad for p in model.parameters() if p.grad is not None]
-    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
-    assert found.parts["gradients, AdamW"] == sum(tensor.nbytes for tensor in held)
-    assert found.parts["weights"] == sum(p.nbytes for p in model.parameters())
-    assert found.tokens(1.0) > found.tokens(0.5)
-    assert found.tokens(0.0) == 0
+    tensors = [p.grad for p in model.parameters() if p.grad is not None]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert memory.parts["gradients, AdamW"] == sum(tensor.nbytes for tensor in tensors)
+    assert memory.parts["weights"] == sum(p.nbytes for p in model.parameters())
+    assert memory.tokens(1.0) > memory.tokens(0.5)
+    assert memory.tokens(0.0) == 0
 
 
-def test_mistakes_are_one_sentence(configure):
+def test_mistakes_name_the_key(configure):
     with pytest.raises(UserError, match=r"language.path=./nowhere does not exist"):
         build_on_meta(configure("language.path=./nowhere"))
     with pytest.raises(UserError, match=r"data.max_seq_len=10 cannot hold an average sample of 17 tokens"):

@@ -52,7 +52,7 @@ from src.runtime.schema import to_typed
 from tests.conftest import ORGANS, overrides
 from tests.rounding import float32_norms, forward_steps, gap, rounding
 from tests.runs import finish
-from tests.test_towers import OTHER_MEAN, hf_folder, scatter, tiny_clip
+from tests.test_vision_checkpoints import OTHER_MEAN, hf_folder, randomise, tiny_clip
 
 QUESTIONS = ["which organ is shown?", "is there a nodule in the left lung?", "what is near the heart, liver and spine?"]
 SHORT = Sampling(max_new_tokens=12)
@@ -453,7 +453,7 @@ def tiny_vit() -> ViTModel:
         "image_size": 32,
         "patch_size": 8,
     }
-    return scatter(ViTModel(ViTConfig(**small), add_pooling_layer=False))
+    return randomise(ViTModel(ViTConfig(**small), add_pooling_layer=False))
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ from src.data.train_val_split import split_source
 from src.plan import plan
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
+from tests.test_language_checkpoint import sentencepiece_model
 from tests.test_shards import contents, interrupted, put_lines
-from tests.test_weights import sentencepiece_model
 
 TURNS = [["Which organ is shown?", "the  lung"], ["Where is the caption?", "left of the heart, é"]]
 

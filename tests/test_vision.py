@@ -28,28 +28,28 @@ def test_features_are_before_the_final_norm_and_without_cls():
     torch.testing.assert_close(vision.trunk.norm(v_NPD), tokens[:, 1:])
 
 
-def test_features_give_every_pooling_from_one_pass():
+def test_features_hold_every_pooling():
     vision = scratch().eval()
-    together = vision.features(pixels())
-    assert tuple(together) == vision.poolings() == POOLINGS
-    for how, f_NF in together.items():
-        assert torch.equal(f_NF, vision.pooled(pixels(), how))
-    assert torch.equal(together["mean"], vision(pixels()).mean(1))
-    assert torch.equal(together["cls_norm"], vision.trunk(vision.normalise(pixels())))
+    features = vision.features(pixels())
+    assert tuple(features) == vision.poolings() == POOLINGS
+    for pooling, f_NF in features.items():
+        assert torch.equal(f_NF, vision.pooled(pixels(), pooling))
+    assert torch.equal(features["mean"], vision(pixels()).mean(1))
+    assert torch.equal(features["cls_norm"], vision.trunk(vision.normalise(pixels())))
 
 
-def test_a_pooling_that_an_encoder_lacks_is_refused():
+def test_unknown_pooling_is_refused():
     vision = scratch("resnet18")
     assert vision.poolings() == ("mean",)
     with pytest.raises(UserError, match="no pooling 'cls'; allowed: mean"):
         vision.pooled(pixels(), "cls")
 
 
-def test_same_normalisation_means_equal_tensors():
+def test_scratch_encoders_normalise_alike():
     assert torch.equal(scratch().normalise(pixels()), scratch("resnet18").normalise(pixels()))
 
 
-def test_mean_and_std_belong_to_the_weights_and_not_to_checkpoints():
+def test_mean_and_std_move_with_the_module_but_are_not_saved():
     vision = scratch()
     assert not {"mean", "std"} & set(vision.state_dict())
     assert vision.to("meta").mean.device.type == "meta"
@@ -67,67 +67,67 @@ def test_mean_and_std_belong_to_the_weights_and_not_to_checkpoints():
     ],
 )
 def test_every_trainable_parameter_gets_a_gradient(name, frozen):
-    """DDP waits for each of them. What the features do not depend on is frozen, and nothing else."""
+    """DDP waits for each of them. Only parameters that the features do not depend on are frozen."""
     small = {} if name.startswith(("resnet", "swin")) else {"architecture_kwargs": TINY}
     vision = scratch(name, image_size=64 if name.startswith("swin") else 32, layer=-2, **small)
     vision(pixels(vision.size)).square().sum().backward()
     gradients = {key: p.grad is not None for key, p in vision.named_parameters()}
     assert gradients == {key: p.requires_grad for key, p in vision.named_parameters()}
-    assert {key.split(".")[1] for key, reached in gradients.items() if not reached} == frozen
+    assert {key.split(".")[1] for key, has_gradient in gradients.items() if not has_gradient} == frozen
 
 
-def test_finding_unused_parameters_draws_nothing_and_changes_nothing():
+def test_freeze_unused_keeps_weights_and_random_state():
     vision = scratch("resnet18")
     state, before = torch.get_rng_state(), {name: tensor.clone() for name, tensor in vision.state_dict().items()}
-    vision.train().freeze_unreached()
+    vision.train().freeze_unused()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in vision.state_dict().items())
 
 
-def test_the_pooler_of_a_transformers_vit_is_frozen():
+def test_pooler_of_a_transformers_vit_is_frozen():
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     module, half = ViTModel(ViTConfig(**shape, image_size=32, patch_size=8)), (0.5, 0.5, 0.5)
     vision = HfVit(LoadedEncoder(module, 32, half, half), size=32, layer=-1)
     assert {key.split(".")[1] for key, p in vision.named_parameters() if not p.requires_grad} == {"pooler", "layernorm"}
 
 
-def test_an_earlier_layer_is_the_same_block_of_the_whole_encoder():
-    whole, cut = scratch(), scratch(layer=-2)
+def test_earlier_layer_matches_the_block_of_the_whole_encoder():
+    whole, shortened = scratch(), scratch(layer=-2)
     x = whole.normalise(pixels())
     expected = whole.trunk.forward_intermediates(x, indices=[1], intermediates_only=True, output_fmt="NLC")[0]
-    assert torch.equal(cut(pixels()), expected)
-    assert len(cut.trunk.blocks) == 2
+    assert torch.equal(shortened(pixels()), expected)
+    assert len(shortened.trunk.blocks) == 2
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
-def test_another_size_changes_the_number_of_patches(name):
+def test_image_size_determines_the_number_of_patches(name):
     vision = scratch(name, image_size=64)
     assert vision(pixels(64)).shape == (2, vision.num_patches, vision.width)
 
 
 @pytest.mark.parametrize("vision_format", ["open_clip", "scratch"])
-def test_a_size_that_an_encoder_cannot_have_is_one_sentence(tmp_path, vision_format):
+def test_unsupported_image_size_is_refused(tmp_path, vision_format):
     save_open_clip(tmp_path, scratch().trunk, timm_model_name="vit_tiny_patch16_224", kwargs={**TINY, "img_size": 32})
     with pytest.raises(UserError, match=r"vision.image_size=7 does not fit this encoder: "):
         scratch(format=vision_format, path=str(tmp_path), image_size=7)
 
 
-def test_recomputation_saves_less_and_gives_the_same_gradients():
-    kept, gradients = [], []
+def test_activation_checkpointing_saves_less_and_keeps_gradients():
+    sizes, gradients = [], []
     for enabled in (False, True):
         vision = scratch().train()
-        vision.recompute(enabled)
+        vision.set_activation_checkpointing(enabled)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             loss = vision(pixels()).square().sum()
         loss.backward()
-        kept.append(sum(saved))
+        sizes.append(sum(saved))
         gradients.append(vision.trunk.patch_embed.proj.weight.grad)
-    assert kept[1] < 0.5 * kept[0]
+    assert sizes[1] < 0.5 * sizes[0]
     assert torch.equal(*gradients)
 
 
-def test_batch_norm_statistics_stay_those_of_the_weights():
+def test_training_keeps_batch_norm_statistics():
     vision = scratch("resnet18").train()
     before = vision.trunk.bn1.running_mean.clone()
     vision(torch.zeros_like(pixels()))

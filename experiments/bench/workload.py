@@ -16,7 +16,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from src.config.train import LoraSettings, TrainConfig
 from src.data.packing import Batch, collate, pack, split_evenly
 from src.data.prompt import IGNORE, EncodedSample
-from src.model.fast.recompute import set_activation_checkpointing
 from src.model.language import Language
 from src.model.projector import Projector
 from src.model.vision import HfVit
@@ -135,8 +134,7 @@ def model(workload: Workload) -> VLM:
     )
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
     lora = LoraSettings(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
-    language = Language(LlamaForCausalLM(text), tokenizer, lora)  # type: ignore[arg-type]
-    set_activation_checkpointing(language.base, RECOMPUTE)
+    language = Language(LlamaForCausalLM(text), tokenizer, lora, activation_checkpointing=RECOMPUTE)  # type: ignore[arg-type]
     return VLM(seen, Projector(config(workload).projector, width=128, hidden=workload.hidden), language)
 
 

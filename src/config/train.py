@@ -67,6 +67,12 @@ class LanguageConfig:
     revision: str
     dtype: str
     lora: LoraSettings
+    fast: bool = True  # absent in the config.yaml of older runs
+
+    @property
+    def checkpointing_choices(self) -> tuple[str, ...]:
+        """Values that `trainer.activation_checkpointing` may have; `selective` is part of the fast path."""
+        return ACTIVATION_CHECKPOINTING if self.fast else ("none", "full")
 
 
 @dataclass
@@ -220,6 +226,10 @@ def reject_unsupported(config: TrainConfig) -> None:
         raise UserError(
             f"language.dtype={config.language.dtype}: 4-bit bases are refused, because adapters trained on rounded weights do not fit the "
             "weights that are exported; use bfloat16, and python -m src.plan says with which trainer.activation_checkpointing it fits your device"
+        )
+    if config.trainer.activation_checkpointing == "selective" and not config.language.fast:
+        raise UserError(
+            "trainer.activation_checkpointing=selective needs language.fast=true; set it, or trainer.activation_checkpointing=full or none"
         )
     if "fsdp" in config.trainer.strategy.lower():
         raise UserError(

@@ -1,4 +1,4 @@
-"""An exported folder (`LlavaForConditionalGeneration`) back into the model that training, evaluation and the demo know."""
+"""Loads an exported folder (`LlavaForConditionalGeneration`) as the model that training, evaluation and the demo use."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from src.model.vlm import VLM
 from src.model.weight_files import raise_mismatches, read_json
 from src.runtime.errors import UserError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
 
 
 class MergedLanguage(nn.Module):
-    """The face of `Language` on a language model whose adapters are merged."""
+    """A language model with merged adapters, with the attributes of `Language` that answering uses."""
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
@@ -35,28 +35,31 @@ class MergedLanguage(nn.Module):
 
 
 def load_exported(folder: Path) -> VLM:
-    """Encoder and projector in float32, the language model as it is stored; a folder with pickles in it is refused."""
+    """The model with encoder and projector in float32, the language model in its stored precision, and all parameters frozen.
+
+    Raises `UserError` for a folder that holds pickles, is no export, or does not load completely.
+    """
     reject_pickles(folder)
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "llava":
-        raise UserError(f"{folder}/config.json is of model_type {kind!r}; an export of `python -m src.export` is 'llava'")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type != "llava":
+        raise UserError(f"{folder}/config.json: model_type is {model_type!r}, not 'llava'; give a folder that `python -m src.export` wrote")
     try:
         llava, info = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        look = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}; export the run again") from None
     raise_mismatches({"lacks": list(info["missing_keys"]), "has unknown": list(info["unexpected_keys"])}, origin=str(folder))
-    tower = llava.model.vision_tower.float()
-    size = tower.config.image_size
-    vision = HfVit(LoadedEncoder(tower, size, tuple(look.image_mean), tuple(look.image_std)), size=size, layer=-1)
+    encoder = llava.model.vision_tower.float()
+    size = encoder.config.image_size
+    vision = HfVit(LoadedEncoder(encoder, size, tuple(processor.image_mean), tuple(processor.image_std)), size=size, layer=-1)
     model = VLM(vision, llava.model.multi_modal_projector.float(), MergedLanguage(llava, tokenizer))
     return model.requires_grad_(False).eval()
 
 
 def reject_pickles(folder: Path) -> None:
-    found = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in PICKLES)
-    if found:
-        raise UserError(f"{folder} holds {found[0]}, a format that can carry code; only safetensors are loaded")
+    names = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in PICKLE_SUFFIXES)
+    if names:
+        raise UserError(f"{folder} holds {names[0]}, a format that can carry code; only safetensors are loaded")

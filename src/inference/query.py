@@ -1,4 +1,4 @@
-"""What a model is asked, and which model: known without loading anything."""
+"""Questions, sampling settings and the choice of a model. Nothing here loads weights or imports torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from src.runtime.schema import check_choice, to_typed
 
 @dataclass
 class Sampling:
-    """`temperature` 0 is greedy and does not depend on `top_p` and `seed`."""
+    """Decoding settings. `temperature` 0 is greedy and ignores `top_p` and `seed`. Raises `UserError` for values out of range."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -34,7 +34,7 @@ class Sampling:
 
 @dataclass
 class VQAQuery:
-    """A question, the pictures it is about (8-bit RGB) and what was said before: [(question, answer)]."""
+    """A question, its images (8-bit RGB), and the turns before it as (question, answer)."""
 
     question: str
     images: list[Image.Image] = field(default_factory=list)
@@ -43,7 +43,7 @@ class VQAQuery:
 
 @dataclass
 class ModelSource:
-    """A finished run with its configuration, or (`config` None) a folder that `python -m src.export` wrote."""
+    """A finished run with its configuration, or a folder that `python -m src.export` wrote (`config` is None)."""
 
     name: str
     folder: Path
@@ -53,7 +53,7 @@ class ModelSource:
 
 
 def validate_question(question: str) -> str:
-    """A question without blanks around it; an empty one, or text that is no text, is a `UserError`."""
+    """The question without surrounding whitespace. Raises `UserError` if it is empty or not plain text."""
     question = question.strip()
     if not question:
         raise UserError("the question is empty; ask something, such as 'Which organ is shown?'")
@@ -63,7 +63,7 @@ def validate_question(question: str) -> str:
 
 
 def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best", accelerator: str = "auto") -> ModelSource:
-    """`run:<name>` (a finished run of `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
+    """`where` is `run:<name>` (a finished run in `outputs`), a run folder, or a folder that `python -m src.export` wrote."""
     check_choice("checkpoint", checkpoint, ("best", "last"))
     check_choice("accelerator", accelerator, ("cpu", "gpu", "auto"))
     folder = Path(where)
@@ -76,12 +76,12 @@ def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best"
         if (exported / "config.json").exists():
             return ModelSource(str(exported), exported, None, accelerator=accelerator)
     if (Path(outputs) / where / "config.yaml").exists():
-        raise UserError(f"model={where} is a run of {outputs}; write model=run:{where}")
+        raise UserError(f"model={where} is a run in {outputs}; write model=run:{where}")
     raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
 
 
 def finished_run(outputs: str, name: str) -> tuple[Path, TrainConfig]:
-    """Folder and configuration of a run that has been trained to its end."""
+    """Folder and configuration of a run. Raises `UserError` if its training has not finished."""
     folder, stored = run_folder.read_run(outputs, name)
     if not (folder / "train.json").exists():
         raise UserError(f"run '{name}' has not finished training; continue it with the command that started it: python -m src.train ...")

@@ -1,4 +1,7 @@
-"""Patch features -> language embeddings."""
+"""Projector from patch features to language embeddings.
+
+Legend: N images, P patches, D width of a patch feature, H width of the language model.
+"""
 
 from torch import Tensor, nn
 
@@ -6,7 +9,7 @@ from src.config.train import ProjectorConfig
 
 
 class Projector(nn.Module):
-    """v_NPD -> e_NPH. `mlp` is Linear-GELU-Linear as in LLaVA-1.5 (arXiv 2310.03744), named as in transformers' Llava."""
+    """v_NPD -> e_NPH. `mlp` is Linear-GELU-Linear as in LLaVA-1.5 (arXiv 2310.03744). Layers have the names of transformers' Llava."""
 
     def __init__(self, config: ProjectorConfig, *, width: int, hidden: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Image encoders: uint8 pixels -> patch features, the same face whatever the weights.
+"""Image encoders of timm and transformers with one interface: uint8 pixels -> patch features.
 
 Legend: N images, 3HW channels and pixels (H = W = size), P patches, D width of a patch feature, F width of a pooled feature.
 """
@@ -20,10 +20,10 @@ POOLINGS = ("cls", "cls_norm", "mean", "mean_norm")
 
 
 class Vision(nn.Module):
-    """An image encoder that normalises by its own mean and std.
+    """Base class of image encoders, which normalise pixels by their own mean and std.
 
-    `size`: side of the square input in pixels; `num_patches`: P; `width`: D. Every constructor ends with `freeze_unreached`;
-    whoever trains on pooled features turns the frozen parameters on with `requires_grad_(True)`.
+    `size`: side of the square input in pixels; `num_patches`: P; `width`: D. Every constructor ends with `freeze_unused`. To train on
+    pooled features, enable the frozen parameters again with `requires_grad_(True)`.
     """
 
     trunk: Any  # a module of timm or transformers, whose attributes differ
@@ -39,44 +39,49 @@ class Vision(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def freeze_unreached(self) -> None:
-        """Freezes parameters that `forward` does not use (final norm, attention pool): DDP waits for a gradient of every trainable one.
+    def freeze_unused(self) -> None:
+        """Freezes parameters that `forward` does not use (final norm, attention pool), because DDP waits for a gradient of each
+        trainable parameter.
 
-        The autograd graph of a forward pass on the meta device names the used ones, which takes no memory and no arithmetic.
+        The used parameters are found in the autograd graph of a forward pass on the meta device, which needs no memory and computes
+        nothing.
         """
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         meta = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in named.items()}
         image = torch.empty(1, 3, self.size, self.size, dtype=torch.uint8, device="meta")
         with torch.enable_grad():
-            found = {torch.func.functional_call(self, meta, image).grad_fn} - {None}
-        nodes, used = list(found), set()
-        while nodes:
-            node = nodes.pop()
+            visited = {torch.func.functional_call(self, meta, image).grad_fn} - {None}
+        stack, used = list(visited), set()
+        while stack:
+            node = stack.pop()
             used.add(id(getattr(node, "variable", None)))
-            following = {following for following, _ in node.next_functions} - found - {None}
-            found |= following
-            nodes += following
+            inputs = {function for function, _ in node.next_functions} - visited - {None}
+            visited |= inputs
+            stack += inputs
         for name, parameter in self.named_parameters():
             if id(meta[name]) not in used:
                 parameter.requires_grad_(False)
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
-        """uint8 pixels -> v_NPD, the features of the patches before the final norm (what transformers' Llava selects)."""
+        """uint8 pixels -> v_NPD, the patch features before the final norm (as in transformers' Llava)."""
         return self.encode(self.normalise(x_N3HW))[1]
 
-    def pooled(self, x_N3HW: Tensor, how: str) -> Tensor:
-        """uint8 pixels -> f_NF, one feature per image: CLS token or mean of the patches, before or after the final norm."""
-        if how not in self.poolings():
-            raise UserError(f"this encoder has no pooling {how!r}{suggest(how, self.poolings())}")
-        return self.features(x_N3HW)[how]
+    def pooled(self, x_N3HW: Tensor, pooling: str) -> Tensor:
+        """uint8 pixels -> f_NF, one feature per image: CLS token or mean of the patches, before or after the final norm.
+
+        Raises `UserError` where the encoder lacks this pooling.
+        """
+        if pooling not in self.poolings():
+            raise UserError(f"this encoder has no pooling {pooling!r}{suggest(pooling, self.poolings())}")
+        return self.features(x_N3HW)[pooling]
 
     def features(self, x_N3HW: Tensor) -> dict[str, Tensor]:
-        """Every pooling that `poolings()` lists, from one forward pass."""
+        """All poolings of `poolings()`, from one forward pass: {pooling: f_NF}."""
         cls_NF, v_NPD = self.encode(self.normalise(x_N3HW))
-        found = {"cls": cls_NF, "mean": v_NPD.mean(1)}
+        features = {"cls": cls_NF, "mean": v_NPD.mean(1)}
         if self.norm is not None:
-            found |= {"cls_norm": None if cls_NF is None else self.norm(cls_NF), "mean_norm": self.norm(v_NPD).mean(1)}
-        return {how: found[how] for how in self.poolings()}
+            features |= {"cls_norm": None if cls_NF is None else self.norm(cls_NF), "mean_norm": self.norm(v_NPD).mean(1)}
+        return {pooling: features[pooling] for pooling in self.poolings()}
 
     def normalise(self, x_N3HW: Tensor) -> Tensor:
         return (x_N3HW.to(self.mean.dtype) / 255 - self.mean) / self.std
@@ -90,32 +95,32 @@ class Vision(nn.Module):
 
     @property
     def norm(self) -> nn.Module | None:
-        """The final norm; None where the encoder has none that applies to single features."""
+        """The final norm, or None if the encoder has none that applies to single features."""
         return None
 
-    def recompute(self, enabled: bool) -> None:
-        """Gradient checkpointing: activations inside a block are computed again in the backward pass."""
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """If enabled, the backward pass computes the activations of each block again instead of saving them."""
         self.trunk.set_grad_checkpointing(enabled)
 
 
 class TimmVit(Vision):
-    """timm's transformer family: VisionTransformer and whatever shares `blocks` and prefix tokens."""
+    """Transformers of timm: VisionTransformer and other models with `blocks` and prefix tokens."""
 
-    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
-        trunk = tower.module
-        super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
-        if size != tower.size:
+    def __init__(self, encoder: LoadedEncoder, *, size: int, layer: int):
+        trunk = encoder.module
+        super().__init__(trunk, size=size, mean=encoder.mean, std=encoder.std)
+        if size != encoder.size:
             trunk.set_input_size(img_size=size)
-        trunk.blocks = trunk.blocks[: _kept(layer, len(trunk.blocks))]
+        trunk.blocks = trunk.blocks[: _num_layers(layer, len(trunk.blocks))]
         self.width, self.num_patches = trunk.embed_dim, trunk.patch_embed.num_patches
         self.has_cls = getattr(trunk, "cls_token", None) is not None
-        self.freeze_unreached()
+        self.freeze_unused()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
-        found = self.trunk.forward_intermediates(
+        output = self.trunk.forward_intermediates(
             x_N3HW, indices=[-1], norm=False, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=self.has_cls
         )[0]
-        return (found[1][:, 0], found[0]) if self.has_cls else (None, found)
+        return (output[1][:, 0], output[0]) if self.has_cls else (None, output)
 
     @property
     def norm(self) -> nn.Module:
@@ -128,23 +133,23 @@ class TimmVit(Vision):
 class HfVit(Vision):
     """transformers' CLIPVisionModel and ViTModel."""
 
-    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
-        trunk = getattr(tower.module, "vision_model", tower.module)
-        super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
-        encoder = trunk.encoder if hasattr(trunk, "encoder") else trunk
-        blocks = "layers" if hasattr(encoder, "layers") else "layer"
-        kept = getattr(encoder, blocks)[: _kept(layer, trunk.config.num_hidden_layers)]
-        setattr(encoder, blocks, kept)
-        trunk.config.num_hidden_layers = len(kept)
+    def __init__(self, encoder: LoadedEncoder, *, size: int, layer: int):
+        trunk = getattr(encoder.module, "vision_model", encoder.module)
+        super().__init__(trunk, size=size, mean=encoder.mean, std=encoder.std)
+        parent = trunk.encoder if hasattr(trunk, "encoder") else trunk
+        attribute = "layers" if hasattr(parent, "layers") else "layer"
+        layers = getattr(parent, attribute)[: _num_layers(layer, trunk.config.num_hidden_layers)]
+        setattr(parent, attribute, layers)
+        trunk.config.num_hidden_layers = len(layers)
         self.interpolates = size != trunk.config.image_size
         self.width, self.num_patches = trunk.config.hidden_size, (size // trunk.config.patch_size) ** 2
-        self.freeze_unreached()
+        self.freeze_unused()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        clip = hasattr(self.trunk, "post_layernorm")
-        found = self.trunk(pixel_values=x_N3HW, interpolate_pos_encoding=self.interpolates, output_hidden_states=not clip)
-        # CLIP's last hidden state is before its final norm, ViT's after it.
-        tokens = found.last_hidden_state if clip else found.hidden_states[-1]
+        is_clip = hasattr(self.trunk, "post_layernorm")
+        output = self.trunk(pixel_values=x_N3HW, interpolate_pos_encoding=self.interpolates, output_hidden_states=not is_clip)
+        # The last hidden state of CLIP is before the final norm, that of ViT after it.
+        tokens = output.last_hidden_state if is_clip else output.hidden_states[-1]
         return tokens[:, 0], tokens[:, 1:]
 
     @property
@@ -154,32 +159,32 @@ class HfVit(Vision):
     def poolings(self) -> tuple[str, ...]:
         return POOLINGS
 
-    def recompute(self, enabled: bool) -> None:
+    def set_activation_checkpointing(self, enabled: bool) -> None:
         if enabled:
             self.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             self.trunk.gradient_checkpointing_disable()
 
 
-class Grid(Vision):
-    """timm's convolutional and hierarchical models: the cells of the last stage are the patches.
+class TimmFeatureMap(Vision):
+    """Convolutional and hierarchical models of timm: each cell of the last feature map is a patch.
 
-    Pooling `cls` is the attention pool's output where the model has one (PMC-CLIP: 768 wide, the patches 2048). Batch-norm
-    statistics stay those of the weights: packed rows and blank images would spoil them.
+    Pooling `cls` is the output of the attention pool, if the model has one (PMC-CLIP: 768 wide; patches are 2048 wide). Batch norm
+    always uses the stored statistics, because the batches of packed sequences and blank images would distort them.
     """
 
-    def __init__(self, tower: LoadedEncoder, *, size: int, layer: int):
-        trunk = tower.module
-        super().__init__(trunk, size=size, mean=tower.mean, std=tower.std)
-        if size != tower.size and hasattr(trunk, "set_input_size"):
+    def __init__(self, encoder: LoadedEncoder, *, size: int, layer: int):
+        trunk = encoder.module
+        super().__init__(trunk, size=size, mean=encoder.mean, std=encoder.std)
+        if size != encoder.size and hasattr(trunk, "set_input_size"):
             trunk.set_input_size(img_size=size)
-        self.layer = _kept(layer, len(trunk.feature_info)) - 1
+        self.layer = _num_layers(layer, len(trunk.feature_info)) - 1
         stage = trunk.feature_info[self.layer]
         self.width, self.num_patches = stage["num_chs"], math.ceil(size / stage["reduction"]) ** 2
         self.has_pool = hasattr(getattr(trunk, "head", None), "pos_embed")
         trunk.prune_intermediate_layers(indices=[self.layer], prune_norm=True, prune_head=not self.has_pool)
         self.train()
-        self.freeze_unreached()
+        self.freeze_unused()
 
     def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
         v_NDhw = self.trunk.forward_intermediates(x_N3HW, indices=[self.layer], intermediates_only=True, stop_early=True)[0]
@@ -188,7 +193,7 @@ class Grid(Vision):
     def poolings(self) -> tuple[str, ...]:
         return ("cls", "mean") if self.has_pool else ("mean",)
 
-    def train(self, mode: bool = True) -> "Grid":
+    def train(self, mode: bool = True) -> "TimmFeatureMap":
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -197,25 +202,26 @@ class Grid(Vision):
 
 
 def load_vision(config: VisionConfig) -> Vision:
-    """The encoder that `config` describes, in float32; errors in its files or keys are `UserError`s."""
-    tower = load_encoder(config)
-    if isinstance(tower.module, PreTrainedModel):
-        kind: type = HfVit
+    """The encoder of a configuration, in float32. Raises `UserError` for wrong keys and for files that cannot be loaded."""
+    encoder = load_encoder(config)
+    if isinstance(encoder.module, PreTrainedModel):
+        vision_class: type = HfVit
     else:
-        kind = TimmVit if hasattr(tower.module, "num_prefix_tokens") and hasattr(tower.module, "blocks") else Grid
-    size = config.image_size or tower.size
-    fault = "an image would have no patch"
+        is_vit = hasattr(encoder.module, "num_prefix_tokens") and hasattr(encoder.module, "blocks")
+        vision_class = TimmVit if is_vit else TimmFeatureMap
+    size = config.image_size or encoder.size
+    reason = "an image would have no patch"
     try:
-        vision = kind(tower, size=size, layer=config.layer)
+        vision = vision_class(encoder, size=size, layer=config.layer)
     except (RuntimeError, AssertionError, ValueError) as error:
-        vision, fault = None, one_line(error)
+        vision, reason = None, one_line(error)
     if vision is None or vision.num_patches == 0:
-        raise UserError(f"vision.image_size={size} does not fit this encoder: {fault}")
+        raise UserError(f"vision.image_size={size} does not fit this encoder: {reason}")
     return vision
 
 
 def identity(config: VisionConfig) -> dict[str, str]:
-    """{id, revision, sha256}: which weights an encoder starts from, for checkpoints that leave frozen ones out."""
+    """{id, revision, sha256} of the weights that an encoder starts from, for checkpoints without the frozen parts."""
     if config.format == "scratch":
         return {"id": f"scratch:{config.architecture}", "revision": "", "sha256": ""}
     path = config.path
@@ -223,15 +229,15 @@ def identity(config: VisionConfig) -> dict[str, str]:
         path = timm.get_pretrained_cfg(config.architecture).hf_hub_id
         if not path:
             raise UserError(
-                f"vision.architecture={config.architecture} has weights in no hub repository, so a checkpoint could not name them; "
-                "take another of timm's, or a folder as vision.path"
+                f"vision.architecture={config.architecture} has weights in no hub repository, so a checkpoint could not identify them; "
+                "choose another timm model, or set vision.path to a folder"
             )
     names = {"open_clip": OPEN_CLIP_FILES, "pmc_clip": PMC_CLIP_FILES}.get(config.format, HF_FILES)
     return identity_of(path, weight_files(path, names, revision=config.revision, key="vision.path"), revision=config.revision)
 
 
-def _kept(layer: int, depth: int) -> int:
-    """How many layers stand up to and including `layer` (0-based, or negative from the end)."""
+def _num_layers(layer: int, depth: int) -> int:
+    """Number of layers up to and including `layer` (counted from 0, or negative from the end)."""
     if not -depth <= layer < depth:
         raise UserError(f"vision.layer={layer} is out of range: the encoder has {depth} layers (-1 is the last)")
     return layer % depth + 1

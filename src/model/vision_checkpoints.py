@@ -1,4 +1,4 @@
-"""Stored image encoders, one function per format: config -> a bare module with its weights, its input size, mean and std."""
+"""Checkpoint formats of image encoders. One function per format loads a module with its weights, input size, mean and std."""
 
 import difflib
 import json
@@ -27,7 +27,7 @@ from src.model.weight_files import (
 )
 from src.runtime.errors import UserError, suggest
 
-# OpenAI CLIP's, which BiomedCLIP, PMC-CLIP and PubMedCLIP kept (open_clip's constants.py).
+# Of OpenAI CLIP; BiomedCLIP, PMC-CLIP and PubMedCLIP use the same (constants.py of open_clip).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -47,19 +47,19 @@ class LoadedEncoder:
 
 
 def open_clip(config: VisionConfig) -> LoadedEncoder:
-    """A CLIP whose image tower is a timm model, as open_clip stores it (BiomedCLIP; arXiv 2303.00915).
+    """A CLIP in the format of open_clip with a timm image tower (BiomedCLIP; arXiv 2303.00915).
 
-    Reads `visual.trunk.*`; the text tower and the projection to the common space are left out.
+    Only `visual.trunk.*` is read, not the text tower and the projection to the common space.
     """
-    described = read_json(find_file(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
+    description = read_json(find_file(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
     try:
-        vision = described["model_cfg"]["vision_cfg"]
+        vision = description["model_cfg"]["vision_cfg"]
         name, size = vision["timm_model_name"], int(vision.get("image_size", 224))
-        mean, std = _per_channel(described["preprocess_cfg"], "mean"), _per_channel(described["preprocess_cfg"], "std")
+        mean, std = _per_channel(description["preprocess_cfg"], "mean"), _per_channel(description["preprocess_cfg"], "std")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"open_clip_config.json of {config.path} is none that can be read ({one_line(error)}); "
-            "only CLIP models with a timm image tower and a square image can be"
+            f"vision.path={config.path}: open_clip_config.json cannot be used ({one_line(error)}); "
+            "give a CLIP model with a timm image tower and a square image"
         ) from None
     file = find_file(config.path, OPEN_CLIP_FILES, revision=config.revision, key="vision.path")
     prefix = "visual.trunk."
@@ -79,9 +79,9 @@ def save_open_clip(
     std: tuple[float, ...] = CLIP_STD,
     safetensors_file: bool = True,
 ) -> None:
-    """Writes a timm model (without classifier) so that format `open_clip` reads it back; `kwargs` went to `timm.create_model`.
+    """Writes a timm model without classifier in format `open_clip`; `kwargs` are those of `timm.create_model`.
 
-    `vision_cfg.timm_model_kwargs` is our addition to the format: open_clip itself builds towers by name alone.
+    `vision_cfg.timm_model_kwargs` is our addition to the format: open_clip itself builds towers from their name only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = model.patch_embed.img_size[0]
@@ -92,7 +92,7 @@ def save_open_clip(
         "timm_proj": "linear",
         "image_size": size,
     }
-    described = {
+    description = {
         "model_cfg": {"embed_dim": model.num_features, "vision_cfg": {**vision, "image_size": size, "timm_model_kwargs": kwargs}},
         "preprocess_cfg": {"mean": list(mean), "std": list(std)},
     }
@@ -101,14 +101,15 @@ def save_open_clip(
         safetensors.torch.save_file(state, folder / OPEN_CLIP_FILES[0])
     else:
         torch.save(state, folder / OPEN_CLIP_FILES[1])
-    # Last, because it is what a reader looks for first.
-    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    # Written last, because readers look for it first: an incomplete folder is not taken for a complete one.
+    (folder / "open_clip_config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def pmc_clip(config: VisionConfig) -> LoadedEncoder:
-    """PMC-CLIP's image tower (arXiv 2303.07240): CLIP's ModifiedResNet-50 with 32 attention-pool heads and 768 outputs.
+    """The image tower of PMC-CLIP (arXiv 2303.07240): CLIP's ModifiedResNet-50 with 32 attention-pool heads and 768 outputs.
 
-    Its published code derives the heads as width * 32 / 64; 8 heads load without an error and give other features.
+    The published code computes the number of heads as width * 32 / 64. With 8 heads the weights load without an error and give other
+    features.
     """
     file = find_file(config.path, PMC_CLIP_FILES, revision=config.revision, key="vision.path")
     state = {
@@ -120,35 +121,37 @@ def pmc_clip(config: VisionConfig) -> LoadedEncoder:
 
 
 def _is_image_key(name: str) -> bool:
-    """The file is the image tower alone (bare names) or the whole model (the tower under `visual.`)."""
+    """A file holds the image tower alone (names without prefix) or the whole model (the tower under `visual.`)."""
     return "visual." in name or re.match(r"(module\.)?(conv|bn|layer|attnpool)", name) is not None
 
 
 def hf_clip(config: VisionConfig) -> LoadedEncoder:
-    """The image half of a transformers CLIP folder (PubMedCLIP; arXiv 2112.13906), mean and std from its preprocessor_config.json."""
+    """The image encoder of a transformers CLIP (PubMedCLIP; arXiv 2112.13906); mean and std are those of preprocessor_config.json."""
     from transformers import CLIPVisionModel
 
     return _hf(config, CLIPVisionModel, types=("clip", "clip_vision_model"))
 
 
 def hf_vit(config: VisionConfig) -> LoadedEncoder:
-    """A transformers ViT folder (`google/vit-base-patch16-224-in21k` and its fine-tuned kin)."""
+    """A transformers ViT (`google/vit-base-patch16-224-in21k` and models fine-tuned from it)."""
     from transformers import ViTModel
 
     return _hf(config, ViTModel, types=("vit",), add_pooling_layer=False)
 
 
-def _hf(config: VisionConfig, kind: Any, *, types: tuple[str, ...], **kwargs: Any) -> LoadedEncoder:
-    found = read_json(find_file(config.path, ["config.json"], revision=config.revision, key="vision.path")).get("model_type")
-    if found not in types:
-        raise UserError(f"vision.format={config.format} reads models of type {' or '.join(types)}, but {config.path} is of type {found!r}")
-    look = read_json(find_file(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
+def _hf(config: VisionConfig, model_class: Any, *, types: tuple[str, ...], **kwargs: Any) -> LoadedEncoder:
+    model_type = read_json(find_file(config.path, ["config.json"], revision=config.revision, key="vision.path")).get("model_type")
+    if model_type not in types:
+        raise UserError(
+            f"vision.format={config.format} reads models of type {' or '.join(types)}, but {config.path} is of type {model_type!r}"
+        )
+    preprocessor = read_json(find_file(config.path, ["preprocessor_config.json"], revision=config.revision, key="vision.path"))
     find_file(config.path, HF_FILES, revision=config.revision, key="vision.path")
     settings = {"revision": "main" if config.revision == UNVERIFIED else config.revision, "dtype": torch.float32, **kwargs}
     try:
-        mean, std = _per_channel(look, "image_mean"), _per_channel(look, "image_std")
-        model, info = kind.from_pretrained(config.path, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
-    except Exception as error:  # each library raises what it likes
+        mean, std = _per_channel(preprocessor, "image_mean"), _per_channel(preprocessor, "image_std")
+        model, info = model_class.from_pretrained(config.path, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    except Exception as error:  # libraries raise different types for a broken folder
         raise UserError(f"vision.path={config.path} cannot be loaded as {config.format}: {one_line(error)}") from None
     raise_mismatches(
         {"lacks": info["missing_keys"], "has wrong shapes:": [str(key[0]) for key in info["mismatched_keys"]]}, origin=config.path
@@ -156,13 +159,13 @@ def _hf(config: VisionConfig, kind: Any, *, types: tuple[str, ...], **kwargs: An
     return LoadedEncoder(model, model.config.image_size, mean, std)
 
 
-def _per_channel(described: dict, key: str) -> tuple[float, float, float]:
-    red, green, blue = map(float, described[key])
+def _per_channel(description: dict, key: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, description[key])
     return red, green, blue
 
 
 def timm_hub(config: VisionConfig) -> LoadedEncoder:
-    """Any timm model with its published weights: by architecture name, or from a hub repository or folder that timm wrote."""
+    """A timm model with its published weights, by architecture name, or from a hub repository or folder in the format of timm."""
     name = timm_source(config)
     model = _create(name, config.architecture_kwargs, pretrained=True)
     model.reset_classifier(0)
@@ -171,7 +174,7 @@ def timm_hub(config: VisionConfig) -> LoadedEncoder:
 
 
 def timm_source(config: VisionConfig) -> str:
-    """The name by which `timm.create_model` knows the weights."""
+    """The model name for `timm.create_model`."""
     if not config.path:
         return config.architecture
     if Path(config.path).is_dir():
@@ -180,12 +183,12 @@ def timm_source(config: VisionConfig) -> str:
 
 
 def scratch(config: VisionConfig) -> LoadedEncoder:
-    """A timm architecture as timm initialises it, drawn from torch's generator: seed that first.
+    """A timm architecture with random weights, which depend on the state of torch's generator.
 
-    It has no mean and std of its own and takes CLIP's, so that it sees the same pixels as BiomedCLIP does.
+    It uses the mean and std of CLIP, so that it gets the same input as BiomedCLIP.
     """
     kwargs = dict(config.architecture_kwargs)
-    _known(config.architecture)
+    _require_timm_model(config.architecture)
     published = timm.get_pretrained_cfg(config.architecture)
     size = config.image_size or kwargs.get("img_size") or published.input_size[-1]
     if published.fixed_input_size:
@@ -197,6 +200,7 @@ FORMATS = {"open_clip": open_clip, "hf_clip": hf_clip, "hf_vit": hf_vit, "pmc_cl
 
 
 def load_encoder(config: VisionConfig) -> LoadedEncoder:
+    """Loads `config` by its format. Raises `UserError` for an unknown format and for files that do not fit."""
     if config.format not in FORMATS:
         raise UserError(f"vision.format={config.format!r}{suggest(config.format, FORMATS)}")
     return FORMATS[config.format](config)
@@ -204,7 +208,7 @@ def load_encoder(config: VisionConfig) -> LoadedEncoder:
 
 def _create(name: str, kwargs: dict[str, int], *, pretrained: bool = False) -> nn.Module:
     if ":" not in name:
-        _known(name)
+        _require_timm_model(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **(kwargs if pretrained else {**kwargs, "num_classes": 0}))
     except (TypeError, AssertionError, ValueError) as error:
@@ -213,19 +217,19 @@ def _create(name: str, kwargs: dict[str, int], *, pretrained: bool = False) -> n
         raise UserError(f"timm could not load the weights of {name}: {one_line(error)}") from None
 
 
-def _known(name: str) -> None:
+def _require_timm_model(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(f"vision.architecture={name!r} is not a timm model" + (f"; did you mean '{close[0]}'?" if close else ""))
 
 
 def untrained_copy(config: VisionConfig) -> VisionConfig:
-    """The same architecture and input size without its weights: what a from-scratch comparison trains."""
+    """The same architecture and input size with random weights, for comparisons with training from scratch."""
     if config.format == "scratch":
         return config
     if config.format == "open_clip":
-        described = read_json(find_file(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
-        vision = described["model_cfg"]["vision_cfg"]
+        description = read_json(find_file(config.path, ["open_clip_config.json"], revision=config.revision, key="vision.path"))
+        vision = description["model_cfg"]["vision_cfg"]
         return VisionConfig(
             architecture=vision["timm_model_name"],
             architecture_kwargs=vision.get("timm_model_kwargs", {}),
@@ -234,4 +238,6 @@ def untrained_copy(config: VisionConfig) -> VisionConfig:
         )
     if config.format == "timm" and config.architecture:
         return replace(config, format="scratch", path="", revision=UNVERIFIED)
-    raise UserError(f"an encoder of format {config.format} has no from-scratch twin; allowed: open_clip, timm (by name), scratch")
+    raise UserError(
+        f"vision.format={config.format} cannot be built with random weights; allowed: open_clip, timm (by architecture name), scratch"
+    )

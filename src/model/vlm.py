@@ -1,7 +1,7 @@
 """Image encoder -> projector -> language model.
 
-Legend: B rows, T tokens, N images, P patches, D vision width, H language width, S supervised positions,
-K image tokens.
+Legend: B packed sequences, T tokens, N images, P patches, D vision width, H language width, S tokens whose successor is supervised,
+K image tokens. Indices count the B x T tokens of all sequences, flattened.
 """
 
 import torch
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from src.config.train import TrainConfig
 from src.data.packing import Batch
 from src.data.prompt import IMAGE, Prompter
-from src.model.fast.attention import PackedSequences
-from src.model.fast.recompute import set_activation_checkpointing
 from src.model.language import Language
 from src.model.language_checkpoint import language_identity, load_language
 from src.model.loss import token_losses
@@ -21,46 +19,49 @@ from src.runtime.errors import UserError
 
 
 class VLM(nn.Module):
+    """The vision-language model: patches of each image take the place of its `<image>` tokens in the input of the language model."""
+
     def __init__(self, vision: Vision, projector: Projector, language: Language):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_id = language.tokenizer.convert_tokens_to_ids(IMAGE)
         self.weights: dict[str, dict[str, str]] = {}  # part -> id, revision and sha256 of its stored weights
-        self.inherited: set[str] = set()  # parameters that came from a checkpoint: they are no longer those of the stored weights
+        self.inherited: set[str] = set()  # parameters that a checkpoint has replaced: they differ from the stored weights
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every supervised token: (losses_S, sources_S)."""
+        """Cross-entropy and source number of every supervised token: (losses_S, sources_S)."""
         e_BTH = self.embed(batch.input_ids_BT, batch.images_NCHW, batch.image_token_index_K)
-        h_SH = self.language.states(e_BTH, batch.position_ids_BT, PackedSequences.of(batch.edges, e_BTH.device), batch.loss_index_S)
-        next_S = batch.loss_index_S + 1
-        losses_S = token_losses(h_SH, self.language.head, batch.labels_BT.flatten()[next_S])
-        return losses_S, batch.sources_BT.flatten()[next_S]
+        h_SH = self.language.loss_states(e_BTH, batch.position_ids_BT, batch.edges, batch.loss_index_S)
+        target_index_S = batch.loss_index_S + 1
+        targets_S = batch.labels_BT.flatten()[target_index_S]
+        losses_S = token_losses(h_SH, self.language.head, targets_S, fast=self.language.fast)
+        return losses_S, batch.sources_BT.flatten()[target_index_S]
 
     def embed(self, input_ids_BT: Tensor, images_NCHW: Tensor, image_token_index_K: Tensor | None = None) -> Tensor:
-        """Token embeddings with each run of <image> placeholders replaced by the projected patches of its image.
+        """Token embeddings e_BTH in which the projected patches of each image replace its `<image>` placeholders.
 
-        `image_token_index_K` are the placeholders in the line of all B x T tokens; without them they are looked for.
+        `image_token_index_K` holds the placeholders; without it they are searched for, and on a GPU the host waits for the result.
+        Raises `ValueError` where placeholders and patches differ in number.
         """
         e_BTH = self.language.embed(input_ids_BT)
-        image_token_index_K = (
-            (input_ids_BT.flatten() == self.image_id).nonzero()[:, 0] if image_token_index_K is None else image_token_index_K
-        )
+        if image_token_index_K is None:
+            image_token_index_K = (input_ids_BT.flatten() == self.image_id).nonzero()[:, 0]
         if len(image_token_index_K) != len(images_NCHW) * self.vision.num_patches:
             raise ValueError(
                 f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches"
             )
         if len(images_NCHW):
-            patches_KH = self.see(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
+            patches_KH = self.encode_images(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
             return e_BTH.flatten(0, 1).index_copy(0, image_token_index_K, patches_KH).view_as(e_BTH)
         if not torch.is_grad_enabled():
             return e_BTH
-        # A text-only batch still runs the vision part, with weight 0: under DDP every rank must touch every parameter.
+        # A text-only batch runs the vision part too, with weight 0: DDP needs a gradient of every parameter on every rank.
         size = self.vision.size
         dummy = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=input_ids_BT.device)
-        return e_BTH + 0.0 * self.see(dummy).mean().to(e_BTH.dtype)
+        return e_BTH + 0.0 * self.encode_images(dummy).mean().to(e_BTH.dtype)
 
-    def see(self, images_NCHW: Tensor) -> Tensor:
-        """Projected patches e_NPH."""
+    def encode_images(self, images_NCHW: Tensor) -> Tensor:
+        """uint8 pixels -> projected patches e_NPH."""
         return self.projector(self.vision(images_NCHW))
 
     def parts(self) -> dict[str, nn.Module]:
@@ -71,18 +72,23 @@ class VLM(nn.Module):
 
 
 def build_vlm(config: TrainConfig) -> VLM:
-    """The three parts from their weights, frozen where their learning rate is 0. LoRA and projector start from `config.seed`."""
+    """The model of a configuration with its stored weights. Parts with learning rate 0 are frozen.
+
+    LoRA and projector are initialised from `config.seed`. Raises `UserError` for a language model whose attention window is shorter
+    than `data.max_seq_len`.
+    """
     torch.manual_seed(config.seed)
     vision = load_vision(config.vision)
-    stored = config.language
-    base, tokenizer = load_language(stored.path, revision=stored.revision, dtype=getattr(torch, stored.dtype))
+    settings = config.language
+    base, tokenizer = load_language(settings.path, revision=settings.revision, dtype=getattr(torch, settings.dtype))
     window = getattr(base.config, "sliding_window", None)
     if window and window < config.data.max_seq_len:
         raise UserError(
-            f"language.path={stored.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
+            f"language.path={settings.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
             f"data.max_seq_len={config.data.max_seq_len} to that or less, so that no sample is longer"
         )
-    language = Language(base, tokenizer, stored.lora)
+    checkpointing = config.trainer.activation_checkpointing
+    language = Language(base, tokenizer, settings.lora, fast=settings.fast, activation_checkpointing=checkpointing)
     projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
     model = VLM(vision, projector, language)
     for name, part in model.parts().items():
@@ -90,15 +96,14 @@ def build_vlm(config: TrainConfig) -> VLM:
             part.requires_grad_(False)
     model.weights = {
         "vision": identity(config.vision),
-        "language": language_identity(stored.path, revision=stored.revision),
+        "language": language_identity(settings.path, revision=settings.revision),
     }
-    vision.recompute(config.trainer.activation_checkpointing == "full")
-    set_activation_checkpointing(language.base, config.trainer.activation_checkpointing)
+    vision.set_activation_checkpointing(checkpointing == "full")
     return model
 
 
 def parameter_summary(model: VLM, config: TrainConfig) -> list[dict]:
-    """Per part its parameters, the trainable ones, the peak learning rate and where its weights come from."""
+    """One row per part: number of parameters, of trainable ones, peak learning rate, and origin of the weights."""
     vision = config.vision.path or config.vision.architecture
     origin = {"vision": vision, "projector": config.projector.kind, "language": config.language.path}
     origin = {
@@ -118,7 +123,7 @@ def parameter_summary(model: VLM, config: TrainConfig) -> list[dict]:
 
 
 def summary_table(parts: list[dict]) -> str:
-    """What is frozen and what trains, for people."""
+    """`parameter_summary` as text."""
     lines = [f"{'part':<11}{'parameters':>15}{'trainable':>15}{'lr':>10}  weights"]
     for part in parts:
         rate = part["lr"] if part["trainable"] else "frozen"

@@ -1,4 +1,4 @@
-"""Weights on disk or on the hub: find the file, read tensors and nothing else, load them exactly, name them for good."""
+"""Weight files on disk or on the Hugging Face hub: finding, reading (tensors only), strict loading and identification."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
 
-UNVERIFIED = "unverified"  # a revision that nobody read at a named source
+UNVERIFIED = "unverified"  # a revision that is not pinned to a commit
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ID = re.compile(r"(datasets/)?(?!\.)[\w.-]+/[\w.-]+")
@@ -28,34 +28,34 @@ _HUB_ID = re.compile(r"(datasets/)?(?!\.)[\w.-]+/[\w.-]+")
 def find_file(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
     """The first of `names` that exists in a local folder or in a hub repository (`owner/name`, `datasets/owner/name`).
 
-    A `path` that is itself a file is returned as it is. The hub is asked through huggingface_hub, so HF_ENDPOINT,
-    HF_HUB_OFFLINE and its cache hold. `key` is the config key to name in the error.
+    A `path` that is a file is returned unchanged. Downloads go through huggingface_hub, which respects HF_ENDPOINT and
+    HF_HUB_OFFLINE and uses its cache. Raises `UserError`, which names the config key `key`, if there is no such file.
     """
-    local, wanted = Path(path).expanduser(), " or ".join(names)
+    local, expected = Path(path).expanduser(), " or ".join(names)
     if local.is_file():
         return local
     if local.is_dir():
         for name in names:
             if (local / name).is_file():
                 return local / name
-        raise UserError(f"{key}={path} is a folder without {wanted}; it holds {_listing(local)}")
+        raise UserError(f"{key}={path} is a folder without {expected}; it holds {_listing(local)}")
     if not _HUB_ID.fullmatch(path):
         raise UserError(f"{key}={path!r} is neither a file, nor a folder, nor a hub id of the form owner/name")
     return _from_hub(path, names, revision=revision, key=key)
 
 
 def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
-    kind = "dataset" if path.startswith("datasets/") else "model"
-    pinned = None if revision == UNVERIFIED else revision
+    repo_type = "dataset" if path.startswith("datasets/") else "model"
+    commit = None if revision == UNVERIFIED else revision
     reason, reached = "the repository does not hold it", True
     for name in names:
         try:
-            # Each vain attempt to connect takes half a minute of retries: one is enough.
+            # A failed connection takes half a minute of retries, so only one is attempted.
             file = hf_hub_download(
                 path.removeprefix("datasets/"),
                 name,
-                repo_type=kind,
-                revision=pinned,
+                repo_type=repo_type,
+                revision=commit,
                 local_files_only=not reached,
                 tqdm_class=Progress,
             )
@@ -68,8 +68,10 @@ def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
             reason = "the repository is gated: accept its terms and set HF_TOKEN"
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-    wanted = " or ".join(names)
-    raise UserError(f"{key}={path} is no local folder and {wanted} did not come from the hub ({reason}); give a folder that holds it")
+    expected = " or ".join(names)
+    raise UserError(
+        f"{key}={path} is no local folder and {expected} could not be downloaded from the hub ({reason}); give a folder that holds it"
+    )
 
 
 def _listing(folder: Path) -> str:
@@ -78,26 +80,26 @@ def _listing(folder: Path) -> str:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or a torch file, on the CPU; a torch file may wrap it as {'state_dict': ...}.
+    """The state dict in a .safetensors or torch file, on the CPU. A torch file may wrap it as {'state_dict': ...}.
 
-    Torch files are read with `weights_only=True`: one that carries other objects is refused.
+    Raises `UserError` for a file that holds other objects than tensors (torch files are read with `weights_only=True`), or is truncated.
     """
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{file} holds Python objects besides tensors (or is no torch file) and is not loaded") from None
+        raise UserError(f"{file} holds Python objects besides tensors (or is no torch file); it is not loaded") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} cannot be read as tensors, perhaps it is cut short: {str(error).splitlines()[0]}") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{file} cannot be read as tensors and may be truncated: {str(error).splitlines()[0]}") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file} holds no state dict (a mapping of names to tensors)")
-    return found
+    return state
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], *, origin: str) -> None:
-    """`load_state_dict` that names the first missing, unknown or differently shaped tensors in one sentence."""
+    """`load_state_dict` with a `UserError` that names the first missing, unknown or differently shaped tensors."""
     expected = module.state_dict()
     shapes = [
         f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
@@ -110,21 +112,21 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, origin: str) ->
     module.load_state_dict(state, strict=True)
 
 
-def raise_mismatches(faults: dict[str, Collection[str]], *, origin: str) -> None:
-    """Raises one `UserError` that names the first three of each kind of fault; nothing when there is none."""
-    told = []
-    for verb, names in faults.items():
+def raise_mismatches(mismatches: dict[str, Collection[str]], *, origin: str) -> None:
+    """Raises a `UserError` with the first three tensors of each kind of mismatch ("lacks", "has unknown", ...), if there are any."""
+    clauses = []
+    for verb, names in mismatches.items():
         if names:
-            told.append(f"{verb} {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-    if told:
-        raise UserError(f"the weights in {origin} do not fit the model: the file {'; it '.join(told)}")
+            clauses.append(f"{verb} {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+    if clauses:
+        raise UserError(f"the weights in {origin} do not fit the model: the file {'; it '.join(clauses)}")
 
 
 def identity_of(path: str, files: Sequence[Path], *, revision: str) -> dict[str, str]:
-    """{id, revision, sha256}: what a checkpoint stores about weights that it does not hold.
+    """{id, revision, sha256}, by which a checkpoint identifies weights that it does not hold.
 
-    One file gives its own sha256, several that of the lines `<name> <sha256>`. The revision of files that came from the
-    hub is the commit under which the hub's cache keeps them.
+    For one file, `sha256` is that of its content; for several files, that of the lines `<name> <sha256>`. `revision` of files in the
+    hub's cache is their commit.
     """
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda file: _sha256(file, file.stat().st_size, file.stat().st_mtime_ns), files))
@@ -135,7 +137,7 @@ def identity_of(path: str, files: Sequence[Path], *, revision: str) -> dict[str,
 
 
 def weight_files(path: str, names: Sequence[str], *, revision: str, key: str) -> list[Path]:
-    """The file of `names` that stands at `path`, or the shards that it lists where it is an index."""
+    """The first of `names` that exists at `path`; for an index file, the shards that it lists."""
     file = find_file(path, names, revision=revision, key=key)
     if file.suffix != ".json":
         return [file]
@@ -151,17 +153,17 @@ def _sha256(file: Path, size: int, modified: int) -> str:
 
 def read_json(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds a JSON {type(found).__name__} where names and values are needed")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a JSON {type(content).__name__}, not an object of names and values")
+    return content
 
 
 def one_line(error: Exception) -> str:
-    """What a library says of files that it cannot load, as one clause."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to load it all the same
+    """A library's error about files that it cannot load, as one clause."""
+    if isinstance(error, pickle.UnpicklingError):  # the message of torch recommends loading it anyway
         return "its weights hold Python objects besides tensors, or are no torch file"
     if isinstance(error, KeyError):
         return f"it has no {error}"

@@ -1,10 +1,10 @@
-"""LLaMA's layers on packed rows: what transformers computes, with fewer passes over memory and without what nothing reads.
+"""LLaMA layers for packed sequences: the results of transformers with fewer passes over memory.
 
-Queries, keys and values stay in the line of all places (transformers turns them to and fro, a copy each), and the last layer goes
-on behind its attention for those places alone that predict a supervised token: no other place reads the rest.
+Q, K and V stay flattened as (B*T, heads, head_dim), which saves two transposes and their copies. After its attention, the last layer
+computes only the tokens whose successor is supervised, because the loss reads no other.
 
-Legend: B rows, T tokens, L = B x T places of all rows in a line, S places that predict, A heads, G heads of keys and values, E width
-of a head, F half of it, H width.
+Legend: B sequences, T tokens, L = B x T tokens of all sequences, flattened, S tokens whose successor is supervised, A query heads,
+G key and value heads, E head width, F = E / 2, H model width.
 """
 
 import torch
@@ -15,17 +15,26 @@ from src.model.fast.attention import PackedSequences, varlen_attention
 from src.model.fast.lora import lora_linears
 
 
-def patch_llama(body: nn.Module) -> bool:
-    """Changes a `LlamaModel` in place and says whether it is one; only a call with `spans` goes the new way.
+def patch_llama(body: nn.Module) -> None:
+    """Replaces the attention of every layer, and the last layer, of a `LlamaModel`; does nothing to another model.
 
-    With `loss_index_S` its last hidden state is (1, S, H).
+    The new modules own the submodules of the old ones, so parameters and their names stay. They differ from transformers only in a
+    call with `packed_sequences`, whose last hidden state is (1, S, H) if `loss_index_S` is given too.
     """
     if type(body) is not LlamaModel:
-        return False
-    for layer in body.layers:
-        layer.self_attn.__class__ = PackedLlamaAttention
-    body.layers[-1].__class__ = LossOnlyLastLayer
-    return True
+        return
+    config = body.config
+    with torch.device("meta"):  # the submodules that the constructors make are replaced at once
+        for n, layer in enumerate(body.layers):
+            layer.self_attn = _take_submodules(PackedLlamaAttention(config, n), layer.self_attn)
+        last = len(body.layers) - 1
+        body.layers[last] = _take_submodules(LossOnlyLastLayer(config, last), body.layers[last])
+
+
+def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
+    for name, child in old.named_children():
+        setattr(new, name, child)
+    return new.train(old.training)
 
 
 class PackedLlamaAttention(LlamaAttention):
@@ -34,33 +43,34 @@ class PackedLlamaAttention(LlamaAttention):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         *,
-        spans: PackedSequences | None = None,
-        only_S: Tensor | None = None,
+        packed_sequences: PackedSequences | None = None,
+        output_index_S: Tensor | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """x_BTH -> y_BTH, or (1, S, H) of the places `only_S`."""
-        if spans is None:
+        """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `output_index_S` alone."""
+        if packed_sequences is None:
             return super().forward(hidden_states, position_embeddings, **kwargs)
-        made = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
-        q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in made)
+        projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in projections)
         cos_LE, sin_LE = (part.expand(*hidden_states.shape[:-1], -1).flatten(0, 1).to(q_LAE.dtype) for part in position_embeddings)
         q_LAE, k_LGE = (_ApplyRotary.apply(states, cos_LE, sin_LE) for states in (q_LAE, k_LGE))
-        y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, spans, scale=self.scaling).flatten(1)
-        return self.o_proj(y_LH.view(*hidden_states.shape[:-1], -1) if only_S is None else y_LH.index_select(0, only_S)[None]), None
+        y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
+        y_BTH = y_LH.view(*hidden_states.shape[:-1], -1) if output_index_S is None else y_LH.index_select(0, output_index_S)[None]
+        return self.o_proj(y_BTH), None
 
 
 class LossOnlyLastLayer(LlamaDecoderLayer):
     def forward(self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, **kwargs) -> Tensor:  # type: ignore[override]
-        """x_BTH -> y_BTH, or (1, S, H) with `loss_index_S`."""
+        """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `loss_index_S` alone."""
         if loss_index_S is None:
             return super().forward(hidden_states, **kwargs)
-        attended_1SH, _ = self.self_attn(self.input_layernorm(hidden_states), only_S=loss_index_S, **kwargs)
-        x_1SH = hidden_states.flatten(0, 1).index_select(0, loss_index_S) + attended_1SH
+        attention_1SH, _ = self.self_attn(self.input_layernorm(hidden_states), output_index_S=loss_index_S, **kwargs)
+        x_1SH = hidden_states.flatten(0, 1).index_select(0, loss_index_S) + attention_1SH
         return x_1SH + self.mlp(self.post_attention_layernorm(x_1SH))
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """Rotary positions (Su et al., arXiv 2104.09864), halves of a head as pairs, as transformers stores LLaMA."""
+    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
 
     @staticmethod
     def forward(ctx, x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:

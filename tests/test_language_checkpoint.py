@@ -32,15 +32,15 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 @pytest.fixture(scope="module")
 def pmc_llama(tmp_path_factory):
-    """A small PMC-LLaMA as its repository holds it: .bin shards, early special ids, a nameless tokenizer; and the model."""
+    """A small PMC-LLaMA in the format of its repository (.bin shards, early special ids, a tokenizer without names), and the model."""
     folder = tmp_path_factory.mktemp("pmc_llama")
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    nameless = {"bos_token": "", "eos_token": "", "unk_token": "", "model_max_length": 10**30, "tokenizer_class": "LLaMATokenizer"}
-    write_json(folder / "tokenizer_config.json", nameless)
+    tokenizer_config = {"bos_token": "", "eos_token": "", "unk_token": "", "model_max_length": 10**30, "tokenizer_class": "LLaMATokenizer"}
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "special_tokens_map.json", {})
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
-    described = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6, "max_sequence_length": 2048}
-    write_json(folder / "config.json", SHAPE | ids | described | {"torch_dtype": "float32", "tie_word_embeddings": False})
+    settings = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6, "max_sequence_length": 2048}
+    write_json(folder / "config.json", SHAPE | ids | settings | {"torch_dtype": "float32", "tie_word_embeddings": False})
     write_json(folder / "generation_config.json", ids)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, rms_norm_eps=1e-6, tie_word_embeddings=False)).eval()
@@ -50,10 +50,10 @@ def pmc_llama(tmp_path_factory):
 
 
 def sentencepiece_model() -> bytes:
-    written = io.BytesIO()
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
-        model_writer=written,
+        model_writer=model,
         model_type="bpe",
         vocab_size=VOCAB,
         byte_fallback=True,
@@ -63,17 +63,17 @@ def sentencepiece_model() -> bytes:
         pad_id=-1,
         minloglevel=2,
     )
-    return written.getvalue()
+    return model.getvalue()
 
 
 def write_shards(folder, state: dict[str, torch.Tensor]) -> None:
-    where = {}
+    weight_map = {}
     for n in range(2):
         file = f"pytorch_model-0000{n + 1}-of-00002.bin"
         part = {name: value.clone() for name, value in list(state.items())[n::2]}
         torch.save(part, folder / file)
-        where |= dict.fromkeys(part, file)
-    write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": where})
+        weight_map |= dict.fromkeys(part, file)
+    write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def write_json(file, content: dict) -> None:
@@ -84,17 +84,17 @@ def load(folder, **changes):
     return load_language(str(folder), **({"revision": "unverified", "dtype": torch.float32} | changes))
 
 
-def ids_of(holder) -> tuple:
-    return holder.bos_token_id, holder.eos_token_id, holder.pad_token_id
+def special_ids(owner) -> tuple:
+    return owner.bos_token_id, owner.eos_token_id, owner.pad_token_id
 
 
-def test_wrong_special_ids_follow_the_vocabulary(pmc_llama):
+def test_special_ids_follow_the_vocabulary(pmc_llama):
     model, tokenizer = load(pmc_llama[0])
-    assert ids_of(model.config) == ids_of(model.generation_config) == ids_of(tokenizer) == (1, 2, 0)
+    assert special_ids(model.config) == special_ids(model.generation_config) == special_ids(tokenizer) == (1, 2, 0)
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
 
 
-def test_tokens_are_those_of_sentencepiece(pmc_llama):
+def test_tokens_match_sentencepiece(pmc_llama):
     _, tokenizer = load(pmc_llama[0])
     reference = sentencepiece.SentencePieceProcessor(model_file=str(pmc_llama[0] / "tokenizer.model"))
     for text in (*SENTENCES, "unseen: 37 \u00b5m, T2-weighted"):
@@ -103,7 +103,7 @@ def test_tokens_are_those_of_sentencepiece(pmc_llama):
         assert tokenizer.decode(ids) == text
 
 
-def test_logits_are_those_of_transformers(pmc_llama):
+def test_logits_match_transformers(pmc_llama):
     model, _ = load(pmc_llama[0])
     ids = torch.randint(3, VOCAB, (2, 9))
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_logits_are_those_of_transformers(pmc_llama):
     assert (found - expected).abs().max() <= rounding(float32_norms(model.config), expected.abs().max())
 
 
-def test_new_rows_are_zero_and_fill_a_multiple_of_64(pmc_llama):
+def test_vocabulary_is_padded_with_zeros_to_a_multiple_of_64(pmc_llama):
     model, tokenizer = load(pmc_llama[0])
     assert tokenizer.convert_tokens_to_ids(IMAGE) == VOCAB
     assert tokenizer(f"a {IMAGE} b", add_special_tokens=False).input_ids.count(VOCAB) == 1
@@ -121,9 +121,9 @@ def test_new_rows_are_zero_and_fill_a_multiple_of_64(pmc_llama):
         assert not part.weight[VOCAB:].any()
 
 
-def test_decoding_stops_at_the_real_end(pmc_llama, tmp_path):
-    """A head that always prefers </s>: with the ids of the files, generation would run on."""
-    folder = copied(pmc_llama[0], tmp_path / "ends")
+def test_generation_stops_at_eos_of_the_vocabulary(pmc_llama, tmp_path):
+    """The head always prefers </s>. With the ids of the files, generation would not stop."""
+    folder = copy_folder(pmc_llama[0], tmp_path / "ends")
     state = dict(pmc_llama[1].state_dict())
     state["model.norm.weight"] = torch.zeros(32)
     state["model.norm.weight"][0] = 1.0
@@ -133,44 +133,44 @@ def test_decoding_stops_at_the_real_end(pmc_llama, tmp_path):
     state["lm_head.weight"][2, 0] = 1.0
     write_shards(folder, state)
     model, tokenizer = load(folder)
-    made = model.generate(torch.tensor([[1, 270, 271]]), max_new_tokens=5, do_sample=False)
-    assert made.tolist() == [[1, 270, 271, 2]]
-    assert tokenizer.decode(made[0, 3:], skip_special_tokens=True) == ""
+    generated = model.generate(torch.tensor([[1, 270, 271]]), max_new_tokens=5, do_sample=False)
+    assert generated.tolist() == [[1, 270, 271, 2]]
+    assert tokenizer.decode(generated[0, 3:], skip_special_tokens=True) == ""
 
 
-def copied(folder, target):
+def copy_folder(folder, target):
     target.mkdir()
     for file in folder.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     return target
 
 
-def test_a_tokenizer_that_states_its_own_ends_keeps_them(pmc_llama, tmp_path):
-    """A modern folder: safetensors, tokenizer.json, several ends in the generation config, padded vocabulary."""
-    own = PreTrainedTokenizerFast(tokenizer_object=load(pmc_llama[0])[1].backend_tokenizer, bos_token="<s>", eos_token="<|end|>")
-    own.save_pretrained(tmp_path)
+def test_eos_tokens_of_tokenizer_and_generation_config_are_kept(pmc_llama, tmp_path):
+    """A modern folder: safetensors, tokenizer.json, several eos ids in the generation config, padded vocabulary."""
+    original = PreTrainedTokenizerFast(tokenizer_object=load(pmc_llama[0])[1].backend_tokenizer, bos_token="<s>", eos_token="<|end|>")
+    original.save_pretrained(tmp_path)
     model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"vocab_size": 448})))
-    model.generation_config.eos_token_id = [2, own.eos_token_id]
+    model.generation_config.eos_token_id = [2, original.eos_token_id]
     model.save_pretrained(tmp_path)
     loaded, tokenizer = load(tmp_path, dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
-    assert loaded.config.eos_token_id == tokenizer.eos_token_id == own.eos_token_id != 2
-    assert loaded.generation_config.eos_token_id == [2, own.eos_token_id]
+    assert loaded.config.eos_token_id == tokenizer.eos_token_id == original.eos_token_id != 2
+    assert loaded.generation_config.eos_token_id == [2, original.eos_token_id]
     assert loaded.get_input_embeddings().weight.shape[0] == 448
     with torch.no_grad():
         ids = torch.arange(10)[None]
         assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).logits)
 
 
-def test_identity_names_the_bytes_of_every_shard(pmc_llama, tmp_path):
-    found = language_identity(str(pmc_llama[0]), revision="unverified")
+def test_identity_depends_on_every_shard(pmc_llama, tmp_path):
+    before = language_identity(str(pmc_llama[0]), revision="unverified")
     names = sorted(pmc_llama[0].glob("pytorch_model-*.bin"))
     lines = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in names)
-    assert found == {"id": str(pmc_llama[0]), "revision": "unverified", "sha256": hashlib.sha256(lines.encode()).hexdigest()}
-    changed = copied(pmc_llama[0], tmp_path / "changed")
+    assert before == {"id": str(pmc_llama[0]), "revision": "unverified", "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    changed = copy_folder(pmc_llama[0], tmp_path / "changed")
     state = dict(pmc_llama[1].state_dict())
     write_shards(changed, state | {"model.norm.weight": state["model.norm.weight"] + 1e-6})
-    assert language_identity(str(changed), revision="unverified")["sha256"] != found["sha256"]
+    assert language_identity(str(changed), revision="unverified")["sha256"] != before["sha256"]
 
 
 class Payload:
@@ -178,21 +178,21 @@ class Payload:
         return (print, ("code in a pickle ran",))
 
 
-def broken(kind: str, folder) -> None:
+def damage(folder, kind: str) -> None:
     shard = folder / "pytorch_model-00001-of-00002.bin"
     if kind == "truncated":
         shard.write_bytes(shard.read_bytes()[:2000])
     elif kind == "code":
         torch.save(torch.load(shard, weights_only=True) | {"payload": Payload()}, shard)
-    elif kind == "misshapen":
+    elif kind == "wrong shape":
         write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | {"intermediate_size": 96})
-    elif kind == "lacking":
+    elif kind == "missing tensor":
         part = torch.load(shard, weights_only=True)
         del part["model.embed_tokens.weight"]
         torch.save(part, shard)
-    elif kind == "vanished":
+    elif kind == "missing shard":
         shard.unlink()
-    elif kind == "foreign":
+    elif kind == "unknown model":
         write_json(folder / "config.json", {"model_type": "mystery", "auto_map": {"AutoConfig": "configuration_mystery.MysteryConfig"}})
     elif kind == "tokenizer":
         (folder / "tokenizer.model").unlink()
@@ -202,68 +202,76 @@ def broken(kind: str, folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("truncated", "cannot be loaded as a causal language model"),
         ("code", "cannot be loaded as a causal language model: its weights hold Python objects besides tensors"),
-        ("misshapen", "the file has wrong shapes: model.layers.0.mlp.down_proj.weight"),
-        ("lacking", "the file lacks model.embed_tokens.weight"),
-        ("vanished", "pytorch_model-00001-of-00002.bin"),
-        ("foreign", "cannot be loaded as a causal language model"),
+        ("wrong shape", "the file has wrong shapes: model.layers.0.mlp.down_proj.weight"),
+        ("missing tensor", "the file lacks model.embed_tokens.weight"),
+        ("missing shard", "pytorch_model-00001-of-00002.bin"),
+        ("unknown model", "cannot be loaded as a causal language model"),
         ("tokenizer", "is a folder without tokenizer.json or tokenizer.model"),
         ("no weights", "is a folder without"),
     ],
 )
-def test_broken_folders_are_one_sentence(pmc_llama, tmp_path, capfd, kind, said):
-    folder = copied(pmc_llama[0], tmp_path / "broken")
-    broken(kind, folder)
-    with pytest.raises(UserError) as caught:
+def test_broken_folders_are_refused_in_one_line(pmc_llama, tmp_path, capfd, kind, message):
+    folder = copy_folder(pmc_llama[0], tmp_path / "broken")
+    damage(folder, kind)
+    with pytest.raises(UserError) as error:
         load(folder)
-    print(caught.value)
-    assert said in str(caught.value)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    print(error.value)
+    assert message in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
     assert "code in a pickle ran" not in capfd.readouterr().out
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
-def of_family(folder, kind, **settings):
-    """Random weights of another architecture beside the tokenizer of `folder`."""
-    kind(kind.config_class(**SMALL, vocab_size=330, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings)).save_pretrained(folder)
+def write_random_weights(folder, model_class, **settings):
+    """Random weights of another architecture, next to the tokenizer of `folder`."""
+    model_class(
+        model_class.config_class(**SMALL, vocab_size=330, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings)
+    ).save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("model_class", "message"),
     [
-        (Gemma2ForCausalLM, "is a Gemma2ForCausalLM with final_logit_softcapping=30.0, attn_logit_softcapping=50.0, which LLaMA has not"),
-        (CohereForCausalLM, "is a CohereForCausalLM with logit_scale=0.0625, which LLaMA has not and training would leave out"),
-        (StableLmForCausalLM, "is a StableLmForCausalLM with an attention of its own, which LLaMA has not"),
+        (
+            Gemma2ForCausalLM,
+            "Gemma2ForCausalLM with final_logit_softcapping=30.0, attn_logit_softcapping=50.0, which training would ignore",
+        ),
+        (
+            CohereForCausalLM,
+            "is a CohereForCausalLM with logit_scale=0.0625, which training would ignore; give a model that",
+        ),
+        (StableLmForCausalLM, "is a StableLmForCausalLM with its own attention, which training would ignore"),
     ],
 )
-def test_a_model_whose_logits_would_not_be_its_own_is_refused(language, tmp_path, kind, said):
-    folder = of_family(shutil.copytree(language, tmp_path / "other"), kind)
-    with pytest.raises(UserError, match=said):
+def test_models_that_compute_what_llama_does_not_are_refused(language, tmp_path, model_class, message):
+    folder = write_random_weights(shutil.copytree(language, tmp_path / "other"), model_class)
+    with pytest.raises(UserError, match=message):
         load(folder)
 
 
 @pytest.mark.slow
-def test_a_window_of_attention_is_as_long_as_a_sample_may_be(configure, language, tmp_path):
-    folder = of_family(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
+def test_attention_window_shorter_than_max_seq_len_is_refused(configure, language, tmp_path):
+    folder = write_random_weights(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
     build_vlm(configure(f"language.path={folder}", "data.max_seq_len=100"))
     with pytest.raises(UserError, match=r"attends to the last 100 tokens only.*; set data.max_seq_len=101 to that or less"):
         build_vlm(configure(f"language.path={folder}", "data.max_seq_len=101"))
 
 
-def test_a_tokenizer_may_begin_nothing_and_name_more_than_the_weights_know(language, tmp_path):
-    """Qwen's has no begin of sequence; a [PAD] that somebody added later has no row."""
+def test_tokenizer_may_lack_bos_and_have_tokens_beyond_the_embedding(language, tmp_path):
+    """Qwen has no bos token; a [PAD] token that was added later has no row in the embedding."""
     folder = shutil.copytree(language, tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
-    model, found = load(folder)
-    assert ids_of(found) == ids_of(model.config) == (2, 2, 330)
-    assert model.get_input_embeddings().weight.shape[0] > found.convert_tokens_to_ids(IMAGE) == 331
+    model, tokenizer = load(folder)
+    assert special_ids(tokenizer) == special_ids(model.config) == (2, 2, 330)
+    assert model.get_input_embeddings().weight.shape[0] > tokenizer.convert_tokens_to_ids(IMAGE) == 331
