@@ -25,10 +25,11 @@ from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from src.train import train
 from src.training.callbacks.checkpoint import CheckpointCallback
-from src.training.callbacks.validation import Validation
+from src.training.callbacks.validation import ValidationScores
 from src.training.checkpoint import load_checkpoint
 from src.training.epochs import epochs_to_steps
 from src.training.lightning_module import VLMLightningModule, disable_lora_input_cast
+from src.training.trainer import validates_after
 from tests import processes
 from tests.conftest import overrides
 
@@ -294,6 +295,11 @@ def stop_after(config: TrainConfig, step: int) -> None:
     class Killing(module.CheckpointCallback):
         def on_train_batch_end(self, trainer, *rest) -> None:
             super().on_train_batch_end(trainer, *rest)
+            if trainer.global_step == step and not validates_after(trainer, step):
+                raise Killed
+
+        def on_validation_end(self, trainer, *rest) -> None:
+            super().on_validation_end(trainer, *rest)
             if trainer.global_step == step:
                 raise Killed
 
@@ -308,7 +314,7 @@ def stop_after(config: TrainConfig, step: int) -> None:
 
 def test_a_resumed_run_keeps_the_best_checkpoint(configure, monkeypatch):
     """Killed right after the best check; the later ones are worse."""
-    monkeypatch.setattr("src.train.Validation.__call__", lambda self, step: {2: 1.0, 4: 3.0, 6: 2.0}[step])
+    monkeypatch.setattr(VLMLightningModule, "validation_losses", lambda self: {"alpha": {2: 1.0, 4: 3.0, 6: 2.0}[self.trainer.global_step]})
     one, config = train(configure("name=one", "trainer.val_every=2")), configure("name=cut", "trainer.val_every=2")
     stop_after(config, 2)
     cut = train(config)
@@ -501,7 +507,7 @@ def test_training_reports_a_killed_data_worker_in_one_sentence(configure, monkey
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("subject", "method"), [(CheckpointCallback, "save"), (Validation, "__call__")])
+@pytest.mark.parametrize(("subject", "method"), [(CheckpointCallback, "save"), (ValidationScores, "scores")])
 def test_a_data_worker_killed_during_a_check_does_not_interrupt_it(configure, monkeypatch, subject, method):
     """The checkpoint is complete; the error comes with the next batch."""
     usual = getattr(subject, method)
