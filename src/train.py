@@ -31,8 +31,8 @@ from src.training.callbacks.configured import configured_callbacks
 from src.training.callbacks.csv_log import CSVLog, best_validation_value
 from src.training.callbacks.validation import ValidationScores
 from src.training.checkpoint import choose_checkpoint, load_checkpoint, newest_checkpoint
-from src.training.epochs import epochs_to_steps
 from src.training.lightning_module import VLMLightningModule
+from src.training.optim import epochs_to_steps
 from src.training.revision_pinning import pin_revisions, restore_revisions
 from src.training.run_logger import RunLogger
 from src.training.trainer import build_trainer, check_extra

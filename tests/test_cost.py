@@ -46,9 +46,9 @@ def test_the_real_7b_costs_little_more_than_it_must():
             TrainConfig, compose("train", ["+experiment=full_mix", f"trainer.activation_checkpointing={how}", "data.max_seq_len=1032"])
         )
         assert config.trainer.precision == "bf16-mixed"
-        found[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), how=how)
+        found[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), checkpointing=how)
         # As text, so that the encoder sees one blank image per batch and the language model is left.
-        found[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), how=how)
+        found[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), checkpointing=how)
     assert parameters(build_on_meta(config))["language"][1] == 19_988_480
     least = 4 * 6.476e9 + 4 * 131e6 * 30 / 258 + 6 * 20.0e6
     per_token = {how.removesuffix(", text"): cost.flops / cost.tokens for how, cost in found.items() if how.endswith("text")}

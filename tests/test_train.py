@@ -27,8 +27,8 @@ from src.train import train
 from src.training.callbacks.checkpoint import CheckpointCallback
 from src.training.callbacks.validation import ValidationScores
 from src.training.checkpoint import load_checkpoint
-from src.training.epochs import epochs_to_steps
 from src.training.lightning_module import VLMLightningModule, disable_lora_input_cast
+from src.training.optim import epochs_to_steps
 from src.training.trainer import validates_after
 from tests import processes
 from tests.conftest import overrides

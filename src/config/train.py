@@ -95,7 +95,7 @@ class OptimConfig:
 
     @property
     def length(self) -> int:
-        """Optimizer steps; epochs have been turned into steps by then (src/training/epochs.py)."""
+        """Optimizer steps; epochs have been turned into steps by then (src/training/optim.py)."""
         assert self.steps is not None
         return self.steps
 
