@@ -35,7 +35,8 @@ class CSVLog(lightning.Callback):
     def on_train_start(self, trainer, module) -> None:
         self._step = self._written_step = trainer.global_step
         self._wait = 0.0
-        self._since = self._batch_ended = time.perf_counter()
+        self._since = time.perf_counter()
+        self._batch_ended: float | None = self._since
         if trainer.is_global_zero:
             rows, before = self._keep_until(trainer.global_step), dict.fromkeys(self.totals, 0.0)
             for row in rows if self.board else []:  # rows that a killed process did not send to wandb
