@@ -12,7 +12,7 @@ from src.data.shards import Shards
 from src.data.token_budget import source_budgets as budget
 from src.data.train_val_split import split_source
 from src.plan import tokenizer_of
-from src.training.epochs import epochs_to_steps
+from src.training.optim import epochs_to_steps
 from tests.conftest import parts
 
 

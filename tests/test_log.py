@@ -1,4 +1,4 @@
-"""src/training/callbacks/csv_log.py: what stands in log.csv outlives a kill at any moment."""
+"""src/training/callbacks/csv_log.py: log.csv survives a kill at any moment."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ def log(tmp_path):
     return log
 
 
-def test_rows_after_the_checkpoint_go_and_the_others_stay_as_they_are(log):
+def test_resume_removes_rows_after_the_checkpoint_and_no_others(log):
     lines = log.path.read_bytes().splitlines(keepends=True)
     log._keep_until(2)
     assert log.path.read_bytes() == b"".join(lines[:3])
@@ -24,8 +24,8 @@ def test_rows_after_the_checkpoint_go_and_the_others_stay_as_they_are(log):
     assert log.path.read_bytes() == b"".join(lines)
 
 
-def test_a_kill_while_rows_are_dropped_loses_none(log, monkeypatch):
-    """The file is whole until the new one takes its name."""
+def test_kill_while_rows_are_removed_loses_no_row(log, monkeypatch):
+    """The old file stays complete until the new one replaces it."""
     before = log.path.read_bytes()
 
     def killed(*args):

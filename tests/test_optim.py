@@ -4,7 +4,7 @@ from src.model.vlm import build_vlm
 from src.training.optim import lr_factor, optimizer
 
 
-def test_each_part_has_its_rate_and_only_matrices_decay(configure):
+def test_each_part_has_its_learning_rate_and_only_matrices_decay(configure):
     config = configure("optim.weight_decay=0.1", "optim.lr={vision: 1e-5, projector: 0, language: 2e-4}")
     model = build_vlm(config)
     groups = optimizer(model, config.optim).param_groups
@@ -14,7 +14,7 @@ def test_each_part_has_its_rate_and_only_matrices_decay(configure):
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_warm_up_then_cosine_to_a_tenth(configure):
+def test_cosine_schedule_warms_up_and_decays_to_a_tenth(configure):
     optim = configure("optim.steps=1000", "optim.warmup=100").optim
     factors = [lr_factor(step, optim) for step in range(1000)]
     assert factors[0] == 0.01
@@ -25,6 +25,6 @@ def test_warm_up_then_cosine_to_a_tenth(configure):
     assert lr_factor(1000, optim) == pytest.approx(0.1)
 
 
-def test_constant_after_warm_up(configure):
+def test_constant_schedule_keeps_the_peak(configure):
     optim = configure("optim.steps=50", "optim.warmup=0", "optim.schedule=constant").optim
     assert {lr_factor(step, optim) for step in range(50)} == {1.0}

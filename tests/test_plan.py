@@ -1,4 +1,4 @@
-"""src/plan.py: what it says of a run, and that a run needs what it says."""
+"""src/plan.py: its tables, and that its estimates agree with real training."""
 
 import ctypes
 import resource
@@ -22,38 +22,37 @@ from tests.processes import server
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192}
 SAMPLE = AverageSample(images=1, text=47, supervised=40)
-CHUNK = 1 << 23  # of logits: 32 of these samples fill one
+CHUNK = 1 << 23  # elements of a chunk of logits: 32 of these samples fill one
 
 
-def test_a_plan_names_parts_memory_and_devices(words, capsys):
-    """For a model of this disk: its own shapes, not those of the 7B."""
+def test_plan_prints_parts_memory_and_devices(words, capsys):
+    """A local model has its own shapes, not those of the 7B."""
     plan(
         to_typed(
             PlanConfig,
             compose("plan", [*words, "plan.images=1", "plan.text=12", "plan.supervised=6", "plan.memory=[1,2]", "plan.reserve=0"]),
         )
     )
-    said = capsys.readouterr().out
-    assert "37,568" in said
-    assert "activations of 320 tokens, the largest micro-batch" in said  # 16 samples of 17 take two rows of 160
-    assert "17 tokens and" in said
-    assert "96 samples take" in said
-    rows = [line.split() for line in said.splitlines() if line.strip().startswith(("1 GB", "2 GB"))]
+    output = capsys.readouterr().out
+    assert "37,568" in output
+    assert "activations of 320 tokens, the largest micro-batch" in output  # 16 samples of 17 tokens take two sequences of 160
+    assert "17 tokens and" in output
+    assert "96 samples take" in output
+    rows = [line.split() for line in output.splitlines() if line.strip().startswith(("1 GB", "2 GB"))]
     assert len(rows) == 2
     for row in rows:
-        none, cheap, full = (int(number.replace(",", "")) for number in row[2:])
-        assert 0 < none < cheap < full
+        none, selective, full = (int(number.replace(",", "")) for number in row[2:])
+        assert 0 < none < selective < full
 
 
 @pytest.mark.slow
-def test_a_plan_says_nothing_else(words, recwarn):
-    """The command shows no warning of a library."""
+def test_plan_shows_no_warning_of_a_library(words, recwarn):
     report_user_errors(plan)(to_typed(PlanConfig, compose("plan", [*words, "plan.text=12", "plan.supervised=6"])))
-    assert [str(one.message) for one in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("plan.tflops=0", "plan.tflops and each of plan.memory must be above 0, found 0 and"),
         ("plan.memory=[24,0]", "plan.tflops and each of plan.memory must be above 0"),
@@ -65,89 +64,90 @@ def test_a_plan_says_nothing_else(words, recwarn):
         ("optim.steps=null", "give one of optim.steps=None and optim.epochs=None"),
     ],
 )
-def test_a_plan_of_what_cannot_be_is_one_sentence(words, override, said):
-    with pytest.raises(UserError, match=said):
+def test_plan_rejects_impossible_values(words, override, message):
+    with pytest.raises(UserError, match=message):
         plan(to_typed(PlanConfig, compose("plan", [*words, override])))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ACTIVATION_CHECKPOINTING)
+@pytest.mark.parametrize("mode", ACTIVATION_CHECKPOINTING)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_measuring_one_middle_layer_for_all_counts_what_the_whole_model_counts(configure, monkeypatch, how, frozen):
-    """Also where the first layer differs from the others because its input needs no gradient."""
+def test_cost_from_one_middle_layer_equals_cost_of_the_whole_model(configure, monkeypatch, mode, frozen):
+    """With frozen encoder and projector, the first layer differs from the others, because its input needs no gradient."""
     monkeypatch.setattr("src.model.cost._language", lambda config: LlamaConfig(**(SHAPE | {"num_hidden_layers": 5})))
     rates = ["optim.lr.vision=0", "optim.lr.projector=0"] if frozen else []
-    config = configure(f"trainer.activation_checkpointing={how}", "language.path=any/hub", *rates)
-    assert measure_cost(config, SAMPLE, how=how) == measure_layers(config, SAMPLE, 5)
+    config = configure(f"trainer.activation_checkpointing={mode}", "language.path=any/hub", *rates)
+    assert measure_cost(config, SAMPLE, checkpointing=mode) == measure_layers(config, SAMPLE, 5)
 
 
-def grown(config: TrainConfig, answer) -> None:
-    """Bytes by which this process grows while it trains on one micro-batch, to `answer`."""
+def send_memory_growth(config: TrainConfig, connection) -> None:
+    """Sends the bytes by which this process grows while it trains on one micro-batch."""
     loss.CHUNK = CHUNK
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: what is freed goes back, as on a GPU, instead of leaving holes
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: freed memory returns to the system, as on a GPU
     torch.ones(64, 64, requires_grad=True).square().sum().backward()
     before = psutil.Process().memory_info().rss
     model = build_on_meta(config, device="cpu", shape=SHAPE).train()
     batch = average_batch(model, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)
     model(batch)[0].sum().backward()
     optimizer(model, config.optim).step()
-    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
 @pytest.mark.slow
-def test_training_needs_the_memory_that_the_plan_says(configure, monkeypatch):
-    """Half a GB, most of it activations; measured in a process of its own, on the CPU."""
+def test_training_needs_the_estimated_memory(configure, monkeypatch):
+    """Half a GB, most of it activations, measured in a separate process on the CPU."""
     monkeypatch.setattr("src.plan.CHUNK", CHUNK)
     config = configure("data.max_seq_len=1024", "vision.image_size=64")
-    drawn = build_on_meta(config, shape=SHAPE)
-    cost = count_cost(drawn, batch_to_meta(average_batch(drawn, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)))
-    need = estimate_memory(config, drawn, cost, working=cost.saved / SHAPE["num_hidden_layers"], reserve=0)
-    ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=grown, args=(config, theirs))
+    model = build_on_meta(config, shape=SHAPE)
+    cost = count_cost(model, batch_to_meta(average_batch(model, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)))
+    estimate = estimate_memory(config, model, cost, working=cost.saved / SHAPE["num_hidden_layers"], reserve=0)
+    receiver, sender = server.Pipe(duplex=False)
+    process = server.Process(target=send_memory_growth, args=(config, sender))
     process.start()
-    theirs.close()
-    assert ours.poll(120)
-    measured = ours.recv()
+    sender.close()
+    assert receiver.poll(120)
+    measured = receiver.recv()
     process.join()
-    assert need.fixed + need.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
+    assert estimate.fixed + estimate.per_token * cost.tokens == pytest.approx(measured, rel=0.25)
 
 
-def average(batches: list) -> StepCost:
-    real = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
-    return StepCost(real, sum(batch.num_samples for batch in batches), 0, 0)
+def token_counts(batches: list) -> StepCost:
+    """A cost with the number of real tokens and of samples alone."""
+    tokens = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
+    return StepCost(tokens, sum(batch.num_samples for batch in batches), 0, 0)
 
 
 @pytest.mark.parametrize("slots", [1, 4, 8])
-def test_no_micro_batch_of_the_stream_is_larger_than_the_plan_says(configure, slots):
-    """One rank takes whole rows: over eight slots, nine rows are two for one of them."""
+def test_no_micro_batch_of_one_rank_exceeds_the_estimate(configure, slots):
+    """One rank distributes whole sequences: of eight slots, one gets two of nine sequences."""
     config = configure(f"trainer.accumulate={slots}", "data.max_seq_len=60")
     _, data = parts(config)
     batches = [data.stream().batch(step, slot=slot) for step in range(2) for slot in range(slots)]
     largest = max(batch.input_ids_BT.numel() for batch in batches)
-    assert largest <= largest_micro_batch(config, average(batches), slots=slots) < largest + 60
+    assert largest <= largest_micro_batch(config, token_counts(batches), slots=slots) < largest + 60
 
 
 @pytest.mark.parametrize(("ranks", "slots"), [(2, 1), (4, 1), (4, 4), (16, 1)])
-def test_no_micro_batch_of_several_ranks_is_larger_than_the_plan_says(configure, ranks, slots):
+def test_no_micro_batch_of_several_ranks_exceeds_the_estimate(configure, ranks, slots):
     config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={slots}", "data.max_seq_len=60")
     _, data = parts(config)
     streams = [data.stream(rank=rank, world=ranks) for rank in range(ranks)]
     batches = [stream.batch(step, slot=slot) for stream in streams for step in range(2) for slot in range(slots)]
     largest = max(batch.input_ids_BT.numel() for batch in batches)
-    cost = average(batches)
+    cost = token_counts(batches)
     assert largest <= largest_micro_batch(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
 
 
-def test_a_plan_counts_the_rank_that_the_others_wait_for(words, capsys):
-    """Sixteen samples for sixteen ranks: all wait for the longest."""
+def test_expected_time_includes_waiting_for_the_fullest_rank(words, capsys):
+    """With sixteen samples for sixteen ranks, all wait for the longest one."""
     keys = ["plan.images=1", "plan.text=12", "plan.supervised=6", "plan.tflops=1e-9", "plan.reserve=0"]
     hours = {}
     for ranks in (1, 16):
         plan(to_typed(PlanConfig, compose("plan", [*words, *keys, f"trainer.devices={ranks}"])))
-        said = " ".join(capsys.readouterr().out.split())
-        hours[ranks] = float(said.split("samples take ")[1].split(" h")[0])
-    used = int(said.split("of which each computes ")[1].split("%")[0]) / 100
+        output = " ".join(capsys.readouterr().out.split())
+        hours[ranks] = float(output.split("samples take ")[1].split(" h")[0])
+    used = int(output.split("of which each computes ")[1].split("%")[0]) / 100
     assert used < 0.9
     assert hours[1] / hours[16] == pytest.approx(16 * used, rel=0.02)
-    assert f"warning: 16 processes compute {used:.0%} of their time" in said
+    assert f"warning: 16 processes compute {used:.0%} of their time" in output

@@ -18,7 +18,7 @@ from src.data import remote, token_budget
 from src.data.remote import CacheConfig, RemoteShards
 from src.evaluation import benchmark
 from src.runtime.errors import UserError
-from src.training.epochs import epochs_to_steps
+from src.training.optim import epochs_to_steps
 from tests.conftest import parts
 
 TAR = "/alpha/train-000000.tar"

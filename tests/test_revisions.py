@@ -1,4 +1,4 @@
-"""src/training/revision_pinning.py: the commit of a hub's weights, which stands in the path of its cache, is the run's from its first start on."""
+"""src/training/revision_pinning.py: a run keeps the revision of its first start, which is the commit in the path of the hub's cache."""
 
 import json
 import shutil
@@ -10,21 +10,21 @@ from src.model.weight_files import UNVERIFIED
 from src.train import train
 from src.training.revision_pinning import restore_revisions
 
-FOUND = "0123456789abcdef0123456789abcdef01234567"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_run_keeps_the_revision_that_its_first_start_found(configure, language, tmp_path, capsys):
-    cached = tmp_path / "snapshots" / FOUND
+def test_run_keeps_the_revision_of_its_first_start(configure, language, tmp_path, capsys):
+    cached = tmp_path / "snapshots" / REVISION
     shutil.copytree(language, cached)
     config = configure(f"language.path={cached}", "optim.steps=1", "optim.warmup=0")
     assert config.language.revision == UNVERIFIED
     folder = train(config)
-    said = f"language.revision: {cached} is at {FOUND}, which this run keeps"
-    assert capsys.readouterr().out.count(said) == 1
-    assert yaml.safe_load((folder / "config.yaml").read_text())["language"]["revision"] == FOUND
-    assert json.loads((folder / "train.json").read_text())["weights"]["language"]["revision"] == FOUND
+    message = f"language.revision: {cached} is at {REVISION}, which this run keeps"
+    assert capsys.readouterr().out.count(message) == 1
+    assert yaml.safe_load((folder / "config.yaml").read_text())["language"]["revision"] == REVISION
+    assert json.loads((folder / "train.json").read_text())["weights"]["language"]["revision"] == REVISION
 
-    assert restore_revisions(config, folder).language.revision == FOUND
+    assert restore_revisions(config, folder).language.revision == REVISION
     other = replace(config, language=replace(config.language, path="owner/other"))
     assert restore_revisions(other, folder).language.revision == UNVERIFIED
     chosen = replace(config, language=replace(config.language, revision="v1"))
@@ -32,4 +32,4 @@ def test_a_run_keeps_the_revision_that_its_first_start_found(configure, language
 
     (folder / "train.json").unlink()
     train(config)  # the same command is still the same configuration
-    assert said not in capsys.readouterr().out
+    assert message not in capsys.readouterr().out

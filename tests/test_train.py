@@ -25,10 +25,11 @@ from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from src.train import train
 from src.training.callbacks.checkpoint import CheckpointCallback
-from src.training.callbacks.validation import Validation
+from src.training.callbacks.validation import ValidationScores
 from src.training.checkpoint import load_checkpoint
-from src.training.epochs import epochs_to_steps
 from src.training.lightning_module import VLMLightningModule, disable_lora_input_cast
+from src.training.optim import epochs_to_steps
+from src.training.trainer import validates_after
 from tests import processes
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
@@ -59,11 +60,11 @@ def whole_once(shards, language, tmp_path_factory):
 
 @pytest.fixture
 def whole(whole_once, tmp_path):
-    """An uninterrupted run with dropout and two workers; a copy, since tests damage it."""
+    """A copy of an uninterrupted run with dropout and two workers, which a test may damage."""
     return Path(shutil.copytree(whole_once, tmp_path / "outputs" / "whole"))
 
 
-def test_training_warns_of_sources_without_an_audit_and_records_audits(configure, shards, tmp_path, capsys):
+def test_train_warns_of_sources_without_an_audit_and_records_audits(configure, shards, tmp_path, capsys):
     root = Path(shutil.copytree(shards, tmp_path / "shards"))
     audit_all(AuditConfig(out=root))
     (root / "beta" / "audit.json").unlink()
@@ -71,16 +72,16 @@ def test_training_warns_of_sources_without_an_audit_and_records_audits(configure
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "built again"}))
     capsys.readouterr()
     folder = train(configure(f"data.root={root}", "optim.steps=3", "trainer.val_every=3"))
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "audit" in line]
-    assert said.startswith("warning: no audit has compared the present build of beta, gamma with the test sets")
-    assert f"`python -m data_prep.audit out={root} raw=data/raw`" in said
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "audit" in line]
+    assert warning.startswith("warning: no audit has compared the present build of beta, gamma with the test sets")
+    assert f"`python -m data_prep.audit out={root} raw=data/raw`" in warning
     alpha = json.loads((root / "alpha" / "audit.json").read_text())["fingerprint"]
     assert json.loads((folder / "train.json").read_text())["audits"] == {"alpha": alpha, "beta": None, "gamma": None}
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, whole, tmp_path):
-    """SIGKILL after two different steps, other workers and folders of the data each time."""
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, whole, tmp_path):
+    """SIGKILL after two different steps, with another number of workers each time."""
     config = configure("language.lora.dropout=0.1")
     folder = Path(config.outputs) / config.name
     for checkpoint, workers in (("step=3.ckpt", 0), ("step=5.ckpt", 2)):
@@ -97,7 +98,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, w
 
 
 @pytest.mark.slow
-def test_every_signal_saves_first_and_the_same_command_resumes(configure, whole, tmp_path):
+def test_signals_save_first_and_the_same_command_resumes(configure, whole, tmp_path):
     """Ctrl-C reaches the data workers too, as it does from a terminal."""
     config = configure("language.lora.dropout=0.1", "data.workers=1", "optim.steps=6", "trainer.log_every=1", "trainer.val_every=100")
     folder = Path(config.outputs) / config.name
@@ -113,7 +114,7 @@ def test_every_signal_saves_first_and_the_same_command_resumes(configure, whole,
     assert [row["step"] for row in steps(folder)] == list("123456")
 
 
-def test_a_finished_run_is_not_trained_again(configure, whole, capsys):
+def test_finished_run_is_not_trained_again(configure, whole, capsys):
     before = (whole / "result.json").read_text()
     capsys.readouterr()
     assert train(configure("name=whole", "language.lora.dropout=0.1")) == whole
@@ -122,21 +123,21 @@ def test_a_finished_run_is_not_trained_again(configure, whole, capsys):
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_passed_over_with_a_warning(configure, whole, capsys):
+def test_resume_skips_a_truncated_checkpoint_with_a_warning(configure, whole, capsys):
     (whole / "train.json").unlink()
     newest = whole / "checkpoints" / "step=6.ckpt"
     expected = trained(whole)
     newest.write_bytes(newest.read_bytes()[:-5000])
     train(configure("name=whole", "language.lora.dropout=0.1"))
-    said = capsys.readouterr().out
-    assert f"warning: {newest} cannot be read" in said
-    assert "resuming from" in said
-    assert "step=3.ckpt" in said
+    output = capsys.readouterr().out
+    assert f"warning: {newest} cannot be read" in output
+    assert "resuming from" in output
+    assert "step=3.ckpt" in output
     assert same(trained(whole), expected)
 
 
-def rot(path: Path) -> None:
-    """Zeros where numbers were, as a crash of the machine leaves them: the archive still opens."""
+def corrupt(path: Path) -> None:
+    """Overwrites numbers with zeros, as a crash of the machine does: the archive still opens."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
     path.write_bytes(data)
@@ -144,29 +145,29 @@ def rot(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("damage", "reason"),
     [
-        (rot, "its checksums are wrong"),
+        (corrupt, "its checksums are wrong"),
         (lambda path: path.write_bytes(b""), "BadZipFile"),
         (lambda path: torch.save({"x": 1}, path), "it is no checkpoint of a run"),
         (lambda path: torch.save(torch.zeros(3), path), "it is no checkpoint of a run"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_passed_over(configure, capsys, spoil, fault):
+def test_resume_skips_a_file_that_is_no_checkpoint(configure, capsys, damage, reason):
     config = configure("optim.steps=4", "trainer.val_every=2")
     folder = train(config)
     expected = trained(folder, "step=4.ckpt")
     (folder / "train.json").unlink()
-    spoil(folder / "checkpoints" / "step=4.ckpt")
+    damage(folder / "checkpoints" / "step=4.ckpt")
     shutil.copy(folder / "checkpoints" / "step=2.ckpt", folder / "checkpoints" / "step=2 copy.ckpt")
     train(config)
-    assert f"step=4.ckpt cannot be read ({fault}); trying the one before" in capsys.readouterr().out
+    assert f"step=4.ckpt cannot be read ({reason}); trying the one before" in capsys.readouterr().out
     assert same(trained(folder, "step=4.ckpt"), expected)
     assert (folder / "checkpoints" / "step=2 copy.ckpt").exists()
 
 
 @pytest.mark.slow
-def test_a_log_that_a_crash_cut_short_is_continued(configure):
+def test_resume_continues_a_truncated_log(configure):
     config = configure("trainer.log_every=1", "trainer.val_every=2", "optim.steps=4")
     stop_after(config, 3)
     log = Path(config.outputs) / "tiny" / "log.csv"
@@ -177,7 +178,7 @@ def test_a_log_that_a_crash_cut_short_is_continued(configure):
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configure, whole, capsys):
+def test_run_restarts_if_all_checkpoints_are_damaged(configure, whole, capsys):
     expected = trained(whole)
     (whole / "train.json").unlink()
     for path in (whole / "checkpoints").iterdir():
@@ -190,8 +191,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_begins_anew(configu
 
 
 @pytest.mark.parametrize("name", ["log.csv", "checkpoints"])
-def test_train_names_a_file_of_the_run_folder_that_cannot_be_used(configure, name):
-    """A folder in place of a file, or a file in place of a folder, stands for every path that the system refuses."""
+def test_train_names_an_unusable_file_of_the_run_folder(configure, name):
+    """A folder in place of a file, or a file in place of a folder, represents every path that the system refuses to open."""
     path = Path(configure().outputs) / "tiny" / name
     if name == "log.csv":
         path.mkdir(parents=True)
@@ -202,7 +203,7 @@ def test_train_names_a_file_of_the_run_folder_that_cannot_be_used(configure, nam
         train(configure())
 
 
-def test_what_stands_in_a_run_folder(configure, whole):
+def test_run_folder_holds_result_checkpoints_and_log(configure, whole):
     result = json.loads((whole / "result.json").read_text())
     assert set(result) == {"name", "commands", "git", "data", "seconds", "peak_rss_mb", "metrics"}
     assert set(result["metrics"]) == {"train/samples_per_second", "train/tokens_per_second", "train/fill"}
@@ -217,7 +218,7 @@ def test_what_stands_in_a_run_folder(configure, whole):
     assert float(rows[-1]["lr/projector"]) < float(rows[0]["lr/projector"])
 
 
-def test_another_configuration_in_the_same_folder_is_refused(configure, whole):
+def test_another_configuration_in_the_same_folder_is_rejected(configure, whole):
     with pytest.raises(
         UserError, match=r"holds a different configuration \(optim.clip was 1.0, now 2.0\); choose another name=... with init=run:whole"
     ):
@@ -227,7 +228,7 @@ def test_another_configuration_in_the_same_folder_is_refused(configure, whole):
 
 
 @pytest.mark.slow
-def test_a_damaged_config_is_one_sentence(configure, whole):
+def test_damaged_config_is_rejected(configure, whole):
     for damaged in ("", "{{{", "only words", "\0"):
         (whole / "config.yaml").write_text(damaged)
         with pytest.raises(UserError, match=r"config.yaml cannot be read as a configuration; restore it, or remove the folder"):
@@ -253,14 +254,14 @@ def distances(one: Path, other: Path) -> float:
 
 
 @pytest.mark.slow
-def test_the_update_does_not_depend_on_accumulation(configure):
+def test_update_does_not_depend_on_accumulation(configure):
     one, many = (train(configure(*DOUBLE, f"name=slots{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     assert distances(one, many) < 1e-6
     assert [row["tokens"] for row in steps(one)] == [row["tokens"] for row in steps(many)]
 
 
 @pytest.mark.slow
-def test_nor_does_it_in_single_precision_beyond_rounding(configure):
+def test_update_depends_on_accumulation_by_rounding_only_in_single_precision(configure):
     one, many = (train(configure(*SINGLE, f"name=single{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     start = dict(build_vlm(configure(*SINGLE)).named_parameters())
     ours, theirs = trained(one, "step=4.ckpt"), trained(many, "step=4.ckpt")
@@ -287,7 +288,7 @@ def test_accumulation_may_change_between_stop_and_resume(configure, before, afte
 
 
 def stop_after(config: TrainConfig, step: int) -> None:
-    """A run that ends after `step`, as if it had been killed there."""
+    """Runs `train` until `step` and its checkpoint, if it has one, and ends it there like a kill."""
     import src.train as module
 
     class Killed(Exception):
@@ -296,6 +297,11 @@ def stop_after(config: TrainConfig, step: int) -> None:
     class Killing(module.CheckpointCallback):
         def on_train_batch_end(self, trainer, *rest) -> None:
             super().on_train_batch_end(trainer, *rest)
+            if trainer.global_step == step and not validates_after(trainer, step):
+                raise Killed
+
+        def on_validation_end(self, trainer, *rest) -> None:
+            super().on_validation_end(trainer, *rest)
             if trainer.global_step == step:
                 raise Killed
 
@@ -309,8 +315,8 @@ def stop_after(config: TrainConfig, step: int) -> None:
 
 
 def test_a_resumed_run_keeps_the_best_checkpoint(configure, monkeypatch):
-    """Killed right after the best check; the later ones are worse."""
-    monkeypatch.setattr("src.train.Validation.__call__", lambda self, step: {2: 1.0, 4: 3.0, 6: 2.0}[step])
+    """The run is killed right after the best validation; the later ones are worse."""
+    monkeypatch.setattr(VLMLightningModule, "validation_losses", lambda self: {"alpha": {2: 1.0, 4: 3.0, 6: 2.0}[self.trainer.global_step]})
     one, config = train(configure("name=one", "trainer.val_every=2")), configure("name=cut", "trainer.val_every=2")
     stop_after(config, 2)
     cut = train(config)
@@ -326,8 +332,8 @@ def run_ranks(config: TrainConfig, log: Path, world: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_update_of_one(configure, tmp_path):
-    """2 ranks x 2 slots; a quarter of the records is text only, so some slots hold no image at all."""
+def test_two_ranks_make_the_same_update_as_one(configure, tmp_path):
+    """2 ranks x 2 slots; a quarter of the records has no image, so some slots have none at all."""
     one = train(configure(*DOUBLE, "name=one", "data.max_seq_len=60"))
     config = configure(*DOUBLE, "name=two", "data.max_seq_len=60", "trainer.accumulate=2")
     run_ranks(config, tmp_path / "log", 2)
@@ -340,8 +346,8 @@ def test_two_ranks_make_the_update_of_one(configure, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_world_may_change_at_every_stop(configure, tmp_path):
-    """1 -> 2 -> 4 -> 1 ranks, one step each; a signal reaches a run of eight before it ends."""
+def test_number_of_ranks_may_change_at_every_resume(configure, tmp_path):
+    """1 -> 2 -> 4 -> 1 ranks, one step each. The run has eight steps, so that the signal arrives before it ends."""
     longer = [*DOUBLE, "optim.steps=8", "trainer.keep_last=9"]
     one = train(configure(*longer, "name=one", "trainer.val_every=4"))
     config = configure(*longer, "name=elastic", "trainer.val_every=1")
@@ -365,7 +371,7 @@ def test_the_world_may_change_at_every_stop(configure, tmp_path):
 
 
 @pytest.mark.slow
-def test_devices_that_are_not_there_are_one_sentence(configure, monkeypatch):
+def test_missing_devices_are_reported(configure, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"trainer.accelerator=gpu and trainer.devices=1, and torch finds 0 GPUs .*; set trainer=cpu"):
         train(configure("trainer.accelerator=gpu"))
@@ -374,8 +380,8 @@ def test_devices_that_are_not_there_are_one_sentence(configure, monkeypatch):
         train(configure("trainer.accelerator=gpu", "trainer.devices=8"))
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(configure, monkeypatch):
-    """Two of torchrun with trainer.devices=1 would write one folder."""
+def test_more_processes_than_devices_are_rejected(configure, monkeypatch):
+    """Two processes of torchrun with trainer.devices=1 would write to the same folder."""
     config = configure()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -384,14 +390,14 @@ def test_processes_that_do_not_know_of_each_other_are_refused(configure, monkeyp
     assert not Path(config.outputs).exists()
 
 
-def test_nodes_that_nobody_started_are_not_waited_for(configure, monkeypatch):
+def test_several_nodes_without_a_launcher_are_rejected(configure, monkeypatch):
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"trainer.nodes=2, and nothing tells this process of the other nodes.*torchrun or srun"):
+    with pytest.raises(UserError, match=r"trainer.nodes=2, but no launcher has set the address of the other nodes.*torchrun or srun"):
         train(configure("trainer.nodes=2"))
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(configure, tmp_path):
+def test_unwritable_run_folder_is_reported(configure, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/tiny cannot be written \(Not a directory\); choose another outputs="):
         train(configure(f"outputs={tmp_path}/file"))
@@ -410,10 +416,12 @@ def break_losses(monkeypatch, times: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
+def test_nonfinite_loss_stops_and_lists_its_samples(configure, monkeypatch):
     break_losses(monkeypatch, 1)
     config = configure("trainer.accumulate=2")
-    with pytest.raises(UserError, match="the loss became nan or infinite at step 0; the samples of that batch are listed in"):
+    with pytest.raises(
+        UserError, match=r"nonfinite.jsonl: the loss became nan or infinite at step 0, and this file lists the samples of that batch"
+    ):
         train(config)
     (listed,) = (Path(config.outputs) / "tiny" / "nonfinite.jsonl").read_text().splitlines()
     assert json.loads(listed)["step"] == 0
@@ -421,8 +429,8 @@ def test_a_loss_that_is_not_finite_names_its_samples(configure, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_not_finite_can_be_left_out(configure, monkeypatch):
-    """It moves no parameter, and is counted; the run goes on as if its gradient had been nothing."""
+def test_nonfinite_step_can_be_skipped(configure, monkeypatch):
+    """The step changes no parameter and is counted; the run continues."""
     config = configure("trainer.on_nonfinite=skip", "optim.steps=1", "optim.warmup=0", "trainer.log_every=1")
     initial = {name: p.detach().clone() for name, p in build_vlm(config).named_parameters() if p.requires_grad}
     break_losses(monkeypatch, 1)
@@ -438,8 +446,8 @@ def test_a_step_that_is_not_finite_can_be_left_out(configure, monkeypatch):
 
 
 @pytest.mark.slow
-def test_epochs_are_steps_of_the_records_of_the_mix(configure):
-    """180 training records in batches of 16."""
+def test_epochs_count_the_training_records_of_the_mix(configure):
+    """There are 180 training records, in batches of 16."""
     assert epochs_to_steps(configure("optim.steps=null", "optim.epochs=2")).optim.steps == round(2 * 180 / 16)
     folder = train(configure("optim.steps=null", "optim.epochs=0.2", "optim.warmup=1"))
     assert (folder / "checkpoints" / "step=2.ckpt").exists()
@@ -448,14 +456,16 @@ def test_epochs_are_steps_of_the_records_of_the_mix(configure):
 
 
 @pytest.mark.slow
-def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
+def test_out_of_memory_error_recommends_settings(configure, monkeypatch):
     def training_step(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(VLMLightningModule, "training_step", training_step)
     monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
-    said = "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.activation_checkpointing=selective, with which python -m src.plan"
-    with pytest.raises(UserError, match=said):
+    message = (
+        "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.activation_checkpointing=selective, with which "
+    )
+    with pytest.raises(UserError, match=message):
         train(configure())
     monkeypatch.setattr("src.plan.device_memory", lambda: 2.0)
     with pytest.raises(UserError, match=r"expects it to fit into 2 GB with no trainer.accumulate and trainer.activation_checkpointing"):
@@ -464,30 +474,33 @@ def test_out_of_memory_names_what_the_plan_recommends(configure, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
             "out of memory with trainer.accumulate=1; set trainer.accumulate=2",
         ),
-        (OSError(28, "No space left on device"), r"tiny cannot be written \(No space left on device\); make room and run the same command"),
+        (
+            OSError(28, "No space left on device"),
+            r"tiny cannot be written \(No space left on device\); free some space and run the same command",
+        ),
     ],
 )
-def test_what_the_machine_lacks_is_one_sentence(configure, monkeypatch, error, said):
+def test_missing_memory_or_disk_space_is_reported(configure, monkeypatch, error, message):
     def training_step(*args):
         raise error
 
     monkeypatch.setattr(VLMLightningModule, "training_step", training_step)
     monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         train(configure())
 
 
 LOST = r"a data worker was lost \(.*\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1;"
 
 
-def test_training_reports_a_killed_data_worker_in_one_sentence(configure, monkeypatch):
-    """The worker kills itself, so that it is always at work when it dies."""
+def test_killed_data_worker_is_reported(configure, monkeypatch):
+    """The worker kills itself, so that it is always busy when it dies."""
     usual = PackedStream.batch
 
     def batch(self, step: int, *, slot: int) -> Batch:
@@ -501,9 +514,9 @@ def test_training_reports_a_killed_data_worker_in_one_sentence(configure, monkey
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("subject", "method"), [(CheckpointCallback, "save"), (Validation, "__call__")])
-def test_a_data_worker_killed_during_a_check_does_not_interrupt_it(configure, monkeypatch, subject, method):
-    """The checkpoint is complete; the error comes with the next batch."""
+@pytest.mark.parametrize(("subject", "method"), [(CheckpointCallback, "save"), (ValidationScores, "scores")])
+def test_data_worker_killed_during_validation_or_save_does_not_interrupt_it(configure, monkeypatch, subject, method):
+    """The checkpoint is complete, and the next batch raises the error."""
     usual = getattr(subject, method)
 
     def killing(*args):
@@ -522,27 +535,27 @@ def test_a_data_worker_killed_during_a_check_does_not_interrupt_it(configure, mo
 
 
 @pytest.mark.slow
-def test_a_folder_in_which_another_process_trains_is_left_alone(configure, tmp_path):
+def test_run_folder_of_another_process_is_rejected(configure, tmp_path):
     config = configure("optim.steps=100000", "trainer.val_every=1", "data.workers=1")  # it does not end by itself
     process = processes.start(config, tmp_path / "log")
     processes.until((Path(config.outputs) / "tiny" / "checkpoints" / "step=1.ckpt").exists, process)
     with pytest.raises(UserError, match=r"another process is training in .*/tiny; wait for it, stop it, or choose another name="):
         train(config)
-    os.kill(process.pid, signal.SIGKILL)  # its worker lives on for a moment
+    os.kill(process.pid, signal.SIGKILL)  # its worker outlives it for a moment
     processes.wait([process])
     with run_folder.exclusive_lock(Path(config.outputs) / "tiny"):
         pass
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(configure, tmp_path):
-    """And what was saved is good: the same command goes on from it."""
+def test_killed_rank_ends_the_other_with_a_message(configure, tmp_path):
+    """The checkpoint is intact: the same command resumes from it."""
     config = configure("optim.steps=6", "trainer.val_every=1", "trainer.devices=2")
     first, second = processes.ranks(config, tmp_path / "log", world=2, stops={1: (1, signal.SIGKILL)})
     saved = Path(config.outputs) / "tiny" / "checkpoints"
     assert processes.wait([first, second]) == [2, -signal.SIGKILL]
-    said = "error: another process of this run has ended or cannot be reached; run the same command again: it resumes"
-    assert said in (tmp_path / "log.0").read_text()
+    message = "error: another process of this run has ended or cannot be reached; run the same command again: it resumes"
+    assert message in (tmp_path / "log.0").read_text()
     config.trainer.val_every = 30
     run_ranks(config, tmp_path / "again", 2)
     assert (saved / "step=6.ckpt").exists()
@@ -551,17 +564,17 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(configure, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards, tmp_path, workers):
+def test_missing_shard_is_reported_from_any_worker(configure, shards, tmp_path, workers):
     shutil.copytree(shards, tmp_path / "root")
     (tmp_path / "root" / "alpha" / "train-000000.tar").unlink()
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as error:
         train(configure(f"data.root={tmp_path}/root", f"data.workers={workers}"))
-    assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{found.value}")
+    assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{error.value}")
 
 
 @pytest.mark.slow
-def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(configure, monkeypatch):
-    """The second Ctrl-C; Lightning alone would exit with 1 and without a word."""
+def test_interrupt_within_a_step_raises_keyboard_interrupt(configure, monkeypatch):
+    """As a second Ctrl-C does; Lightning alone would exit with 1 and no message."""
 
     def training_step(*args):
         raise KeyboardInterrupt
@@ -572,8 +585,8 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_told_like_any_other(con
 
 
 @pytest.mark.slow
-def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_path):
-    """The text beside it is as it was, so nothing else tells that the shard has changed."""
+def test_damaged_image_is_reported(configure, shards, tmp_path):
+    """The text of the record is unchanged, so nothing else reveals that the shard differs from its index."""
     tar = shutil.copytree(shards, tmp_path / "root") / "alpha" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
     with pytest.raises(UserError, match=r"train-000000.tar is not the file that the index was made of; build it again"):
@@ -581,7 +594,7 @@ def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_p
 
 
 @pytest.mark.slow
-def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
+def test_unknown_errors_are_raised_unchanged(configure, monkeypatch):
     def training_step(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -591,8 +604,8 @@ def test_other_errors_of_training_stay_what_they_are(configure, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
-    """Projector alone, then the rest with the projector frozen: the second checkpoint holds both, so it needs no first run."""
+def test_stage_starts_from_the_trained_parts_of_another_run(configure, capsys):
+    """First the projector alone, then the rest with a frozen projector. The second checkpoint contains both, so the first run may go."""
     first = train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
     capsys.readouterr()
     config = configure("name=stage", "init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}")
@@ -612,23 +625,23 @@ def test_a_stage_starts_from_what_another_run_trained(configure, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("language.lora.alpha=64", "language.lora.alpha=32, now 64"),  # fits, and would double what the adapters do
+        ("language.lora.alpha=64", "language.lora.alpha=32, now 64"),  # loads without an error, but would double the effect of the adapters
         ("language.lora.rank=4", "language.lora.rank=8, now 4"),
         ("language.lora.targets=[q_proj]", r"language.lora.targets=\['down_proj', .*, now \['q_proj'\]"),
     ],
 )
-def test_a_stage_has_the_adapters_of_the_run_that_it_starts_from(configure, override, said):
+def test_stage_with_other_adapter_settings_is_rejected(configure, override, message):
     train(configure("name=first", "optim.steps=1", "optim.warmup=0"))
-    with pytest.raises(UserError, match=f"the checkpoint's adapters were trained with {said}; set it to that"):
+    with pytest.raises(UserError, match=f"the checkpoint's adapters were trained with {message}; set language.lora"):
         train(configure("name=second", "init=run:first", override))
     train(configure("name=align", "optim.steps=1", "optim.warmup=0", "optim.lr.language=0"))
     train(configure("name=third", "init=run:align", "optim.steps=1", "optim.warmup=0", override))
 
 
 @pytest.mark.slow
-def test_a_stage_is_continued_like_any_run(configure, tmp_path):
+def test_stage_resumes_like_any_run(configure, tmp_path):
     train(configure("name=align", "optim.lr={vision: 0, projector: 1e-3, language: 0}"))
     stage = ["init=run:align", "optim.lr={vision: 1e-3, projector: 0, language: 1e-3}", "trainer.val_every=2"]
     whole, config = train(configure("name=whole", *stage)), configure("name=cut", *stage)
@@ -637,20 +650,20 @@ def test_a_stage_is_continued_like_any_run(configure, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("init", "said"),
+    ("init", "message"),
     [
         ("run:nobody", "init=run:nobody, but .* holds no checkpoint; train that run first, or set init=null"),
         ("nobody", "must be run:<name"),
     ],
 )
-def test_a_start_that_is_not_there_is_one_sentence(configure, init, said):
-    with pytest.raises(UserError, match=said):
+def test_missing_init_run_is_reported(configure, init, message):
+    with pytest.raises(UserError, match=message):
         train(configure(f"init={init}"))
 
 
 @pytest.mark.slow
-def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
-    """Adapters fit only the weights that they were trained on: at a resume, and when the run is loaded."""
+def test_checkpoint_with_other_frozen_weights_is_rejected(configure, whole, language, tmp_path):
+    """Adapters fit only the weights that they were trained on."""
     shutil.copytree(language, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     state = load_file(path)
@@ -658,7 +671,8 @@ def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
     save_file(state, path, metadata={"format": "pt"})
     config = configure("name=whole", "language.lora.dropout=0.1", f"language.path={tmp_path}/other")
     with pytest.raises(
-        UserError, match=r"the checkpoint was trained on language weights .* holds sha256 [0-9a-f]{12}; give it the weights"
+        UserError,
+        match=r"the checkpoint was trained on language weights .* holds sha256 [0-9a-f]{12}; point language.path at the original weights",
     ):
         load_checkpoint(build_vlm(config), whole / "checkpoints" / "best.ckpt")
     stored = torch.load(whole / "checkpoints" / "step=6.ckpt", weights_only=True)
@@ -667,20 +681,20 @@ def test_other_frozen_weights_are_refused(configure, whole, language, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resume_refuses_frozen_weights_that_changed_in_their_place(configure, language, tmp_path):
-    shutil.copytree(language, tmp_path / "mine")
-    config = configure(f"language.path={tmp_path}/mine", "trainer.val_every=2")
+def test_resume_rejects_frozen_weights_that_changed_on_disk(configure, language, tmp_path):
+    shutil.copytree(language, tmp_path / "weights")
+    config = configure(f"language.path={tmp_path}/weights", "trainer.val_every=2")
     stop_after(config, 2)
-    path = tmp_path / "mine" / "model.safetensors"
+    path = tmp_path / "weights" / "model.safetensors"
     state = load_file(path)
     state["model.norm.weight"] += 1e-3
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"the checkpoint was trained on language weights .*; give it the weights of then"):
+    with pytest.raises(UserError, match=r"the checkpoint was trained on language weights .*; point language.path at the original weights"):
         train(config)
 
 
-def test_the_log_speaks_of_every_source(whole):
-    """A line per `log_every` steps and per check; a check has a loss for every source and a score for those with questions."""
+def test_log_has_losses_and_scores_of_every_source(whole):
+    """A row per `log_every` steps and per validation, which has a loss for every source and a score for sources with questions."""
     rows = steps(whole)
     assert [row["step"] for row in rows] == ["2", "3", "4", "6"]
     checks = [row for row in rows if row["val"]]
@@ -699,8 +713,8 @@ def test_the_log_speaks_of_every_source(whole):
 
 
 @pytest.mark.slow
-def test_what_did_not_fit_stands_in_the_log(configure):
-    """Every token of a window of samples (two steps) is either trained on or counted as cut, in any number of slots."""
+def test_log_counts_truncated_tokens(configure):
+    """Every token of a window (two steps) is either trained on or counted as truncated, for any number of slots."""
     words = ["optim.steps=2", "optim.warmup=1", "trainer.log_every=2", "data.val_samples=0", "trainer.accumulate=2"]
     long, short = (steps(train(configure(*words, f"name={n}", f"data.max_seq_len={n}"))) for n in (160, 24))
     assert [int(row["cut_tokens"]) for row in long] == [0]
@@ -708,12 +722,12 @@ def test_what_did_not_fit_stands_in_the_log(configure):
 
 
 @pytest.mark.slow
-def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
-    """A bfloat16 language model with float32 adapters, as the full recipe has it."""
+def test_mixed_precision_is_close_and_saves_what_the_plan_counts(configure):
+    """A bfloat16 language model with float32 adapters, as in the full recipe."""
     mixed = ["trainer.precision=bf16-mixed", "language.dtype=bfloat16"]
     half, full = train(configure("name=half", *mixed)), train(configure("name=full"))
-    for ours, theirs in zip(steps(half), steps(full), strict=True):
-        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.01)
+    for mixed_row, full_row in zip(steps(half), steps(full), strict=True):
+        assert float(mixed_row["loss"]) == pytest.approx(float(full_row["loss"]), rel=0.01)
     assert all(value.dtype == torch.float32 for value in trained(half).values())
     config = configure(*mixed)
     model, planned = build_vlm(config), build_vlm(config).to(torch.bfloat16)
@@ -724,8 +738,8 @@ def test_mixed_precision_is_close_and_keeps_what_the_plan_says(configure):
 
 
 @pytest.mark.slow
-def test_a_run_knows_which_of_its_sources_are_phantoms(configure, shards, tmp_path):
-    """By the manifests that it was trained on, which may be gone when its card is written."""
+def test_run_records_which_sources_are_phantoms(configure, shards, tmp_path):
+    """It records them from the manifests at training time, which may be gone when its card is written."""
     root = shutil.copytree(shards, tmp_path / "shards")
     manifest = json.loads((root / "beta" / "manifest.json").read_text())
     (root / "beta" / "manifest.json").write_text(json.dumps(manifest | {"phantom": True}))
@@ -754,15 +768,15 @@ def test_resumed_child_keeps_the_records_of_its_first_start(configure):
     config = configure("name=child", "init=run:parent", "trainer.val_every=2")
     stop_after(config, 2)
     path = Path(config.outputs) / "child" / "lineage.json"
-    kept = path.read_text().replace('"alpha"', '"as it was"')
-    path.write_text(kept)
+    edited = path.read_text().replace('"alpha"', '"as it was"')
+    path.write_text(edited)
     train(config)
-    assert path.read_text() == kept
+    assert path.read_text() == edited
 
 
 @pytest.mark.slow
-def test_gradients_are_clipped_before_the_fused_update_of_a_gpu(configure, monkeypatch):
-    """In mixed precision, which Lightning's own clipping refuses with it."""
+def test_gradients_are_clipped_before_a_fused_update(configure, monkeypatch):
+    """In mixed precision, where Lightning's own clipping rejects a fused optimizer."""
     usual, norms = torch.optim.AdamW, []
 
     class Fused(usual):  # type: ignore[misc, valid-type]

@@ -33,8 +33,8 @@ from src.model.vlm import VLM
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import check_choice, to_typed
-from src.train import build_trainer
 from src.training.lightning_module import VLMLightningModule
+from src.training.trainer import build_trainer
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"steps": 8, "batch": 128, "micro": 32, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},

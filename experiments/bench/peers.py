@@ -24,8 +24,8 @@ from src.data.packing import Batch
 from src.data.prompt import IGNORE, EncodedSample
 from src.model.vlm import VLM
 from src.release.llava import to_llava
-from src.train import build_trainer
 from src.training.lightning_module import VLMLightningModule
+from src.training.trainer import build_trainer
 
 MEGABATCH = 50  # batches
 

@@ -17,10 +17,10 @@ from experiments.bench.measured import Measured, ratio, single
 from experiments.bench.peers import Cost
 from experiments.bench.workload import WORKLOADS, Workload
 from src.data.packing import Batch, pack
-from src.train import build_trainer
 from src.training.callbacks.checkpoint import CheckpointCallback
 from src.training.callbacks.csv_log import CSVLog
 from src.training.lightning_module import VLMLightningModule
+from src.training.trainer import build_trainer
 
 SIDES = ("ours", "plain", "llava", "grouped")
 ROUNDS = 2
@@ -148,8 +148,8 @@ def with_trainer(size: Workload, batch: Batch, steps: int) -> float:
         config.outputs = folder
         module = VLMLightningModule(Nothing(), config, sources=["bench"], folder=Path(folder))  # type: ignore[arg-type]
         log = CSVLog(Path(folder) / "log.csv", sources=module.sources, parts=["language"], log_every=config.trainer.log_every)
-        saver = CheckpointCallback(Path(folder), config={}, val_every=steps + 1, keep=1, validate=lambda step: None)
-        trainer = build_trainer(config, callbacks=[saver, log])
+        saver = CheckpointCallback(Path(folder), config={}, keep_last=1)
+        trainer = build_trainer(config, callbacks=[log, saver])
         since = time.process_time()
         trainer.fit(module, DataLoader([batch] * steps, batch_size=None))  # type: ignore[arg-type]
         return time.process_time() - since

@@ -20,7 +20,7 @@ import lightning
 import numpy as np
 import torch
 import xxhash
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config.train import DataConfig, MixConfig
 from src.data.image_transform import record_pixels
@@ -218,7 +218,13 @@ class DataModule(lightning.LightningDataModule):
             rows += [[(encoded[item], number, picked[item]) for item in items] for items in packed]
         per_batch = max(1, len(stream.step_rows(0)) // (world * self.slots))
         batches = [rows[at : at + per_batch] for at in range(0, len(rows), per_batch)]
+        # DDP synchronises every forward pass, so all ranks need equally many batches; an empty one has no supervised token.
+        batches += [[]] * (-len(batches) % world or (not batches) * world)
         return [stream.to_batch(batch) for batch in batches[rank::world]]
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation batches of this rank, built once."""
+        return DataLoader(self.validation_batches(rank=self.trainer.global_rank, world=self.trainer.world_size), batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict:
         return {"consumed": self.trainer.global_step if self.trainer else self.consumed, "fingerprint": self.fingerprint}

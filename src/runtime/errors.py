@@ -20,7 +20,7 @@ def suggest(wrong: str, names: Iterable[str], *, these: str = "allowed") -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; {these}: {', '.join(names) or 'nothing'}"
 
 
-def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
+def report_user_errors(main: Callable) -> Callable:
     """The outermost function of a command: turns a `UserError` into one line and exit code 2."""
 
     @functools.wraps(main)
@@ -29,7 +29,7 @@ def report_user_errors(main: Callable[..., None]) -> Callable[..., None]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # else a log file gets what is printed at the end, after all progress lines
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except UserError as mistake:
             print(f"error: {mistake}", file=sys.stderr)
             raise SystemExit(2) from None

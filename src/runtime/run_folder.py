@@ -28,7 +28,8 @@ from src.runtime.renamed_keys import translate
 # Keys that may differ when a run is continued: they change neither the order of the data nor the update.
 MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes")
 MAY_CHANGE += ("trainer.accumulate", "trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last")
-MAY_CHANGE += ("trainer.activation_checkpointing", "trainer.on_nonfinite", "trainer.strategy", "logger", "language.fast")
+MAY_CHANGE += ("trainer.activation_checkpointing", "trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "logger", "callbacks")
+MAY_CHANGE += ("language.fast",)
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 
 

@@ -1,16 +1,26 @@
-"""Optimizer and schedule: one learning rate per part, 0 = frozen."""
+"""Optimizer, learning rate schedule and length of a run."""
 
 import math
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from src.config.train import OptimConfig
+from src.config.train import OptimConfig, TrainConfig
+from src.data.remote import CacheConfig
+from src.data.train_val_split import open_sources, split_rows
 from src.model.vlm import VLM
+from src.runtime.errors import UserError
+
+Config = TypeVar("Config", bound=TrainConfig)  # or PlanConfig, which extends it
 
 
 def optimizer(model: VLM, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors (norms, biases, tokens) do not."""
+    """AdamW over the trainable parameters, with one learning rate per part (0 = frozen).
+
+    Matrices have weight decay; vectors (norms, biases, class tokens) have none.
+    """
     groups = []
     for part, module in model.parts().items():
         trainable = [p for p in module.parameters() if p.requires_grad]
@@ -23,7 +33,7 @@ def optimizer(model: VLM, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def lr_factor(step: int, config: OptimConfig) -> float:
-    """Share of the peak learning rate at optimizer step `step` (0-based): linear warm-up, then cosine to a tenth, or constant."""
+    """Fraction of the peak learning rate at optimizer step `step` (0-based): linear warm-up, then cosine to a tenth, or constant."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
@@ -32,5 +42,24 @@ def lr_factor(step: int, config: OptimConfig) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def lr_schedule(of: torch.optim.Optimizer, config: OptimConfig) -> LambdaLR:
-    return LambdaLR(of, lambda step: lr_factor(step, config))
+def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: lr_factor(step, config))
+
+
+def epochs_to_steps(config: Config) -> Config:
+    """Returns `config` with `optim.epochs` converted to `optim.steps`: the number of global batches that hold as many positions as
+    `optim.epochs` times the training records of the mix.
+
+    An epoch is one of the whole mix. If the shares differ from the numbers of records, a source is seen more or less often than that.
+
+    Raises `UserError` if the warm-up is not shorter than the run.
+    """
+    epochs = config.optim.epochs
+    if epochs is None:
+        return config
+    shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
+    rows, _ = split_rows(shards, config.mix, validate=config.data.val_samples)
+    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch_size))
+    if config.optim.warmup >= steps:
+        raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
+    return replace(config, optim=replace(config.optim, steps=steps))

@@ -1,4 +1,4 @@
-"""Weights of a hub stay those that a run was started with, although the configuration names no revision."""
+"""A run keeps the hub revision of its weights, although its configuration may name none."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +12,30 @@ from src.runtime.schema import to_plain
 
 
 def restore_revisions(config: TrainConfig, folder: Path) -> TrainConfig:
-    """`config` with the revisions that an earlier start of this run found at the same addresses."""
+    """Returns `config` with the revisions that an earlier start of this run recorded for the same paths."""
     stored = run_folder.read_config(folder) if (folder / "config.yaml").exists() else {}
     parts = {part: stored.get(part, {}) for part in ("vision", "language")}
-    same = {part: then["revision"] for part, then in parts.items() if then.get("path") == getattr(config, part).path}
-    return _with(config, same)
+    return _set_revisions(config, {part: old["revision"] for part, old in parts.items() if old.get("path") == getattr(config, part).path})
 
 
 def pin_revisions(config: TrainConfig, folder: Path, weights: dict[str, dict[str, str]]) -> TrainConfig:
-    """`config` with the revisions of `weights` in place of `unverified`, told and written to config.yaml, which every verb reads."""
-    held = _with(config, {part: found["revision"] for part, found in weights.items()})
-    if held != config:
+    """Returns `config` with the revisions of the loaded `weights` in place of `unverified`.
+
+    It prints each new revision and writes it to config.yaml, which every command reads.
+    """
+    pinned = _set_revisions(config, {part: identity["revision"] for part, identity in weights.items()})
+    if pinned != config:
         for part in ("vision", "language"):
-            if getattr(held, part) != getattr(config, part):
+            if getattr(pinned, part) != getattr(config, part):
                 print(f"{part}.revision: {weights[part]['id']} is at {weights[part]['revision']}, which this run keeps")
         if run_folder.is_first_rank():
-            run_folder.write_atomically(folder / "config.yaml", yaml.safe_dump(run_folder.redact_secrets(to_plain(held)), sort_keys=False))
-    return held
+            run_folder.write_atomically(
+                folder / "config.yaml", yaml.safe_dump(run_folder.redact_secrets(to_plain(pinned)), sort_keys=False)
+            )
+    return pinned
 
 
-def _with(config: TrainConfig, revisions: dict[str, str]) -> TrainConfig:
-    open_ones = {part: found for part, found in revisions.items() if found and getattr(config, part).revision == UNVERIFIED}
-    return replace(config, **{part: replace(getattr(config, part), revision=found) for part, found in open_ones.items()})
+def _set_revisions(config: TrainConfig, revisions: dict[str, str]) -> TrainConfig:
+    """Replaces the revisions that are still unverified."""
+    unpinned = {part: revision for part, revision in revisions.items() if revision and getattr(config, part).revision == UNVERIFIED}
+    return replace(config, **{part: replace(getattr(config, part), revision=revision) for part, revision in unpinned.items()})
