@@ -5,6 +5,7 @@ import io
 import json
 import random
 import resource
+import runpy
 import tarfile
 import threading
 import zipfile
@@ -18,7 +19,7 @@ import yaml
 
 from data_prep import sources
 from data_prep.download import http, hub
-from data_prep.download.datasets import DownloadConfig, download_all, main
+from data_prep.download.datasets import DownloadConfig, download_all
 from data_prep.download.http import RemoteFile, checksum
 from data_prep.download.unpack import unpack_tar, unpack_zip
 from data_prep.phantom.writers import WRITERS
@@ -354,9 +355,7 @@ def medicat(path: Path) -> dict[str, bytes]:
 
 def test_archive_downloaded_by_hand_is_unpacked_once(server, tmp_path, monkeypatch, capsys):
     members, raw = medicat(tmp_path / "whole"), make_folder(tmp_path / "medicat")
-    with pytest.raises(
-        UserError, match=r"copy it to this folder and run this command again to unpack it\. \(.*; missing: release/s2_full"
-    ):
+    with pytest.raises(UserError, match=r"copy it to this folder and run this command again to unpack it\. \(.*; missing: release/s2_full"):
         download(server, tmp_path, "medicat", accept=["medicat"])
     archive = write_tar(raw, members, link="release/figures/etc")
     archive.write_bytes((whole := archive.read_bytes())[: len(whole) // 2])
@@ -420,10 +419,10 @@ def test_restricted_licence_must_be_accepted_by_name(server, tmp_path):
         download(server, tmp_path, "quilt_1m", accept=["quilt_1m"])
 
 
-@pytest.mark.slow
-def test_unknown_source_exits_with_code_2(tmp_path, capsys):
+def test_unknown_source_exits_with_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["data_prep.download", "sources=pathvaq", f"raw={tmp_path}"])
     with pytest.raises(SystemExit) as exit_info:
-        main(["sources=pathvaq", f"raw={tmp_path}"])
+        runpy.run_module("data_prep.download", run_name="__main__")
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: source 'pathvaq' is not in sources.yaml; did you mean 'pathvqa'?\n"
 

@@ -1,6 +1,8 @@
 """Runs the command of data_prep/download/datasets.py."""
 
+import sys
+
 from data_prep.download.datasets import main
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -192,7 +191,3 @@ def _missing_files(entry: Source, folder: Path) -> str:
 
 def _has_content(path: Path) -> bool:
     return path.is_file() or any(path.iterdir())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
