@@ -13,8 +13,8 @@ import torch
 
 from src.classification.dataset import ClassificationDataset, image_batches
 from src.model.vision import Vision
+from src.runtime.atomic_file import atomic_path
 from src.runtime.progress import Progress
-from src.runtime.run_folder import atomic_path
 
 
 def cached_arrays(path: Path, origin: dict, make) -> dict[str, np.ndarray]:

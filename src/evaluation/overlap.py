@@ -104,7 +104,7 @@ def _of_stage(run: dict, checkpoint: Path, benchmarks: dict[str, str]) -> dict[s
     cache = CacheConfig(data.get("cache", CacheConfig.folder), data.get("cache_gb", CacheConfig.gigabytes))
     then = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("DataModule", {}).get("fingerprint", {})
     parts: dict[str, list[Overlap]] = {benchmark: [] for benchmark in benchmarks}
-    for source in mix.drawn:
+    for source in mix.sampling_weights:
         try:
             shards = open_shards(data["root"], source, cache=cache)
         except UserError:

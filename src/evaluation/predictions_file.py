@@ -20,10 +20,10 @@ class PredictionsFile:
         self.path, self.team = path, team
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self._mine = path if team.world == 1 else path.with_suffix(f".{digest[:12]}.{team.rank}.part")
-        if team.first:
+        if team.is_first:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open(path.with_suffix(".digest"), digest)
-        team.wait()
+        team.barrier()
         self.lines = {line["id"]: line for line in read_predictions(path)}
 
     def add(self, lines: Iterable[dict]) -> None:
@@ -34,8 +34,8 @@ class PredictionsFile:
 
     def finish(self, items: list[dict]) -> None:
         """The file in the order of `items`, whose lines get what an item says of itself; answers to other questions stand behind them."""
-        self.team.wait()
-        if self.team.first:
+        self.team.barrier()
+        if self.team.is_first:
             lines = self.lines | self._parts()
             answered = [{key: value for key, value in lines.pop(item["id"]).items() if key != "seen"} for item in items]
             asked = [{**line, **item} for line, item in zip(answered, items, strict=True)]  # an item may no longer say what it had seen
