@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
         generator = Generator(model.to(select_device(config.accelerator, ranks)), prompter, batch=config.batch, **decoding)
         depends_on = {"checkpoint": _digest(path), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
-        if ranks.first:  # who writes the files
+        if ranks.is_first:  # who writes the files
             said["seen"] = mark_seen(tests, stored, path, outputs=config.outputs)
         for test in tests:
             for condition in asked[test.name]:
@@ -58,11 +58,11 @@ def evaluate(config: EvaluateConfig) -> Path:
                 about |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition == "shuffled" else {}
                 file = PredictionsFile(predictions_path(folder, test, condition), about, team=ranks)
                 answer_condition(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
-            for name, guesses in baselines.baseline_answers(test).items() if ranks.first else ():
+            for name, guesses in baselines.baseline_answers(test).items() if ranks.is_first else ():
                 file = PredictionsFile(predictions_path(folder, test, name), {"shards": test.shards.manifest["fingerprint"]})
                 file.add({**item, "prediction": guess} for item, guess in zip(test.items, guesses, strict=True))
                 file.finish(test.items)
-        if not ranks.first:
+        if not ranks.is_first:
             return folder
         said["asked"] = {test.name: len(test.rows) for test in tests}  # those stand first in their files
         found = {test.name: read_conditions(test, folder, [*asked[test.name], *baselines.BASELINES]) for test in tests}

@@ -7,10 +7,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from src.config.evaluate import EvaluateConfig
 from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
-from src.runtime.cli import CONF, check_overrides
+from src.runtime.cli import CONF, check_overrides, compose
 from src.runtime.errors import UserError
+from src.runtime.renamed_keys import RENAMED
+from src.runtime.run_folder import flatten
 from src.runtime.schema import to_plain, to_typed
 
 
@@ -35,7 +38,10 @@ def error_of(overrides: list[str]) -> str:
         ("seed=1,2", "seed=1,2 gives several values, which makes a sweep; add -m, or write a list as [a,b]"),
         ("optim.steps=0", "optim.steps must be at least 1, found 0"),
         ("optim.epochs=2", "give one of optim.steps=6 and optim.epochs=2.0, and set the other to null"),
-        ("language.dtype=nf4", "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do not fit"),
+        (
+            "language.dtype=nf4",
+            "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do not fit",
+        ),
         ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is not supported, because a frozen 7B model fits one device"),
         ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
         ("trainer.activation_checkpointing=ful", "trainer.activation_checkpointing='ful'; did you mean 'full'?"),
@@ -57,7 +63,10 @@ def error_of(overrides: list[str]) -> str:
         ("projector.hidden=-3", "projector.hidden must be at least 0, found -3"),
         ("language.lora.dropout=1.5", "language.lora.dropout must be below 1, found 1.5"),
         ("language.lora.dropout=-1", "language.lora.dropout must be at least 0, found -1"),
-        ("language.lora.targets=[]", "language.lora.targets must name a linear layer; to freeze the language model, set optim.lr.language=0"),
+        (
+            "language.lora.targets=[]",
+            "language.lora.targets must name a linear layer; to freeze the language model, set optim.lr.language=0",
+        ),
         ("name=.", "name='.' must be the name of a folder inside outputs="),
         ("name=../elsewhere", "name='../elsewhere' must be the name of a folder inside outputs="),
         ("data.global_batch_size=12", "data.packing_window=32 must be a multiple of data.global_batch_size=12"),
@@ -76,6 +85,41 @@ def error_of(overrides: list[str]) -> str:
 )
 def test_mistake_gives_one_line_error(words, override, message):
     assert error_of([*words, override]).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.row_tokens=160", "data.row_tokens: renamed to data.max_seq_len; write data.max_seq_len=160"),
+        ("+trainer.keep=3", "trainer.keep: renamed to trainer.keep_last; write trainer.keep_last=3"),
+        (
+            "trainer.recompute=cheap",
+            "trainer.recompute: renamed to trainer.activation_checkpointing; write trainer.activation_checkpointing=selective",
+        ),
+        (
+            "trainer.activation_checkpointing=cheap",
+            "trainer.activation_checkpointing=cheap: renamed; write trainer.activation_checkpointing=selective",
+        ),
+    ],
+)
+def test_renamed_key_gives_error_with_its_new_name(words, override, message):
+    assert error_of([*words, override]) == message
+
+
+def test_renamed_key_of_a_sweep_gives_error_with_its_new_name(words):
+    with pytest.raises(UserError, match=r"^data.global_batch: renamed to data.global_batch_size; write data.global_batch_size=8,16$"):
+        check_overrides("train", TrainConfig, [*words, "data.global_batch=8,16"], multirun=True, validate=check_train_config)
+
+
+def test_renamed_key_of_evaluate_gives_error_with_its_new_name():
+    with pytest.raises(UserError, match=r"^row_tokens: renamed to max_seq_len; write max_seq_len=64$"):
+        check_overrides("evaluate", EvaluateConfig, ["run=tiny", "row_tokens=64"])
+
+
+def test_every_new_name_is_a_key_of_a_configuration():
+    keys = flatten(OmegaConf.to_container(compose("train", ["name=x"]))) | flatten(OmegaConf.to_container(compose("evaluate", [])))
+    assert set(RENAMED.values()) <= keys.keys()
+    assert not set(RENAMED) & keys.keys()
 
 
 @pytest.mark.slow
