@@ -40,7 +40,7 @@ def error_of(overrides: list[str]) -> str:
         ("optim.epochs=2", "give one of optim.steps=6 and optim.epochs=2.0, and set the other to null"),
         (
             "language.dtype=nf4",
-            "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do not fit",
+            "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do",
         ),
         ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is not supported, because a frozen 7B model fits one device"),
         ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
