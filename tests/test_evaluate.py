@@ -140,7 +140,7 @@ def test_two_ranks_give_the_answers_of_one(run, tmp_path):
     (folder / "alpha.blank.jsonl").unlink()
     (run / "evaluate.json").unlink()
 
-    codes = processes.wait(processes.ranks(config(run), tmp_path / "log", world=2, verb="evaluate"))
+    codes = processes.wait(processes.ranks(config(run), tmp_path / "log", world=2, command="evaluate"))
     assert codes == [0, 0], (tmp_path / "log.1").read_text()
     found = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
     assert found["alpha.real.jsonl"][:2] == ["kept", "kept"]
