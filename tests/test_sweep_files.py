@@ -63,7 +63,7 @@ def test_dashboard_uses_keys_that_runs_have(tmp_path):
     folder = write_run(tmp_path, "one")
     metrics = {key.replace("/alpha/", "/pooled/") for key in json.loads((folder / "result.json").read_text())["metrics"]}
     assert set(bars) <= metrics
-    assert {f"vqa/pooled/{COLUMNS['BLEU-1'].replace('real', condition)}" for condition in ("real", "shuffled", "blank")} <= set(bars)
+    assert {f"vqa/pooled/{condition}/{COLUMNS['BLEU-1']}" for condition in ("real", "shuffled", "blank")} <= set(bars)
     assert workspace._to_model().spec.section.panel_bank_config.sections[0].panels  # the uploaded object
 
 
