@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
         generator = Generator(model.to(select_device(config.accelerator, ranks)), prompter, batch=config.batch, **decoding)
         settings = {"checkpoint": _file_digest(checkpoint), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
-        if ranks.first:  # only this rank writes the files
+        if ranks.is_first:  # only this rank writes the files
             result["seen"] = mark_seen(tests, checkpoint)
         for test in tests:
             for condition in conditions[test.name]:
@@ -58,11 +58,11 @@ def evaluate(config: EvaluateConfig) -> Path:
                 depends_on |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition == "shuffled" else {}
                 file = PredictionsFile(predictions_path(folder, test, condition), depends_on, ranks=ranks)
                 answer_condition(test, condition, generator, file, exact=train_config.data.exact_decode, seed=config.seed)
-            for name, answers in baselines.baseline_answers(test).items() if ranks.first else ():
+            for name, answers in baselines.baseline_answers(test).items() if ranks.is_first else ():
                 file = PredictionsFile(predictions_path(folder, test, name), {"shards": test.shards.manifest["fingerprint"]})
                 file.add({**item, "prediction": answer} for item, answer in zip(test.items, answers, strict=True))
                 file.finish(test.items)
-        if not ranks.first:
+        if not ranks.is_first:
             return folder
         result["asked"] = {test.name: len(test.rows) for test in tests}  # this many lines at the start of each predictions file
         files = {test.name: read_conditions(test, folder, [*conditions[test.name], *baselines.BASELINES]) for test in tests}

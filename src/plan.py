@@ -10,7 +10,8 @@ from rich.table import Column, Table
 from torch import nn
 
 from src.config.plan import PlanConfig
-from src.config.train import LanguageConfig, TrainConfig, check_values
+from src.config.train import LanguageConfig, TrainConfig
+from src.config.train_rules import check_values
 from src.data import token_budget
 from src.data.packing import Balance, Batch, starvation
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of

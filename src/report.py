@@ -59,7 +59,7 @@ def report_summary(run: RunData) -> str:
         return f"Image encoders on classification sets, {run.folder.name}; no model was trained here.{phantom_sources(run)}"
     if not config:
         return f"Answers that were scored from a predictions file, {run.folder.name}."
-    sources = list(MixConfig(**config["mix"]).drawn)
+    sources = list(MixConfig(**config["mix"]).sampling_weights)
     vision, language = config["vision"]["path"] or config["vision"]["architecture"], config["language"]["path"]
     return (
         f"A vision-language model trained for {config['optim']['steps']:,} steps of {config['data']['global_batch_size']} samples on "

@@ -14,7 +14,8 @@ from pathlib import Path
 import lightning
 import torch
 
-from src.config.train import TrainConfig, check_train_config
+from src.config.train import TrainConfig
+from src.config.train_rules import check_train_config
 from src.data import lineage
 from src.data.datamodule import DataModule, fingerprint_id
 from src.data.packing import starvation

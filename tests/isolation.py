@@ -1,7 +1,7 @@
 """Separates the tests from the user's account, from the machine and from each other.
 
-A login, a Slurm cluster or a variable of the user must not decide whether a test passes, nor must the tests that ran before it.
-`isolate` needs only the standard library: torch, wandb and huggingface_hub read the environment when they are imported.
+The result of a test must not depend on a login, a Slurm cluster, a variable of the user or on earlier tests.
+This module imports only the standard library: torch, wandb and huggingface_hub read the environment when they are imported.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Programs that the commands under test start. Everything else on the machine, a batch system above all, is out of sight.
+# Programs that the commands under test start. No other program of the machine is on the PATH, a batch system in particular.
 PROGRAMS = ("awk", "bash", "chromium", "chromium-browser", "git", "google-chrome", "grep", "make", "sh", "touch", "uname")
-# Variables of the test run itself. The rest is removed, so that a variable that nobody thought of cannot matter.
+# Variables that configure the test run itself. All others are removed.
 INHERITED = (
     "ATEN_CPU_CAPABILITY",
     "CHROMIUM",
@@ -29,11 +29,11 @@ INHERITED = (
     "TERM",
     "TMPDIR",
 )
-FOREIGN_PATHS = "PYTEST_FOREIGN_PYTHONPATH"  # the user's PYTHONPATH: pytest-xdist hands its entries on to the workers
+FOREIGN_PATHS = "PYTEST_FOREIGN_PYTHONPATH"  # the user's PYTHONPATH, whose entries pytest-xdist passes to its workers
 
 
 def isolate() -> Path:
-    """Replaces the environment of this process; returns the folder that holds its home folder and its programs."""
+    """Replaces the environment of this process; returns the folder with its new home folder and programs."""
     folder = Path(tempfile.mkdtemp(prefix="openmedq-tests-"))
     home, programs = folder / "home", folder / "bin"
     home.mkdir()
@@ -56,29 +56,29 @@ def isolate() -> Path:
             "LOGNAME": "tester",
             "LC_ALL": "C.UTF-8",
             "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",  # the models are tiny: threads would only wait for each other
-            # A checkout that belongs to another user, as in a container, is still a checkout.
+            "OMP_NUM_THREADS": "1",  # more threads slow down tiny models
+            # Git also reads a checkout that belongs to another user, as in a container.
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "safe.directory",
             "GIT_CONFIG_VALUE_0": "*",
         }
     )
-    with contextlib.suppress(locale.Error):  # a system without this locale keeps its own encoding of files
+    with contextlib.suppress(locale.Error):  # the system may not have this locale
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
     return folder
 
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restores afterwards what the body changed in the process: environment, working directory, logging, signals, wandb's session."""
+    """Restores environment, working directory, logging, signal handlers and the session of wandb after the body."""
     environment, folder = dict(os.environ), Path.cwd()
     handlers, level = list(logging.root.handlers), logging.root.level
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     try:
         yield
     finally:
-        _end_wandb()
+        _end_wandb_session()
         os.chdir(folder)
         if os.environ != environment:
             os.environ.clear()
@@ -89,8 +89,8 @@ def restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_wandb() -> None:
-    """wandb keeps the settings and the key of its first use for the whole process."""
+def _end_wandb_session() -> None:
+    """wandb keeps the settings and the API key of its first use for the whole process."""
     setup = sys.modules.get("wandb.sdk.wandb_setup")
     if setup is not None and setup._singleton is not None:
         setup.teardown()

@@ -1,6 +1,6 @@
-"""A verb in processes of its own: to be killed, or to be one of several ranks.
+"""Runs commands in separate processes, which a test can kill or start as ranks.
 
-They are forked from a server that has imported the libraries once, which saves some ten seconds each.
+The processes are forked from a server that has imported the libraries once, which saves about ten seconds each.
 """
 
 import importlib
@@ -22,39 +22,39 @@ server.set_forkserver_preload(["src.train"])
 
 
 def start(
-    config: Any, log: Path, environment: dict[str, str] | None = None, *, verb: str = "train", stop: tuple[int, int] | None = None
+    config: Any, log: Path, environment: dict[str, str] | None = None, *, command: str = "train", stop: tuple[int, int] | None = None
 ) -> BaseProcess:
-    """`src.<verb>.<verb>(config)`. With `stop` = (step, signal) a training sends the signal to itself and its workers after that step."""
-    process = server.Process(target=_run, args=(config, log, environment or {}, verb, stop))
+    """`src.<command>.<command>(config)`. With `stop` = (step, signal) a training sends the signal to itself and its workers after that step."""
+    process = server.Process(target=_run, args=(config, log, environment or {}, command, stop))
     process.start()
     return process
 
 
-def _run(config: Any, log: Path, environment: dict[str, str], verb: str, stop: tuple[int, int] | None) -> None:
+def _run(config: Any, log: Path, environment: dict[str, str], command: str, stop: tuple[int, int] | None) -> None:
     os.environ.update(environment)
     os.setpgrp()
-    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that a shell started
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in a process started by a shell
     _redirect(log)
     if stop:
         _signal_after(*stop)
     try:
-        getattr(importlib.import_module(f"src.{verb}"), verb)(config)
-    except UserError as mistake:
-        print(f"error: {mistake}", flush=True)
+        getattr(importlib.import_module(f"src.{command}"), command)(config)
+    except UserError as error:
+        print(f"error: {error}", flush=True)
         raise SystemExit(2) from None
 
 
-def command(module: str, words: list[str], log: Path, environment: dict[str, str]) -> BaseProcess:
-    """`python -m <module> <words>`; stdout and stderr go to `log`."""
-    process = server.Process(target=_main, args=(module, words, log, environment))
+def start_command(module: str, overrides: list[str], log: Path, environment: dict[str, str]) -> BaseProcess:
+    """Runs `python -m <module> <overrides>`; stdout and stderr go to `log`."""
+    process = server.Process(target=_main, args=(module, overrides, log, environment))
     process.start()
     return process
 
 
-def _main(module: str, words: list[str], log: Path, environment: dict[str, str]) -> None:
+def _main(module: str, overrides: list[str], log: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     _redirect(log)
-    sys.argv = [module, *words]
+    sys.argv = [module, *overrides]
     importlib.import_module(module).main()
 
 
@@ -78,10 +78,10 @@ def _signal_after(step: int, number: int) -> None:
 
 
 def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | None]:
-    """Their exit codes; None for one that had to be killed because it hung."""
-    until = time.monotonic() + seconds
+    """Waits for all processes; returns their exit codes, None for a process that was killed because it did not end in time."""
+    deadline = time.monotonic() + seconds
     for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
+        process.join(max(0.0, deadline - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         if process.is_alive():
@@ -90,29 +90,29 @@ def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | No
     return codes
 
 
-def ranks(config: Any, log: Path, *, world: int, verb: str = "train", stops: dict[int, tuple[int, int]] | None = None) -> list[BaseProcess]:
+def ranks(config: Any, log: Path, *, world: int, command: str = "train", stops: dict[int, tuple[int, int]] | None = None) -> list[BaseProcess]:
     """One process per rank, as torchrun starts them; `stops` has the `stop` of a rank."""
     stop = stops or {}
     return [
-        start(config, log.with_suffix(f".{rank}"), environment, verb=verb, stop=stop.get(rank))
+        start(config, log.with_suffix(f".{rank}"), environment, command=command, stop=stop.get(rank))
         for rank, environment in enumerate(environments(world=world))
     ]
 
 
 def environments(*, world: int) -> list[dict[str, str]]:
-    """The variables that torchrun sets, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The variables that torchrun sets for each rank."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def until(condition: Callable[[], bool], process: BaseProcess, *, seconds: float = 150) -> None:
-    """Waits for `condition` while `process` lives."""
-    end = time.monotonic() + seconds
+    """Waits until `condition()` is true; `process` must stay alive until then."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process.is_alive(), f"exit code {process.exitcode}"
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -49,7 +49,7 @@ def test_trials_are_nested_in_the_order_of_their_seed():
 def test_every_trial_sees_equally_many_samples_with_images():
     for trial in trials():
         config = to_typed(TrainConfig, compose("train", trial.overrides()))
-        drawn = config.mix.drawn
+        drawn = config.mix.sampling_weights
         assert set(drawn) == {*trial.sources, *(TEXT_SOURCES if trial.text else ())}
         images = sum(share for source, share in drawn.items() if source in IMAGE_SOURCES) / sum(drawn.values())
         assert images * config.data.global_batch_size * config.optim.steps == pytest.approx(IMAGES * STEPS)

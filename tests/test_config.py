@@ -1,4 +1,4 @@
-"""Every mistake in a configuration is one sentence that names the key, what was found and what is allowed."""
+"""Every mistake in a configuration gives a one-line error with the key, what was found and what is allowed."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,25 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from src.config.train import TrainConfig, check_train_config
-from src.runtime.cli import CONF, check_overrides
+from src.config.evaluate import EvaluateConfig
+from src.config.train import TrainConfig
+from src.config.train_rules import check_train_config
+from src.runtime.cli import CONF, check_overrides, compose
 from src.runtime.errors import UserError
+from src.runtime.renamed_keys import RENAMED
+from src.runtime.run_folder import flatten
 from src.runtime.schema import to_plain, to_typed
 
 
-def said(words: list[str]) -> str:
+def error_of(overrides: list[str]) -> str:
     with pytest.raises(UserError) as caught:
-        check_overrides("train", TrainConfig, words, validate=check_train_config)
+        check_overrides("train", TrainConfig, overrides, validate=check_train_config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "message"),
     [
         ("optim.stepz=3", "unknown config key 'optim.stepz'; did you mean 'optim.steps'?"),
         ("optim.lr.visoin=3", "unknown config key 'optim.lr.visoin'; did you mean 'optim.lr.vision'?"),
@@ -30,21 +34,27 @@ def said(words: list[str]) -> str:
         ("data.exact_decode=maybe", "config key 'data.exact_decode': Value 'maybe' is not a valid bool (type str)"),
         ("mix.shares=3", "config key 'mix.shares': Cannot assign int to Dict[str, float]"),
         ("vision=scrtch", "vision=scrtch names no file in conf/vision; did you mean 'scratch'?"),
-        ("experiment=mini", "write +experiment=mini: an experiment is added to conf/train.yaml"),
+        ("experiment=mini", "experiment=mini: conf/train.yaml has no default experiment; write +experiment=mini"),
         ("seed=1,2", "seed=1,2 gives several values, which makes a sweep; add -m, or write a list as [a,b]"),
         ("optim.steps=0", "optim.steps must be at least 1, found 0"),
         ("optim.epochs=2", "give one of optim.steps=6 and optim.epochs=2.0, and set the other to null"),
-        ("language.dtype=nf4", "language.dtype=nf4: 4-bit bases are refused, because adapters trained on rounded weights do not fit"),
-        ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is refused, because a frozen 7B fits one device"),
+        (
+            "language.dtype=nf4",
+            "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do",
+        ),
+        ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is not supported, because a frozen 7B model fits one device"),
         ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
+        ("trainer.activation_checkpointing=ful", "trainer.activation_checkpointing='ful'; did you mean 'full'?"),
+        ("projector.kind=mpl", "projector.kind='mpl'; did you mean 'mlp'?"),
         ("optim.warmup=6", "optim.warmup=6 must be smaller than optim.steps=6"),
         ("optim.betas=[0.9]", "optim.betas must be two numbers from 0 to below 1, found [0.9]"),
         ("optim.schedule=cosin", "optim.schedule='cosin'; did you mean 'cosine'?"),
         ("trainer.precision=bf16-mix", "trainer.precision='bf16-mix'; did you mean 'bf16-mixed'?"),
         ("trainer.devices=0", "trainer.devices must be at least 1, found 0"),
         ("trainer.keep_last=0", "trainer.keep_last must be at least 1, found 0"),
+        ("data.max_seq_len=15", "data.max_seq_len must be at least 16, found 15"),
         ("seed=-1", "seed must be at least 0, found -1"),
-        ("seed=4294967296", "seed must be below 2^32, found 4294967296"),
+        ("seed=4294967296", "seed must be below 4294967296, found 4294967296"),
         ("optim.lr.vision=nan", "optim.lr.vision must be a finite number, found nan"),
         ("optim.clip=inf", "optim.clip must be a finite number, found inf"),
         ("optim.betas=[0.9,nan]", "optim.betas.1 must be a finite number, found nan"),
@@ -53,7 +63,10 @@ def said(words: list[str]) -> str:
         ("projector.hidden=-3", "projector.hidden must be at least 0, found -3"),
         ("language.lora.dropout=1.5", "language.lora.dropout must be below 1, found 1.5"),
         ("language.lora.dropout=-1", "language.lora.dropout must be at least 0, found -1"),
-        ("language.lora.targets=[]", "language.lora.targets must name a linear layer; optim.lr.language=0"),
+        (
+            "language.lora.targets=[]",
+            "language.lora.targets must name a linear layer; to freeze the language model, set optim.lr.language=0",
+        ),
         ("name=.", "name='.' must be the name of a folder inside outputs="),
         ("name=../elsewhere", "name='../elsewhere' must be the name of a folder inside outputs="),
         ("data.global_batch_size=12", "data.packing_window=32 must be a multiple of data.global_batch_size=12"),
@@ -70,30 +83,65 @@ def said(words: list[str]) -> str:
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(words, override, sentence):
-    assert said([*words, override]).startswith(sentence)
+def test_mistake_gives_one_line_error(words, override, message):
+    assert error_of([*words, override]).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.row_tokens=160", "data.row_tokens: renamed to data.max_seq_len; write data.max_seq_len=160"),
+        ("+trainer.keep=3", "trainer.keep: renamed to trainer.keep_last; write trainer.keep_last=3"),
+        (
+            "trainer.recompute=cheap",
+            "trainer.recompute: renamed to trainer.activation_checkpointing; write trainer.activation_checkpointing=selective",
+        ),
+        (
+            "trainer.activation_checkpointing=cheap",
+            "trainer.activation_checkpointing=cheap: renamed; write trainer.activation_checkpointing=selective",
+        ),
+    ],
+)
+def test_renamed_key_gives_error_with_its_new_name(words, override, message):
+    assert error_of([*words, override]) == message
+
+
+def test_renamed_key_of_a_sweep_gives_error_with_its_new_name(words):
+    with pytest.raises(UserError, match=r"^data.global_batch: renamed to data.global_batch_size; write data.global_batch_size=8,16$"):
+        check_overrides("train", TrainConfig, [*words, "data.global_batch=8,16"], multirun=True, validate=check_train_config)
+
+
+def test_renamed_key_of_evaluate_gives_error_with_its_new_name():
+    with pytest.raises(UserError, match=r"^row_tokens: renamed to max_seq_len; write max_seq_len=64$"):
+        check_overrides("evaluate", EvaluateConfig, ["run=tiny", "row_tokens=64"])
+
+
+def test_every_new_name_is_a_key_of_a_configuration():
+    keys = flatten(OmegaConf.to_container(compose("train", ["name=x"]))) | flatten(OmegaConf.to_container(compose("evaluate", [])))
+    assert set(RENAMED.values()) <= keys.keys()
+    assert not set(RENAMED) & keys.keys()
 
 
 @pytest.mark.slow
-def test_shares_that_do_not_match_the_shards(words, shards):
-    assert said([*words, "+mix.shares.alhpa=1"]).startswith(
+def test_missing_shards_give_error_with_existing_sources(words, shards):
+    assert error_of([*words, "+mix.shares.alhpa=1"]).startswith(
         f"mix.shares names alhpa, but data.root={shards} has no such shards; did you mean 'alpha'?; build them"
     )
-    assert "has no such shards; it holds alpha, beta, gamma; build them" in said([*words, "+mix.shares.x=1", "+mix.shares.y=1"])
+    assert "has no such shards; it holds alpha, beta, gamma; build them" in error_of([*words, "+mix.shares.x=1", "+mix.shares.y=1"])
     check_overrides("train", TrainConfig, [*words, "mix.shares.gamma=0"], validate=check_train_config)
 
 
-def test_a_missing_value_is_named(words):
-    assert said([word for word in words if not word.startswith("name=")]) == "config key 'name' has no value; give name=..."
+def test_missing_value_gives_error_with_key(words):
+    assert error_of([word for word in words if not word.startswith("name=")]) == "config key 'name' has no value; give name=..."
 
 
 @pytest.mark.slow
 def test_every_trial_of_a_sweep_is_checked_before_the_first(words):
     with pytest.raises(UserError, match=r"optim.steps must be at least 1, found 0"):
-        check_overrides("train", TrainConfig, [*words, "optim.steps=6,0"], many=True, validate=check_train_config)
+        check_overrides("train", TrainConfig, [*words, "optim.steps=6,0"], multirun=True, validate=check_train_config)
 
 
-def test_a_configuration_is_plain_values(configure):
+def test_configuration_survives_conversion_to_yaml(configure):
     config = configure()
     assert to_typed(TrainConfig, OmegaConf.create(to_plain(config))) == config
     assert yaml.safe_load(yaml.safe_dump(to_plain(config))) == to_plain(config)
@@ -103,11 +151,11 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_says_at_once_what_it_misses(experiment, tmp_path):
-    """All but the files of a machine is right: shards and local weights are what the one sentence names."""
-    own = ["mix.shares={mine: 1}"] if experiment == "own_data" else []  # whose sources only its user knows
-    sentence = said([f"+experiment={experiment}", f"data.root={tmp_path}", *own])
-    assert re.search(r"mix.shares names .* has no such shards; it holds no source; build them with `make shards SOURCES=", sentence)
+def test_experiment_composes_and_only_lacks_shards(experiment, tmp_path):
+    """Everything is valid except for the shards and local weights, which this machine does not have."""
+    shares = ["mix.shares={mine: 1}"] if experiment == "own_data" else []  # has no sources of its own
+    message = error_of([f"+experiment={experiment}", f"data.root={tmp_path}", *shares])
+    assert re.search(r"mix.shares names .* has no such shards; it holds no source; build them with `make shards SOURCES=", message)
 
 
 GROUPS = sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF / "experiment"})
@@ -115,16 +163,16 @@ GROUPS = sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF / "experi
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda path: path.name)
 def test_every_key_has_a_comment_in_a_file_of_its_group(group: Path):
-    """An experiment only sets keys that are explained where they are declared."""
+    """Experiments are exempt: they only set keys that other files declare and explain."""
     keys, explained = set(), set()
     for path in group.glob("*.yaml"):
-        above = ""
+        previous = ""
         for line in re.split(r"^hydra:", path.read_text(), flags=re.MULTILINE)[0].splitlines():
-            if found := re.match(r" *([a-z_0-9]+): *[^ #]", line):
-                keys.add(found[1])
-                explained |= {found[1]} if "#" in line or above.startswith("#") else set()
-            above = line
-    assert keys - explained - {"vision", "projector"} == set()  # of `lr`, whose comment speaks of parts
+            if match := re.match(r" *([a-z_0-9]+): *[^ #]", line):
+                keys.add(match[1])
+                explained |= {match[1]} if "#" in line or previous.startswith("#") else set()
+            previous = line
+    assert keys - explained - {"vision", "projector"} == set()  # keys of `lr`, whose own comment explains them
 
 
 def test_no_configuration_names_code():

@@ -155,7 +155,7 @@ def test_two_ranks_give_the_answers_of_one_rank(run, tmp_path):
     (folder / "alpha.blank.jsonl").unlink()
     (run / "evaluate.json").unlink()
 
-    codes = processes.wait(processes.ranks(config(run), tmp_path / "log", world=2, verb="evaluate"))
+    codes = processes.wait(processes.ranks(config(run), tmp_path / "log", world=2, command="evaluate"))
     assert codes == [0, 0], (tmp_path / "log.1").read_text()
     merged = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
     assert merged["alpha.real.jsonl"][:2] == ["edited", "edited"]

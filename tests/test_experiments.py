@@ -8,7 +8,8 @@ import yaml
 from data_prep.build.source import BuildConfig
 from data_prep.phantom.writers import FULL, OPEN
 from data_prep.shards import build_all
-from src.config.train import TrainConfig, check_train_config
+from src.config.train import TrainConfig
+from src.config.train_rules import check_train_config
 from src.runtime import sweep
 from src.runtime.cli import CONF, compose, expand_experiment_sweep
 from src.runtime.schema import to_typed
@@ -109,9 +110,9 @@ def test_every_trial_trains_three_steps(name, small):
 @pytest.mark.slow
 def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
     mix = configure("mix.only=[alpha,beta]", "mix.leave_out=[beta]").mix
-    assert mix.drawn == {"alpha": 2.0}
-    assert configure().mix.drawn == {"alpha": 2.0, "beta": 1.0, "gamma": 1.0}
-    assert configure("mix.temperature=2").mix.drawn["alpha"] == pytest.approx(2**0.5)
+    assert mix.sampling_weights == {"alpha": 2.0}
+    assert configure().mix.sampling_weights == {"alpha": 2.0, "beta": 1.0, "gamma": 1.0}
+    assert configure("mix.temperature=2").mix.sampling_weights["alpha"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tests see nothing of the user's account and machine, and nothing of the tests that ran before."""
+"""The tests are independent of the user's account, of the machine and of earlier tests."""
 
 import importlib.util
 import logging
@@ -16,22 +16,22 @@ from tests import isolation
 
 ROOT = Path(__file__).parent.parent
 SLURM = ("sbatch", "srun", "sinfo", "squeue", "scontrol", "scancel")
-# Tests whose result would be another one if they saw the environment below.
+# Tests that would fail in the environment of `cluster_user` without isolation.
 SENSITIVE = (
-    "test_isolation.py::test_nothing_of_the_user_is_visible",
+    "test_isolation.py::test_environment_of_the_user_is_hidden",
     "test_shards.py::test_a_cluster_that_is_not_there",
-    "test_run.py::test_only_the_first_rank_writes",
-    "test_makefile.py::test_the_browser_tests_fail_where_there_is_no_browser",
+    "test_run_folder.py::test_only_the_first_rank_writes",
+    "test_makefile.py::test_browser_tests_fail_without_a_browser",
     "test_push.py",
     "test_sweep_files.py",
-    "test_wandb.py::test_later_verbs_continue_the_run_with_the_result_and_a_table",
-    "test_wandb.py::test_online_without_login_is_one_sentence_before_anything_slow",
-    "test_wandb.py::test_a_key_of_the_wrong_form_is_told",
+    "test_wandb.py::test_later_commands_add_the_result_and_a_table_to_the_run",
+    "test_wandb.py::test_online_without_login_is_refused_before_the_run_starts",
+    "test_wandb.py::test_malformed_api_key_is_refused",
 )
 
 
-def user_of_a_cluster(folder: Path) -> dict[str, str]:
-    """The environment of a user with Slurm, logins, a GPU job, a library path of their own and a German locale."""
+def cluster_user(folder: Path) -> dict[str, str]:
+    """The environment of a user with Slurm, logins, a GPU job, a library path and a German locale."""
     programs, home, libraries = folder / "programs", folder / "user", folder / "libraries"
     for path in (programs, home, libraries):
         path.mkdir()
@@ -39,7 +39,7 @@ def user_of_a_cluster(folder: Path) -> dict[str, str]:
         (programs / name).write_text("#!/bin/sh\nexit 0\n")
         (programs / name).chmod(0o755)
     (libraries / "foreign.py").touch()
-    (libraries / "simplejpeg.py").write_text("raise ImportError('of the user')\n")
+    (libraries / "simplejpeg.py").write_text("raise ImportError('library of the user')\n")
     (home / ".netrc").write_text(f"machine api.wandb.ai login user password {40 * 'a'}\nmachine huggingface.co login user password b\n")
     (home / ".netrc").chmod(0o600)
     return {
@@ -68,15 +68,15 @@ def user_of_a_cluster(folder: Path) -> dict[str, str]:
     }
 
 
-def pytest_there(folder: Path, environment: dict[str, str], *words: str) -> str:
-    """What pytest prints; it must pass."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return done.stdout
+def run_pytest(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """The output of a pytest run, which must pass."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-1000:]
+    return process.stdout
 
 
-def test_nothing_of_the_user_is_visible():
+def test_environment_of_the_user_is_hidden():
     names = {"HF_TOKEN", "LANG", "MASTER_ADDR", "NETRC", "PYTHONPATH", "RANK", "WANDB_API_KEY", "WORLD_SIZE"}
     assert not names & set(os.environ)
     assert not [name for name in os.environ if name.startswith(("SLURM_", "XDG_"))]
@@ -86,7 +86,7 @@ def test_nothing_of_the_user_is_visible():
     assert importlib.util.find_spec("foreign") is None
 
 
-def test_the_workers_of_xdist_see_nothing_of_the_user_either(tmp_path):
+def test_environment_of_the_user_is_hidden_from_xdist_workers(tmp_path):
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "conftest.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests import isolation\nisolation.isolate()\n")
@@ -99,18 +99,18 @@ def test_the_workers_of_xdist_see_nothing_of_the_user_either(tmp_path):
         "    assert 'PYTEST_XDIST_WORKER' in os.environ\n"
     )
     (suite / "test_environment.py").write_text(code)
-    environment = user_of_a_cluster(tmp_path) | {"TMPDIR": str(tmp_path)}
-    assert "1 passed" in pytest_there(suite, environment, "-n", "1")
+    environment = cluster_user(tmp_path) | {"TMPDIR": str(tmp_path)}
+    assert "1 passed" in run_pytest(suite, environment, "-n", "1")
 
 
 @pytest.mark.slow
-def test_sensitive_tests_pass_for_a_user_of_a_cluster(tmp_path):
-    environment = user_of_a_cluster(tmp_path) | {"TMPDIR": str(tmp_path)}
-    words = ["-n", "0", "-vv", *(f"tests/{name}" for name in SENSITIVE)]
-    assert "SKIPPED" not in pytest_there(ROOT, environment, *words)
+def test_sensitive_tests_pass_for_a_cluster_user(tmp_path):
+    environment = cluster_user(tmp_path) | {"TMPDIR": str(tmp_path)}
+    arguments = ["-n", "0", "-vv", *(f"tests/{name}" for name in SENSITIVE)]
+    assert "SKIPPED" not in run_pytest(ROOT, environment, *arguments)
 
 
-def test_state_of_the_process_is_restored(tmp_path):
+def test_process_state_is_restored(tmp_path):
     before = dict(os.environ), Path.cwd(), list(logging.root.handlers), logging.root.level, signal.getsignal(signal.SIGTERM)
     with isolation.restored():
         os.environ["HOME"] = os.environ["OPENMEDQ_LEFT_BEHIND"] = "x"
@@ -122,9 +122,9 @@ def test_state_of_the_process_is_restored(tmp_path):
     assert before == (dict(os.environ), Path.cwd(), logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGTERM))
 
 
-def test_a_login_of_wandb_ends_with_its_test(monkeypatch):
+def test_wandb_login_ends_with_its_test(monkeypatch):
     with isolation.restored():
         monkeypatch.setenv("WANDB_API_KEY", 40 * "k")
-        assert wandb_run._logged_in()
+        assert wandb_run._is_logged_in()
     assert "WANDB_API_KEY" not in os.environ
-    assert not wandb_run._logged_in()
+    assert not wandb_run._is_logged_in()

@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 
 from src.runtime import progress
-from src.runtime.cli import first_rank_prints
+from src.runtime.cli import mute_other_ranks
 from src.runtime.errors import report_user_errors
 from src.runtime.progress import Progress
 from src.runtime.tables import print_table
@@ -29,20 +29,20 @@ class Stream(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The seconds that tqdm sees, in a list of one."""
-    now = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    return now
+    """A list with one element: the time that tqdm reads, in seconds."""
+    time = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: time[0])
+    return time
 
 
-def stderr(monkeypatch, *, terminal: bool) -> Stream:
+def replace_stderr(monkeypatch, *, terminal: bool) -> Stream:
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
 
 
 def test_progress_without_a_terminal_writes_a_line_every_interval(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     with Progress(total=2000, desc="train", unit="step", initial=1000) as steps:
         for n in range(1, 8):
             clock[0] = 10.0 * n
@@ -56,14 +56,14 @@ def test_progress_without_a_terminal_writes_a_line_every_interval(clock, monkeyp
 
 
 def test_progress_over_an_iterable_writes_lines(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     for n in Progress(iter(range(4)), unit="file"):
         clock[0] = 30.0 * (n + 1)
     assert stream.getvalue().splitlines() == [f"file {n}, 0.0333 file/s, {n // 2:02}:{n % 2 * 30:02} elapsed" for n in (1, 2, 3, 4)]
 
 
 def test_progress_in_bytes_uses_units(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     with Progress(total=4_000_000, unit="B", unit_scale=True, desc="a.bin") as received:
         clock[0] = 40.0
         received.update(1_000_000)
@@ -71,7 +71,7 @@ def test_progress_in_bytes_uses_units(clock, monkeypatch):
 
 
 def test_progress_of_a_short_task_writes_nothing(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     with Progress(total=2) as short:
         clock[0] = 29.0
         short.update(2)
@@ -79,7 +79,7 @@ def test_progress_of_a_short_task_writes_nothing(clock, monkeypatch):
 
 
 def test_progress_report_writes_a_line_at_once_and_restarts_the_interval(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     with Progress(total=9, unit="step") as steps:
         clock[0] = 20.0
         steps.update()
@@ -92,7 +92,7 @@ def test_progress_report_writes_a_line_at_once_and_restarts_the_interval(clock, 
 
 
 def test_progress_on_a_terminal_draws_a_bar(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=True)
+    stream = replace_stderr(monkeypatch, terminal=True)
     with Progress(total=2, desc="train") as steps:
         clock[0] = 1.0
         steps.update(2)
@@ -101,7 +101,7 @@ def test_progress_on_a_terminal_draws_a_bar(clock, monkeypatch):
 
 
 def test_progress_is_written_by_the_first_rank_only(clock, monkeypatch):
-    stream = stderr(monkeypatch, terminal=False)
+    stream = replace_stderr(monkeypatch, terminal=False)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with Progress(total=2) as steps:
         clock[0] = 60.0
@@ -110,7 +110,7 @@ def test_progress_is_written_by_the_first_rank_only(clock, monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_train_writes_a_line_per_check_with_loss_rate_and_time_left(configure, monkeypatch, capsys):
+def test_train_writes_a_line_per_validation_with_loss_rate_and_time_left(configure, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", float("inf"))
     train(configure())
     first, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("train"))
@@ -142,10 +142,10 @@ def test_stdout_of_a_command_is_written_line_by_line(monkeypatch):
 
 
 def test_stdout_of_other_ranks_is_dropped(monkeypatch, capsys):
-    with first_rank_prints():
+    with mute_other_ranks():
         print("once")
     monkeypatch.setenv("RANK", "1")
-    with first_rank_prints():
+    with mute_other_ranks():
         print("twice")
     assert capsys.readouterr().out == "once\n"
 
@@ -159,7 +159,7 @@ def wide_table() -> Table:
     return table
 
 
-def test_table_in_a_file_has_one_whole_line_per_row(capsys):
+def test_table_in_a_file_has_one_complete_line_per_row(capsys):
     print_table(wide_table())
     head, row, caption = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["source", "leaks", "into", "records"]
@@ -167,11 +167,11 @@ def test_table_in_a_file_has_one_whole_line_per_row(capsys):
     assert caption == ["tokens", "counted", "by", "/".join(LONG)]
 
 
-def test_table_on_a_narrow_terminal_shortens_no_name(monkeypatch):
+def test_table_on_a_narrow_terminal_truncates_no_name(monkeypatch):
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has 80 columns, whatever COLUMNS is
+    monkeypatch.setenv("TERM", "xterm")  # rich ignores COLUMNS on a dumb terminal
     print_table(wide_table())
     rows = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()).splitlines()[:-1]  # without the codes for bold
     assert max(map(len, rows)) <= 40
@@ -179,15 +179,15 @@ def test_table_on_a_narrow_terminal_shortens_no_name(monkeypatch):
     assert "vqa_med_2019" in "".join(row.split(" a_")[0].strip() for row in rows)
 
 
-def printed(module: str, words: list[str], log) -> list[str]:
-    """The lines that a command prints, in a process of its own as started from a shell."""
-    assert processes.wait([processes.command(module, words, log, {})]) == [0], log.read_text()
+def printed_lines(module: str, overrides: list[str], log) -> list[str]:
+    """The lines that a command prints in a separate process, as if started from a shell."""
+    assert processes.wait([processes.start_command(module, overrides, log, {})]) == [0], log.read_text()
     return log.read_text().splitlines()
 
 
-def foreign(lines: list[str]) -> list[str]:
-    """Lines of warnings, tips and progress bars that are not ours: ours are listed."""
-    ours = (
+def library_lines(lines: list[str]) -> list[str]:
+    """Lines that match none of the patterns of this repository: warnings, tips and progress bars of libraries."""
+    own_patterns = (
         r"part +parameters +trainable +lr +weights|(vision|projector|language) +[\d,]+ +[\d,]+ +.*"  # train
         r"|data [0-9a-f]{12}: .*|train: step .*|validation \w+: .*|\S+/result\.json: .*"
         r"|\w+ +95% intervals by bootstrap .*|\w+ +\w+ +\w+ +-?\d\.\d{3} .*|\w+ +\w+ +\d+ answers .*|\S+/evaluate\.json"  # evaluate
@@ -196,29 +196,29 @@ def foreign(lines: list[str]) -> list[str]:
         r"|logits of the reloaded export differ .*|\S+/export"  # export
         r"|note: no image was given; .*"  # ask
     )
-    return [line for line in lines if not re.fullmatch(ours, line)]
+    return [line for line in lines if not re.fullmatch(own_patterns, line)]
 
 
-def test_train_prints_nothing_of_the_libraries_and_each_line_once(words, tmp_path):
-    """Frozen batch norms, recomputed layers and a second rank each make a library print something."""
-    kept = [word for word in words if not word.startswith(("vision.architecture", "+vision.architecture_kwargs"))]
-    given = [*kept, "vision.architecture=test_resnet", "trainer.devices=2", "trainer.activation_checkpointing=full"]
+def test_train_prints_no_library_messages_and_each_line_once(words, tmp_path):
+    """Frozen batch norms, activation checkpointing and a second rank each make a library print a message."""
+    others = [word for word in words if not word.startswith(("vision.architecture", "+vision.architecture_kwargs"))]
+    overrides = [*others, "vision.architecture=test_resnet", "trainer.devices=2", "trainer.activation_checkpointing=full"]
     logs = [tmp_path / f"log.{rank}" for rank in range(2)]
     environments = processes.environments(world=2)
-    ranks = [processes.command("src.train", given, log, one) for log, one in zip(logs, environments, strict=True)]
+    ranks = [processes.start_command("src.train", overrides, log, environment) for log, environment in zip(logs, environments, strict=True)]
     assert processes.wait(ranks) == [0, 0], [log.read_text() for log in logs]
     first, second = (log.read_text().splitlines() for log in logs)
-    assert foreign(first) == []
+    assert library_lines(first) == []
     assert len([line for line in first if line.startswith("data ")]) == 1
     assert second == []
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "transfer", "export", "plan", "ask"])
-def test_verb_prints_nothing_of_the_libraries(words, tmp_path, verb):
+@pytest.mark.parametrize("command", ["evaluate", "transfer", "export", "plan", "ask"])
+def test_command_prints_no_library_messages(words, tmp_path, command):
     folder, _ = finish(words)
     paint(tmp_path / "raw" / "dots")
     outputs = f"outputs={folder.parent}"
-    given = {
+    overrides = {
         "evaluate": ["run=tiny", outputs, "benchmarks=[alpha]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"],
         "transfer": ["encoder=[run:tiny]", outputs, "benchmarks=[dots]", f"raw={tmp_path}/raw", "protocol=[finetune]", "seeds=1"]
         + ["resamples=20", "threads=1", "finetune.steps=2", "finetune.warmup=1", "accelerator=cpu"],
@@ -226,7 +226,7 @@ def test_verb_prints_nothing_of_the_libraries(words, tmp_path, verb):
         "plan": words,
         "ask": ["model=run:tiny", outputs, "question=what is near the heart?", "max_new_tokens=2", "accelerator=cpu"],
     }
-    lines = printed(f"src.{verb}", given[verb], tmp_path / "log")
-    signs = re.compile(r"[Ww]arning|Tip:|deprecated|GPU available|\bit/s|LOAD REPORT|site-packages|`Trainer")
-    assert [line for line in lines if signs.search(line)] == []
-    assert verb in ("plan", "ask") or foreign(lines) == []
+    lines = printed_lines(f"src.{command}", overrides[command], tmp_path / "log")
+    library_message = re.compile(r"[Ww]arning|Tip:|deprecated|GPU available|\bit/s|LOAD REPORT|site-packages|`Trainer")
+    assert [line for line in lines if library_message.search(line)] == []
+    assert command in ("plan", "ask") or library_lines(lines) == []

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_prep.audit.leaks import AuditConfig, audit_all
-from src.config.train import MixConfig, check_train_config, missing_files
+from src.config.train import MixConfig
+from src.config.train_rules import check_train_config, missing_files
 from src.data import remote, token_budget
 from src.data.remote import CacheConfig, RemoteShards
 from src.evaluation import benchmark

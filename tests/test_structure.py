@@ -1,10 +1,10 @@
-"""The direction of imports between folders."""
+"""Folders import each other in one direction only."""
 
 import ast
 
 from tests.test_repository import PYTHON, read
 
-# A folder imports from folders further up, never from those below.
+# A folder may import from the folders above it in this list, and not from those below.
 LAYERS = (
     "src.runtime",
     "src.config",
@@ -39,13 +39,14 @@ LAYERS = (
 )
 
 
-def layer(module: str) -> int:
-    """The position in LAYERS of the folder (or of the file, where it is listed) of a module."""
-    return max((LAYERS.index(one) for one in LAYERS if f"{module}.".startswith(f"{one}.")), key=lambda number: len(LAYERS[number]))
+def layer_of(module: str) -> int:
+    """The index in LAYERS of the most specific entry that contains the module."""
+    return max((index for index, name in enumerate(LAYERS) if f"{module}.".startswith(f"{name}.")), key=lambda index: len(LAYERS[index]))
 
 
 def imported_modules(name: str) -> list[str]:
-    modules = {other.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for other in PYTHON}
+    """The modules of this repository that a file imports."""
+    modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in PYTHON}
     imported = []
     for node in ast.walk(ast.parse(read(name))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -60,12 +61,12 @@ def test_folders_import_in_one_direction():
         f"{name} imports {module}"
         for name in PYTHON
         for module in imported_modules(name)
-        if layer(module) > layer(name.removesuffix(".py").replace("/", "."))
+        if layer_of(module) > layer_of(name.removesuffix(".py").replace("/", "."))
     ]
     assert wrong == []
 
 
 def test_every_folder_has_a_layer():
-    """A new folder would else count as one of the commands."""
+    """Otherwise a new folder would count as part of its parent."""
     folders = {name.rpartition("/")[0].replace("/", ".") for name in PYTHON if name.startswith(("src/", "data_prep/"))}
     assert folders <= set(LAYERS)

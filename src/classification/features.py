@@ -14,8 +14,8 @@ import torch
 
 from src.classification.dataset import ClassificationDataset, image_batches
 from src.model.vision import Vision
+from src.runtime.atomic_file import atomic_path
 from src.runtime.progress import Progress
-from src.runtime.run_folder import atomic_path
 
 
 def cached_arrays(path: Path, origin: dict, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -43,7 +43,7 @@ def data_fingerprint(
     return {
         "version": VERSION,
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
-        "shares": dict(sorted(mix.drawn.items())),
+        "shares": dict(sorted(mix.sampling_weights.items())),
         "decontaminate": mix.decontaminate,
         "records": {source: rows_digest(rows) for source, rows in drawn},  # an audit changes them
         "seed": seed,
@@ -159,7 +159,7 @@ class DataModule(lightning.LightningDataModule):
         self.shards = open_sources(data.root, mix, cache=CacheConfig(data.cache, data.cache_gb))
         rows, self.checked = split_rows(self.shards, mix, validate=data.val_samples)
         self.fingerprint = data_fingerprint(self.shards, mix, seed=seed, data=data, rows=rows)
-        self.mixture = Mixture(mix.drawn, rows, seed=seed)
+        self.mixture = Mixture(mix.sampling_weights, rows, seed=seed)
         for source, drawn in rows.items() if data.images else ():
             self._check_room(source, np.concatenate([drawn, self.checked[source]]))
         if is_remote(data.root) and is_first_rank():

@@ -79,7 +79,7 @@ def parent_folder(folder: Path, config: dict) -> Path | None:
 
 def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dict]) -> dict[str, Any]:
     """The record of one run, from its configuration and the manifests of its sources."""
-    shares = to_typed(MixConfig, DictConfig(config["mix"])).drawn
+    shares = to_typed(MixConfig, DictConfig(config["mix"])).sampling_weights
     sources = []
     for name, share in sorted(shares.items()):
         manifest = manifests.get(name, {})
@@ -101,7 +101,7 @@ def _record_of_folder(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     config.setdefault("name", folder.name)
     manifests = {}
-    for name in to_typed(MixConfig, DictConfig(config["mix"])).drawn:
+    for name in to_typed(MixConfig, DictConfig(config["mix"])).sampling_weights:
         path = Path(config["data"]["root"]) / name / "manifest.json"
         manifests[name] = json.loads(path.read_text()) if path.exists() else {}
     path = folder / "train.json"

@@ -49,9 +49,9 @@ class SourceBudget:
 def source_budgets(mix: MixConfig, data: DataConfig, *, steps: int, tokenizer: dict[str, str]) -> list[SourceBudget]:
     """In the order of the mix, for `steps` optimizer steps. `tokenizer` is the run's: its id and, where it is on this disk, sha256."""
     known = yaml.safe_load(SOURCES_YAML.read_text())
-    dealt = counts_per_block(mix.drawn)
+    dealt = counts_per_block(mix.sampling_weights)
     found = []
-    for name in mix.drawn:
+    for name in mix.sampling_weights:
         draws = round(steps * data.global_batch_size * dealt[name] / BLOCK)
         shards = _shards(name, data)
         expected = _expected(name, known.get(name, {}), draws)
@@ -61,11 +61,11 @@ def source_budgets(mix: MixConfig, data: DataConfig, *, steps: int, tokenizer: d
 
 def lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int) -> list[int] | None:
     """Tokens of the samples of the first window of a run, those of prompts left out; None where a source is not built yet."""
-    opened = {name: shards for name in mix.drawn if (shards := _shards(name, data))}
+    opened = {name: shards for name in mix.sampling_weights if (shards := _shards(name, data))}
     rows = {name: split_source(shards, decontaminate=mix.decontaminate, validate=data.val_samples)[0] for name, shards in opened.items()}
-    if len(rows) < len(mix.drawn) or not all(map(len, rows.values())):
+    if len(rows) < len(mix.sampling_weights) or not all(map(len, rows.values())):
         return None
-    mixture = Mixture(mix.drawn, rows, seed=seed)
+    mixture = Mixture(mix.sampling_weights, rows, seed=seed)
     numbers_W, rows_W = mixture.take(0, data.packing_window)
     tokens_W = np.zeros(data.packing_window)
     for number, name in enumerate(mixture.sources):

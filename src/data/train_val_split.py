@@ -14,7 +14,7 @@ HASHES = 2**63  # groups are hashes below this
 
 
 def open_sources(root: str | Path, mix: MixConfig, *, cache: CacheConfig | None = None) -> dict[str, Shards]:
-    return {source: open_shards(root, source, cache=cache or CacheConfig()) for source in mix.drawn}
+    return {source: open_shards(root, source, cache=cache or CacheConfig()) for source in mix.sampling_weights}
 
 
 def split_rows(shards: dict[str, Shards], mix: MixConfig, *, validate: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -97,7 +97,7 @@ def _record_overlaps(record: dict, test_sets: dict[str, str]) -> dict[str, Overl
     mix, data = to_typed(MixConfig, DictConfig(config["mix"])), config["data"]
     cache = CacheConfig(data.get("cache", CacheConfig.folder), data.get("cache_gb", CacheConfig.gigabytes))
     parts: dict[str, list[Overlap]] = {name: [] for name in test_sets}
-    for source in mix.drawn:
+    for source in mix.sampling_weights:
         try:
             shards = open_shards(data["root"], source, cache=cache)
         except UserError:

@@ -20,10 +20,10 @@ class PredictionsFile:
         self.path, self.ranks = path, ranks
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         self._rank_path = path if ranks.world == 1 else path.with_suffix(f".{digest[:12]}.{ranks.rank}.part")
-        if ranks.first:
+        if ranks.is_first:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open(path.with_suffix(".digest"), digest)
-        ranks.wait()
+        ranks.barrier()
         self.lines = {line["id"]: line for line in read_predictions(path)}
 
     def add(self, lines: Iterable[dict]) -> None:
@@ -34,8 +34,8 @@ class PredictionsFile:
 
     def finish(self, items: list[dict]) -> None:
         """Writes the file in the order of `items`, with the fields of each item; answers to other questions follow at the end."""
-        self.ranks.wait()
-        if self.ranks.first:
+        self.ranks.barrier()
+        if self.ranks.is_first:
             lines = self.lines | self._read_parts()
             # `seen` is removed first: an audit that no longer exists must leave no mark.
             answered = [{key: value for key, value in lines.pop(item["id"]).items() if key != "seen"} for item in items]

@@ -231,7 +231,7 @@ def _has(one: Group, key: str) -> bool:
 
 def _number(run: RunData, key: str) -> float | None:
     if key == "number of sources":
-        return float(len(MixConfig(**run.config["mix"]).drawn)) if "mix" in run.config else None
+        return float(len(MixConfig(**run.config["mix"]).sampling_weights)) if "mix" in run.config else None
     value = run.flat.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

@@ -15,7 +15,7 @@ COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
 def section(run: RunData) -> Section:
-    shares = MixConfig(**run.config["mix"]).drawn if "mix" in run.config else {}
+    shares = MixConfig(**run.config["mix"]).sampling_weights if "mix" in run.config else {}
     root = Path(run.config.get("data", {}).get("root", ""))
     total = sum(shares.values())
     rows, refused, gone = [], [], []

@@ -1,4 +1,4 @@
-"""`key=value` words of a command line -> a dataclass, the whole configuration of a data preparation command."""
+"""Parses the `key=value` arguments of a data preparation command into a dataclass that holds its whole configuration."""
 
 import sys
 from dataclasses import MISSING, fields
@@ -10,36 +10,36 @@ from src.runtime.errors import UserError, suggest
 Schema = TypeVar("Schema")
 
 
-def parse_arguments(schema: type[Schema], words: list[str]) -> Schema:
-    """Fills `schema`; a field without a default must be given. `--help` prints the docstring of `schema`.
+def parse_arguments(schema: type[Schema], arguments: list[str]) -> Schema:
+    """Fills `schema`; a field without a default is required. `--help` prints the docstring of `schema`.
 
-    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`). Unknown keys, missing keys and values of another
+    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`). Unknown keys, missing keys and values of the wrong
     type raise `UserError`.
     """
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(arguments):
         print(schema.__doc__)
         sys.exit(0)
-    kinds = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
+    types = {field.name: field.type for field in fields(schema)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
         if not equals:
-            raise UserError(f"'{word}' is not of the form key=value")
-        if key not in kinds:
-            raise UserError(f"unknown key '{key}'{suggest(key, kinds)}")
-        values[key] = _typed(key, text, kinds[key].type)
-    for name, field in kinds.items():
-        if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{name}= is missing; give {name}=...")
+            raise UserError(f"'{argument}' is not of the form key=value")
+        if key not in types:
+            raise UserError(f"unknown key '{key}'{suggest(key, types)}")
+        values[key] = _convert(key, text, types[key])
+    for field in fields(schema):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{field.name}= is missing; give {field.name}=...")
     return schema(**values)
 
 
-def _typed(key: str, text: str, kind: Any) -> Any:
-    if isinstance(kind, UnionType):
-        kind = kind.__args__[0]  # Path | None
-    if kind == list[str]:
+def _convert(key: str, text: str, to: Any) -> Any:
+    if isinstance(to, UnionType):
+        to = to.__args__[0]  # Path | None
+    if to == list[str]:
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return kind(text)
+        return to(text)
     except ValueError:
-        raise UserError(f"{key}={text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        raise UserError(f"{key}={text!r} is not {'a whole number' if to is int else 'a number'}") from None

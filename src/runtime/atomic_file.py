@@ -10,22 +10,20 @@ from typing import IO
 
 from src.runtime.errors import UserError
 
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for a file, or none for one of this size
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large for the file system
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write; fsynced and renamed to `path` on success, removed on failure.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to; the file is fsynced and renamed to `path` on success, and removed on failure.
 
-    The temporary name is fixed, so what a killed process leaves is overwritten by its successor.
+    The temporary name is fixed, so a later process overwrites what a killed one left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # without it, a power failure may leave an empty file under the final name
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,7 +31,21 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_path` opened as a binary file; creates the parent folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
 def explain_full_disk(source: str, folder: Path) -> Iterator[None]:
+    """Turns an `OSError` while `source` is written to `folder` into a `UserError`; a full disk gets advice."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The door of every command: Hydra composes `conf/<verb>.yaml` and the overrides; a mistake becomes one sentence."""
+"""Shared entry point of all commands: Hydra composes `conf/<command>.yaml` and the overrides; mistakes become one-line errors."""
 
 import contextlib
 import functools
@@ -15,50 +15,50 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.runtime import paths, sweep
+from src.runtime import sweep
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.paths import CONF
 from src.runtime.renamed_keys import reject_renamed
 from src.runtime.run_folder import is_first_rank
 from src.runtime.schema import to_typed
 from src.runtime.silence_libraries import silence_libraries
 
-CONF = paths.CONF
-RUN_NAME_KEYS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys that take the name of a run
+RUN_NAME_KEYS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys whose value is the name of a run
+INFO_FLAGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
+MULTIRUN_FLAGS = {"-m", "--multirun"}
 
 
 def command(name: str, schema: type, *, validate: Callable | None = None) -> Callable:
     """Makes `main(config: schema)` the command `python -m src.<name>`; `validate` raises for a configuration that cannot run."""
-    # Models are tiny or live on a GPU; fork-safety warnings of tokenizers would only hide real messages.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # disables the fork warnings of tokenizers
 
     def decorate(main: Callable) -> Callable:
         @functools.wraps(main)
         def task(composed):
-            silence_libraries()  # also in the job of a trial on a cluster, which `command` does not start
-            with first_rank_prints():
+            silence_libraries()  # a trial on a cluster starts here, not in `run`
+            with mute_other_ranks():
                 config = to_typed(schema, composed)
                 if not sweep.is_multirun():
-                    return report_user_errors(main)(config)  # at once: Hydra would print a traceback and exit with 1
+                    return report_user_errors(main)(config)  # inside Hydra, which would print a traceback and exit with code 1
                 with sweep.trial_scope():
                     return main(config)
 
         @report_user_errors
         def run() -> None:
-            jobs: list[Path] = []
-            # -m first: argparse, which Hydra uses, refuses overrides on both sides of it.
-            sys.argv[1:] = sorted(
-                (normalise_override(word, schema) for word in sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun")
-            )
-            if not {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"} & set(sys.argv):
-                words = [word for word in sys.argv[1:] if not word.startswith("-")]
-                many = bool({"-m", "--multirun"} & set(sys.argv))
-                trials = check_overrides(name, schema, words, many=many, validate=validate)
-                if many:
-                    jobs = trial_folders(name, trials) if "submitit" in " ".join(words) else []
-                    sys.argv[1:] = [*(word for word in sys.argv[1:] if word.startswith("-")), *expand_experiment_sweep(name, words)]
+            job_folders: list[Path] = []
+            # The flags come first: argparse, which Hydra uses, rejects overrides on both sides of a flag.
+            sys.argv[1:] = sorted((normalise_override(word, schema) for word in sys.argv[1:]), key=lambda word: word not in MULTIRUN_FLAGS)
+            if not INFO_FLAGS & set(sys.argv):
+                overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+                multirun = bool(MULTIRUN_FLAGS & set(sys.argv))
+                trials = check_overrides(name, schema, overrides, multirun=multirun, validate=validate)
+                if multirun:
+                    job_folders = trial_folders(name, trials) if "submitit" in " ".join(overrides) else []
+                    flags = [word for word in sys.argv[1:] if word.startswith("-")]
+                    sys.argv[1:] = [*flags, *expand_experiment_sweep(name, overrides)]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-            sweep.exit_if_failed(jobs)
+            sweep.exit_if_failed(job_folders)
 
         return run
 
@@ -66,118 +66,120 @@ def command(name: str, schema: type, *, validate: Callable | None = None) -> Cal
 
 
 @contextlib.contextmanager
-def first_rank_prints() -> Iterator[None]:
-    """Drops what the other ranks print to stdout; their errors go to stderr."""
+def mute_other_ranks() -> Iterator[None]:
+    """Discards stdout on all ranks but the first; errors still go to stderr."""
     if is_first_rank():
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
         yield
 
 
-def normalise_override(word: str, schema: type) -> str:
-    """`benchmark=x` as `benchmarks=x` where the schema has only that: Hydra takes a key that is also a folder of conf for a choice
-    among its files. The name of a trial, which holds `=`, is quoted."""
-    key, equals, value = word.partition("=")
-    known = {one.name for one in fields(schema)}
+def normalise_override(override: str, schema: type) -> str:
+    """Quotes a run name that contains `=`, and reads `benchmark=x` as `benchmarks=x` if the schema has only the plural.
+
+    The plural exists because Hydra takes a key that is also a folder of conf/ for a config group.
+    """
+    key, equals, value = override.partition("=")
+    known = {field.name for field in fields(schema)}
     if key in RUN_NAME_KEYS and "=" in value:
-        return quote_free_text([word], texts=RUN_NAME_KEYS)[0]
-    return f"{key}s={value}" if equals and key not in known and f"{key}s" in known and (CONF / key).is_dir() else word
+        return quote_free_text([override], texts=RUN_NAME_KEYS)[0]
+    return f"{key}s={value}" if equals and key not in known and f"{key}s" in known and (CONF / key).is_dir() else override
 
 
 def check_overrides(
-    name: str, schema: type, overrides: list[str], *, many: bool = False, validate: Callable | None = None
+    name: str, schema: type, overrides: list[str], *, multirun: bool = False, validate: Callable | None = None
 ) -> list[list[str]]:
-    """Composes once in advance, so that what Hydra would explain on twenty lines is one sentence; of a sweep, every trial. Gives the
-    overrides of each."""
+    """Composes and validates the configuration of every trial before Hydra starts; returns the overrides of each trial.
+
+    Raises `UserError` with one line where Hydra would print many.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        of_trials = any(word.partition("=")[0] in RUN_NAME_KEYS and "=" in word.partition("=")[2] for word in overrides)
-        hint = """; in a list, names that hold '=' are quoted: 'runs=["a/seed=0","a/seed=1"]'""" if of_trials else ""
-        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}{hint}") from None
+        has_trial_name = any(word.partition("=")[0] in RUN_NAME_KEYS and "=" in word.partition("=")[2] for word in overrides)
+        hint = """; in a list, quote names that contain '=': 'runs=["a/seed=0","a/seed=1"]'""" if has_trial_name else ""
+        raise UserError(f"cannot parse the override: {str(error).splitlines()[0]}{hint}") from None
     reject_renamed(overrides)
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
-    if swept and not many:
+    if swept and not multirun:
         raise UserError(f"{swept[0]} gives several values, which makes a sweep; add -m, or write a list as [a,b]")
-    trials = sweep.expand_trials(expand_experiment_sweep(name, overrides)) if many else [overrides]
+    trials = sweep.expand_trials(expand_experiment_sweep(name, overrides)) if multirun else [overrides]
     sweep.check_trials(trials)
     for trial in trials:
         config: Any = to_typed(schema, compose(name, trial))
         if validate:
             validate(config)
-        if many:
-            sweep.reject_multi_device_trials(config, trial, words=overrides)
+        if multirun:
+            sweep.reject_multi_device_trials(config, trial, overrides=overrides)
     return trials
 
 
 def trial_folders(name: str, trials: list[list[str]]) -> list[Path]:
-    """Where `sweep.trial` records the failure of each trial."""
+    """The folders in which `sweep.trial_scope` records failures."""
     return [Path(compose(name, trial, return_hydra_config=True).hydra.sweep.dir) / sweep.trial_slug(trial) for trial in trials]
 
 
 def expand_experiment_sweep(name: str, overrides: list[str]) -> list[str]:
-    """A sweep with what its experiment sweeps over written out; a key that the command line gives replaces the experiment's values."""
-    given = {word.lstrip("+").partition("=")[0] for word in overrides}
-    own = _experiment_sweep(name, sweep.expand_trials(overrides)[0])
-    # Hydra would multiply the two, each trial twice or more.
+    """Adds the sweep of the experiment (`hydra.sweeper.params`) to the overrides; a key of the command line replaces its values.
+
+    Hydra itself would combine both, and run every trial more than once.
+    """
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    first_trial = compose(name, sweep.expand_trials(overrides)[0], return_hydra_config=True)
+    params = dict(first_trial.hydra.sweeper.params or {})
     return [
-        *(f"{key}={values}" for key, values in own.items() if key not in given),
+        *(f"{key}={values}" for key, values in params.items() if key not in keys),
         *overrides,
-        *(["hydra.sweeper.params=null"] if own else []),
+        *(["hydra.sweeper.params=null"] if params else []),
     ]
 
 
-def _experiment_sweep(name: str, overrides: list[str]) -> dict[str, str]:
-    """What an experiment itself sweeps over: its `hydra.sweeper.params`."""
-    return dict(compose(name, overrides, return_hydra_config=True).hydra.sweeper.params or {})
-
-
-def compose(name: str, overrides: list[str], **more: bool):
-    """The composed configuration of a verb, without starting it."""
+def compose(name: str, overrides: list[str], **options: bool):
+    """The composed configuration of a command; does not start it."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return hydra.compose(name, overrides, **more)
+            return hydra.compose(name, overrides, **options)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(name, overrides, error)) from None
 
 
 def _explain(name: str, overrides: list[str], error: Exception) -> str:
-    said = str(error).splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        value = override.partition("=")[2]
+        key, _, value = override.lstrip("+~").partition("=")
         group = CONF / key
         if group.is_dir():
             options = sorted(path.stem for path in group.glob("*.yaml"))
             if value not in options:
                 return f"{key}={value} names no file in conf/{key}{suggest(value, options)}"
             if key == "experiment" and not override.startswith("+"):
-                return f"write +experiment={value}: an experiment is added to conf/{name}.yaml"
-        elif any(key in line for line in said) and not key.startswith("hydra"):
-            base = OmegaConf.load(CONF / f"{name}.yaml")
-            keys = _config_keys(base)
-            for chosen in _chosen_groups(base, overrides):
-                group_file = CONF / chosen[0] / f"{chosen[1]}.yaml"
-                keys |= {f"{chosen[0]}.{inner}" for inner in _config_keys(OmegaConf.load(group_file))} if group_file.exists() else set()
+                return f"experiment={value}: conf/{name}.yaml has no default experiment; write +experiment={value}"
+        elif any(key in line for line in lines) and not key.startswith("hydra"):
+            keys = _allowed_keys(name, overrides)
             if key not in keys:
                 return f"unknown config key '{key}'{suggest(key, keys)}"
-    told = [line.strip() for line in said if line.strip()]
-    return " ".join(told[: told.index("Config search path:")] if "Config search path:" in told else told[:2])
+    return " ".join(lines[: lines.index("Config search path:")] if "Config search path:" in lines else lines[:2])
 
 
-def _chosen_groups(base, overrides: list[str]) -> list[tuple[str, str]]:
-    chosen = {key: value for entry in base.get("defaults", []) if isinstance(entry, dict | type(base)) for key, value in entry.items()}
-    chosen |= {key: value for key, _, value in (override.partition("=") for override in overrides) if key in chosen}
-    return list(chosen.items())
+def _allowed_keys(name: str, overrides: list[str]) -> set[str]:
+    """All keys of a command's configuration with the chosen file of each config group."""
+    base: Any = OmegaConf.load(CONF / f"{name}.yaml")
+    choices = {group: file for entry in base.get("defaults", []) if OmegaConf.is_dict(entry) for group, file in entry.items()}
+    choices |= {key: value for key, _, value in (override.partition("=") for override in overrides) if key in choices}
+    keys = _config_keys(base)
+    for group, file in choices.items():
+        path = CONF / group / f"{file}.yaml"
+        keys |= {f"{group}.{key}" for key in _config_keys(OmegaConf.load(path))} if path.exists() else set()
+    return keys
 
 
 def _config_keys(config, prefix: str = "") -> set[str]:
-    out: set[str] = set()
+    keys: set[str] = set()
     for key in config:
         if key in ("defaults", "hydra"):
             continue
-        out.add(f"{prefix}{key}")
+        keys.add(f"{prefix}{key}")
         if OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
-            out |= _config_keys(config[key], f"{prefix}{key}.")
-    return out
+            keys |= _config_keys(config[key], f"{prefix}{key}.")
+    return keys

@@ -1,17 +1,17 @@
-"""Free text on the command line: a question may hold commas, quotes, brackets, `$` or any script, which Hydra's grammar refuses."""
+"""Quotes free text for Hydra: a question may hold commas, quotes, brackets, `$` or any script, which Hydra's grammar rejects."""
 
 import re
 
 
-def quote_free_text(words: list[str], *, texts: tuple[str, ...]) -> list[str]:
-    """Overrides whose key is in `texts` quoted for Hydra; lists, `null` and what is quoted already stay as they are."""
-    return [_quoted(word) if word.partition("=")[0] in texts else word for word in words]
+def quote_free_text(overrides: list[str], *, texts: tuple[str, ...]) -> list[str]:
+    """Quotes the overrides whose key is in `texts`. Lists, `null` and values in quotes do not change."""
+    return [_quote(override) if override.partition("=")[0] in texts else override for override in overrides]
 
 
-def _quoted(word: str) -> str:
-    key, _, value = word.partition("=")
+def _quote(override: str) -> str:
+    key, _, value = override.partition("=")
     if value == "null" or (key != "question" and value[:1] == "[") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return word
-    # Backslashes are doubled only where they stand before a quote (Hydra's grammar of quoted values).
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+        return override
+    # In a quoted value, Hydra's grammar only needs the backslashes before a quote to be doubled.
+    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
     return f'{key}="{escaped}"'.replace("${", "\\${")

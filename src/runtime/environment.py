@@ -4,23 +4,31 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 LIBRARIES = ("torch", "torchvision", "lightning", "transformers", "peft", "timm", "numpy", "scikit-learn")
 
 
-def environment() -> dict:
-    """Python, libraries, processor, cores, memory and GPUs. Imports nothing heavy: a verb without torch stays without it."""
-    found: dict = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "processor": _processor()}
-    found |= {"cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()}
-    found |= {"memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpus": _gpus()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def environment() -> dict[str, Any]:
+    """Python, libraries, processor, cores, memory and GPUs. Does not import torch, so that commands without it stay fast."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpus(),
+        **{name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
@@ -33,4 +41,4 @@ def _gpus() -> list[str]:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

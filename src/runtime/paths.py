@@ -1,4 +1,4 @@
-"""Folders of the repository. Commands run from a checkout; nothing is installed."""
+"""Folders of the repository. Commands run from a checkout; the project is not an installed package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Progress of long commands: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""Progress of long commands: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import sys
 
@@ -6,45 +6,45 @@ from tqdm import tqdm
 
 from src.runtime.run_folder import is_first_rank
 
-INTERVAL = 30.0  # seconds between two lines where stderr is not a terminal
+INTERVAL = 30.0  # seconds between two lines if stderr is not a terminal
 
 
 class Progress(tqdm):
-    """`tqdm` that writes whole lines to stderr where stderr is not a terminal, so that a log file or a pipe shows progress.
+    """`tqdm` that writes whole lines to stderr if it is not a terminal, so that a log file or a pipe shows progress.
 
     A task that ends within `INTERVAL` writes no line. Only the first rank writes.
     """
 
     def __init__(self, *args, **settings):
-        self.lines = not sys.stderr.isatty()
+        self.line_mode = not sys.stderr.isatty()
         if not is_first_rank():
             settings["disable"] = True
-        if self.lines:  # miniters=1 checks the clock at every update; without smoothing, rates are means over the whole task
+        if self.line_mode:  # miniters=1 checks the clock at every update; smoothing=0 gives mean rates over the whole task
             settings |= {"mininterval": INTERVAL, "miniters": 1, "smoothing": 0, "leave": False}
-        super().__init__(*args, dynamic_ncols=not self.lines, **settings)
+        super().__init__(*args, dynamic_ncols=not self.line_mode, **settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draws the bar. tqdm also calls this where lines are written instead."""
-        return False if self.lines else super().display(msg, pos)
+        """Draws the bar. tqdm also calls this method in line mode, where it does nothing."""
+        return False if self.line_mode else super().display(msg, pos)
 
     def update(self, n: float | None = 1) -> bool | None:
         due = super().update(n)
-        if due and self.lines:
+        if due and self.line_mode:
             self._write_line()
         return due
 
     def report(self) -> None:
-        """Shows the current state now, whenever the last line was written."""
+        """Shows the current state at once and restarts the interval."""
         if self.disable:
             return
         self.refresh()
-        if self.lines:
+        if self.line_mode:
             self.last_print_n, self.last_print_t = self.n, self._time()
             self._write_line()
 
     def close(self) -> None:
-        """Writes a last line, unless the task was too short for a first one."""
-        if not getattr(self, "disable", True) and self.lines and self.initial < self.last_print_n < self.n:
+        """Writes a final line if the task was long enough for a first one."""
+        if not getattr(self, "disable", True) and self.line_mode and self.initial < self.last_print_n < self.n:
             self._write_line()
         super().close()
 

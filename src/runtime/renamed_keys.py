@@ -1,4 +1,4 @@
-"""Config keys that have a new name: they are refused on the command line and translated in the config.yaml of older runs."""
+"""Config keys with a new name: the command line rejects the old name; stored configurations of older runs are translated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ RENAMED_VALUES = {("trainer.activation_checkpointing", "cheap"): "selective"}
 
 
 def reject_renamed(overrides: list[str]) -> None:
-    """Raises `UserError` for an override that uses an old key or an old value, with the override to write instead."""
+    """Raises `UserError` for an override with an old key or an old value; the message contains the override to write instead."""
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
         if key in RENAMED:
@@ -32,10 +32,13 @@ def reject_renamed(overrides: list[str]) -> None:
 
 
 def translate(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A stored configuration with today's keys and values, in the same order."""
+    """A stored configuration with the present keys and values, in the same order."""
     translated: dict[str, Any] = {}
     for key, value in config.items():
         path = RENAMED.get(f"{prefix}{key}", f"{prefix}{key}")
-        inner = translate(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        translated[path.rpartition(".")[2]] = RENAMED_VALUES.get((path, inner), inner) if isinstance(inner, str) else inner
+        if isinstance(value, Mapping):
+            value = translate(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get((path, value), value)
+        translated[path.rpartition(".")[2]] = value
     return translated

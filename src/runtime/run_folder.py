@@ -1,8 +1,8 @@
-"""The run folder: `outputs/<name>/`, a function of the run's name, never of the clock.
+"""The run folder `outputs/<name>/`. Its path depends on the name of the run only, never on the time.
 
-    config.yaml  log.csv  checkpoints/  predictions/*.jsonl  <verb>.json ...  result.json
+    config.yaml  log.csv  checkpoints/  predictions/*.jsonl  <command>.json ...  result.json
 
-Each verb writes its own `<verb>.json` last and rebuilds `result.json` from all that exist.
+Each command writes its own `<command>.json` last and rebuilds `result.json` from all that exist.
 """
 
 import contextlib
@@ -21,29 +21,33 @@ from pathlib import Path
 import psutil
 import yaml
 
+from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import environment
 from src.runtime.errors import UserError
 from src.runtime.renamed_keys import translate
 
-# Keys that may differ when a run is continued: they change neither the order of the data nor the update.
-MAY_CHANGE: tuple[str, ...] = ("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes")
-MAY_CHANGE += ("trainer.accumulate", "trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last")
-MAY_CHANGE += ("trainer.activation_checkpointing", "trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "logger", "callbacks")
-MAY_CHANGE += ("language.fast",)
+COMMANDS = ("train", "evaluate", "transfer", "export")  # in the order of `result.json`
+# Keys that may differ when a run is resumed: they change neither the order of the data nor the update.
+MAY_CHANGE = (
+    *("outputs", "data.root", "data.cache", "data.workers", "trainer.devices", "trainer.nodes", "trainer.accumulate"),
+    *("trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last", "trainer.activation_checkpointing"),
+    *("trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "language.fast", "logger", "callbacks"),
+)
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
+FAILURE_FILE = "failed.json"  # in the folder of a trial of a sweep
 
 
 def open_run(folder: Path, config: dict) -> None:
-    """Creates the folder and its config.yaml, or checks that the folder belongs to this configuration."""
+    """Creates the folder and its config.yaml. Raises `UserError` if the folder holds a run with another configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        changed = {
-            key: said for key, said in diff_configs(read_config(folder), redact_secrets(config)).items() if not key.startswith(MAY_CHANGE)
-        }
-        if changed:
-            said = "; ".join(list(changed.values())[:3])
-            onward = f" with init=run:{config['name']} to train on from it" if all(key.startswith("optim.") for key in changed) else ""
-            raise UserError(f"{folder} holds a different configuration ({said}); choose another name=...{onward}, or remove the folder")
+        changes = diff_configs(read_config(folder), redact_secrets(config))
+        changes = {key: change for key, change in changes.items() if not key.startswith(MAY_CHANGE)}
+        if changes:
+            summary = "; ".join(list(changes.values())[:3])
+            only_optim = all(key.startswith("optim.") for key in changes)
+            hint = f" with init=run:{config['name']} to start from its weights" if only_optim else ""
+            raise UserError(f"{folder} holds a different configuration ({summary}); choose another name=...{hint}, or remove the folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():
@@ -54,84 +58,64 @@ def open_run(folder: Path, config: dict) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Raises `UserError` where another process trains in this folder: both would write every checkpoint and line of the log.
+    """Raises `UserError` if another process trains in this folder: both would write the same checkpoints and log.
 
-    The lock is this process's alone, so that data workers which outlive it for seconds do not keep it.
+    The lock (`lockf`) is not inherited by data workers, so one that outlives this process does not hold it.
     """
     with (folder / ".train.lock").open("w") as file:
         try:
             if is_first_rank():
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):  # else the file system knows no locks
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # other errors: the file system does not support locks
                 raise UserError(f"another process is training in {folder}; wait for it, stop it, or choose another name=...") from None
         yield
 
 
 def read_config(folder: Path) -> dict:
+    """The config.yaml of a run, with the present names of renamed keys. Raises `UserError` if it is not valid YAML."""
     path = folder / "config.yaml"
     try:
-        found = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read as a configuration; restore it, or remove the folder to begin anew")
-    return translate(found)
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} cannot be read as a configuration; restore it, or remove the folder to start again")
+    return translate(config)
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
-    out: dict = {}
+    """`{"optim": {"clip": 1}}` as `{"optim.clip": 1}`."""
+    flat: dict = {}
     for key, value in config.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return out
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
-def diff_configs(then: dict, now: dict) -> dict[str, str]:
-    """Keys that differ, each with what it was and is, for people."""
-    then, now = flatten(then), flatten(now)
-    changed = (key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key))
-    return {key: f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in changed}
+def diff_configs(old: dict, new: dict) -> dict[str, str]:
+    """Keys with different values, each with a text `key was 1, now 2`."""
+    old, new = flatten(old), flatten(new)
+    changed = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return {key: f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed}
 
 
 def redact_secrets(config: dict) -> dict:
-    """The configuration with the values of keys that hold secrets starred out."""
-    hidden = {key for key, value in config.items() if value and not isinstance(value, dict) and SECRET.search(str(key))}
-    return {key: "***" if key in hidden else redact_secrets(value) if isinstance(value, dict) else value for key, value in config.items()}
+    """The configuration with `***` in place of passwords, keys and tokens."""
+    secrets = {key for key, value in config.items() if value and not isinstance(value, dict) and SECRET.search(str(key))}
+    return {key: "***" if key in secrets else redact_secrets(value) if isinstance(value, dict) else value for key, value in config.items()}
 
 
 def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:
-    """The folder of a run and its configuration."""
+    """The folder of a run and its configuration. Raises `UserError` with the existing names if there is none."""
     folder = Path(outputs) / name
     if not (folder / "config.yaml").exists():
-        known = sorted(str(path.parent.relative_to(outputs)) for path in Path(outputs).glob("**/config.yaml"))
-        raise UserError(f"no run '{name}' in {outputs}/; found {', '.join(known) or 'no run at all'}")
+        names = sorted(str(path.parent.relative_to(outputs)) for path in Path(outputs).glob("**/config.yaml"))
+        raise UserError(f"no run '{name}' in {outputs}/; found {', '.join(names) or 'no run at all'}")
     return folder, read_config(folder)
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A file to write that takes the name `path` when it is complete, and is removed on failure: a full disk gets its room back."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # else a machine that goes down may leave the name on an empty file
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, text: str) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(text)
-
-
-FAILURE_FILE = "failed.json"  # in the folder of a trial of a sweep
-
-
 def trial_failure(folder: Path) -> str | None:
-    """Why a trial of a sweep failed, if it did."""
+    """The error of a failed trial of a sweep, or None."""
     path = folder / FAILURE_FILE
     if not path.exists():
         return None
@@ -141,13 +125,13 @@ def trial_failure(folder: Path) -> str | None:
         return f"{path} cannot be read"
 
 
-class Meter:
-    """Wall time and the peak of the summed resident memory of this process and its children, sampled twice a second.
+class CostMeter:
+    """Measures wall time and the peak resident memory of this process and its children together, sampled twice a second.
 
-    `save` is called with every sample, so that what a killed process has cost is not lost.
+    `save` is called with every sample, so that the cost of a killed process is not lost.
     """
 
-    def __init__(self, save: Callable[["Meter"], None]) -> None:
+    def __init__(self, save: Callable[["CostMeter"], None]) -> None:
         self.peak_mb, self._save = 0.0, save
         self._start = time.perf_counter()
         self._stop = threading.Event()
@@ -164,10 +148,10 @@ class Meter:
         self._save(self)
 
     def _watch(self) -> None:
-        me = psutil.Process()
+        this_process = psutil.Process()
         while True:
             total = 0
-            for process in [me, *me.children(recursive=True)]:
+            for process in [this_process, *this_process.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
             self.peak_mb = max(self.peak_mb, total / 2**20)
@@ -178,34 +162,34 @@ class Meter:
 
 @contextlib.contextmanager
 def record(folder: Path, name: str) -> Iterator[dict]:
-    """Measures a verb: what it puts into the yielded dict (`metrics`, `data`, ...) becomes `<name>.json`, then `result.json`.
+    """Measures the command `name`. The yielded dict (`metrics`, `data`, ...) is written to `<name>.json`, then to `result.json`.
 
-    The cost of an interrupted verb stays in `<name>.partial.json`, so that `seconds` sums restarts.
+    The cost of an interrupted command stays in `<name>.partial.json`, so that `seconds` is the sum over restarts.
     """
     if not is_first_rank():
         yield {"metrics": {}}
         return
     partial = folder / f"{name}.partial.json"
-    before = json.loads(partial.read_text()) if partial.exists() else {"seconds": 0.0, "peak_rss_mb": 0.0}
-    said: dict = {"metrics": {}}
+    previous = json.loads(partial.read_text()) if partial.exists() else {"seconds": 0.0, "peak_rss_mb": 0.0}
+    result: dict = {"metrics": {}}
 
-    def cost(meter: Meter) -> dict:
-        return {"seconds": before["seconds"] + meter.seconds, "peak_rss_mb": max(before["peak_rss_mb"], meter.peak_mb)}
+    def cost(meter: CostMeter) -> dict:
+        return {"seconds": previous["seconds"] + meter.seconds, "peak_rss_mb": max(previous["peak_rss_mb"], meter.peak_mb)}
 
-    meter = Meter(lambda meter: write_atomically(partial, json.dumps(cost(meter))))
+    meter = CostMeter(lambda meter: write_atomically(partial, json.dumps(cost(meter))))
     try:
-        yield said
+        yield result
     finally:
         meter.stop()
     command = " ".join(["python -m", f"src.{name}", *sys.argv[1:]])
-    about = {"verb": name, "command": command, "git": git_commit(), "environment": environment()}
-    write_atomically(folder / f"{name}.json", json.dumps({**about, **cost(meter), **said}, indent=1))
+    origin = {"verb": name, "command": command, "git": git_commit(), "environment": environment()}
+    write_atomically(folder / f"{name}.json", json.dumps({**origin, **cost(meter), **result}, indent=1))
     partial.unlink(missing_ok=True)
     rebuild_result(folder)
 
 
 def rebuild_result(folder: Path) -> dict:
-    """`result.json` from every `<verb>.json` of the run."""
+    """Writes `result.json` from the `<command>.json` files of the run; returns its content."""
     parts = [json.loads((folder / f"{name}.json").read_text()) for name in COMMANDS if (folder / f"{name}.json").exists()]
     result: dict = {
         "name": _run_name(folder),
@@ -221,28 +205,25 @@ def rebuild_result(folder: Path) -> dict:
 
 
 def _run_name(folder: Path) -> str:
-    """The run's own name: of a trial of a sweep `<name>/<overrides>`."""
+    """The name in config.yaml, which is `<name>/<overrides>` for a trial of a sweep."""
     config = folder / "config.yaml"
     return yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
 
 
-COMMANDS = ("train", "evaluate", "transfer", "export")
-
-
 def is_first_rank() -> bool:
-    """Whether this process writes the run's files: the only one, or the first of those that torchrun, Slurm or Lightning started.
+    """Whether this process writes the files of the run: the only process, or rank 0 of torchrun, Slurm or Lightning.
 
-    RANK counts over all nodes, so nothing else matters where it is set: torchrun may run inside of any task of Slurm.
+    RANK counts over all nodes, so the other variables are ignored if it is set: torchrun may run inside any Slurm task.
     """
     names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
 def git_commit() -> str:
-    """Commit of the code, with `+` when the tree differs from it; 'unknown' outside a checkout."""
+    """The commit of the code, with `+` if the working tree differs from it; 'unknown' outside a checkout."""
     try:
         sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+        status = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return sha + ("+" if dirty else "")
+    return sha + ("+" if status else "")

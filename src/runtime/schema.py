@@ -1,4 +1,4 @@
-"""The composed YAML as checked dataclasses: every key that a command understands, with its type."""
+"""Conversion between composed YAML and the typed dataclasses of `src/config`."""
 
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ Schema = TypeVar("Schema")
 
 
 def to_typed(schema: type[Schema], config: DictConfig) -> Schema:
-    """The composed YAML as a checked dataclass; a wrong key, a wrong type or a missing value is named in the error."""
+    """Converts composed YAML to the dataclass `schema`. Raises `UserError` for an unknown key, a wrong type or a missing value."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
@@ -21,19 +21,17 @@ def to_typed(schema: type[Schema], config: DictConfig) -> Schema:
     except MissingMandatoryValue as error:
         raise UserError(f"config key '{error.full_key}' has no value; give {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        raise UserError(f"config key '{error.full_key}': {said}") from None
+        raise UserError(f"config key '{error.full_key}': {str(error).splitlines()[0]}") from None
 
 
 def _unknown_key(schema: type, error: ConfigKeyError) -> str:
-    full = str(error.full_key)
-    parent = error.parent_node
-    allowed = [str(key) for key in parent] if parent is not None else [one.name for one in fields(schema)]
-    return f"unknown config key '{full}'{suggest(full.rpartition('.')[2], allowed)}"
+    key, parent = str(error.full_key), error.parent_node
+    allowed = [str(name) for name in parent] if parent is not None else [field.name for field in fields(schema)]
+    return f"unknown config key '{key}'{suggest(key.rpartition('.')[2], allowed)}"
 
 
 def to_plain(config: Any) -> dict:
-    """A dataclass as nested dicts of plain values, fit for YAML, JSON and `torch.load(weights_only=True)`."""
+    """Converts a dataclass to nested dicts of plain values for YAML, JSON and `torch.load(weights_only=True)`."""
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
 
 

@@ -1,6 +1,6 @@
-"""Multirun: every trial has its own folder, a failed one is recorded, and the sweep goes on.
+"""Multirun: every trial has its own folder; a failed trial is recorded, and the sweep continues.
 
-A trial's name is `<name>/<its overrides>`, so the same command again finds what is done and runs only what is missing.
+The name of a trial is `<name>/<its overrides>`, so the same command again finds finished trials and runs only the missing ones.
 """
 
 import atexit
@@ -19,73 +19,80 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
+from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError
-from src.runtime.run_folder import FAILURE_FILE, trial_failure, write_atomically
+from src.runtime.run_folder import FAILURE_FILE, trial_failure
 
-LONGEST = 120  # characters of a trial's folder name
-UNNAMED = ("name", "outputs", "experiment")  # overrides that the parent folder stands for
+MAX_SLUG_LENGTH = 120  # characters
+KEYS_OUTSIDE_SLUG = ("name", "outputs", "experiment")  # they determine the parent folder
 
-failures: dict[str, str] = {}  # trial -> its error, of this process's sweep
+failures: dict[str, str] = {}  # folder of a trial -> its error, in the sweep of this process
 
 
 def expand_trials(overrides: list[str]) -> list[list[str]]:
     """The overrides of every trial that Hydra's basic sweeper runs."""
     words = [word for word in overrides if not word.startswith("hydra.sweeper.")]
     parsed = OverridesParser.create().parse_overrides(words)
-    return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
+    return [list(trial) for batch in BasicSweeper.split_arguments(parsed, None) for trial in batch]
 
 
 def naming_overrides(overrides: list[str]) -> list[str]:
-    """The overrides that set trials apart or hold for all of them, without those that the parent folder stands for."""
-    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
-    return [word for word, key in zip(overrides, keys, strict=True) if key not in UNNAMED and not key.startswith("hydra")]
+    """The overrides that appear in the name of a trial."""
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    return [override for override, key in zip(overrides, keys, strict=True) if key not in KEYS_OUTSIDE_SLUG and not key.startswith("hydra")]
 
 
 def trial_slug(overrides: list[str]) -> str:
-    """The folder of a trial: its overrides, sorted; with a hash in place of the rest where that is too long for a folder name."""
-    whole = ",".join(sorted(naming_overrides(overrides))).replace("/", "_").replace(" ", "")
-    if len(whole) <= LONGEST:
-        return whole
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-    return f"{whole[: LONGEST - 9]}-{digest}"
+    """The folder name of a trial: its sorted overrides. A hash replaces the end of a name that is too long for a folder."""
+    slug = ",".join(sorted(naming_overrides(overrides))).replace("/", "_").replace(" ", "")
+    if len(slug) <= MAX_SLUG_LENGTH:
+        return slug
+    digest = hashlib.sha256(slug.encode()).hexdigest()[:8]
+    return f"{slug[: MAX_SLUG_LENGTH - 9]}-{digest}"
 
 
 def check_trials(trials: list[list[str]]) -> None:
-    """Refuses two trials with one folder; raises `UserError`."""
-    seen: dict[str, list[str]] = {}
+    """Raises `UserError` if two trials would share a folder."""
+    by_slug: dict[str, list[str]] = {}
     for trial in trials:
-        name = trial_slug(trial)
-        if name in seen:
-            apart = [word for word in [*seen[name], *trial] if (word in seen[name]) != (word in trial)]
-            how = f": {' and '.join(apart)} give a trial no name; start each without -m" if apart else "; leave one of them out"
-            raise UserError(f"two trials of this sweep would share the folder '{name or '.'}'{how}")
-        seen[name] = trial
+        slug = trial_slug(trial)
+        if slug in by_slug:
+            other = by_slug[slug]
+            differences = [word for word in [*other, *trial] if (word in other) != (word in trial)]
+            advice = "leave one of them out"
+            if differences:
+                advice = f"{' and '.join(differences)} are not part of the folder name, so start each without -m"
+            raise UserError(f"two trials of this sweep would share the folder '{slug or '.'}'; {advice}")
+        by_slug[slug] = trial
 
 
-def reject_multi_device_trials(config: Any, overrides: list[str], *, words: list[str]) -> None:
-    """Several devices per trial need a launcher that starts their processes; raises `UserError`. `words` are those of the command line."""
+def reject_multi_device_trials(config: Any, trial: list[str], *, overrides: list[str]) -> None:
+    """Raises `UserError` if a trial needs several devices but no launcher that starts their processes.
+
+    `trial` are the overrides of the trial, `overrides` those of the command line.
+    """
     trainer = getattr(config, "trainer", None)
-    if not trainer or trainer.devices * trainer.nodes == 1 or "hydra/launcher=submitit_slurm" in overrides:
+    if not trainer or trainer.devices * trainer.nodes == 1 or "hydra/launcher=submitit_slurm" in trial:
         return
     nodes, devices = trainer.nodes, trainer.devices
-    kept = [word for word in words if not word.startswith("hydra/launcher=")]
-    kept += ["hydra/launcher=submitit_slurm", f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={devices}"]
-    kept += [f"hydra.launcher.gpus_per_node={devices}"] if trainer.accelerator != "cpu" else []
+    words = [word for word in overrides if not word.startswith("hydra/launcher=")]
+    words += ["hydra/launcher=submitit_slurm", f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={devices}"]
+    words += [f"hydra.launcher.gpus_per_node={devices}"] if trainer.accelerator != "cpu" else []
     raise UserError(
         f"-m runs trials on one device, but trainer.devices x trainer.nodes = {devices} x {nodes}; under Slurm, with a job per trial, "
-        f"write: python -m src.train -m {shlex.join(kept)}; elsewhere set both to 1, or start one trial after another without -m"
+        f"write: python -m src.train -m {shlex.join(words)}; elsewhere set both to 1, or start one trial after another without -m"
     )
 
 
 def trial_name(name: str) -> str:
-    """`name`, or in a sweep the name of the trial that runs now."""
+    """`name`, or in a sweep the name of the current trial."""
     if not is_multirun():
         return name
     return "/".join(filter(None, (name, trial_slug(list(HydraConfig.get().overrides.task)))))
 
 
 def trial_folder() -> Path:
-    """Of the trial that runs now; of a training it is the run's folder."""
+    """The folder of the current trial, which is the run folder if the command is train."""
     return Path(HydraConfig.get().sweep.dir) / trial_slug(list(HydraConfig.get().overrides.task))
 
 
@@ -94,46 +101,46 @@ def is_multirun() -> bool:
 
 
 def is_in_process() -> bool:
-    """Whether trials run one after another in this process, not as jobs of their own."""
+    """Whether trials run one after another in this process, not as separate jobs."""
     return "submitit" not in HydraConfig.get().launcher._target_
 
 
 @contextlib.contextmanager
 def trial_scope() -> Iterator[None]:
-    """In a sweep, an error is written to `failed.json` in the trial's folder instead of ending the sweep; a success removes it.
+    """In a sweep, an error is written to `failed.json` in the folder of the trial and does not end the sweep; success removes the file.
 
-    A trial that is a job of its own (submitit) ends in peace too, since its launcher would show the first error alone.
+    A trial that is a separate job (submitit) also exits normally, because its launcher would report only the first error.
     """
     free_previous_trial()
     folder = trial_folder()
     try:
         yield
     except Exception as error:
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # a full disk must not end the sweep either
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / FAILURE_FILE, json.dumps({"error": said, "traceback": traceback.format_exc()}, indent=1))
+            write_atomically(folder / FAILURE_FILE, json.dumps({"error": message, "traceback": traceback.format_exc()}, indent=1))
         if not is_in_process() and not (folder / FAILURE_FILE).exists():
             raise
-        failures[str(folder)] = said
-        print(f"trial {folder} failed: {said}", flush=True)
+        failures[str(folder)] = message
+        print(f"trial {folder} failed: {message}", flush=True)
     else:
         (folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
 def free_previous_trial() -> None:
-    """Frees the model of the trial before: it stands in a cycle with its trainer, which Python by itself collects many trials later."""
+    """Frees the model of the previous trial. It is part of a reference cycle with its trainer, which Python would collect much later."""
     gc.collect()
     if not gc.get_freeze_count():
-        gc.freeze()  # what is imported stays, and need not be looked through again
-        atexit.register(gc.unfreeze)  # libraries count what is left at the end
+        gc.freeze()  # later collections skip the imported modules
+        atexit.register(gc.unfreeze)  # some libraries count their objects at exit
 
 
-def exit_if_failed(jobs: Iterable[Path] = ()) -> None:
-    """Ends the process with code 1 if a trial failed; `jobs` are the folders of trials that ran elsewhere."""
-    failures.update({str(folder): said for folder in jobs if (said := trial_failure(folder))})
+def exit_if_failed(job_folders: Iterable[Path] = ()) -> None:
+    """Exits with code 1 if a trial failed; `job_folders` are the folders of trials that ran as separate jobs."""
+    failures.update({str(folder): error for folder in job_folders if (error := trial_failure(folder))})
     if failures:
         print(f"{len(failures)} trial{'s' * (len(failures) > 1)} failed; the same command runs only what is missing:")
-        for folder, said in failures.items():
-            print(f"  {folder}: {said}")
+        for folder, error in failures.items():
+            print(f"  {folder}: {error}")
         raise SystemExit(1)

@@ -1,15 +1,15 @@
-"""Tables on stdout: as wide as the terminal, and as wide as their contents where stdout is a file or a pipe."""
+"""Tables on stdout: as wide as the terminal, or as wide as their contents if stdout is a file or a pipe."""
 
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
-UNLIMITED = 10_000  # columns; rich needs a number
+UNLIMITED = 10_000  # characters; rich needs a number
 
 
 def print_table(table: Table) -> None:
-    """Names are never shortened: on a narrow terminal they continue on the next line. A caption becomes a line below the table."""
+    """Prints `table` without truncation: long cells continue on the next line. The caption becomes a line below the table."""
     for column in table.columns:
         column.overflow = "fold"
     caption, table.caption = table.caption, None

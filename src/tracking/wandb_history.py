@@ -1,38 +1,39 @@
-"""What stands in a wandb run file: wandb itself can only upload it."""
+"""Reads a wandb run file; wandb itself can only upload it."""
 
 import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-BLOCK = 32768
+BLOCK = 32768  # bytes
+HEADER = 7  # bytes: of the file, and of each chunk (checksum, length, type)
 
 
 def read_records(path: Path) -> Iterator:
-    """A LevelDB log (blocks of 32 KiB, 7 bytes before each piece) behind a header of 7 bytes; what a kill cut short is left out."""
+    """Yields the records of a LevelDB log (blocks of 32 KiB) with a file header; ignores a record that a kill left incomplete."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    data, at, whole = path.read_bytes(), 7, b""
+    data, offset, record = path.read_bytes(), HEADER, b""
     while True:
-        if BLOCK - at % BLOCK < 7:
-            at += BLOCK - at % BLOCK
-        if at + 7 > len(data):
+        if BLOCK - offset % BLOCK < HEADER:
+            offset += BLOCK - offset % BLOCK
+        if offset + HEADER > len(data):
             return
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if kind == 0 or at + 7 + length > len(data):
+        _, length, chunk_type = struct.unpack("<IHB", data[offset : offset + HEADER])
+        if chunk_type == 0 or offset + HEADER + length > len(data):
             return
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            yield Record.FromString(whole)
-            whole = b""
+        record += data[offset + HEADER : offset + HEADER + length]
+        offset += HEADER + length
+        if chunk_type in (1, 4):  # a complete record, or the last chunk of one
+            yield Record.FromString(record)
+            record = b""
 
 
-def record_items(found) -> dict:
+def record_items(items) -> dict:
     """The values of a record's items, by key."""
-    return {"/".join([item.key] if item.key else item.nested_key): json.loads(item.value_json) for item in found}
+    return {"/".join([item.key] if item.key else item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def read_history(path: Path) -> list[dict]:
-    """What was logged, in order."""
+    """The logged rows, in order."""
     return [record_items(record.history.item) for record in read_records(path) if record.HasField("history")]

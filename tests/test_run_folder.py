@@ -1,3 +1,5 @@
+"""The run folder: its configuration, its result and what only the first rank writes."""
+
 import json
 import time
 from pathlib import Path
@@ -6,6 +8,7 @@ import pytest
 import yaml
 
 from src.runtime import run_folder
+from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError
 
 CONFIG = {
@@ -17,7 +20,7 @@ CONFIG = {
 }
 
 
-def test_a_folder_takes_only_its_own_configuration(tmp_path):
+def test_folder_accepts_only_its_own_configuration(tmp_path):
     folder = tmp_path / "x"
     run_folder.open_run(folder, CONFIG)
     run_folder.open_run(folder, CONFIG | {"data": {"root": "b", "packing_window": 8}, "trainer": {"devices": 4, "keep_last": 9}})
@@ -33,50 +36,50 @@ def test_secrets_are_not_written(tmp_path):
     assert run_folder.redact_secrets({"hf_token": "a", "token": "", "max_seq_len": 5}) == {"hf_token": "***", "token": "", "max_seq_len": 5}
 
 
-def test_an_unknown_run_names_those_that_exist(tmp_path):
+def test_unknown_run_gives_error_with_existing_names(tmp_path):
     run_folder.open_run(tmp_path / "mini", CONFIG)
     run_folder.open_run(tmp_path / "sweep" / "seed=1", CONFIG)
-    with pytest.raises(UserError, match=r"no run 'mni' in .*mini.*sweep/seed=1|no run 'mni'.*did you mean 'mini'"):
+    with pytest.raises(UserError, match=r"no run 'mni' in .*; found mini, sweep/seed=1$"):
         run_folder.read_run(tmp_path, "mni")
     assert run_folder.read_run(tmp_path, "sweep/seed=1")[1]["seed"] == 0
 
 
-def test_result_holds_the_metrics_of_every_verb_and_sums_restarts(tmp_path):
-    def interrupted():
+def test_result_has_the_metrics_of_every_command_and_the_cost_of_restarts(tmp_path):
+    def interrupted_training():
         with run_folder.record(tmp_path, "train"):
             time.sleep(0.2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        interrupted_training()
     assert not (tmp_path / "train.json").exists()
-    with run_folder.record(tmp_path, "train") as said:
-        said["metrics"] = {"train/fill": {"value": 1.0}}
-        said["data"] = "abc"
-    with run_folder.record(tmp_path, "evaluate") as said:
-        said["metrics"] = {"vqa/a": {"value": 0.5}}
-    train, result = (json.loads((tmp_path / name).read_text()) for name in ("train.json", "result.json"))
+    with run_folder.record(tmp_path, "train") as result:
+        result["metrics"] = {"train/fill": {"value": 1.0}}
+        result["data"] = "abc"
+    with run_folder.record(tmp_path, "evaluate") as result:
+        result["metrics"] = {"vqa/a": {"value": 0.5}}
+    train, combined = (json.loads((tmp_path / name).read_text()) for name in ("train.json", "result.json"))
     assert train["seconds"] >= 0.2
     assert train["peak_rss_mb"] > 10
-    assert set(result["metrics"]) == {"train/fill", "vqa/a"}
-    assert result["data"] == "abc"
-    assert len(result["commands"]) == 2
-    assert not list(tmp_path.glob("*.partial.json")) + list(tmp_path.glob(".*.part"))
+    assert set(combined["metrics"]) == {"train/fill", "vqa/a"}
+    assert combined["data"] == "abc"
+    assert len(combined["commands"]) == 2
+    assert not list(tmp_path.glob("*.partial.json")) + list(tmp_path.glob("*.tmp"))
 
 
-def test_what_cannot_be_written_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
-    def full(path, text):
+def test_failed_write_leaves_the_previous_file_and_no_other(tmp_path, monkeypatch):
+    def write_to_full_disk(path, text):
         path.touch()
         raise OSError(28, "No space left on device")
 
-    run_folder.write_atomically(tmp_path / "result.json", "{}")
-    monkeypatch.setattr(Path, "write_text", full)
+    write_atomically(tmp_path / "result.json", "{}")
+    monkeypatch.setattr(Path, "write_text", write_to_full_disk)
     with pytest.raises(OSError, match="No space left"):
-        run_folder.write_atomically(tmp_path / "result.json", "{1}")
+        write_atomically(tmp_path / "result.json", "{1}")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
 
 
-def test_the_rank_of_torchrun_decides_inside_of_a_slurm_task(monkeypatch):
+def test_rank_of_torchrun_takes_precedence_over_the_slurm_task(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("RANK", "0")
     assert run_folder.is_first_rank()
@@ -91,6 +94,6 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     assert not run_folder.is_first_rank()
     run_folder.open_run(tmp_path / "x", CONFIG)
-    with run_folder.record(tmp_path / "x", "train") as said:
-        said["metrics"] = {}
+    with run_folder.record(tmp_path / "x", "train") as result:
+        result["metrics"] = {}
     assert not list((tmp_path / "x").iterdir())
