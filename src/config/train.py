@@ -6,6 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from src.config.callbacks import CallbacksConfig, check_callbacks
 from src.runtime.errors import UserError, suggest
 from src.runtime.schema import check_choice
 
@@ -117,40 +118,6 @@ class TrainerConfig:
 
 
 @dataclass
-class EarlyStoppingConfig:
-    """Arguments of Lightning's `EarlyStopping`; it compares at every validation."""
-
-    monitor: str = "val"
-    mode: str = "min"
-    patience: int = 3
-    min_delta: float = 0.0
-
-
-@dataclass
-class LRMonitorConfig:
-    """Arguments of Lightning's `LearningRateMonitor`."""
-
-    log_momentum: bool = False
-    log_weight_decay: bool = False
-
-
-@dataclass
-class DeviceStatsConfig:
-    """Arguments of Lightning's `DeviceStatsMonitor`."""
-
-    cpu_stats: bool | None = None
-
-
-@dataclass
-class CallbacksConfig:
-    """Lightning callbacks by name; null leaves one out (src/training/callbacks/configured.py)."""
-
-    early_stopping: EarlyStoppingConfig | None = None
-    lr_monitor: LRMonitorConfig | None = None
-    device_stats: DeviceStatsConfig | None = None
-
-
-@dataclass
 class LoggerConfig:
     wandb: str
     project: str
@@ -219,10 +186,7 @@ def check_values(config: TrainConfig) -> None:
     check_choice("projector.kind", config.projector.kind, ("mlp", "linear"))
     check_choice("language.dtype", config.language.dtype, ("float32", "bfloat16"))
     check_choice("logger.wandb", config.logger.wandb, ("none", "offline", "online"))
-    if config.callbacks.early_stopping:
-        check_choice("callbacks.early_stopping.mode", config.callbacks.early_stopping.mode, ("min", "max"))
-        if config.callbacks.early_stopping.patience < 1:
-            raise UserError(f"callbacks.early_stopping.patience must be at least 1, found {config.callbacks.early_stopping.patience}")
+    check_callbacks(config.callbacks)
     if (config.optim.steps is None) == (config.optim.epochs is None):
         raise UserError(f"give one of optim.steps={config.optim.steps} and optim.epochs={config.optim.epochs}, and set the other to null")
     if config.optim.epochs is not None and config.optim.epochs <= 0:

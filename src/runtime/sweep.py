@@ -17,6 +17,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, ValueType
 from hydra.types import RunMode
 
 from src.runtime.errors import UserError
@@ -29,9 +30,12 @@ failures: dict[str, str] = {}  # trial -> its error, of this process's sweep
 
 
 def expand_trials(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every trial that Hydra's basic sweeper runs."""
+    """The overrides of every trial that Hydra's basic sweeper runs. An interval, which another sweeper samples, counts as its start."""
     words = [word for word in overrides if not word.startswith("hydra.sweeper.")]
     parsed = OverridesParser.create().parse_overrides(words)
+    for override in parsed:
+        if isinstance(interval := override.value(), IntervalSweep):
+            override.value_type, override._value = ValueType.ELEMENT, interval.start
     return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
 
