@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import src.train
 from src.runtime.errors import UserError
-from src.runtime.sweep import trial_slug
+from src.runtime.sweep import expand_trials, trial_slug
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import RESERVED, build_trainer
@@ -204,3 +204,9 @@ def test_the_objective_is_the_best_validation_value_of_each_trial(sweep_jobs, tm
 @pytest.mark.slow
 def test_run_without_validation_has_no_objective(sweep_jobs):
     assert [job.return_value for job in sweep_jobs("seed=0", "data.val_samples=0")] == [None]
+
+
+def test_trial_of_an_interval_is_checked_at_its_start():
+    """Optuna samples the interval later; only then do the trials differ."""
+    words = ["optim.lr.vision=tag(log, interval(1e-6, 1e-3))", "seed=0,1"]
+    assert expand_trials(words) == [["optim.lr.vision=1e-06", "seed=0"], ["optim.lr.vision=1e-06", "seed=1"]]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from src.config.callbacks import CallbacksConfig
 from src.config.fields import bounded, choices
 
 ACTIVATION_CHECKPOINTING = ("none", "selective", "full")  # see src/model/fast/recompute.py
@@ -120,40 +121,6 @@ class TrainerConfig:
     on_nonfinite: str = choices("stop", "skip", default="stop")
     strategy: str = choices("ddp", default="ddp")
     extra: dict[str, Any] = field(default_factory=dict)  # further arguments of lightning.Trainer
-
-
-@dataclass
-class EarlyStoppingConfig:
-    """Arguments of Lightning's `EarlyStopping`; it compares at every validation."""
-
-    monitor: str = "val"
-    mode: str = choices("min", "max", default="min")
-    patience: int = bounded(1, default=3)
-    min_delta: float = 0.0
-
-
-@dataclass
-class LRMonitorConfig:
-    """Arguments of Lightning's `LearningRateMonitor`."""
-
-    log_momentum: bool = False
-    log_weight_decay: bool = False
-
-
-@dataclass
-class DeviceStatsConfig:
-    """Arguments of Lightning's `DeviceStatsMonitor`."""
-
-    cpu_stats: bool | None = None
-
-
-@dataclass
-class CallbacksConfig:
-    """Lightning callbacks by name; null leaves one out (src/training/callbacks/configured.py)."""
-
-    early_stopping: EarlyStoppingConfig | None = None
-    lr_monitor: LRMonitorConfig | None = None
-    device_stats: DeviceStatsConfig | None = None
 
 
 @dataclass(kw_only=True)

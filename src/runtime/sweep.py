@@ -17,6 +17,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, ValueType
 from hydra.types import RunMode
 
 from src.runtime.atomic_file import write_atomically
@@ -30,9 +31,12 @@ failures: dict[str, str] = {}  # folder of a trial -> its error, in the sweep of
 
 
 def expand_trials(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every trial that Hydra's basic sweeper runs."""
+    """The overrides of every trial that Hydra's basic sweeper runs. An interval, which another sweeper samples, counts as its start."""
     words = [word for word in overrides if not word.startswith("hydra.sweeper.")]
     parsed = OverridesParser.create().parse_overrides(words)
+    for override in parsed:
+        if isinstance(interval := override.value(), IntervalSweep):
+            override.value_type, override._value = ValueType.ELEMENT, interval.start
     return [list(trial) for batch in BasicSweeper.split_arguments(parsed, None) for trial in batch]
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
 
-from src.config.train import CallbacksConfig
+from src.config.callbacks import CallbacksConfig
 
 CLASSES = {"early_stopping": EarlyStopping, "lr_monitor": LearningRateMonitor, "device_stats": DeviceStatsMonitor}
 
