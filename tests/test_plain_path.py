@@ -23,9 +23,10 @@ from tests.conftest import ORGANS
 from tests.test_packing import samples
 
 
-def model(configure, *settings: str, fast: bool) -> VLM:
-    """A model in float64 whose adapters are not zero."""
-    vlm = build_vlm(configure(f"language.fast={str(fast).lower()}", "language.lora.dropout=0", *settings)).double()
+def model(configure, *settings: str, fast: bool, exact: bool = True) -> VLM:
+    """A model whose adapters are not zero, in float64 if `exact`."""
+    vlm = build_vlm(configure(f"language.fast={str(fast).lower()}", "language.lora.dropout=0", *settings))
+    vlm = vlm.double() if exact else vlm
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in vlm.named_parameters():
@@ -61,6 +62,16 @@ def test_losses_states_and_gradients_of_both_paths_are_equal(configure, how):
     for name, tensor in expected.items():
         assert tensor.any(), name
         assert (tensor - results[name]).abs().max() <= 1e-12 * tensor.abs().max(), name
+
+
+def test_losses_of_both_paths_agree_in_mixed_precision(configure):
+    losses = []
+    for fast in (True, False):
+        vlm = model(configure, "language.dtype=bfloat16", fast=fast, exact=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(vlm(packed_batch(vlm))[0])
+    assert losses[0].dtype == losses[1].dtype == torch.float32
+    assert torch.allclose(*losses, rtol=0.02)
 
 
 def test_plain_path_patches_nothing(configure):

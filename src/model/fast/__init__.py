@@ -11,7 +11,7 @@ G = 2 key and value heads and LoRA rank 4. Sequence 0 holds samples of 5, 4 and 
     max_seqlen   = 7
     position_ids = [[0 1 2 3 4  0 1 2 3  0 1 2]
                     [0 1 2 3 4 5 6  0 1 2 3 4]]
-    loss_index   = [3, 8, 17]                 S = 3 tokens whose successor is supervised
+    loss_index   = [3, 7, 17]                 S = 3 tokens whose successor is supervised
 
 attention.py: causal attention per sample. Q (24, 4, 8), K and V (24, 2, 8) and cu_seqlens go to `varlen_attn` on a GPU; on a CPU each
     sample is one SDPA call: Q (1, 4, 5, 8), K and V (1, 2, 5, 8), and so on. Pairs computed: 5^2 + 4^2 + 3^2 + 7^2 + 5^2 = 124 instead
