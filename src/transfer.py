@@ -20,7 +20,7 @@ from src.classification.probe import Fit, Split
 from src.classification.results import TransferResultFile, check_distinct_labels, read_results
 from src.classification.table import transfer_table
 from src.config.transfer import TransferConfig
-from src.data.phantoms import PHANTOM
+from src.data.record import PHANTOM_MARKER
 from src.evaluation.overlap import training_overlap
 from src.runtime import run_folder
 from src.runtime.cli import command
@@ -66,7 +66,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
     seen = None
     if encoder.checkpoint:
         seen = training_overlap(encoder.run, encoder.checkpoint, data.name, fingerprint=data.fingerprint, outputs=config.outputs)
-    now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
+    now = {"overlap": seen, "phantom": (Path(config.raw) / data.name / PHANTOM_MARKER).exists()}
     if file.finished(depends_on):
         file.note(**now)  # an audit may have looked since
         return

@@ -18,7 +18,7 @@ from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.runs import finish, without_bytes
-from tests.test_read_image import RAMP, dicom
+from tests.test_image_io import RAMP, dicom
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_frame_of_a_dicom_file_is_asked_about(run, tmp_path):
     (tmp_path / "t.csv").write_text("question,image,frame\nwhich organ is shown?,scan.dcm,2\n")
     (again,) = ask_all(configured(folder, f"batch={tmp_path}/t.csv")).read_text().splitlines()
     assert json.loads(again)["confidence"] == pytest.approx(line["confidence"], abs=1e-6)
-    with pytest.raises(UserError, match=r"scan\.dcm holds 3 frames; choose one with frame=0 to frame=2"):
+    with pytest.raises(UserError, match=r"scan\.dcm: the file holds 3 frames; choose one with frame=0 to frame=2"):
         ask(configured(folder, "question=which organ is shown?", f"image={scan}"))
 
 
@@ -136,7 +136,7 @@ def test_the_stream_ends_with_the_answer(run):
     [
         (["question= "], "the question is empty"),
         (["question=a\u0000b"], "control characters"),
-        (["question=q", "image=nothing.png"], "there is no image file nothing.png"),
+        (["question=q", "image=nothing.png"], "nothing.png: no such image file"),
         ([f"question={'long ' * 200}"], "the question has"),
         (["question=q", "checkpoint=newest"], "checkpoint='newest'"),
         (["question=q", "model=tiny"], "write model=run:tiny"),
@@ -164,14 +164,14 @@ def test_mistakes_are_one_sentence(run, words, said):
         ("quesion,image\na,b\n", "row 1: unknown column 'quesion'; did you mean 'question'?"),
         ("question,image\n,a.png\n", "row 1 has no question"),
         ("question,frame\nq,two\n", "row 1: frame='two' is no number"),
-        ("question,image\nq,b.png\n", "id 1: there is no image file"),
+        ("question,image\nq,b.png\n", "id 1: {folder}/b.png: no such image file"),
     ],
 )
 def test_mistakes_in_a_table_are_named_with_their_row(run, tmp_path, table, said):
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(UserError) as caught:
         ask_all(configured(run[0], f"batch={tmp_path}/t.csv"))
-    assert said in str(caught.value)
+    assert said.format(folder=tmp_path) in str(caught.value)
     assert not (tmp_path / "t.answers.jsonl").exists()
 
 

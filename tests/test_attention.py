@@ -85,8 +85,8 @@ def test_every_sample_and_every_padding_is_a_span(configure):
         [made[:2], made[2:]], sources=[[0, 0], [0]], images=[torch.zeros(3, 32, 32).byte().numpy()], size=32, pad=2, image_id=330, keys=[]
     )
     starts = (batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist()
-    assert batch.edges == [*starts, batch.input_ids_BT.numel()]
-    assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).edges == [0, 1]
+    assert batch.cu_seqlens == [*starts, batch.input_ids_BT.numel()]
+    assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).cu_seqlens == [0, 1]
 
 
 def test_a_packed_row_costs_what_its_samples_cost_alone(configure):

@@ -143,7 +143,7 @@ def test_weights_that_a_run_began_with_are_named(place):
 
 
 def test_a_set_of_ones_own_needs_the_folder_that_it_stands_in(place):
-    with pytest.raises(UserError, match=r"^benchmarks=dots stand below raw=, which is missing; give raw=\.\.\.$"):
+    with pytest.raises(UserError, match=r"^benchmarks=dots: raw= is missing; give the folder that holds these sets, raw=\.\.\.$"):
         audit_all(AuditConfig(out=place / "shards", benchmarks=["dots"]))
     with pytest.raises(UserError, match="did you mean 'dots'"):
         audit_all(AuditConfig(out=place / "shards", raw=place / "raw", benchmarks=["dotts"]))

@@ -27,8 +27,7 @@ from data_prep.build import source as building
 from data_prep.build.hash_set import HashSet
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all, main
-from src.data.phantoms import PHANTOM
-from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
+from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError
@@ -190,7 +189,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_after_an_interruption(raw,
         build(raw, tmp_path / "cut")
     halfway = contents(tmp_path / "cut" / "own")
     assert {name for name in halfway if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
-    with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):
+    with pytest.raises(UserError, match=r": no manifest\.json, so no finished shards"):
         Shards(tmp_path / "cut" / "own")
     written = []
     monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or shard_writer.write_shard(*args))
@@ -296,7 +295,7 @@ def test_rows_that_are_too_few_are_told(raw, tmp_path, monkeypatch, capsys, phan
     )
     monkeypatch.setattr(sources, "load_sources", lambda: {"own": own})
     if phantom:
-        (raw / "own" / PHANTOM).touch()
+        (raw / "own" / PHANTOM_MARKER).touch()
     build(raw, tmp_path / "out")
     said = "own: train has 100 rows, 200 are expected; see whether its raw files are all there and whole\n"
     assert (said in capsys.readouterr().out) == (not phantom)
@@ -451,16 +450,16 @@ def test_vanished_and_changed_shards_are_named(raw, tmp_path):
         content = file.read()
         file.seek(0)
         file.write(content.replace(b'"key":"q100"', b'"key":"x100"'))
-    with pytest.raises(UserError, match=r"val-000000\.tar is not the file that the index was made of; build it again"):
+    with pytest.raises(UserError, match=r"val-000000\.tar: does not match its index; build it again"):
         built[100]
     os.truncate(tar, 512)
-    with pytest.raises(UserError, match="is not the file that the index was made of"):
+    with pytest.raises(UserError, match="does not match its index"):
         built.text(101)
     (tmp_path / "out" / "own" / "test-000000.tar").unlink()
-    with pytest.raises(UserError, match=r"test-000000\.tar is named in the manifest but is not there"):
+    with pytest.raises(UserError, match=r"test-000000\.tar: listed in the manifest but missing"):
         built[149]
     (tmp_path / "out" / "own" / "index.arrow").write_bytes(b"ARROW1")
-    with pytest.raises(UserError, match="has a broken index or manifest"):
+    with pytest.raises(UserError, match="broken index or manifest"):
         Shards(tmp_path / "out" / "own")
 
 

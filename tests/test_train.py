@@ -483,7 +483,7 @@ def test_what_the_machine_lacks_is_one_sentence(configure, monkeypatch, error, s
         train(configure())
 
 
-LOST = r"a data worker was lost \(.*\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1;"
+LOST = r"data.workers=1: a data worker was lost \(.*\), usually because the machine or its /dev/shm is out of memory; use fewer workers;"
 
 
 def test_training_reports_a_killed_data_worker_in_one_sentence(configure, monkeypatch):
@@ -558,7 +558,7 @@ def test_a_shard_that_vanished_is_one_sentence_from_any_worker(configure, shards
     (tmp_path / "root" / "alpha" / "train-000000.tar").unlink()
     with pytest.raises(UserError) as found:
         train(configure(f"data.root={tmp_path}/root", f"data.workers={workers}"))
-    assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{found.value}")
+    assert re.fullmatch(r".*/train-000000.tar: listed in the manifest but missing; build it again with .*", f"{found.value}")
 
 
 @pytest.mark.slow
@@ -578,7 +578,7 @@ def test_an_image_that_is_none_any_more_is_one_sentence(configure, shards, tmp_p
     """The text beside it is as it was, so nothing else tells that the shard has changed."""
     tar = shutil.copytree(shards, tmp_path / "root") / "alpha" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
-    with pytest.raises(UserError, match=r"train-000000.tar is not the file that the index was made of; build it again"):
+    with pytest.raises(UserError, match=r"train-000000.tar: does not match its index; build it again"):
         train(configure(f"data.root={tmp_path}/root"))
 
 

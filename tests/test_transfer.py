@@ -11,7 +11,7 @@ from src import transfer as verb
 from src.classification import features
 from src.config.train import VisionConfig
 from src.config.transfer import TransferConfig
-from src.data.phantoms import PHANTOM
+from src.data.record import PHANTOM_MARKER
 from src.model.vision import load_vision
 from src.model.vision_checkpoints import save_open_clip
 from src.runtime import progress, sweep
@@ -247,13 +247,13 @@ def test_what_an_audit_says_reaches_a_cell_that_is_computed_already(place, monke
 @pytest.mark.slow
 def test_the_table_knows_which_of_its_sets_are_phantoms(place, monkeypatch):
     paint(place / "raw/drawn")
-    (place / "raw/drawn" / PHANTOM).touch()
+    (place / "raw/drawn" / PHANTOM_MARKER).touch()
     folder = run(place, "encoder=run:mini", "benchmark=[dots,drawn]", "protocol=few_shot", "name=ten")
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["drawn"]
     monkeypatch.setattr(verb, "fit_probe", None)
-    (place / "raw/dots" / PHANTOM).touch()
+    (place / "raw/dots" / PHANTOM_MARKER).touch()
     run(place, "encoder=run:mini", "benchmark=dots", "protocol=few_shot", "name=ten")  # its cells were there before it was marked
-    (place / "raw/dots" / PHANTOM).unlink()
+    (place / "raw/dots" / PHANTOM_MARKER).unlink()
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["dots", "drawn"]
 
 

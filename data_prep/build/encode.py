@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, Resampling
 
-from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, rgb, segments
+from src.data.image_conversion import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, jpeg_segments, to_rgb
 
 
 class InvalidImage(Exception):
@@ -29,7 +29,7 @@ def encode_image(data: bytes, *, max_side: int, quality: int) -> EncodedImage:
 
     An RGB JPEG within the bound keeps its pixel data byte for byte, only its metadata segments go. A larger one is decoded
     at the smallest eighth that is not below the bound, then resized bicubically. Everything else is opened by Pillow and
-    converted by `src.data.open_image.rgb`. Raises `BadImage`.
+    converted by `src.data.image_conversion.to_rgb`. Raises `BadImage`.
     """
     if simplejpeg.is_jpeg(data):
         try:
@@ -78,7 +78,7 @@ def open_image(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                return rgb(image)
+                return to_rgb(image)
     except InvalidImage:
         raise
     except UnidentifiedImageError:
@@ -104,9 +104,9 @@ class _Segments:
 
 def _segments(data: bytes) -> _Segments:
     """Kept are the tables and the two segments that tell the colour space (JFIF, Adobe); APPn and comments, which may name a patient,
-    go. Raises ValueError as `segments` does."""
+    go. Raises ValueError as `jpeg_segments` does."""
     kept, at = [data[:2]], 2
-    for marker, at, end in segments(data):
+    for marker, at, end in jpeg_segments(data):
         body = data[at:end]
         if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
             kept.append(body)

@@ -19,8 +19,7 @@ from data_prep.build.token_counts import TokenizerFile
 from data_prep.readers import READERS
 from data_prep.readers.raw_files import rows_in
 from data_prep.sources import Source
-from src.data.phantoms import PHANTOM
-from src.data.record import SPLITS
+from src.data.record import PHANTOM_MARKER, SPLITS
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
@@ -68,7 +67,7 @@ def build_source(entry: Source, config: BuildConfig, mapped: Map, vocabulary: To
         shards = write_shards(entry, config, mapped, vocabulary)
         if not shards:
             raise UserError(f"source '{entry.name}': {raw} holds no record; looked for {', '.join(chain(*entry.files.values()))}")
-        beside = {"phantom": (raw / PHANTOM).exists(), "tokenizer": vocabulary.identity if vocabulary else None}
+        beside = {"phantom": (raw / PHANTOM_MARKER).exists(), "tokenizer": vocabulary.identity if vocabulary else None}
         return finalize_source(folder, shards, entry, settings=_settings(config), beside=beside, quarantine_limit=config.quarantine_limit)
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build.finalize import COUNTS
 from data_prep.sources import Source
-from src.data.phantoms import phantom_notice
-from src.data.record import SPLITS, Record
+from src.data.record import SPLITS, Record, phantom_notice
 from src.data.shards import Shards
 
 PICTURES, SIDE = 6, 112  # per source; pixels

@@ -18,7 +18,7 @@ import httpx
 from experiments.soak.interrupt import copy
 from experiments.soak.trial import Row
 from src.demo import free_port
-from tests.test_read_image import RAMP, dicom, picture
+from tests.test_image_io import RAMP, dicom, picture
 
 SECTIONS = ("From your own images", "Ask", "Demo", "Use the weights elsewhere")
 ELSEWHERE = re.compile(r"push=|EXECUTOR=slurm")  # needs the network or a cluster

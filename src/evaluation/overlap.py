@@ -139,7 +139,7 @@ def _of_source(source: str, shards: Shards, then: dict, mix: MixConfig, validate
         return Overlap(found, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
     if "records" not in then:
         return unknown(f"the checkpoint does not say which records of {source} were trained on", found)
-    if then["records"][source] == rows_digest(split_source(shards, decontaminate=True, validate=validate)[0]):
+    if then["records"][source] == rows_digest(split_source(shards, decontaminate=True, val_samples=validate)[0]):
         return Overlap(found)
     return Overlap(found, True, seen=seen, notes=[f"the audit of {source} has changed since the training, which left out other records"])
 

@@ -31,7 +31,7 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every supervised token: (losses_S, sources_S)."""
         e_BTH = self.embed(batch.input_ids_BT, batch.images_NCHW, batch.image_token_index_K)
-        h_SH = self.language.states(e_BTH, batch.position_ids_BT, PackedSequences.of(batch.edges, e_BTH.device), batch.loss_index_S)
+        h_SH = self.language.states(e_BTH, batch.position_ids_BT, PackedSequences.of(batch.cu_seqlens, e_BTH.device), batch.loss_index_S)
         next_S = batch.loss_index_S + 1
         losses_S = token_losses(h_SH, self.language.head, batch.labels_BT.flatten()[next_S])
         return losses_S, batch.sources_BT.flatten()[next_S]

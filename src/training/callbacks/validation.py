@@ -58,7 +58,7 @@ class Validation:
         found = []
         for number, source in enumerate(self.data.mixture.sources):
             shards, settings = self.data.shards[source], self.data.data
-            rows = [row for row in self.data.checked[source].tolist() if shards.text(row).turns][: settings.val_generations]
+            rows = [row for row in self.data.val_rows[source].tolist() if shards.text(row).turns][: settings.val_generations]
             for row in rows[rank::world]:
                 record = shards.text(row)
                 shown = record_pixels(shards, row, size=self.data.size, exact=settings.exact_decode) if settings.images else []

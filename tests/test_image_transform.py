@@ -5,7 +5,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageChops
 
-from data_prep.audit.evaluation_sets import _from_raw
+from data_prep.audit.evaluation_sets import _open_raw
 from data_prep.build.encode import encode_image
 from src.classification.dataset import image_to_pixels
 from src.data.image_io import read_image
@@ -85,7 +85,7 @@ def test_transfer_audit_and_ask_read_the_pixels_that_shards_hold(tmp_path, name)
     path = tmp_path / name
     path.write_bytes(unusual_files()[name])
     shard = decode_jpeg(encode_image(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
-    audit = np.asarray(_from_raw(path))
+    audit = np.asarray(_open_raw(path))
     assert np.array_equal(audit, np.asarray(read_image(path)))
     asked = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(image_to_pixels(path, size=32), asked)
@@ -98,7 +98,7 @@ def test_arrays_of_16_bits_are_scaled_like_files(tmp_path):
     deep = smooth(64, 96)[..., 0].astype(np.uint16) * 16
     Image.fromarray(deep).save(tmp_path / "a.png")
     assert np.array_equal(image_to_pixels(deep, size=32), image_to_pixels(tmp_path / "a.png", size=32))
-    assert np.array_equal(np.asarray(_from_raw(deep)), np.asarray(_from_raw(tmp_path / "a.png")))
+    assert np.array_equal(np.asarray(_open_raw(deep)), np.asarray(_open_raw(tmp_path / "a.png")))
 
 
 @pytest.mark.parametrize(
