@@ -17,7 +17,7 @@ from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.conftest import overrides
-from tests.runs import finish, without_bytes
+from tests.runs import finish, tokenizer_without_bytes
 from tests.test_image_io import RAMP, dicom
 
 
@@ -220,7 +220,7 @@ def test_a_question_without_an_image_is_answered_and_says_so(run, monkeypatch, c
 def test_a_script_that_the_vocabulary_lacks_is_one_sentence(run, question):
     """The phantom tokenizer has no bytes to fall back on, as LLaMA's has; unknown tokens would silently ask something else."""
     answerer = load_vqa_model(str(run[0]))
-    tokenizer = without_bytes()
+    tokenizer = tokenizer_without_bytes()
     answerer.model.language.tokenizer = answerer.prompter.tokenizer = tokenizer
     with pytest.raises(UserError) as caught:
         answerer.prepare(VQAQuery(question), Sampling(8))

@@ -35,7 +35,7 @@ from src.serving.handlers import DemoHandlers
 from src.serving.limits import Limits
 from src.serving.upload_middleware import UploadCleaner
 from tests.conftest import overrides
-from tests.runs import finish, without_bytes
+from tests.runs import finish, tokenizer_without_bytes
 from tests.test_image_io import RAMP, dicom, hostile, picture
 
 SETTINGS = {"tokens": 8, "temperature": 0, "top_p": 1, "seed": 0}
@@ -161,7 +161,7 @@ def test_mistakes_are_told_to_the_visitor(client, file):
 def test_a_script_that_the_vocabulary_lacks_is_told(answerer, file, question):
     old = answerer.model.language.tokenizer
     desk = DemoHandlers(answerer, LIMITS)
-    answerer.model.language.tokenizer = without_bytes()
+    answerer.model.language.tokenizer = tokenizer_without_bytes()
     try:
         with pytest.raises(gradio.Error, match="the question has characters that the model's vocabulary lacks: "):
             list(desk.ask(str(file), question, [], *SETTINGS.values()))
