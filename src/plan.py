@@ -13,7 +13,7 @@ from src.config.plan import PlanConfig
 from src.config.train import LanguageConfig, TrainConfig
 from src.config.train_rules import check_values
 from src.data import token_budget
-from src.data.packing import Balance, Batch, starvation
+from src.data.packing import Batch, RankBalance, low_utilization_warning
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
@@ -137,9 +137,9 @@ def plan(config: PlanConfig) -> None:
     cost = costs[trainer.activation_checkpointing]
     ranks, samples = trainer.devices * trainer.nodes, config.optim.length * config.data.global_batch_size
     tokens = largest_micro_batch(config, cost, slots=trainer.accumulate)
-    lengths = token_budget.lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
+    lengths = token_budget.window_lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
     lengths = lengths or [cost.tokens // cost.samples] * config.data.packing_window
-    used = Balance.of(lengths, ranks, global_batch_size=config.data.global_batch_size, max_seq_len=config.data.max_seq_len).used
+    used = RankBalance.of(lengths, ranks, global_batch_size=config.data.global_batch_size, max_seq_len=config.data.max_seq_len).utilization
     seconds = samples * cost.flops / cost.samples / (assumed.tflops * 1e12 * ranks * used)
     print_table(memory_table(memory[trainer.activation_checkpointing], tokens))
     print(
@@ -147,7 +147,7 @@ def plan(config: PlanConfig) -> None:
         f"{seconds / 3600:.1f} h on {ranks} x {assumed.gpu} at {assumed.tflops} TFLOP/s (expected, not measured)"
         + (f", of which each computes {used:.0%} and waits for the fullest in the rest" if ranks > 1 else "")
     )
-    if ranks > 1 and (warning := starvation(lengths, ranks, data=config.data, slots=trainer.accumulate)):
+    if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, slots=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
 

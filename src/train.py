@@ -18,7 +18,7 @@ from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.data import lineage
 from src.data.datamodule import DataModule, fingerprint_id
-from src.data.packing import starvation
+from src.data.packing import low_utilization_warning
 from src.data.shards import Shards
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.plan import memory_advice
@@ -178,7 +178,7 @@ def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
     world = config.trainer.devices * config.trainer.nodes
     if world > 1 and run_folder.is_first_rank():
         lengths = [len(sample.ids) for row in data.stream().window(0) for sample, _, _ in row]
-        if warning := starvation(lengths, world, data=config.data, slots=config.trainer.accumulate):
+        if warning := low_utilization_warning(lengths, world, data=config.data, slots=config.trainer.accumulate):
             print(warning)
 
 

@@ -20,7 +20,7 @@ from src.classification.probe import Fit, Split
 from src.classification.results import TransferResultFile, make_labels_distinct, read_results
 from src.classification.table import transfer_table
 from src.config.transfer import TransferConfig
-from src.data.phantoms import PHANTOM
+from src.data.record import PHANTOM_MARKER
 from src.evaluation.overlap import training_overlap
 from src.runtime import run_folder
 from src.runtime.cli import command
@@ -68,7 +68,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
     overlap = None
     if encoder.checkpoint:
         overlap = training_overlap(encoder.checkpoint, data.name, fingerprint=data.fingerprint)
-    current = {"overlap": overlap, "phantom": (Path(config.raw) / data.name / PHANTOM).exists()}
+    current = {"overlap": overlap, "phantom": (Path(config.raw) / data.name / PHANTOM_MARKER).exists()}
     if file.is_current(depends_on):
         file.update_metadata(**current)  # there may be a new audit
         return

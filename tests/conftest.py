@@ -1,4 +1,4 @@
-"""Small things in the true formats: shards built by data_prep, a LLaMA folder with its own tokenizer, a configuration."""
+"""Small inputs in the real formats: shards built by data_prep, a LLaMA folder with its own tokenizer, a configuration."""
 
 # ruff: noqa: E402 (the environment is replaced before torch and others are imported)
 
@@ -27,14 +27,14 @@ from src.runtime.cli import compose
 from src.runtime.schema import to_typed
 from src.training.callbacks import validation
 
-validation.MAX_ANSWER_TOKENS = 3  # tokens: the answers of a model that has learned nothing do not end before the limit
+validation.MAX_ANSWER_TOKENS = 3  # an untrained model generates up to the limit
 
 ORGANS = ("lung", "liver", "kidney", "heart", "brain", "spine")
 SENTENCES = [f"Question: which organ is shown here? Answer: the {organ} Caption: a chest x-ray of {organ}\n" for organ in ORGANS]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fast", action="store_true", help="the core of the tests: none that is marked slow, one case of each function")
+    parser.addoption("--fast", action="store_true", help="run one case of each test function that is not marked slow")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,14 +60,14 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="module")
 def _module_state():
-    """Fixtures of a module may change the environment for its tests, but not for those of another."""
+    """Changes of the environment by the fixtures of a module end with the module."""
     with isolation.restored():
         yield
 
 
 @pytest.fixture(autouse=True)
 def _test_state():
-    """Random numbers that a test does not seed, and the state of the process, do not depend on the tests before it."""
+    """Unseeded random numbers and the state of the process do not depend on earlier tests."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def _test_state():
 
 @pytest.fixture(scope="session")
 def language(tmp_path_factory) -> Path:
-    """A LLaMA of two layers with a byte-level tokenizer, as any Hugging Face folder."""
+    """A LLaMA of two layers with a byte-level tokenizer, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("language")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -85,10 +85,10 @@ def language(tmp_path_factory) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    wrapped.save_pretrained(folder)
+    pretrained = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    pretrained.save_pretrained(folder)
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(wrapped)}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(pretrained)}
     LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, initializer_range=0.2)).save_pretrained(folder)
     return folder
 
@@ -113,8 +113,8 @@ def jpeg(rng: np.random.Generator, *, height: int = 40, width: int = 48) -> byte
 
 def question(folder: Path, name: str, rng: np.random.Generator) -> dict:
     (folder / f"{name}.jpg").write_bytes(jpeg(rng))
-    asked = " ".join(rng.choice(ORGANS, rng.integers(1, 6)))
-    return {"image": f"{name}.jpg", "question": f"which organ is shown with {asked}?", "answer": str(rng.choice(ORGANS)), "id": name}
+    organs = " ".join(rng.choice(ORGANS, rng.integers(1, 6)))
+    return {"image": f"{name}.jpg", "question": f"which organ is shown with {organs}?", "answer": str(rng.choice(ORGANS)), "id": name}
 
 
 def caption(folder: Path, name: str, rng: np.random.Generator) -> dict:
@@ -162,12 +162,12 @@ def overrides(shards: Path, language: Path, outputs: Path) -> list[str]:
 
 @pytest.fixture
 def configure(words):
-    """`configure("seed=1", ...)` is a typed configuration, composed from conf/ as the command does it."""
+    """`configure("seed=1", ...)` composes a typed configuration from conf/, as the command does."""
 
-    def composed(*overrides: str) -> TrainConfig:
+    def compose_config(*overrides: str) -> TrainConfig:
         return to_typed(TrainConfig, compose("train", [*words, *overrides]))
 
-    return composed
+    return compose_config
 
 
 def parts(config: TrainConfig) -> tuple[VLM, DataModule]:

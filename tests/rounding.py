@@ -1,4 +1,4 @@
-"""How far two computations of one number may be apart because a CPU's kernels add in another order."""
+"""Bounds on the difference of two computations of one number whose kernels add in another order."""
 
 import torch
 
@@ -6,24 +6,24 @@ import torch
 def rounding(steps: int, magnitude: float | torch.Tensor, dtype: torch.dtype = torch.float32) -> float:
     """Bound on the difference of two computations in `dtype`.
 
-    `steps` is the number of roundings one after another on the way to the result; a sum of n terms counts n if it is accumulated in
-    `dtype`. Each rounding is at most eps / 2 of the largest number on the way, `magnitude`, in each of the two computations.
+    `steps` is the number of successive roundings on the way to the result; a sum of n terms counts n if it is accumulated in
+    `dtype`. Each rounding is at most eps / 2 of the largest intermediate number, `magnitude`, in each of the two computations.
     """
     return steps * torch.finfo(dtype).eps * float(magnitude)
 
 
 def forward_steps(config, *, length: int) -> int:
-    """Roundings on the longest way through a LLaMA that sees `length` tokens: norms, projections, attention, MLP, head."""
+    """Roundings on the longest path through a LLaMA with `length` tokens: norms, projections, attention, MLP, head."""
     layer = 3 * config.hidden_size + 2 * length + 2 * config.hidden_size + config.hidden_size + config.intermediate_size
     return config.num_hidden_layers * layer + 2 * config.hidden_size
 
 
 def gap(scores: torch.Tensor) -> float:
-    """Smallest difference of the two best scores over all positions; a greedy choice is certain where it exceeds the rounding."""
+    """Smallest difference of the two best scores over all positions; greedy choices are exact if it exceeds the rounding."""
     best = scores.topk(2, dim=-1).values
     return (best[..., 0] - best[..., 1]).min().item()
 
 
 def float32_norms(config) -> int:
-    """Roundings on the longest way through a LLaMA that computes in float64, whose norms square, scale and weigh in float32."""
+    """Roundings on the longest path through a float64 LLaMA whose norms square, scale and multiply in float32."""
     return 3 * (2 * config.num_hidden_layers + 1)

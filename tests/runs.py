@@ -1,4 +1,4 @@
-"""Finished runs without their training: random parts, a checkpoint, a configuration and what the verbs recorded."""
+"""Finished runs without training: random weights, a checkpoint, a configuration and the result files of the commands."""
 
 import json
 from pathlib import Path
@@ -22,22 +22,22 @@ SCORES = {
 
 
 def finish(words: list[str], *changes: str) -> tuple[Path, TrainConfig]:
-    """A run folder as `train` and `evaluate` leave it, and its configuration."""
+    """A run folder as `train` and `evaluate` write it, and its configuration."""
     config = to_typed(TrainConfig, compose("train", [*words, *changes]))
     folder = Path(config.outputs) / config.name
     open_run(folder, to_plain(config))
     (folder / "checkpoints").mkdir()
-    model = scattered(build_vlm(config))
+    model = perturb(build_vlm(config))
     torch.save({"state_dict": trained_state(model), "weights": model.weights}, folder / "checkpoints" / "best.ckpt")
     for verb, metrics in (("train", {}), ("evaluate", SCORES)):
-        said = {"verb": verb, "command": f"python -m src.{verb}", "git": "0" * 40, "seconds": 1.0, "peak_rss_mb": 1.0, "metrics": metrics}
-        write_atomically(folder / f"{verb}.json", json.dumps(said | ({"data": "abc"} if verb == "train" else {})))
+        result = {"verb": verb, "command": f"python -m src.{verb}", "git": "0" * 40, "seconds": 1.0, "peak_rss_mb": 1.0, "metrics": metrics}
+        write_atomically(folder / f"{verb}.json", json.dumps(result | ({"data": "abc"} if verb == "train" else {})))
     write_atomically(folder / "result.json", json.dumps({"name": config.name, "git": "0" * 40, "data": "abc", "metrics": SCORES}))
     return folder, config
 
 
-def scattered(model: VLM) -> VLM:
-    """Every trainable tensor away from its initial value, so that none can be forgotten unseen; answers are not all alike."""
+def perturb(model: VLM) -> VLM:
+    """Adds noise to every trainable tensor, so that a tensor that is not loaded changes the outputs, and answers differ."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -46,6 +46,6 @@ def scattered(model: VLM) -> VLM:
     return model.eval()
 
 
-def without_bytes() -> PreTrainedTokenizerBase:
-    """A tokenizer with nothing to fall back on for what it has never seen, as the phantom one; LLaMA's own has bytes."""
+def tokenizer_without_bytes() -> PreTrainedTokenizerBase:
+    """A tokenizer without byte fallback for unknown characters, as the phantom one; the LLaMA tokenizer has it."""
     return train_tokenizer(["which organ is shown? question answer caption"] * 3)

@@ -1,4 +1,4 @@
-"""Run folders as the verbs leave them, without a model: for whatever reads runs."""
+"""Run folders as the commands write them, without a model, for tests of code that reads runs."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ ANSWERS = ("yes", "no", "left", "right")
 
 
 def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: str = "none", shards: dict | None = None, **keys) -> Path:
-    """A trained and evaluated run that answers the first `right` of each eight questions rightly with real images, two else.
+    """A trained and evaluated run. Of each eight questions, it answers `right` correctly with real images, and two without.
 
-    `keys` are configuration keys with `__` for dots.
+    `keys` are configuration keys with `__` instead of dots.
     """
     folder = outputs / name
     folder.mkdir(parents=True)
@@ -29,8 +29,8 @@ def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: 
     write_log(folder)
     files = {condition: items(root, right if condition == "real" else 2) for condition in ("real", "shuffled", "blank", "majority")}
     (folder / "predictions").mkdir()
-    for condition, found in files.items():
-        text = "".join(json.dumps(item) + "\n" for item in found)
+    for condition, predictions in files.items():
+        text = "".join(json.dumps(item) + "\n" for item in predictions)
         (folder / "predictions" / f"alpha.{condition}.jsonl").write_text(text)
     one = {"value": 10.0, "low": 10.0, "high": 10.0, "n": 80}
     parts = [{"part": "vision", "parameters": 1000, "trainable": 0, "lr": 0.0, "weights": "vit"}]
@@ -41,14 +41,14 @@ def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: 
 
 
 def items(root: str, right: int) -> list[dict]:
-    """Sixteen questions on eight images; the ids are those of the test split of the `shards` fixture where `root` has it."""
-    found = []
+    """Predictions for sixteen questions on eight images, with the ids of the test split of the `shards` fixture."""
+    result = []
     for n in range(16):
         answer = ANSWERS[n % 4]
-        said = answer if n % 8 < right else "?"
+        prediction = answer if n % 8 < right else "?"
         about = {"source": "alpha", "image": f"image {n % 8}", "type": "presence" if n % 4 < 2 else "side", "question": f"<q {n}>"}
-        found.append({"id": f"test{n}", **about, "references": [answer], "prediction": said})
-    return found
+        result.append({"id": f"test{n}", **about, "references": [answer], "prediction": prediction})
+    return result
 
 
 def write_log(folder: Path) -> None:
@@ -62,7 +62,7 @@ def write_log(folder: Path) -> None:
             writer.writerow(row | {"lr/vision": 1e-3, "loss/alpha": 3 / step} | ({"val": 0.2, "val/alpha": 0.2} if step == 20 else {}))
 
 
-def write_verb(folder: Path, verb: str, said: dict) -> None:
+def write_verb(folder: Path, verb: str, result: dict) -> None:
     about = {"verb": verb, "command": f"python -m src.{verb}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
-    (folder / f"{verb}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **said}))
+    (folder / f"{verb}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **result}))
     run_folder.rebuild_result(folder)

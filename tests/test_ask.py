@@ -19,7 +19,7 @@ from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
 from tests.runs import finish, without_bytes
-from tests.test_read_image import RAMP, dicom
+from tests.test_image_io import RAMP, dicom
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_stream_ends_with_the_answer(run):
     [
         (["question= "], "the question is empty"),
         (["question=a\u0000b"], "control characters"),
-        (["question=q", "image=nothing.png"], "there is no image file nothing.png"),
+        (["question=q", "image=nothing.png"], "nothing.png: no such image file"),
         ([f"question={'long ' * 200}"], "the question has"),
         (["question=q", "checkpoint=newest"], "checkpoint='newest'"),
         (["question=q", "model=tiny"], "write model=run:tiny"),
@@ -167,7 +167,7 @@ def test_invalid_settings_are_refused_in_one_line(run, settings, message):
         ("quesion,image\na,b\n", "row 1: unknown column 'quesion'; did you mean 'question'?"),
         ("question,image\n,a.png\n", "row 1 has no question"),
         ("question,frame\nq,two\n", "row 1: frame='two' is no number"),
-        ("question,image\nq,b.png\n", "id 1: there is no image file"),
+        ("question,image\nq,b.png\n", "id 1: {folder}/b.png: no such image file"),
     ],
 )
 def test_invalid_table_rows_are_named(run, tmp_path, table, message):

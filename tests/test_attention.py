@@ -86,8 +86,8 @@ def test_cu_seqlens_hold_every_sample_and_every_padding(configure):
     pixels = [torch.zeros(3, 32, 32).byte().numpy()]
     batch = collate([encoded[:2], encoded[2:]], sources=[[0, 0], [0]], images=pixels, size=32, pad=2, image_id=330, keys=[])
     starts = (batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist()
-    assert batch.edges == [*starts, batch.input_ids_BT.numel()]
-    assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).edges == [0, 1]
+    assert batch.cu_seqlens == [*starts, batch.input_ids_BT.numel()]
+    assert collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]).cu_seqlens == [0, 1]
 
 
 def test_packed_sequence_costs_as_much_as_its_samples_alone(configure):

@@ -1,7 +1,9 @@
-"""Test images are found in training records however they were cut, mirrored or encoded; nothing else is."""
+"""The audit finds cropped, mirrored and re-encoded test images in training records, and nothing else."""
 
 import json
 import resource
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +25,18 @@ COPIES = {
     "half": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
     "grey": lambda image: image.convert("L"),
     "flipped": ImageOps.mirror,
-    "cut2": lambda image: cut(image, 0.025),
-    "cut5": lambda image: cut(image, 0.05),
+    "cut2": lambda image: crop(image, 0.025),
+    "cut5": lambda image: crop(image, 0.05),
 }
 
 
-def cut(image: Image.Image, share: float) -> Image.Image:
+def crop(image: Image.Image, share: float) -> Image.Image:
     left, top = round(image.width * share), round(image.height * share)
     return image.crop((left, top, image.width - left, image.height - top))
 
 
 def scene(seed: int) -> Image.Image:
-    """Blobs on a background that is the same in all scenes, as a chest is."""
+    """Random blobs on a background that all scenes share, as chest X-rays share the outline of a chest."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (160, 128), (30, 30, 40))
     draw = ImageDraw.Draw(image)
@@ -58,7 +60,7 @@ def line(path: Path, split: str, **fields) -> None:
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """VQA-RAD with 20 test images, of which each kind of copy stands in `mix`; PubMedQA with test texts; `mix` with both."""
+    """Shards of VQA-RAD with 20 test images, of PubMedQA with test texts, and of `mix`, which has each kind of copy of both."""
     raw = tmp_path / "raw"
     rad, text, mix = (raw / name for name in ("vqa_rad", "pubmedqa", "mix"))
     for n in range(20):
@@ -70,11 +72,10 @@ def out(tmp_path) -> Path:
     for n in range(300):
         line(mix, "train", id=f"other-{n}", image=save(mix / f"other-{n}.jpg", scene(1000 + n)), caption=f"Another scan {n}")
     line(mix, "train", id="second", image=["other-1.jpg", "grey-3.jpg"], caption="two views")
-    line(mix, "train", id="asked", question="is 3  ODD?", answer="No")
-    line(mix, "train", id="unasked", question="Is 21 odd?", answer="no")
-    line(mix, "test", id="held", image="grey-4.jpg", caption="its own test split")
-    entries = BuildConfig(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1)
-    build_all(entries)
+    line(mix, "train", id="same question", question="is 3  ODD?", answer="No")
+    line(mix, "train", id="other question", question="Is 21 odd?", answer="no")
+    line(mix, "test", id="test", image="grey-4.jpg", caption="its own test split")
+    build_all(BuildConfig(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1))
     for name in ("vqa_rad", "pubmedqa"):
         _build_as(name, raw, tmp_path / "out")
     return tmp_path / "out"
@@ -86,7 +87,7 @@ def _made(folder: Path) -> Path:
 
 
 def _build_as(name: str, raw: Path, out: Path) -> None:
-    """Own data under the name of a known source."""
+    """Builds own data and renames it to a known source."""
     (raw / name).rename(raw / "own")
     build_all(BuildConfig(sources=["own"], raw=raw, out=out, workers=1))
     (raw / "own").rename(raw / name)
@@ -98,23 +99,23 @@ def leaks(out: Path, source: str) -> dict[str, str]:
     return dict(zip(shards.column("key"), shards.column("leaks_into"), strict=True))
 
 
-def test_copies_are_found_and_nothing_else(out, capsys):
-    said = audit_all(AuditConfig(out=out))
-    found = leaks(out, "mix")
+def test_audit_finds_all_copies_and_nothing_else(out, capsys):
+    audits = audit_all(AuditConfig(out=out))
+    test_sets = leaks(out, "mix")
     copies = {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
-    assert {key for key, name in found.items() if "vqa_rad" in name.split(",")} == copies
-    assert {key for key, name in found.items() if name == "pubmedqa"} == {"asked"}
-    assert said["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
-    assert said["mix"]["checked"] == {"mix": 1, "pubmedqa": 20, "vqa_rad": 20}
-    assert "pathvqa" in said["mix"]["not_checked"]
+    assert {key for key, name in test_sets.items() if "vqa_rad" in name.split(",")} == copies
+    assert {key for key, name in test_sets.items() if name == "pubmedqa"} == {"same question"}
+    assert audits["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
+    assert audits["mix"]["checked"] == {"mix": 1, "pubmedqa": 20, "vqa_rad": 20}
+    assert "pathvqa" in audits["mix"]["not_checked"]
     printed = capsys.readouterr().out
-    assert "not checked, since not on disk: breastmnist" in printed
+    assert "not checked, because not on disk: breastmnist" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("mix ")]
-    assert line.split()[-2:] == [f"{count:,}" for count in said["mix"]["images"].values()]
+    assert line.split()[-2:] == [f"{count:,}" for count in audits["mix"]["images"].values()]
 
 
 @pytest.mark.slow
-def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
+def test_decontaminated_rows_exclude_leaks_and_an_audit_is_repeatable(out):
     before = len(Shards(out / "mix").rows("train", decontaminate=True))
     first = audit_all(AuditConfig(out=out))["mix"]
     index = (out / "mix" / "index.arrow").read_bytes()
@@ -122,7 +123,7 @@ def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
     assert audit_all(AuditConfig(out=out, sources=["mix"]))["mix"] == first == json.loads((out / "mix" / "audit.json").read_text())
     assert (out / "mix" / "index.arrow").read_bytes() == index
     tars = {path.name: path.read_bytes() for path in (out / "mix").glob("*.tar")}
-    for path in (out / "vqa_rad").iterdir():  # a benchmark that is gone is no longer checked
+    for path in (out / "vqa_rad").iterdir():  # a deleted benchmark is no longer checked
         if path.is_file():
             path.unlink()
     assert audit_all(AuditConfig(out=out))["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1}
@@ -131,7 +132,7 @@ def test_the_mix_leaves_leaks_out_and_an_audit_can_be_repeated(out):
 
 
 def build_own(tmp_path: Path, name: str, **splits: list[dict]) -> Path:
-    """Own data of these lines per split; gives the folder of all shards."""
+    """Builds own data from lines per split; returns the folder of all shards."""
     for split, lines in splits.items():
         (tmp_path / "raw" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
@@ -142,26 +143,26 @@ def build_own(tmp_path: Path, name: str, **splits: list[dict]) -> Path:
 def test_audit_checks_the_test_split_of_own_data(tmp_path):
     folder = tmp_path / "raw" / "my_scans"
     images = [save(folder / f"{n}.jpg", scene(n)) for n in range(20)]
-    asked = [{"image": image, "question": "What is it?", "answer": "a cell"} for image in images]
-    train = [{"id": f"train{n}", **one} for n, one in enumerate(asked[:15])]
-    test = [{"id": f"test{n}", **one, "question": question} for n, one in enumerate(asked[10:]) for question in ("Where is it?",)]
+    turns = [{"image": image, "question": "What is it?", "answer": "a cell"} for image in images]
+    train = [{"id": f"train{n}", **one} for n, one in enumerate(turns[:15])]
+    test = [{"id": f"test{n}", **one, "question": question} for n, one in enumerate(turns[10:]) for question in ("Where is it?",)]
     test += [{"id": "no image", "question": "Is 3 odd?", "answer": "yes"}]
     train += [{"id": "text", "question": "Is 3 odd?", "answer": "yes"}]
-    out = build_own(tmp_path, "my_scans", train=train, val=[{"id": "val", **asked[17]}], test=test)
-    said = audit_all(AuditConfig(out=out))["my_scans"]
-    assert said["checked"] == {"my_scans": 11}  # ten images and a text
-    assert said["leaks"] == {"my_scans": 7}
+    out = build_own(tmp_path, "my_scans", train=train, val=[{"id": "val", **turns[17]}], test=test)
+    audit = audit_all(AuditConfig(out=out))["my_scans"]
+    assert audit["checked"] == {"my_scans": 11}  # ten images and a text
+    assert audit["leaks"] == {"my_scans": 7}
     assert {key for key, name in leaks(out, "my_scans").items() if name} == {*(f"train{n}" for n in range(10, 15)), "text", "val"}
     keys = Shards(out / "my_scans").column("key")
-    assert set(said["test_records_in_train"]["my_scans"]) == {key for key in keys if key in [f"test{n}" for n in range(5)] or "no" in key}
+    assert set(audit["test_records_in_train"]["my_scans"]) == {key for key in keys if key in [f"test{n}" for n in range(5)] or "no" in key}
 
 
-def test_audit_names_every_test_record_on_an_image_that_was_trained_on(out):
-    """Also those that show a mirrored or cut copy, and those of a text."""
-    said = audit_all(AuditConfig(out=out))["mix"]
+def test_audit_names_every_test_record_in_the_training_split(out):
+    """Also those with a mirrored or cropped image, and those with the same text."""
+    audit = audit_all(AuditConfig(out=out))["mix"]
     keys = {name: Shards(out / name).column("key") for name in ("vqa_rad", "pubmedqa")}
-    assert said["test_records_in_train"]["vqa_rad"] == sorted(keys["vqa_rad"])
-    assert said["test_records_in_train"]["pubmedqa"] == [keys["pubmedqa"][3]]
+    assert audit["test_records_in_train"]["vqa_rad"] == sorted(keys["vqa_rad"])
+    assert audit["test_records_in_train"]["pubmedqa"] == [keys["pubmedqa"][3]]
 
 
 def test_audit_finds_a_text_question_whatever_its_answer_and_options(tmp_path):
@@ -174,26 +175,26 @@ def test_audit_finds_a_text_question_whatever_its_answer_and_options(tmp_path):
         {"id": "on an image", "image": save(tmp_path / "raw" / "exam" / "scan.jpg", scene(1)), "question": question, "answer": "rest"},
     ]
     out = build_own(tmp_path, "exam", train=train, test=[{"id": "test", **options, "answer": "aspirin"}])
-    said = audit_all(AuditConfig(out=out))["exam"]
-    found = list(leaks(out, "exam").values())[: len(train)]
-    assert found == ["exam", "exam", "", ""]  # a question about an image is another question
-    assert said["test_records_in_train"] == {"exam": ["test"]}
+    audit = audit_all(AuditConfig(out=out))["exam"]
+    test_sets = list(leaks(out, "exam").values())[: len(train)]
+    assert test_sets == ["exam", "exam", "", ""]  # a question about an image is another question
+    assert audit["test_records_in_train"] == {"exam": ["test"]}
 
 
-def test_audit_of_an_earlier_build_is_none(tmp_path):
+def test_audit_of_an_earlier_build_is_ignored(tmp_path):
     lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
     out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
     assert Shards(out / "own").audit is None
-    said = audit_all(AuditConfig(out=out))["own"]
-    assert Shards(out / "own").audit == said
+    audit = audit_all(AuditConfig(out=out))["own"]
+    assert Shards(out / "own").audit == audit
     build_own(tmp_path, "own", train=lines, test=lines[2:])
     assert not (out / "own" / "audit.json").exists()
-    (out / "own" / "audit.json").write_text(json.dumps(said))  # such as one that was copied there
+    (out / "own" / "audit.json").write_text(json.dumps(audit))  # as if it had been copied there
     assert Shards(out / "own").audit is None
 
 
-def test_audit_goes_with_the_index_that_it_filled(tmp_path):
-    """The index of the same build, written again, holds no findings."""
+def test_rebuilding_an_index_discards_its_audit(tmp_path):
+    """The rebuilt index of the same build has no leaks."""
     lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]
     out = build_own(tmp_path, "own", train=lines[:3], test=lines[2:])
     audit_all(AuditConfig(out=out))
@@ -204,7 +205,7 @@ def test_audit_goes_with_the_index_that_it_filled(tmp_path):
 
 
 @pytest.mark.slow
-def test_classification_sets_are_checked_too(out, tmp_path):
+def test_audit_checks_classification_sets(out, tmp_path):
     test = [np.asarray(scene(1000 + n).resize((64, 64))) for n in range(3)]
     arrays = {"test_images": np.stack(test), "test_labels": np.array([[0], [1], [0]], np.uint8)}
     for split in ("train", "val"):
@@ -216,33 +217,33 @@ def test_classification_sets_are_checked_too(out, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_test_image_is_named(out, tmp_path):
-    folder = tmp_path / "raw" / "mine"
+def test_broken_test_image_raises_with_its_name(out, tmp_path):
+    folder = tmp_path / "raw" / "own_set"
     folder.mkdir()
     lines = ["image,label,split"]
     for n, split in enumerate(("train", "train", "val", "val", "test", "test")):
         scene(n).save(folder / f"{n}.png")
         lines.append(f"{n}.png,{'ab'[n % 2]},{split}")
     (folder / "labels.csv").write_text("\n".join(lines))
-    audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+    audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["own_set"]))
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:300])
-    with pytest.raises(UserError, match=r"mine/4\.png cannot be compared with any record \(broken image: .*\); fetch it again"):
-        audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["mine"]))
+    with pytest.raises(UserError, match=r"own_set/4\.png: cannot be compared with the records \(broken image: .*\); download it again"):
+        audit_all(AuditConfig(out=out, raw=tmp_path / "raw", sources=["mix"], benchmarks=["own_set"]))
 
 
 @pytest.mark.slow
-def test_groups_on_two_sides_are_counted(out, tmp_path):
+def test_audit_counts_groups_in_several_splits(out, tmp_path):
     for split, group in (("train", "patient 1"), ("train", "patient 2"), ("test", "patient 1"), ("val", "patient 2"), ("val", "patient 3")):
         folder = tmp_path / "raw" / "grouped"
         folder.mkdir(exist_ok=True)
         line(folder, split, question=f"What, {split} {group}?", answer="a", group=group)
     build_all(BuildConfig(sources=["grouped"], raw=tmp_path / "raw", out=out, workers=1))
-    said = audit_all(AuditConfig(out=out))["grouped"]
-    assert (said["groups_on_two_sides"], said["groups_in_train_and_val"]) == (1, 1)
+    audit = audit_all(AuditConfig(out=out))["grouped"]
+    assert (audit["groups_on_two_sides"], audit["groups_in_train_and_val"]) == (1, 1)
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence(out):
+def test_full_disk_raises_and_keeps_the_index(out):
     index = (out / "mix" / "index.arrow").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -254,8 +255,8 @@ def test_a_full_disk_is_one_sentence(out):
     assert (out / "mix" / "index.arrow").read_bytes() == index
 
 
-def test_different_test_images_of_one_hash_are_all_known(tmp_path):
-    """Blank pictures have one hash; which of two it was is told by the pixels."""
+def test_different_test_images_with_the_same_hash_are_all_used(tmp_path):
+    """Blank images share one hash; their pixels distinguish them."""
     raw = tmp_path / "raw" / "vqa_rad"
     _made(raw)
     for n, width in enumerate((64, 80)):
@@ -264,11 +265,11 @@ def test_different_test_images_of_one_hash_are_all_known(tmp_path):
     _build_as("vqa_rad", tmp_path / "raw", tmp_path / "out")
     shards = Shards(tmp_path / "out" / "vqa_rad")
     assert len(np.unique(shards.column("image_hash"))) == 1
-    (found,), _ = evaluation_sets({"vqa_rad": shards}, None)
-    assert len(found.images) == 2
+    (vqa_rad,), _ = evaluation_sets({"vqa_rad": shards}, None)
+    assert len(vqa_rad.images) == 2
 
 
-def test_audit_writes_progress_lines_and_whole_names_without_a_terminal(monkeypatch, capsys):
+def test_audit_prints_progress_lines_and_full_names_without_a_terminal(monkeypatch, capsys):
     names = [f"benchmark_{n}_2019" for n in range(8)]
     counts = {"records": 1, "groups_on_two_sides": 2, "groups_in_train_and_val": 3, "images": {"all": 4, "different": 5}}
     _print_table({"vqa_med_2019_disjoint": {"leaks": dict.fromkeys(names, 1), **counts}}, [])
@@ -280,16 +281,25 @@ def test_audit_writes_progress_lines_and_whole_names_without_a_terminal(monkeypa
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(out, tmp_path, capsys):
-    with pytest.raises(UserError, match=r"source 'mxi' has no shards in .*; did you mean 'mix'"):
+def test_missing_shards_raise(out, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"sources=mxi: no shards in .*; did you mean 'mix'"):
         audit_all(AuditConfig(out=out, sources=["mxi"]))
     with pytest.raises(SystemExit):
         main([f"out={tmp_path / 'nothing'}"])
-    assert "holds no finished shards; build them with `make shards`" in capsys.readouterr().err
+    assert "no finished shards; build them with `make shards`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["data_prep.audit", "data_prep.card"])
+def test_package_runs_as_a_command(package, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [package, "nonsense"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(package, run_name="__main__")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.parametrize("pairs", [1, 1000, 1 << 22])
-def test_near_finds_exactly_what_comparing_all_finds(monkeypatch, pairs):
+def test_hamming_pairs_equals_comparing_all_pairs(monkeypatch, pairs):
     monkeypatch.setattr(search, "PAIRS", pairs)
     rng = np.random.default_rng(0)
     corpus, queries = (rng.integers(0, 2**64, n, dtype=np.uint64) for n in (400, 150))
@@ -301,7 +311,6 @@ def test_near_finds_exactly_what_comparing_all_finds(monkeypatch, pairs):
             queries[n] ^= np.uint64(1) << np.uint64(bit)
     corpus[200:220] = corpus[0]
     expected = np.argwhere(np.bitwise_count(corpus[:, None] ^ queries[None]) <= RADIUS)
-    found = np.stack(hamming_pairs(corpus, queries), 1)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.stack(hamming_pairs(corpus, queries), 1), expected)
     for empty in (hamming_pairs(corpus[:0], queries), hamming_pairs(corpus, queries[:0])):
         assert [len(part) for part in empty] == [0, 0]

@@ -14,7 +14,7 @@ from src.serving.limits import Limits
 from tests.conftest import overrides
 from tests.runs import finish
 from tests.test_demo import seated
-from tests.test_read_image import RAMP, dicom, picture
+from tests.test_image_io import RAMP, dicom, picture
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # as in the Makefile

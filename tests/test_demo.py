@@ -36,8 +36,8 @@ from src.serving.limits import Limits
 from src.serving.upload_middleware import UploadCleaner
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
-from tests.runs import finish, without_bytes
-from tests.test_read_image import RAMP, dicom, hostile, picture
+from tests.runs import finish, tokenizer_without_bytes
+from tests.test_image_io import RAMP, dicom, hostile, picture
 
 SETTINGS = {"tokens": 8, "temperature": 0, "top_p": 1, "seed": 0}
 LIMITS = Limits(megapixels=1, megabytes=1, question=80)
@@ -163,7 +163,7 @@ def test_mistakes_are_told_to_the_visitor(client, file):
 def test_a_script_that_the_vocabulary_lacks_is_told(answerer, file, question):
     old = answerer.model.language.tokenizer
     desk = DemoHandlers(answerer, LIMITS)
-    answerer.model.language.tokenizer = without_bytes()
+    answerer.model.language.tokenizer = tokenizer_without_bytes()
     try:
         with pytest.raises(gradio.Error, match="the question has characters that the model's vocabulary lacks: "):
             list(desk.ask(str(file), question, [], *SETTINGS.values()))
@@ -252,7 +252,7 @@ def test_equal_uploads_at_one_time_do_not_take_each_other_away(demo):
     assert [response.status_code for response in found] == [200, 415] * 12
     assert len({response.text for response in found[::2]}) == 12
     assert {response.text for response in found[1::2]} == {found[1].text}
-    assert "is no image that can be read" in found[1].text
+    assert "not a readable image" in found[1].text
 
 
 def test_polyglots_lose_what_else_they_are(demo):

@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.build.encode import InvalidImage, encode_image, perceptual_hash
-from src.data.open_image import MAX_PIXELS
+from src.data.image_conversion import MAX_PIXELS
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -1,11 +1,11 @@
-"""data_prep/build/index.py: an index that is filled in place is the one that is written at once."""
+"""data_prep/build/index.py: joining parts in place gives the same file as writing the whole index."""
 
 from data_prep.build.index import join_parts, write_index
 from data_prep.build.shard_writer import read_part
 from src.data.shards import SCHEMA, Shards
 
 
-def test_parts_joined_in_place_are_the_index_written_at_once(shards, tmp_path):
+def test_joined_parts_equal_the_index_written_at_once(shards, tmp_path):
     for source in ("alpha", "beta", "gamma"):  # one image, several, none
         opened = Shards(shards / source)
         parts = [read_part(shards / source, tar["name"].removesuffix(".tar")) for tar in opened.manifest["shards"]]

@@ -1,4 +1,4 @@
-"""Every way in which a data worker can be lost is forced and gives one error, where a batch is fetched."""
+"""src/data/loader.py: every way to lose a data worker gives the same error, raised where a batch is fetched."""
 
 import multiprocessing.connection
 import os
@@ -15,20 +15,20 @@ from src.data.loader import Loader, prepare_worker
 from src.runtime.errors import UserError
 
 LOST = (
-    r"a data worker was lost \({}\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1; the same"
+    r"data.workers=1: a data worker was lost \({}\), usually because the machine or its /dev/shm is out of memory; use fewer workers; the"
 )
 
 
 class Numbers(IterableDataset):
-    """One tensor after another; before number `at` the worker calls `act`."""
+    """Yields the numbers up to `end` as tensors. Before number `at`, it calls `act`, whose result replaces the number."""
 
     def __init__(self, act: Callable[[], object] = lambda: None, *, at: int = 1, end: int = 100):
         self.act, self.at, self.end = act, at, end
 
     def __iter__(self) -> Iterator:
         for number in range(self.end):
-            found = self.act() if number == self.at else None
-            yield torch.tensor(number) if found is None else found
+            replacement = self.act() if number == self.at else None
+            yield torch.tensor(number) if replacement is None else replacement
 
 
 def loader(data: Numbers, *, workers: int = 1, prefetch: int = 1) -> Loader:
@@ -53,11 +53,11 @@ def test_loader_names_the_signal_of_a_worker_that_died(act, reason, at):
     batches = iter(loader(Numbers(act, at=at)))
     assert [next(batches).item() for _ in range(at)] == list(range(at))
     with pytest.raises(UserError, match=LOST.format(f"({reason}|[A-Za-z]+Error.*)")):
-        next(batches)  # an error of the connection may come before the exit code
+        next(batches)  # the error of the connection may be raised before the exit code is known
 
 
 def kill(iterator: Iterator) -> None:
-    """SIGKILL to the workers of an iterator that has given a batch, and returns when they are dead."""
+    """Kills the workers of an iterator that has yielded a batch, and returns when they are dead."""
     for worker in iterator.gi_frame.f_locals["workers"].processes:
         worker.kill()
         multiprocessing.connection.wait([worker.sentinel])
@@ -65,7 +65,7 @@ def kill(iterator: Iterator) -> None:
 
 
 def test_loader_raises_only_where_a_batch_is_fetched():
-    """PyTorch's handler of SIGCHLD would raise in `kill`, as it would in the middle of a checkpoint."""
+    """The SIGCHLD handler of PyTorch would raise in `kill`, as it would while a checkpoint is written."""
     batches = iter(loader(Numbers()))
     next(batches)
     kill(batches)
@@ -74,7 +74,7 @@ def test_loader_raises_only_where_a_batch_is_fetched():
 
 
 def test_loader_leaves_the_signal_handler_of_the_process_alone():
-    """Also for a second loader: PyTorch installs its handler once per process."""
+    """For a second loader as well, since PyTorch installs its handler once per process."""
     handler = signal.getsignal(signal.SIGCHLD)
     for _ in range(2):
         batches = iter(loader(Numbers(end=2)))
@@ -83,7 +83,7 @@ def test_loader_leaves_the_signal_handler_of_the_process_alone():
 
 
 def test_loader_does_not_wait_for_the_rest_of_a_message():
-    """A worker that dies while it writes keeps the lock of the queue, and the training process is in the middle of reading."""
+    """A worker that dies while it writes holds the lock of the queue, and the training process is reading its message."""
 
     def act() -> None:
         def send(self, data) -> None:
@@ -104,7 +104,7 @@ class Unsendable:
 
 
 def test_loader_does_not_wait_for_a_batch_that_cannot_be_sent(capfd):
-    """The queue of a worker would drop it."""
+    """By default, the queue of a worker drops such a batch."""
     batches = iter(loader(Numbers(Unsendable)))
     next(batches)
     with pytest.raises(UserError, match=LOST.format(".*")):
@@ -157,7 +157,9 @@ def test_loader_names_the_limit_of_open_files(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", fail)
-    with pytest.raises(UserError, match=r"lost \(.*\), too many files are open: raise `ulimit -n`, or set fewer than data.workers=1;"):
+    with pytest.raises(
+        UserError, match=r"data.workers=1: .* lost \(.*\), too many files are open; raise `ulimit -n` or use fewer workers;"
+    ):
         next(iter(loader(Numbers())))
 
 
@@ -171,7 +173,7 @@ def test_loader_reports_a_worker_that_cannot_be_started(monkeypatch, error):
         next(iter(loader(Numbers())))
 
 
-def test_loader_raises_an_error_of_the_data_itself_as_it_is():
+def test_loader_passes_an_error_of_the_dataset_unchanged():
     def act() -> None:
         raise ValueError("not a record")
 
@@ -182,6 +184,6 @@ def test_loader_raises_an_error_of_the_data_itself_as_it_is():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_loader_gives_the_batches_of_its_workers_in_order(workers):
-    found = [batch.item() for batch in loader(Numbers(end=4), workers=workers, prefetch=2 if workers else None)]
-    assert found == [number for number in range(4) for _ in range(max(workers, 1))]
+def test_loader_yields_the_batches_of_its_workers_in_order(workers):
+    numbers = [batch.item() for batch in loader(Numbers(end=4), workers=workers, prefetch=2 if workers else None)]
+    assert numbers == [number for number in range(4) for _ in range(max(workers, 1))]

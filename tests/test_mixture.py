@@ -11,64 +11,64 @@ def mixture(seed: int = 3) -> Mixture:
     return Mixture(SHARES, ROWS, seed=seed)
 
 
-def test_any_span_is_a_slice_of_the_whole_stream():
+def test_take_of_a_range_is_a_slice_of_the_stream():
     whole = mixture().take(0, 3 * BLOCK)
-    backwards = mixture()
+    seeking = mixture()
     for start, stop in [(29_990, 30_000), (BLOCK - 3, BLOCK + 5), (12_345, 12_346), (0, 17), (5_000, 25_000)]:
-        for part, column in zip(backwards.take(start, stop), whole, strict=True):
+        for part, column in zip(seeking.take(start, stop), whole, strict=True):
             assert np.array_equal(part, column[start:stop])
 
 
-def test_the_order_depends_on_the_seed_alone():
+def test_order_depends_on_the_seed():
     first, same, other = (mixture(seed).take(0, BLOCK) for seed in (3, 3, 4))
     assert np.array_equal(first[1], same[1])
     assert not np.array_equal(first[1], other[1])
 
 
-def test_the_order_of_the_shares_does_not_change_the_stream():
+def test_order_of_the_shares_does_not_change_the_stream():
     reordered = Mixture(dict(reversed(SHARES.items())), ROWS, seed=3)
     assert reordered.sources == mixture().sources == ["a", "b", "c"]
     for column, expected in zip(reordered.take(0, 2 * BLOCK), mixture().take(0, 2 * BLOCK), strict=True):
         assert np.array_equal(column, expected)
 
 
-def test_cards_do_not_depend_on_the_order_of_the_shares():
-    """Also where the first of two equal sources pays for tiny shares."""
+def test_counts_per_block_do_not_depend_on_the_order_of_the_shares():
+    """Also if the first of two equal sources gives up positions for tiny shares."""
     shares = {"a": 1e9, "b": 1e9, "c": 1, "d": 1, "e": 1, "f": 1}
     assert counts_per_block(shares) == counts_per_block(dict(reversed(shares.items())))
 
 
-def test_shares_are_exact_in_every_block():
+def test_every_block_has_exact_shares():
     sources = mixture().take(0, 4 * BLOCK)[0].reshape(4, BLOCK)
     for block in sources:
         assert np.bincount(block).tolist() == [5000, 3000, 2000]
 
 
-def test_an_epoch_holds_every_row_once_and_the_next_is_shuffled_anew():
+def test_epoch_has_every_row_once_and_each_epoch_another_order():
     source, row = mixture().take(0, 3 * BLOCK)
     for number, name in enumerate(("a", "b", "c")):
-        drawn, rows = row[source == number], ROWS[name]
-        epochs = drawn[: len(drawn) // len(rows) * len(rows)].reshape(-1, len(rows))
+        taken, rows = row[source == number], ROWS[name]
+        epochs = taken[: len(taken) // len(rows) * len(rows)].reshape(-1, len(rows))
         assert len(epochs) >= 2
         assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_neighbours_of_an_epoch_are_not_in_order():
+def test_neighbouring_rows_of_an_epoch_are_uncorrelated():
     source, row = mixture().take(0, BLOCK)
-    drawn = row[source == 0]
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.05
+    taken = row[source == 0]
+    assert abs(np.corrcoef(taken[:-1], taken[1:])[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize(
-    ("shares", "dealt"),
+    ("shares", "counts"),
     [
         ({"a": 1, "b": 1, "c": 1}, {"a": 3334, "b": 3333, "c": 3333}),
         ({"a": 1e9, "b": 1, "c": 0}, {"a": BLOCK - 1, "b": 1}),
         ({"a": 3.3e6, "b": 5}, {"a": BLOCK - 1, "b": 1}),
     ],
 )
-def test_cards_fill_the_block_and_forget_nobody(shares, dealt):
+def test_counts_per_block_fill_the_block_with_every_source(shares, counts):
     assert sum(counts_per_block(shares).values()) == BLOCK
-    assert sorted(counts_per_block(shares).values()) == sorted(dealt.values())
-    assert set(counts_per_block(shares)) == set(dealt)
+    assert sorted(counts_per_block(shares).values()) == sorted(counts.values())
+    assert set(counts_per_block(shares)) == set(counts)

@@ -139,7 +139,7 @@ def test_the_audit_finds_what_vqa_rad_shares(built):
     train = [record.group for record in records(built, "vqa_rad")]
     both = {record.group for record in records(built, "vqa_rad", "test")} & set(train)
     opened = Shards(built[0] / "vqa_rad")
-    again = opened.shows_again(opened.rows("train"), of=opened.rows("test"))
+    again = opened.repeats_image(opened.rows("train"), of=opened.rows("test"))
     assert found["leaks"]["vqa_rad"] == again.sum() > sum(group in both for group in train)
     assert found["groups_on_two_sides"] == len(both)
 

@@ -44,7 +44,7 @@ def packed_batch(vlm: VLM) -> Batch:
 
 def loss_states_and_gradients(vlm: VLM, batch: Batch) -> dict[str, torch.Tensor]:
     e_BTH = vlm.embed(batch.input_ids_BT, batch.images_NCHW, batch.image_token_index_K)
-    states = vlm.language.loss_states(e_BTH, batch.position_ids_BT, batch.edges, batch.loss_index_S)
+    states = vlm.language.loss_states(e_BTH, batch.position_ids_BT, batch.cu_seqlens, batch.loss_index_S)
     losses, sources = vlm.train()(batch)
     losses.sum().backward()
     results = {"losses": losses, "sources": sources, "states": states}

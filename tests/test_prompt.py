@@ -18,82 +18,83 @@ def prompter(tokenizer, budget: int = 200) -> Prompter:
     return Prompter(tokenizer, patches=4, budget=budget)
 
 
-def asked(*turns: tuple[str, str], **fields) -> Record:
+def question_record(*turns: tuple[str, str], **fields) -> Record:
     return Record(key="k", source="s", split="train", turns=list(turns), **fields)
 
 
-def test_an_encoded_question_reads_as_the_docstring_says(tokenizer):
-    made = prompter(tokenizer).encode([asked(("which organ?", "lung"))], num_images=[1])[0]
-    assert tokenizer.decode(made.ids) == "<s><image><image><image><image>Question: which organ?\nAnswer:lung</s>"
-    supervised = made.labels != IGNORE
-    assert tokenizer.decode(made.ids[supervised]) == "lung</s>"
-    assert np.array_equal(made.ids[supervised], made.labels[supervised])
-    assert made.cut == 0
+def test_encoded_question_has_the_documented_format(tokenizer):
+    sample = prompter(tokenizer).encode([question_record(("which organ?", "lung"))], num_images=[1])[0]
+    assert tokenizer.decode(sample.ids) == "<s><image><image><image><image>Question: which organ?\nAnswer:lung</s>"
+    supervised = sample.labels != IGNORE
+    assert tokenizer.decode(sample.ids[supervised]) == "lung</s>"
+    assert np.array_equal(sample.ids[supervised], sample.labels[supervised])
+    assert sample.num_truncated == 0
 
 
-def test_choices_captions_and_further_turns(tokenizer):
-    assert prompt_answer_pairs(asked(("which?", "b"), choices=["lung", "liver"])) == [("Question: which?\nA: lung\nB: liver\nAnswer:", "b")]
+def test_choices_captions_and_several_turns_are_encoded(tokenizer):
+    assert prompt_answer_pairs(question_record(("which?", "b"), choices=["lung", "liver"])) == [
+        ("Question: which?\nA: lung\nB: liver\nAnswer:", "b")
+    ]
     caption = Record(key="k", source="s", split="train", caption="a scan")
-    made = prompter(tokenizer).encode([caption, asked(("a?", "lung"), ("b?", "liver"))], num_images=[2, 0])
-    assert tokenizer.decode(made[0].ids) == "<s>" + "<image>" * 8 + "Caption:a scan</s>"
-    assert tokenizer.decode(made[1].labels[made[1].labels != IGNORE]) == "lung</s>liver</s>"
+    samples = prompter(tokenizer).encode([caption, question_record(("a?", "lung"), ("b?", "liver"))], num_images=[2, 0])
+    assert tokenizer.decode(samples[0].ids) == "<s>" + "<image>" * 8 + "Caption:a scan</s>"
+    assert tokenizer.decode(samples[1].labels[samples[1].labels != IGNORE]) == "lung</s>liver</s>"
 
 
-def test_a_text_is_encoded_as_if_it_were_alone(tokenizer):
-    """Batched tokenisation is only faster: neighbours in the call change nothing."""
-    records = [asked((f"which organ is {n}?", "the lung " * n)) for n in range(1, 9)]
-    together = prompter(tokenizer).encode(records, num_images=[0] * 8)
-    for record, made in zip(records, together, strict=True):
-        alone = prompter(tokenizer).encode([record], num_images=[0])[0]
-        assert np.array_equal(alone.ids, made.ids)
-        assert np.array_equal(alone.labels, made.labels)
+def test_batched_encoding_equals_single_encoding(tokenizer):
+    records = [question_record((f"which organ is {n}?", "the lung " * n)) for n in range(1, 9)]
+    batched = prompter(tokenizer).encode(records, num_images=[0] * 8)
+    for record, sample in zip(records, batched, strict=True):
+        single = prompter(tokenizer).encode([record], num_images=[0])[0]
+        assert np.array_equal(single.ids, sample.ids)
+        assert np.array_equal(single.labels, sample.labels)
 
 
-def test_a_sample_above_the_budget_is_cut_at_its_answer_and_never_in_its_image(tokenizer):
-    long = asked(("which organ?", "the lung " * 100))
-    made = prompter(tokenizer, budget=60).encode([long], num_images=[2])[0]
-    assert len(made.ids) == 60
-    assert (made.ids == prompter(tokenizer).image_id).sum() == 8
-    assert made.cut == len(prompter(tokenizer, budget=999).encode([long], num_images=[2])[0].ids) - 60
-    assert made.ids[-1] == made.labels[-1] == tokenizer.eos_token_id
-    assert "which organ?\nAnswer:the lung the lung" in tokenizer.decode(made.ids)
+def test_long_sample_is_truncated_in_its_answer_and_never_in_its_image(tokenizer):
+    long = question_record(("which organ?", "the lung " * 100))
+    sample = prompter(tokenizer, budget=60).encode([long], num_images=[2])[0]
+    assert len(sample.ids) == 60
+    assert (sample.ids == prompter(tokenizer).image_id).sum() == 8
+    assert sample.num_truncated == len(prompter(tokenizer, budget=999).encode([long], num_images=[2])[0].ids) - 60
+    assert sample.ids[-1] == sample.labels[-1] == tokenizer.eos_token_id
+    assert "which organ?\nAnswer:the lung the lung" in tokenizer.decode(sample.ids)
 
 
-def test_what_a_text_says_is_neither_an_image_nor_an_end(tokenizer):
-    """Questions in LLaVA's format begin with <image>; it would be one image too many."""
-    made = prompter(tokenizer).encode([asked(("<image>\nwhat is <s>?", "</s> ends it"))], num_images=[1])[0]
-    assert (made.ids == prompter(tokenizer).image_id).sum() == 4
-    assert (made.ids == tokenizer.eos_token_id).sum() == (made.ids == tokenizer.bos_token_id).sum() == 1
-    assert tokenizer.decode(made.ids).endswith("Question: <image>\nwhat is <s>?\nAnswer:</s> ends it</s>")
+def test_special_tokens_in_a_text_are_plain_characters(tokenizer):
+    """Questions in LLaVA's format begin with <image>, which would count as one more image."""
+    sample = prompter(tokenizer).encode([question_record(("<image>\nwhat is <s>?", "</s> ends it"))], num_images=[1])[0]
+    assert (sample.ids == prompter(tokenizer).image_id).sum() == 4
+    assert (sample.ids == tokenizer.eos_token_id).sum() == (sample.ids == tokenizer.bos_token_id).sum() == 1
+    assert tokenizer.decode(sample.ids).endswith("Question: <image>\nwhat is <s>?\nAnswer:</s> ends it</s>")
 
 
-def test_images_that_leave_no_room_for_text_are_one_sentence(tokenizer):
-    """Training and answering alike; eight tokens of text are enough."""
-    record = asked(("which organ is shown here?", "lung"))
-    said = r"'k': 3 image\(s\) of 4 tokens and 8 tokens of text do not fit into max_seq_len=20; set it to 21 or more"
-    with pytest.raises(UserError, match=said):
+def test_images_that_leave_no_room_for_text_raise(tokenizer):
+    """In training and in generation; eight tokens of text are enough."""
+    record = question_record(("which organ is shown here?", "lung"))
+    message = r"record 'k': 3 image\(s\) of 4 tokens and 8 tokens of text do not fit into max_seq_len=20; set it to 21 or more"
+    with pytest.raises(UserError, match=message):
         prompter(tokenizer, budget=20).encode([record], num_images=[3])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make_request(record, images=[torch.zeros(3, 8, 8)] * 3, prefix="", prompter=prompter(tokenizer, budget=20), max_new_tokens=5)
     assert len(prompter(tokenizer, budget=21).encode([record], num_images=[3])[0].ids) == 21
 
 
 @pytest.mark.parametrize(
-    ("turns", "room", "kept", "cut"),
+    ("turns", "room", "lengths", "num_truncated"),
     [
         ([([1] * 5, [2] * 3)], 9, [(5, 3)], 0),
-        ([([1] * 5, [2] * 30)], 20, [(5, 14)], 16),  # the answer's end goes
+        ([([1] * 5, [2] * 30)], 20, [(5, 14)], 16),  # the end of the answer is dropped
         ([([1] * 50, [2] * 3)], 20, [(16, 3)], 34),  # then the beginning of the prompt
         ([([1] * 50, [2] * 30)], 20, [(14, 5)], 61),  # the answer keeps a quarter
         ([([1] * 5, [2] * 5), ([3] * 5, [4] * 5)], 15, [(5, 5)], 11),  # whole turns first
     ],
 )
-def test_fit(turns, room, kept, cut):
-    fitted, lost = truncate_turns(turns, room)
-    assert [(len(prompt), len(answer)) for prompt, answer in fitted] == kept
-    assert lost == cut
+def test_truncate_turns_keeps_to_the_room(turns, room, lengths, num_truncated):
+    truncated, dropped = truncate_turns(turns, room)
+    assert [(len(prompt), len(answer)) for prompt, answer in truncated] == lengths
+    assert dropped == num_truncated
 
 
-def test_a_cut_prompt_keeps_its_end():
-    fitted, _ = truncate_turns([(list(range(50)), [7])], 20)
-    assert fitted[0][0] == list(range(32, 50))
+def test_truncate_turns_keeps_the_end_of_the_prompt():
+    truncated, _ = truncate_turns([(list(range(50)), [7])], 20)
+    assert truncated[0][0] == list(range(32, 50))

@@ -1,4 +1,4 @@
-"""src/data/remote.py: the same stream from an address as from a folder, whatever the server does to it."""
+"""src/data/remote.py: an address gives the same stream as a folder, also with a faulty server."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ TAR = "/alpha/train-000000.tar"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `folder`; `faults[path]` is what goes wrong with each request of it in turn, after that all is well."""
+    """Serves `folder`. `faults[path]` lists the faults of its first requests; later requests succeed."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path):
-        self.folder, self.faults, self.asked = folder, {}, Counter()
+        self.folder, self.faults, self.requests = folder, {}, Counter()
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -42,13 +42,13 @@ class Server(ThreadingHTTPServer):
 
 class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked[self.path] += 1
+        self.server.requests[self.path] += 1
         path = self.server.folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)
             return
-        waiting = self.server.faults.get(self.path, [])
-        fault = waiting.pop(0) if waiting else ""
+        faults = self.server.faults.get(self.path, [])
+        fault = faults.pop(0) if faults else ""
         if fault == "busy":
             self.send_error(503)
             return
@@ -73,11 +73,11 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(shards, monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
-    served = Server(shards)
-    yield served
-    served.shutdown()
-    served.server_close()
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    server = Server(shards)
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -93,24 +93,24 @@ def tars(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_the_stream_of_an_address_is_that_of_the_folder(data, configure, server, tmp_path):
-    here, there = parts(configure())[1], data()
-    assert there.fingerprint == here.fingerprint
+def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configure, server, tmp_path):
+    local, served = parts(configure())[1], data()
+    assert served.fingerprint == local.fingerprint
     for step in range(4):
-        one, other = here.stream().batch(step, slot=0), there.stream().batch(step, slot=0)
+        one, other = local.stream().batch(step, slot=0), served.stream().batch(step, slot=0)
         assert one.keys == other.keys
         assert torch.equal(one.images_NCHW, other.images_NCHW)
     for tar in tars(tmp_path):
         name = tar.parent.name.partition("-")[0]
         assert tar.read_bytes() == (server.folder / name / tar.name).read_bytes()
     assert not list(tmp_path.glob("cache/*/*.part"))
-    before = server.asked.copy()
+    before = server.requests.copy()
     again = data()
     again.stream().batch(0, slot=0)
-    assert {path.rpartition("/")[2] for path in server.asked - before} == {"manifest.json", "audit.json"}  # all else was kept
+    assert {path.rpartition("/")[2] for path in server.requests - before} == {"manifest.json", "audit.json"}  # everything else is cached
 
 
-def test_audit_that_is_gone_from_the_address_is_gone_from_the_cache(data, shards, server, tmp_path):
+def test_audit_removed_at_the_address_is_removed_from_the_cache(data, shards, server, tmp_path):
     server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
     audit_all(AuditConfig(out=server.folder))
     assert data().shards["alpha"].audit
@@ -121,93 +121,93 @@ def test_audit_that_is_gone_from_the_address_is_gone_from_the_cache(data, shards
 
 
 @pytest.mark.slow
-def test_workers_share_the_cache(data, server):
+def test_workers_fetch_each_tar_once(data, server):
     stream = data().stream()
     loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
     keys = [next(loader).keys for _ in range(4)]
     assert keys == [data().stream().batch(step, slot=0).keys for step in range(4)]
-    assert max(count for path, count in server.asked.items() if path.endswith(".tar")) == 1
+    assert max(count for path, count in server.requests.items() if path.endswith(".tar")) == 1
 
 
 @pytest.mark.parametrize("faults", [["slow"], ["cut", "cut"], ["busy", "cut"], ["corrupt"]])
-def test_what_fails_is_fetched_again(server, tmp_path, faults):
+def test_failed_download_is_repeated(server, tmp_path, faults):
     server.faults[TAR] = list(faults)
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
     assert shards[0].key == "train0"
-    assert server.asked[TAR] == len(faults) + (faults != ["slow"])
+    assert server.requests[TAR] == len(faults) + (faults != ["slow"])
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut without a length"])
-def test_a_cut_index_is_fetched_again(server, tmp_path, fault):
+def test_truncated_index_is_fetched_again(server, tmp_path, fault):
     server.faults |= {"/alpha/index.arrow": [fault], "/alpha/manifest.json": [fault]}
     assert len(RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))) == 77
 
 
 @pytest.mark.parametrize("name", ["train-000000.tar", "manifest.json", "index.arrow"])
-def test_a_file_of_the_cache_that_a_crash_left_cut_is_fetched_again(server, tmp_path, name):
+def test_truncated_file_in_the_cache_is_fetched_again(server, tmp_path, name):
     cache = CacheConfig(str(tmp_path / "cache"))
     expected = RemoteShards(f"{server.url}/alpha", cache)[0]
-    (kept,) = (tmp_path / "cache").glob(f"*/{name}")
-    whole = kept.read_bytes()
-    kept.unlink()  # what is open and mapped stays as it is
-    kept.write_bytes(whole[: len(whole) // 2])
+    (cached,) = (tmp_path / "cache").glob(f"*/{name}")
+    content = cached.read_bytes()
+    cached.unlink()  # open and mapped files stay unchanged
+    cached.write_bytes(content[: len(content) // 2])
     assert RemoteShards(f"{server.url}/alpha", cache)[0] == expected
-    assert kept.read_bytes() == whole
+    assert cached.read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("faults", "said"),
+    ("faults", "message"),
     [
-        (["corrupt"] * 2, f"{TAR} came twice with another checksum than its manifest's"),
-        (["cut"] * remote.ATTEMPTS, f"{TAR} could not be fetched in {remote.ATTEMPTS} attempts"),
+        (["corrupt"] * 2, f"{TAR}: the checksum differs from the manifest in two downloads"),
+        (["cut"] * remote.ATTEMPTS, f"{TAR}: not fetched in {remote.ATTEMPTS} attempts"),
     ],
 )
-def test_what_keeps_failing_is_one_sentence(server, tmp_path, faults, said):
+def test_download_that_keeps_failing_raises(server, tmp_path, faults, message):
     server.faults[TAR] = list(faults)
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         shards[0]
     assert not tars(tmp_path)
 
 
-def test_a_small_cache_keeps_what_was_used_last(server, tmp_path):
+def test_small_cache_holds_the_last_used_tar(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     for row in (0, 60, 70, 0):  # one of each split
         assert shards[row].images
-    assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]  # the open files of the others are still there
+    assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]  # the others are still open
     fresh = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     assert fresh[0].key == "train0"
     assert [path.name for path in tars(tmp_path)] == ["train-000000.tar"]
-    assert server.asked[TAR] == 2
+    assert server.requests[TAR] == 2
 
 
 @pytest.mark.slow
-def test_a_cache_below_the_mix_is_told_once_with_what_would_do(data, server, monkeypatch, capsys):
-    """The manifests of three sources, of which the mix draws; shards of test splits are not needed."""
-    need = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
-    stream = data(f"data.cache_gb={need / 1e9 - 1e-9}").stream()
+def test_cache_smaller_than_the_mix_prints_one_warning_with_the_required_size(data, server, monkeypatch, capsys):
+    """Training and validation shards of three sources are required, those of test splits are not."""
+    required = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
+    stream = data(f"data.cache_gb={required / 1e9 - 1e-9}").stream()
     stream.batch(0, slot=0)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: data.cache_gb=")
     assert line.endswith("again and again; data.cache_gb=0.1 holds them all")
-    data(f"data.cache_gb={need / 1e9}")
+    data(f"data.cache_gb={required / 1e9}")
     monkeypatch.setenv("LOCAL_RANK", "1")
     data("data.cache_gb=0")
     assert capsys.readouterr().out == ""
 
 
-def test_expected_shards_come_before_they_are_read(server, tmp_path):
+def test_prefetch_fetches_a_shard_before_it_is_read(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
-    shards.expect(0)
-    until = time.monotonic() + 20
-    while not tars(tmp_path) and time.monotonic() < until:
+    shards.prefetch(0)
+    deadline = time.monotonic() + 20
+    while not tars(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
-    shards.expect(1)
+    shards.prefetch(1)
     assert shards[0].key == "train0"
-    assert server.asked[TAR] == 1
+    assert server.requests[TAR] == 1
 
 
-def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards, tmp_path):
+def test_another_build_at_the_same_address_replaces_the_cached_one(server, shards, tmp_path):
     server.folder = tmp_path / "served"
     shutil.copytree(shards / "alpha", server.folder / "alpha")
     cache = CacheConfig(str(tmp_path / "cache"))
@@ -220,26 +220,26 @@ def test_another_build_at_the_same_address_replaces_what_was_kept(server, shards
 
 
 @pytest.mark.slow
-def test_an_address_is_not_looked_for_on_the_disk(configure, data, server):
+def test_address_is_not_treated_as_a_path(configure, data, server):
     assert missing_files(configure("data.root=https://example.org/shards")) == []
     check_train_config(configure(f"data.root={server.url}"))
     with pytest.raises(UserError, match=r"has no shards of 'delta': .*delta/manifest.json does not exist"):
         data("+mix.shares.delta=1")
-    with pytest.raises(UserError, match="'ssss' is no scheme that can be read"):
+    with pytest.raises(UserError, match="unknown scheme 'ssss'"):
         RemoteShards("ssss://bucket/alpha", CacheConfig())
 
 
 def test_benchmarks_are_read_from_an_address(server, tmp_path):
-    found = benchmark.read_benchmark("alpha", root=server.url, cache=CacheConfig(str(tmp_path / "cache")))
-    assert len(found.items) == 8
-    assert json.loads((server.folder / "alpha" / "manifest.json").read_text()) == found.shards.manifest
+    read = benchmark.read_benchmark("alpha", root=server.url, cache=CacheConfig(str(tmp_path / "cache")))
+    assert len(read.items) == 8
+    assert json.loads((server.folder / "alpha" / "manifest.json").read_text()) == read.shards.manifest
 
 
-def test_the_plan_and_the_length_in_epochs_read_remote_indexes(configure, server, tmp_path):
+def test_plan_and_epochs_read_remote_indexes(configure, server, tmp_path):
     config = configure(f"data.root={server.url}", f"data.cache={tmp_path / 'cache'}", "optim.steps=null", "optim.epochs=2")
-    alpha, gone = token_budget.source_budgets(
+    alpha, missing = token_budget.source_budgets(
         MixConfig({"alpha": 3, "medmcqa": 1}, decontaminate=True), config.data, steps=10, tokenizer={"id": "own"}
     )
-    assert (alpha.built, gone.built) == (True, False)
+    assert (alpha.built, missing.built) == (True, False)
     assert epochs_to_steps(config).optim.steps == round(2 * 180 / 16)
     assert list((tmp_path / "cache").glob("alpha-*"))

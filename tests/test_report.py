@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.config.report import ReportConfig
-from src.data.phantoms import phantom_notice
+from src.data.record import phantom_notice
 from src.data.shards import Shards
 from src.evaluation import summary
 from src.report import report

@@ -29,8 +29,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.build.state import BYTE_MODULES
 from data_prep.readers import READERS
 from data_prep.shards import build_all, main
-from src.data.phantoms import PHANTOM
-from src.data.record import QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
+from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError
@@ -302,7 +301,7 @@ def test_missing_rows_are_reported(raw, tmp_path, monkeypatch, capsys, phantom):
     )
     monkeypatch.setattr(sources, "load_sources", lambda: {"own": own})
     if phantom:
-        (raw / "own" / PHANTOM).touch()
+        (raw / "own" / PHANTOM_MARKER).touch()
     build(raw, tmp_path / "out")
     message = "own: train has 100 rows instead of 200; check that its raw files are complete\n"
     assert (message in capsys.readouterr().out) == (not phantom)
@@ -457,16 +456,16 @@ def test_missing_and_changed_shards_are_named_in_errors(raw, tmp_path):
         content = file.read()
         file.seek(0)
         file.write(content.replace(b'"key":"q100"', b'"key":"x100"'))
-    with pytest.raises(UserError, match=r"val-000000\.tar is not the file that the index was made of; build it again"):
+    with pytest.raises(UserError, match=r"val-000000\.tar: does not match its index; build it again"):
         built[100]
     os.truncate(tar, 512)
-    with pytest.raises(UserError, match="is not the file that the index was made of"):
+    with pytest.raises(UserError, match="does not match its index"):
         built.text(101)
     (tmp_path / "out" / "own" / "test-000000.tar").unlink()
-    with pytest.raises(UserError, match=r"test-000000\.tar is named in the manifest but is not there"):
+    with pytest.raises(UserError, match=r"test-000000\.tar: listed in the manifest but missing"):
         built[149]
     (tmp_path / "out" / "own" / "index.arrow").write_bytes(b"ARROW1")
-    with pytest.raises(UserError, match="has a broken index or manifest"):
+    with pytest.raises(UserError, match="broken index or manifest"):
         Shards(tmp_path / "out" / "own")
 
 

@@ -125,7 +125,7 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
         MixConfig({"own": 1, "other": 1}, decontaminate=True), data, steps=10, tokenizer={"id": str(language)}
     )
     opened = Shards(tmp_path / "out" / "own")
-    drawn = split_source(opened, decontaminate=True, validate=data.val_samples)[0]
+    drawn = split_source(opened, decontaminate=True, val_samples=data.val_samples)[0]
     assert own.text == pytest.approx(opened.column("tokens")[drawn].mean())
     assert (own.counted_by, other.counted_by) == (str(language), "")
     console = Console(width=200, record=True)

@@ -496,7 +496,7 @@ def test_missing_memory_or_disk_space_is_reported(configure, monkeypatch, error,
         train(configure())
 
 
-LOST = r"a data worker was lost \(.*\), mostly because the machine or its /dev/shm is out of memory: set fewer than data.workers=1;"
+LOST = r"data.workers=1: a data worker was lost \(.*\), usually because the machine or its /dev/shm is out of memory; use fewer workers;"
 
 
 def test_killed_data_worker_is_reported(configure, monkeypatch):
@@ -589,7 +589,7 @@ def test_damaged_image_is_reported(configure, shards, tmp_path):
     """The text of the record is unchanged, so nothing else reveals that the shard differs from its index."""
     tar = shutil.copytree(shards, tmp_path / "root") / "alpha" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
-    with pytest.raises(UserError, match=r"train-000000.tar is not the file that the index was made of; build it again"):
+    with pytest.raises(UserError, match=r"train-000000.tar: does not match its index; build it again"):
         train(configure(f"data.root={tmp_path}/root"))
 
 

@@ -11,7 +11,6 @@ from src import transfer
 from src.classification import features
 from src.config.train import VisionConfig
 from src.config.transfer import TransferConfig
-from src.data.phantoms import PHANTOM
 from src.model.vision import load_vision
 from src.model.vision_checkpoints import save_open_clip
 from src.runtime import progress, sweep
@@ -249,13 +248,13 @@ def test_overlap_is_updated_in_existing_results(root, monkeypatch):
 @pytest.mark.slow
 def test_phantom_sets_are_listed(root, monkeypatch):
     write_set(root / "raw/drawn")
-    (root / "raw/drawn" / PHANTOM).touch()
+    (root / "raw/drawn" / PHANTOM_MARKER).touch()
     folder = run(root, "encoder=run:mini", "benchmark=[dots,drawn]", "protocol=few_shot", "name=ten")
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["drawn"]
     monkeypatch.setattr(transfer, "fit_probe", None)
-    (root / "raw/dots" / PHANTOM).touch()
+    (root / "raw/dots" / PHANTOM_MARKER).touch()
     run(root, "encoder=run:mini", "benchmark=dots", "protocol=few_shot", "name=ten")  # its results existed before the mark
-    (root / "raw/dots" / PHANTOM).unlink()
+    (root / "raw/dots" / PHANTOM_MARKER).unlink()
     assert json.loads((folder / "transfer.json").read_text())["phantoms"] == ["dots", "drawn"]
 
 

@@ -1,4 +1,4 @@
-"""What tells whether two pictures are the same one, cut, mirrored or encoded anew."""
+"""Whether two images are the same one, cropped, mirrored or encoded again."""
 
 import io
 
@@ -7,8 +7,8 @@ from PIL import Image
 
 from data_prep.build.encode import HASH_SIDE, dct_hash, thumbnail
 
-CUTS = (0.0, 0.025, 0.05)  # of each side
-MIN_CORRELATION = 0.98  # correlation; what copies and other pictures reach is measured in experiments/leaks
+CROPS = (0.0, 0.025, 0.05)  # of each side
+MIN_CORRELATION = 0.98  # of a copy; experiments/leaks measures copies and other images
 
 
 def open_grey(data: bytes) -> Image.Image:
@@ -19,9 +19,9 @@ def open_grey(data: bytes) -> Image.Image:
 
 
 def thumbnail_variants(image: Image.Image) -> np.ndarray:
-    """The picture, cut by each of `CUTS`, and the mirror image of each: float x_VHW of 32 x 32 grey thumbnails."""
+    """The image, cropped by each of `CROPS`, and the mirror image of each: float x_VHW, grey thumbnails of 32 x 32."""
     width, height = image.size
-    boxes = [(width * cut, height * cut, width * (1 - cut), height * (1 - cut)) for cut in CUTS]
+    boxes = [(width * crop, height * crop, width * (1 - crop), height * (1 - crop)) for crop in CROPS]
     grey = image.convert("L")
     upright = np.stack([thumbnail(grey, box) for box in boxes])
     return np.concatenate([upright, upright[..., ::-1]])
@@ -32,8 +32,10 @@ def variant_hashes(x_VHW: np.ndarray) -> np.ndarray:
 
 
 def correlation(x_VHW: np.ndarray, y_HW: np.ndarray) -> float:
-    """The highest normalised correlation of `y` with one of `x`, of what is left when the mean of each 5 x 5 neighbourhood is
-    taken away: the outline of a chest is the same in every chest X-ray."""
+    """The highest normalised correlation of `y_HW` with a variant in `x_VHW`, after subtracting the mean of each 5 x 5 neighbourhood.
+
+    Only the detail counts, because the outline of a chest is the same in every chest X-ray.
+    """
     a_VN = np.stack([_detail(x_HW).ravel() for x_HW in x_VHW])
     b_N = _detail(y_HW).ravel()
     norms_V = np.linalg.norm(a_VN, axis=1) * np.linalg.norm(b_N)

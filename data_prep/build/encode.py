@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, Resampling
 
-from src.data.open_image import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, rgb, segments
+from src.data.image_conversion import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, jpeg_segments, to_rgb
 
 
 class InvalidImage(Exception):
@@ -83,7 +83,7 @@ def open_image(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                return rgb(image)
+                return to_rgb(image)
     except InvalidImage:
         raise
     except UnidentifiedImageError:
@@ -111,7 +111,7 @@ def _segments(data: bytes) -> _Segments:
     """Keeps the tables and the two segments that define the colour space (JFIF, Adobe). Removes the other APPn segments and
     comments, which may name a patient. Raises ValueError like `segments`."""
     head, at = [data[:2]], 2
-    for marker, at, end in segments(data):
+    for marker, at, end in jpeg_segments(data):
         body = data[at:end]
         if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
             head.append(body)

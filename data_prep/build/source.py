@@ -19,8 +19,7 @@ from data_prep.build.token_counts import TokenizerFile
 from data_prep.readers import READERS
 from data_prep.readers.raw_files import rows_in
 from data_prep.sources import Source
-from src.data.phantoms import PHANTOM
-from src.data.record import SPLITS
+from src.data.record import PHANTOM_MARKER, SPLITS
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
@@ -70,7 +69,7 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
         if not shards:
             globs = ", ".join(chain(*entry.files.values()))
             raise UserError(f"source '{entry.name}': {raw} holds no rows; put files there that match one of {globs}")
-        extra = {"phantom": (raw / PHANTOM).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
+        extra = {"phantom": (raw / PHANTOM_MARKER).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
         return finalize_source(folder, shards, entry, settings=_settings(config), extra=extra, quarantine_limit=config.quarantine_limit)
 
 

@@ -1,4 +1,4 @@
-"""Croissant metadata of a mix (MLCommons format 1.0): its tars with checksums, and the fields of its records."""
+"""Croissant metadata of a mix (MLCommons, format 1.0): its tars with checksums, and the fields of its records."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ FIELDS = {
     "key": ("unique name of the record in its source", "$.key"),
     "split": ("train, val or test", "$.split"),
     "turns": ("questions with their answers", "$.turns"),
-    "caption": ("text about the images, where there are no questions", "$.caption"),
+    "caption": ("text about the images of a record without questions", "$.caption"),
     "type": ("question type", "$.type"),
     "group": ("patient, slide, figure or image", "$.group"),
 }
@@ -19,7 +19,7 @@ HOME = "https://github.com/gevaertlab/OpenMedQ"
 
 
 def croissant(mix: str, facts: list[SourceFacts]) -> dict[str, Any]:
-    """As plain JSON-LD; addresses are relative to the folder of the shards."""
+    """Metadata as JSON-LD; addresses are relative to the folder of the shards."""
     metadata = mlc.Metadata(
         name=f"openmedq-{mix}",
         description=f"The training mix '{mix}' of OpenMedQ: {', '.join(one.entry.title or one.entry.name for one in facts)}. "

@@ -1,4 +1,4 @@
-"""What a data card says of a mix: the facts, gathered from manifests, quarantines, audits, indices and sources.yaml."""
+"""Facts for the data card of a mix, from manifests, quarantines, audits, indices and sources.yaml."""
 
 import base64
 import io
@@ -15,11 +15,10 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build.finalize import COUNTS
 from data_prep.sources import Source
-from src.data.phantoms import phantom_notice
-from src.data.record import SPLITS, Record
+from src.data.record import SPLITS, Record, phantom_notice
 from src.data.shards import Shards
 
-PICTURES, SIDE = 6, 112  # per source; pixels
+NUM_EXAMPLES, EXAMPLE_SIDE = 6, 112  # per source; pixels
 BINS = 24
 UNSTATED = "none stated"
 NON_COMMERCIAL, NO_DERIVATIVES = (
@@ -30,12 +29,12 @@ NON_COMMERCIAL, NO_DERIVATIVES = (
 
 @dataclass
 class SourceFacts:
-    """One source of a mix."""
+    """Facts of one source of a mix."""
 
     entry: Source
     share: float  # of the mix, 0 to 1
     shards: Shards
-    audit: dict[str, Any]  # empty where it has not been audited
+    audit: dict[str, Any]  # empty if it was not audited
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -43,65 +42,66 @@ class SourceFacts:
 
     @property
     def total(self) -> dict[str, int]:
-        return {name: sum(found[name] for found in self.counts.values()) for name in COUNTS}
+        return {name: sum(counts[name] for counts in self.counts.values()) for name in COUNTS}
 
     @property
-    def trained_on(self) -> int:
+    def num_trainable(self) -> int:
+        """Training records that leak into no test set."""
         return len(self.shards.rows("train", decontaminate=True))
 
     def reasons(self) -> list[tuple[str, int]]:
-        """Why rows are quarantined, most frequent first."""
+        """Reasons of quarantined rows with their counts, most frequent first."""
         lines = (self.shards.folder / "quarantine.jsonl").read_text().splitlines()
         return Counter(json.loads(line)["reason"].partition(":")[0] for line in lines).most_common()
 
     def licences(self) -> dict[str, int]:
-        """Records by the licence that each states for itself, most frequent first; empty where no record states one."""
-        found = self.shards.manifest.get("licences", {})
-        return {name or UNSTATED: count for name, count in found.items()} if any(found) else {}
+        """Records per licence that a record states for itself, most frequent first; empty if no record states one."""
+        licences = self.shards.manifest.get("licences", {})
+        return {name or UNSTATED: count for name, count in licences.items()} if any(licences) else {}
 
     def lengths(self) -> np.ndarray:
         """Characters of text per record."""
         return self.shards.column("text_length")
 
     def sides(self) -> np.ndarray:
-        """Longer side of the first image as it came, pixels; of records with an image."""
+        """Longer side of the first image before resizing, in pixels, of records with an image."""
         longer = np.maximum(self.shards.column("width"), self.shards.column("height"))
         return longer[longer > 0]
 
     def examples(self) -> list[tuple[str, str]]:
-        """(picture as a data address, text) of training records spread over the source; text-only sources have empty pictures."""
+        """(image as a data URL, text) of training records spread over the source; the URL is empty for text-only sources."""
         rows = self.shards.rows("train")
-        shown = rows[self.shards.column("num_images")[rows] > 0]
-        chosen = shown if len(shown) else rows
-        picked = chosen[np.linspace(0, len(chosen) - 1, min(PICTURES, len(chosen))).astype(int)]
-        return [_example(self.shards[int(row)]) for row in picked]
+        with_images = rows[self.shards.column("num_images")[rows] > 0]
+        candidates = with_images if len(with_images) else rows
+        chosen = candidates[np.linspace(0, len(candidates) - 1, min(NUM_EXAMPLES, len(candidates))).astype(int)]
+        return [_example(self.shards[int(row)]) for row in chosen]
 
 
 def gather_facts(out: Path, shares: dict[str, float]) -> list[SourceFacts]:
     """Facts of every source of a mix, in its order."""
-    known, total = sources.load_sources(), sum(shares.values())
-    found = []
+    entries, total = sources.load_sources(), sum(shares.values())
+    facts = []
     for name, share in shares.items():
         shards = Shards(out / name)
-        entry = known.get(name) or Source(name=name, reader="", files={}, title=name, licence=known["jsonl"].licence)
-        found.append(SourceFacts(entry, share / total, shards, shards.audit or {}))
-    return found
+        entry = entries.get(name) or Source(name=name, reader="", files={}, title=name, licence=entries["jsonl"].licence)
+        facts.append(SourceFacts(entry, share / total, shards, shards.audit or {}))
+    return facts
 
 
 def phantom_sources(facts: list[SourceFacts]) -> str:
-    """Which sources only stand for a dataset; empty where none does."""
+    """A sentence that names the synthetic sources; empty without any."""
     return phantom_notice(one.entry.name for one in facts if one.shards.manifest.get("phantom"))
 
 
 def usage_restrictions(facts: list[SourceFacts]) -> str:
-    """What may be done with the whole mix: what every source allows, and every record that states a licence of its own."""
-    said = []
-    for what, limits in (
+    """Restrictions on the use of the whole mix, from the licences of its sources and of single records."""
+    restrictions = []
+    for restriction, limits in (
         (
             "non-commercial use only",
-            {one.entry.name: one.entry.licence.non_commercial == "yes" or _any(one, NON_COMMERCIAL) for one in facts},
+            {one.entry.name: one.entry.licence.non_commercial == "yes" or _any_licence_matches(one, NON_COMMERCIAL) for one in facts},
         ),
-        ("no derivatives of some records", {one.entry.name: _any(one, NO_DERIVATIVES) for one in facts}),
+        ("no derivatives of some records", {one.entry.name: _any_licence_matches(one, NO_DERIVATIVES) for one in facts}),
         ("some records state no licence", {one.entry.name: UNSTATED in one.licences() for one in facts}),
         ("must not be redistributed", {one.entry.name: one.entry.licence.redistribute == "no" for one in facts}),
         ("redistribution unverified", {one.entry.name: one.entry.licence.redistribute == "unverified" for one in facts}),
@@ -109,16 +109,16 @@ def usage_restrictions(facts: list[SourceFacts]) -> str:
     ):
         names = [name for name, limited in limits.items() if limited]
         if names:
-            said.append(f"{what} ({', '.join(names)})")
-    return "; ".join(said) or "no restriction is known"
+            restrictions.append(f"{restriction} ({', '.join(names)})")
+    return "; ".join(restrictions) or "no restriction is known"
 
 
-def _any(one: SourceFacts, pattern: str) -> bool:
+def _any_licence_matches(one: SourceFacts, pattern: str) -> bool:
     return any(re.search(pattern, name.lower()) for name in one.licences())
 
 
 def histogram(values: np.ndarray) -> tuple[list[int], list[int]]:
-    """(counts, edges) on a logarithmic scale."""
+    """(counts, bin edges) on a logarithmic scale."""
     if not len(values):
         return [], []
     low, high = max(int(values.min()), 1), max(int(values.max()), 2)
@@ -136,7 +136,7 @@ def _example(record: Record) -> tuple[str, str]:
     if not record.images:
         return "", text
     image = Image.open(io.BytesIO(record.images[0])).convert("RGB")
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(), text

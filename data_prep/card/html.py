@@ -1,4 +1,4 @@
-"""A data card as one self-contained HTML page."""
+"""The data card as one self-contained HTML page."""
 
 from html import escape
 
@@ -25,10 +25,10 @@ def render(mix: str, facts: list[SourceFacts]) -> str:
     body = [
         f"<h1>{title}</h1>",
         f"<p>{records:,} records with {images:,} images from {len(facts)} sources; "
-        f"{sum(one.trained_on for one in facts):,} records to train on.</p>",
-        f"<p><b>{escape(drawn)}</b></p>" if (drawn := phantom_sources(facts)) else "",
-        f"<p><b>Licence of the whole:</b> {escape(usage_restrictions(facts))}.</p>",
-        "<h2>Counts</h2><p>What came in = written + quarantined + duplicates + filtered.</p>",
+        f"{sum(one.num_trainable for one in facts):,} records for training.</p>",
+        f"<p><b>{escape(notice)}</b></p>" if (notice := phantom_sources(facts)) else "",
+        f"<p><b>Restrictions on the whole mix:</b> {escape(usage_restrictions(facts))}.</p>",
+        "<h2>Counts</h2><p>Raw rows (in) = written + quarantined + duplicates + filtered.</p>",
         _counts(facts),
         "<h2>Licences</h2>",
         _licences(facts),
@@ -54,7 +54,7 @@ def _licences(facts: list[SourceFacts]) -> str:
         [one.entry.name, licence_text(one), one.entry.licence.source, one.entry.licence.redistribute, one.entry.licence.non_commercial]
         for one in facts
     ]
-    return _table(["source", "licence", "read at", "redistribution", "non-commercial"], rows, kind="words")
+    return _table(["source", "licence", "stated at", "redistribution", "non-commercial"], rows, kind="words")
 
 
 def _table(header: list[str], rows: list[list[str]], *, kind: str = "numbers") -> str:
@@ -64,30 +64,30 @@ def _table(header: list[str], rows: list[list[str]], *, kind: str = "numbers") -
 
 
 def _source(one: SourceFacts) -> str:
-    pictures = "".join(
-        f"<figure>{f'<img src={picture!r} alt=example>' if picture else ''}<figcaption>{escape(text[:180])}</figcaption></figure>"
-        for picture, text in one.examples()
+    examples = "".join(
+        f"<figure>{f'<img src={url!r} alt=example>' if url else ''}<figcaption>{escape(text[:180])}</figcaption></figure>"
+        for url, text in one.examples()
     )
     return (
         f"<h2>{escape(one.entry.title or one.entry.name)}</h2>"
         f"<p class='notes'>{escape(one.entry.citation)} {escape(one.entry.notes)}</p>"
-        f"<p><b>Left out:</b> {escape(excluded_text(one))}.</p>"
+        f"<p><b>Excluded:</b> {escape(excluded_text(one))}.</p>"
         f"<p><b>Images:</b> {escape(duplicate_text(one))}.</p>"
         f"<div class='charts'>{_chart('characters of text per record', *histogram(one.lengths()))}"
-        f"{_chart('longer side of the image as it came, pixels', *histogram(one.sides()))}</div>"
-        f"<div class='strip'>{pictures}</div>"
+        f"{_chart('longer side of the image before resizing, pixels', *histogram(one.sides()))}</div>"
+        f"<div class='strip'>{examples}</div>"
     )
 
 
 def _chart(title: str, counts: list[int], edges: list[int]) -> str:
-    """Bars of equal width; the scale below is logarithmic."""
+    """A histogram with bars of equal width on a logarithmic scale."""
     if not counts:
         return ""
-    step, top = WIDTH / len(counts), max(counts)
+    width, peak = WIDTH / len(counts), max(counts)
     bars = "".join(
-        f"<rect x='{n * step:.1f}' y='{HEIGHT * (1 - count / top):.1f}' width='{step - 1:.1f}' height='{HEIGHT * count / top:.1f}'/>"
+        f"<rect x='{n * width:.1f}' y='{HEIGHT * (1 - count / peak):.1f}' width='{width - 1:.1f}' height='{HEIGHT * count / peak:.1f}'/>"
         for n, count in enumerate(counts)
     )
-    ends = f"<text x='0' y='{HEIGHT + 11}'>{edges[0]:,}</text><text x='{WIDTH}' y='{HEIGHT + 11}' text-anchor='end'>{edges[-1]:,}</text>"
-    drawing = f"<svg width='{WIDTH}' height='{HEIGHT + 14}'>{bars}{ends}</svg>"
-    return f"<figure style='width:{WIDTH}px'><figcaption>{title}</figcaption>{drawing}</figure>"
+    labels = f"<text x='0' y='{HEIGHT + 11}'>{edges[0]:,}</text><text x='{WIDTH}' y='{HEIGHT + 11}' text-anchor='end'>{edges[-1]:,}</text>"
+    svg = f"<svg width='{WIDTH}' height='{HEIGHT + 14}'>{bars}{labels}</svg>"
+    return f"<figure style='width:{WIDTH}px'><figcaption>{title}</figcaption>{svg}</figure>"

@@ -1,4 +1,4 @@
-"""A data card as Markdown."""
+"""The data card as Markdown."""
 
 from data_prep.card.facts import SourceFacts, phantom_sources, splits_present, usage_restrictions
 
@@ -7,24 +7,22 @@ HEADER = "| source | split | share | in | written | quarantined | duplicates | f
 
 def render(mix: str, facts: list[SourceFacts]) -> str:
     images = sum(int(one.shards.column("num_images").sum()) for one in facts)
-    records, usable = sum(one.total["written"] for one in facts), sum(one.trained_on for one in facts)
+    records, trainable = sum(one.total["written"] for one in facts), sum(one.num_trainable for one in facts)
     parts = [
         f"# Data card of the mix '{mix}'",
-        f"{records:,} records with {images:,} images from {len(facts)} sources; {usable:,} records to train on.",
+        f"{records:,} records with {images:,} images from {len(facts)} sources; {trainable:,} records for training.",
         *filter(None, [phantom_sources(facts)]),
-        f"Licence of the whole: {usage_restrictions(facts)}.",
-        "## Counts\n\nWhat came in = written + quarantined + duplicates + filtered.",
+        f"Restrictions on the whole mix: {usage_restrictions(facts)}.",
+        "## Counts\n\nRaw rows (in) = written + quarantined + duplicates + filtered.",
         "\n".join([HEADER, *(row for one in facts for row in count_rows(one))]),
-        "## Left out",
+        "## Excluded",
         "\n".join(f"- {one.entry.name}: {excluded_text(one)}" for one in facts),
-        "## Images\n\nAn image that comes again comes with another text or in another split; the same with the same text is a duplicate.",
+        "## Images\n\nA repeated image has another text or is in another split; with the same text it counts as a duplicate.",
         "\n".join(f"- {one.entry.name}: {duplicate_text(one)}" for one in facts),
         "## Licences",
-        "\n".join(["| source | licence | read at | redistribution | non-commercial |\n|---|---|---|---|---|", *map(_licence, facts)]),
+        "\n".join(["| source | licence | stated at | redistribution | non-commercial |\n|---|---|---|---|---|", *map(_licence, facts)]),
         "## Sources",
-        "\n".join(
-            f"- **{one.entry.title or one.entry.name}**: {one.entry.citation or 'own data'}. {one.entry.notes}".rstrip() for one in facts
-        ),
+        "\n".join(map(_citation, facts)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -32,38 +30,38 @@ def render(mix: str, facts: list[SourceFacts]) -> str:
 def count_rows(one: SourceFacts) -> list[str]:
     rows = []
     for number, split in enumerate(splits_present(one)):
-        found, expected = one.counts[split], one.entry.expected.get(split)
+        counts, expected = one.counts[split], one.entry.expected.get(split)
         share = f"{one.share:.1%}" if not number else ""
-        cells = [f"{found[name]:,}" for name in ("in", "written", "quarantined", "duplicates", "filtered")]
+        cells = [f"{counts[name]:,}" for name in ("in", "written", "quarantined", "duplicates", "filtered")]
         rows.append("| " + " | ".join([one.entry.name, split, share, *cells, f"{expected:,}" if expected else ""]) + " |")
     return rows
 
 
 def excluded_text(one: SourceFacts) -> str:
-    """Quarantine with its reasons, filter, and leaks, in one line."""
-    said = [f"{count:,} {reason}" for reason, count in one.reasons()]
-    said += [f"{count:,} filtered: {reason}" for reason, count in one.shards.manifest.get("filtered", {}).items()]
+    """Excluded records in one line: quarantined, filtered and leaking ones, with the reasons."""
+    parts = [f"{count:,} {reason}" for reason, count in one.reasons()]
+    parts += [f"{count:,} filtered: {reason}" for reason, count in one.shards.manifest.get("filtered", {}).items()]
     if not one.audit:
-        said.append("not audited")
+        parts.append("not audited")
     elif one.audit["leaks"]:
-        said.append("in a test set: " + ", ".join(f"{name} {count:,}" for name, count in one.audit["leaks"].items()))
+        parts.append("in a test set: " + ", ".join(f"{name} {count:,}" for name, count in one.audit["leaks"].items()))
     if one.audit.get("groups_on_two_sides"):
-        said.append(f"{one.audit['groups_on_two_sides']:,} groups stand in test and elsewhere")
-    return "; ".join(said) or "nothing"
+        parts.append(f"{one.audit['groups_on_two_sides']:,} groups are in test and another split")
+    return "; ".join(parts) or "nothing"
 
 
 def duplicate_text(one: SourceFacts) -> str:
-    """How many images are written, and how many different ones by the audit's perceptual hash."""
+    """Number of images, and number of distinct ones by the perceptual hash of the audit."""
     images = one.audit.get("images")
     if not images:
         return "not audited"
-    return f"{images['all']:,} images, {images['different']:,} different ones by perceptual hash" if images["all"] else "no images"
+    return f"{images['all']:,} images, {images['different']:,} distinct by perceptual hash" if images["all"] else "no images"
 
 
 def licence_text(one: SourceFacts) -> str:
     """The licence of the source and those of its records."""
     counts = ", ".join(f"{name} {count:,}" for name, count in one.licences().items())
-    return f"{one.entry.licence.name}; of its records: {counts}" if counts else one.entry.licence.name
+    return f"{one.entry.licence.name}; records: {counts}" if counts else one.entry.licence.name
 
 
 def _licence(one: SourceFacts) -> str:
@@ -71,5 +69,5 @@ def _licence(one: SourceFacts) -> str:
     return f"| {one.entry.name} | {licence_text(one)} | {licence.source or '-'} | {licence.redistribute} | {licence.non_commercial} |"
 
 
-def _about(one: SourceFacts) -> str:
+def _citation(one: SourceFacts) -> str:
     return f"- **{one.entry.title or one.entry.name}**: {one.entry.citation or 'own data'}. {one.entry.notes}".rstrip()

@@ -1,7 +1,6 @@
 """The data card of a mix as HTML, Markdown and Croissant: `python -m data_prep.card mix=full out=data/shards to=outputs/card`."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,13 @@ CONF = paths.CONF / "mix"
 
 @dataclass
 class CardConfig:
-    """Writes card.html, card.md and croissant.json of a mix: counts, what was left out and why, licences, pictures.
+    """Writes card.html, card.md and croissant.json of a mix: counts, excluded records, licences and examples.
 
     python -m data_prep.card mix=full out=data/shards to=outputs/card
 
     mix  name of a file in conf/mix
-    out  folder that holds the shards OUT/<source> of every source of the mix
-    to   folder that gets the card
+    out  folder with the shards OUT/<source> of every source of the mix
+    to   output folder of the card
     """
 
     mix: str
@@ -37,22 +36,22 @@ class CardConfig:
 def main(words: list[str]) -> None:
     config = arguments.parse_arguments(CardConfig, words)
     write_card(config.mix, mix_shares(config.mix), config.out, config.to)
-    print(f"{config.to / 'card.html'}, card.md and croissant.json")
+    print(f"wrote {config.to / 'card.html'}, card.md and croissant.json")
 
 
 def mix_shares(mix: str) -> dict[str, float]:
     path = CONF / f"{mix}.yaml"
-    known = [one.stem for one in CONF.glob("*.yaml")]
+    names = [file.stem for file in CONF.glob("*.yaml")]
     if not path.exists():
-        raise UserError(f"mix='{mix}' names no file in conf/mix{suggest(mix, known)}")
-    found = yaml.safe_load(path.read_text())["shares"]
-    if not isinstance(found, dict):
-        raise UserError(f"mix='{mix}' states no shares of its own; name one of {', '.join(sorted(set(known) - {mix}))}")
-    return {name: share for name, share in found.items() if share > 0}
+        raise UserError(f"mix={mix}: no such file in conf/mix{suggest(mix, names)}")
+    shares = yaml.safe_load(path.read_text())["shares"]
+    if not isinstance(shares, dict):
+        raise UserError(f"mix={mix}: the file states no shares; choose one of {', '.join(sorted(set(names) - {mix}))}")
+    return {name: share for name, share in shares.items() if share > 0}
 
 
-def write_card(mix: str, parts: dict[str, float], out: Path, to: Path) -> None:
-    facts = gather_facts(out, parts)
+def write_card(mix: str, shares: dict[str, float], out: Path, to: Path) -> None:
+    facts = gather_facts(out, shares)
     files = {
         "card.md": markdown.render(mix, facts),
         "card.html": html.render(mix, facts),
@@ -61,7 +60,3 @@ def write_card(mix: str, parts: dict[str, float], out: Path, to: Path) -> None:
     for name, text in files.items():
         with explain_full_disk(mix, to), atomic_file(to / name) as file:
             file.write(text.encode())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

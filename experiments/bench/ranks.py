@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from src.data.packing import pack, split, split_evenly
+from src.data.packing import pack, split_by_tokens, split_evenly
 
 BATCHES, WORLDS = (128, 256, 512), (1, 8, 16, 32)
 WINDOWS, WINDOW, ROW_TOKENS = 4, 2048, 2048
@@ -34,7 +34,7 @@ def by_rows(rows: list[list[int]], world: int) -> list[int]:
 
 def by_samples(rows: list[list[int]], world: int) -> list[int]:
     lengths = [length for row in rows for length in row]
-    return [sum(lengths[item] for item in share) for share in split(lengths, world)]
+    return [sum(lengths[item] for item in share) for share in split_by_tokens(lengths, world)]
 
 
 def table() -> str:

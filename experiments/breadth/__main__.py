@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     if not all((Path(SHARDS) / source / "manifest.json").exists() for source in (*IMAGE_SOURCES, *TEXT_SOURCES)):
         raise UserError(f"{SHARDS} lacks a source of the mini mix; run make mini first, which builds it and the weights to start from")
     prepare("data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}")
-    prepare("data_prep.audit.leaks", f"out={SHARDS}", f"raw={RAW}")  # what stands in a benchmark is left out of every trial
+    prepare("data_prep.audit", f"out={SHARDS}", f"raw={RAW}")  # what stands in a benchmark is left out of every trial
     log = Path("outputs/breadth/log.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), quiet, (str(log),)) as pool:

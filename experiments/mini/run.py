@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, com
         [
             f"data_prep.phantom sources={MIX},breastmnist,retinamnist out=data/phantom/raw",
             f"data_prep.shards sources={MIX} raw=data/phantom/raw out=data/phantom/shards",
-            "data_prep.audit.leaks out=data/phantom/shards raw=data/phantom/raw",
+            "data_prep.audit out=data/phantom/shards raw=data/phantom/raw",
         ],
     ),
     "language model": (40, ["data_prep.phantom.weights parts=language out=data/phantom/weights shards=data/phantom/shards"]),

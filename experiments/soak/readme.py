@@ -18,7 +18,7 @@ import httpx
 from experiments.soak.interrupt import copy
 from experiments.soak.trial import Row
 from src.demo import free_port
-from tests.test_read_image import RAMP, dicom, picture
+from tests.test_image_io import RAMP, dicom, picture
 
 # The sections of which every command is run, by page.
 PAGES = {

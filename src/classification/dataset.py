@@ -17,8 +17,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
+from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_jpeg, resize_to_square
-from src.data.open_image import rgb
 from src.data.record import SPLITS
 from src.runtime import paths
 from src.runtime.errors import UserError, suggest
@@ -150,7 +150,7 @@ def image_to_pixels(image: Path | np.ndarray, *, size: int) -> np.ndarray:
     """An encoded file or a pixel array as uint8 (3, size, size), decoded and resized (without keeping the aspect ratio) as in training."""
     if isinstance(image, Path):
         return decode_jpeg(image.read_bytes(), size=size)
-    return resize_to_square(rgb(Image.fromarray(image)), size)
+    return resize_to_square(to_rgb(Image.fromarray(image)), size)
 
 
 def _check_splits(data: ClassificationDataset) -> None:

@@ -1,12 +1,12 @@
-"""What a run and the runs whose weights it continued (`init=run:NAME`) were trained on.
+"""Training data of a run and of its ancestors, the runs whose weights it continued (`init=run:NAME`).
 
-Each run folder holds a `lineage.json`: the training record of the run, then copies of the records of its ancestors, nearest first. A run
-can therefore be published and checked for leaks after its parents or their data are gone. A record is
+Each run folder holds a `lineage.json`: the training record of the run, then copies of the records of its ancestors, nearest first. So a
+run can be published and checked for leaks after its parents or their data have been deleted. A record has the keys
 
     name         of the run
-    config       its config.yaml
-    fingerprint  of its data: "shards" and "records" per source; empty where it is unknown
-    sources      [{name, share, licence, licences, records, phantom}] as the manifests of the shards had them; None where unknown
+    config       content of its config.yaml
+    fingerprint  of its data: "shards" and "records" per source; empty if unknown
+    sources      [{name, share, licence, licences, records, phantom}] from the manifests of the shards; None if unknown
 """
 
 import json
@@ -65,12 +65,12 @@ def missing_parent(records: list[dict[str, Any]]) -> str | None:
 
 
 def phantoms(records: list[dict[str, Any]]) -> list[str]:
-    """The sources of these records that a program drew in the layout of a dataset."""
+    """The sources of these records that are synthetic (see `data_prep.phantom`)."""
     return sorted({source["name"] for record in records for source in record["sources"] if source["phantom"]})
 
 
 def parent_folder(folder: Path, config: dict) -> Path | None:
-    """The folder of the run in `config["init"]`. Both runs are in the same `outputs`, which may have been moved since."""
+    """The folder of the run in `config["init"]`. It is in the same `outputs` as `folder`, which may have been moved."""
     if not config.get("init"):
         return None
     outputs = folder.absolute().parents[len(Path(config.get("name", folder.name)).parts) - 1]
@@ -97,7 +97,7 @@ def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dic
 
 
 def _record_of_folder(folder: Path) -> dict[str, Any]:
-    """The record of a run without `lineage.json`, from the manifests that are still on disk and from `train.json`."""
+    """The record of a run without `lineage.json`, from `train.json` and the manifests that still exist."""
     config = read_config(folder)
     config.setdefault("name", folder.name)
     manifests = {}

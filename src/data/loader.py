@@ -1,4 +1,4 @@
-"""Batches from worker processes, of which the loss of one is a single kind of error, raised where a batch is fetched."""
+"""A `DataLoader` that reports a lost worker process as one kind of error, raised where a batch is fetched."""
 
 import contextlib
 import errno
@@ -15,10 +15,10 @@ from src.runtime.errors import UserError
 
 
 class Loader(DataLoader):
-    """A `DataLoader` whose iterator raises `UserError` when a worker is lost, and raises it from `next` only.
+    """A `DataLoader` whose iterator raises `UserError` when a worker is lost, and only from `next`.
 
-    PyTorch raises the death of a worker from a SIGCHLD handler, thus at an arbitrary line of the training process, for example while it
-    writes a checkpoint. It also has some ten other exceptions for the same event; which one is raised depends on timing.
+    PyTorch reports the death of a worker from a SIGCHLD handler, so at an arbitrary line of the training process, for example while it
+    writes a checkpoint. It has about ten other exceptions for the same event; which one is raised depends on timing.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -26,12 +26,12 @@ class Loader(DataLoader):
 
     def _from_workers(self) -> Iterator[Any]:
         workers = _Workers(self.num_workers)
-        with workers.watched():
+        with workers.watch():
             iterator: Any = super().__iter__()
             workers.processes = iterator._workers
         end = object()
         while True:
-            with workers.watched():
+            with workers.watch():
                 batch = next(iterator, end)
             if batch is end:
                 return
@@ -47,11 +47,11 @@ class _Workers:
         self.active = False
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Context in which the death of a worker raises, also if it died before, and every error of PyTorch for it is a `UserError`.
+    def watch(self) -> Iterator[None]:
+        """Within this context, the death of a worker, also an earlier one, raises `UserError` instead of the errors of PyTorch.
 
-        The signal is needed: without it the training process would wait forever for the rest of a message whose sender died.
-        An exception of the worker's own code, which PyTorch raises again, is left as it is unless the worker lacked memory.
+        The signal handler is needed: without it the training process would wait forever for the rest of a message whose sender died.
+        An exception of the worker's own code, which PyTorch raises again, passes unchanged unless the worker lacked memory.
         """
         try:
             handler = signal.signal(signal.SIGCHLD, self._check)
@@ -63,43 +63,39 @@ class _Workers:
                 self.active = False  # first, because `signal.signal` runs the handlers of pending signals
                 signal.signal(signal.SIGCHLD, handler)
         except Exception as error:
-            said = str(error)
-            if said.startswith("Caught ") and not isinstance(error, MemoryError) and "can't allocate memory" not in said:
+            message = str(error)
+            if message.startswith("Caught ") and not isinstance(error, MemoryError) and "can't allocate memory" not in message:
                 raise
-            # A file descriptor for which this process has no room is dropped from its message: "received 0 items of ancdata".
-            if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in said or "ancdata" in said:
-                hint = "too many files are open: raise `ulimit -n`, or set"
+            # If this process cannot open another file, a descriptor is dropped from its message: "received 0 items of ancdata".
+            if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in message or "ancdata" in message:
+                hint = "too many files are open; raise `ulimit -n` or use fewer workers"
             else:
-                hint = "mostly because the machine or its /dev/shm is out of memory: set"
-            reason = self._death() or f"{type(error).__name__}: {said}".removesuffix(": ").splitlines()[0]
-            for process in self.processes:
-                process.kill()  # the others ignore the SIGTERM with which Python ends its children, and it would wait forever
-            raise UserError(
-                f"a data worker was lost ({reason}), {hint} fewer than data.workers={self.count}; the same command resumes"
-            ) from None
+                hint = "usually because the machine or its /dev/shm is out of memory; use fewer workers"
+            reason = self._death() or f"{type(error).__name__}: {message}".removesuffix(": ").splitlines()[0]
+            raise UserError(f"data.workers={self.count}: a data worker was lost ({reason}), {hint}; the same command resumes") from None
 
     def _check(self, *_) -> None:
         if self.active and self._death():
             raise ChildProcessError
 
     def _death(self) -> str | None:
-        """How a worker ended that did not end with its stream; None while all live."""
+        """How a worker died; None if all are alive or ended with their stream."""
         for process in self.processes:
             if process.exitcode:
                 return f"killed by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else f"exit code {process.exitcode}"
         return None
 
 
-def prepare_worker(number: int) -> None:
+def prepare_worker(worker_id: int) -> None:
     """Runs in a worker before its first batch."""
-    # Signals that stop a run reach its whole process group: the training process still needs its workers to finish the step.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.SIG_IGN)
-    # A queue prints the error and drops the object, for which the training process would wait forever.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    # Signals that stop a run reach its whole process group, but the training process needs its workers to finish the step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # By default, a queue prints the error and drops the object, and the training process would wait for it forever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_exit_on_send_error)  # type: ignore[attr-defined]
 
 
-def _end_worker(error: Exception, batch: object) -> None:
-    """A batch cannot be sent, for example because /dev/shm is full."""
+def _exit_on_send_error(error: Exception, batch: object) -> None:
+    """Ends the worker when a batch cannot be sent, for example because /dev/shm is full."""
     print(f"a data worker cannot send a batch: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,10 +1,10 @@
-"""Record -> token ids and labels. The one prompt of this project: training, evaluation, `ask` and the demo all call it.
+"""Record -> token ids and labels. Training, evaluation, `ask` and the demo all build their prompts here.
 
     <s> <image>xP ... Question: which organ is shown?\\nAnswer: lung</s>
     <s> <image>xP ... Caption: chest X-ray with a nodule in the left lung</s>
 
-Images come first, so that all questions about one image share a prefix. Pieces are tokenised one by one and their ids
-concatenated, never re-counted from a rendered string; labels cover exactly the answer and the end of sequence.
+Images come first, so that all questions about one image share a prefix. Pieces are tokenised one by one and their ids are
+concatenated, so the boundaries are exact. Labels cover the answer and the end of sequence, nothing else.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from src.data.record import Record
 from src.runtime.errors import UserError
 
 IMAGE = "<image>"
-MIN_TEXT_TOKENS = 8  # tokens that images must leave: of a question its end, of an answer a quarter
-IGNORE = -100  # label of a token that is not supervised (torch's cross_entropy convention)
+MIN_TEXT_TOKENS = 8  # text tokens that must fit beside the images
+IGNORE = -100  # label of a token that is not supervised (convention of torch's cross_entropy)
 
 
 @dataclass
 class EncodedSample:
-    """One sample as tokens: `ids` and `labels` are int32 of equal length; `cut` counts the text tokens that did not fit."""
+    """One sample as tokens; `ids` and `labels` are int32 of equal length."""
 
     ids: np.ndarray
     labels: np.ndarray
     num_images: int
-    cut: int = 0
+    num_truncated: int = 0  # text tokens that were dropped
 
 
 def prompt_answer_pairs(record: Record) -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def prompt_answer_pairs(record: Record) -> list[tuple[str, str]]:
 
 
 class Prompter:
-    """Encodes records for one tokenizer and one vision encoder (P patch tokens per image)."""
+    """Encodes records for one tokenizer and one vision encoder with `patches` tokens per image, in at most `budget` tokens."""
 
     def __init__(self, tokenizer, *, patches: int, budget: int):
         self.tokenizer, self.patches, self.budget = tokenizer, patches, budget
@@ -50,48 +50,48 @@ class Prompter:
         return [self.bos] + [self.image_id] * (self.patches * num_images)
 
     def room(self, num_images: int, *, key: str) -> int:
-        """Tokens left for text beside the images of record `key`; raises `UserError` where that is nothing to speak of."""
-        taken = 1 + self.patches * num_images
-        if self.budget - taken < MIN_TEXT_TOKENS:
+        """Tokens left for text beside the images of record `key`. Raises `UserError` if fewer than `MIN_TEXT_TOKENS` are left."""
+        prefix = 1 + self.patches * num_images
+        if self.budget - prefix < MIN_TEXT_TOKENS:
             raise UserError(
-                f"'{key}': {num_images} image(s) of {self.patches} tokens and {MIN_TEXT_TOKENS} tokens of text do not fit into "
-                f"max_seq_len={self.budget}; set it to {taken + MIN_TEXT_TOKENS} or more"
+                f"record '{key}': {num_images} image(s) of {self.patches} tokens and {MIN_TEXT_TOKENS} tokens of text do not fit into "
+                f"max_seq_len={self.budget}; set it to {prefix + MIN_TEXT_TOKENS} or more"
             )
-        return self.budget - taken
+        return self.budget - prefix
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Of a text: "<image>" or "</s>" in it are the characters that they are, neither a picture nor an end."""
+        """Token ids of texts. Special tokens in a text, such as "<image>" or "</s>", are tokenised as plain characters."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
 
     def encode(self, records: list[Record], *, num_images: list[int]) -> list[EncodedSample]:
-        """Training samples. `num_images` counts stand beside the records, which may have been read without their images."""
+        """Training samples. `num_images` is given separately because the records may have been read without their images."""
         turns = [prompt_answer_pairs(record) for record in records]
-        flat = iter(self.tokens([text for turn in turns for pair in turn for text in pair]))
+        token_ids = iter(self.tokens([text for turn in turns for pair in turn for text in pair]))
         return [
-            self._join([(next(flat), next(flat)) for _ in turn], count, room=self.room(count, key=record.key))
+            self._join([(next(token_ids), next(token_ids)) for _ in turn], count, room=self.room(count, key=record.key))
             for record, turn, count in zip(records, turns, num_images, strict=True)
         ]
 
     def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int, *, room: int) -> EncodedSample:
         prefix = self.prefix(num_images)
-        turns, cut = truncate_turns(turns, room)
+        turns, num_truncated = truncate_turns(turns, room)
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         for prompt, answer in turns:
             answer = answer + [self.eos]
             ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
-        return EncodedSample(np.array(ids, np.int32), np.array(labels, np.int32), num_images, cut)
+        return EncodedSample(np.array(ids, np.int32), np.array(labels, np.int32), num_images, num_truncated)
 
 
 def truncate_turns(turns: list[tuple[list[int], list[int]]], room: int) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """Cut turns to `room` tokens (one of each turn is its end of sequence), never touching images.
+    """Truncates turns to `room` tokens, one end of sequence per turn included; returns them and the number of dropped tokens.
 
-    Whole turns are left out from the end while more than one remains. Then the answer's end is cut, down to a quarter of the
-    room; if that is not enough, the beginning of the prompt goes, since a question stands at the end of its context.
+    Whole turns are dropped from the end while more than one remains. Then the end of the answer is dropped, down to a quarter of
+    `room`, and after that the beginning of the prompt, since the question comes last in its context.
     """
     assert room >= MIN_TEXT_TOKENS, room
     length = sum(len(p) + len(a) + 1 for p, a in turns)
-    whole = length
+    total = length
     while length > room and len(turns) > 1:
         p, a = turns[-1]
         turns, length = turns[:-1], length - len(p) - len(a) - 1
@@ -100,4 +100,4 @@ def truncate_turns(turns: list[tuple[list[int], list[int]]], room: int) -> tuple
         answer = answer[: max(room - len(prompt) - 1, room // 4)]
         prompt = prompt[-(room - len(answer) - 1) :]
         turns, length = [(prompt, answer)], len(prompt) + len(answer) + 1
-    return turns, whole - length
+    return turns, total - length

@@ -1,14 +1,16 @@
-"""The contract between data preparation and training: what one sample is, and how it stands in a tar."""
+"""The contract between data preparation and training: the fields of a sample, and its format in a tar file."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
 SPLITS = ("train", "val", "test")
+PHANTOM_MARKER = ".phantom.json"  # in a raw folder that `data_prep.phantom` has written
 
-# One vocabulary of question types over all datasets, so that scores can be pooled by type. A dataset's own
-# category maps to it in its reader; where a dataset states none, `question_type` reads it off the question.
+# One vocabulary of question types for all datasets, so that scores can be pooled by type. Readers map the categories of a dataset to it;
+# for a dataset without categories, `question_type` derives the type from the question.
 QUESTION_TYPES = (
     "modality",
     "plane",
@@ -31,10 +33,9 @@ QUESTION_TYPES = (
 class Record:
     """One sample of one dataset.
 
-    `images` holds encoded bytes, as they came (JPEG, PNG, ...); it is empty for text-only records. Either `turns`
-    or `caption` is filled. `references` are all accepted answers of the last turn where a dataset gives several.
-    `group` names the patient, slide, figure or image that belongs to one side of a split and is one cluster in
-    the statistics.
+    `images` holds the encoded bytes of the dataset (JPEG, PNG, ...); it is empty for text-only records. Either `turns` or `caption`
+    is filled. `references` are all accepted answers of the last turn, if a dataset gives several. `group` names the patient, slide,
+    figure or image: a group belongs to one split and is one cluster in the statistics.
     """
 
     key: str  # stable, unique in its source
@@ -60,15 +61,15 @@ class Record:
 
 
 def question_type(question: str, answer: str = "") -> str:
-    """The type of a question whose dataset does not state it, read off its wording."""
-    q = question.lower()
-    for pattern, name in _WORDING:
-        if re.search(pattern, q):
+    """The type of a question, from its wording (and for yes or no, from its answer)."""
+    lowered = question.lower()
+    for pattern, name in _PATTERNS:
+        if re.search(pattern, lowered):
             return name
     return "presence" if answer.strip().lower() in ("yes", "no") else "other"
 
 
-_WORDING = [
+_PATTERNS = [
     (r"^(is|are|was|were|does|do|did|has|have|can|could)\b(?!.*\bor\b)", "presence"),
     (r"\bhow many\b|\bnumber of\b|\bcount\b", "count"),
     (r"\b(which|what) side\b|\bleft or right\b|\bright or left\b", "side"),
@@ -83,12 +84,12 @@ _WORDING = [
 
 
 def to_json(record: Record) -> bytes:
-    """The `key.json` member: every field but the images; empty fields are left out, keys are sorted."""
+    """The `key.json` member: every field except images, sorted by key, without empty fields."""
     return encode_json({name: value for name, value in vars(record).items() if value and name != "images"})
 
 
 def from_members(members: dict[str, bytes]) -> Record:
-    """`{"json": ..., "jpg": ..., "1.jpg": ...}` back to a Record; the inverse of what `tar_bytes` wrote."""
+    """The record of `{"json": ..., "jpg": ..., "1.jpg": ...}`, the members that `tar_bytes` wrote."""
     record = from_json(members["json"])
     names = sorted((name for name in members if name.endswith("jpg")), key=lambda name: int(name.partition(".")[0]) if "." in name else 0)
     record.images = [members[name] for name in names]
@@ -96,19 +97,19 @@ def from_members(members: dict[str, bytes]) -> Record:
 
 
 encode_json = msgspec.json.Encoder(order="sorted").encode
-from_json = msgspec.json.Decoder(Record).decode  # without images; a third of the time of json.loads and Record(**fields)
+from_json = msgspec.json.Decoder(Record).decode  # without images; takes a third of the time of json.loads and Record(**fields)
 
 
 def tar_bytes(record: Record) -> bytes:
-    """The record as consecutive tar members: `tar_parts` in one piece."""
+    """The record as consecutive tar members: the joined `tar_parts`."""
     return b"".join(tar_parts(record))
 
 
 def tar_parts(record: Record) -> list[bytes]:
-    """Header, content and padding of each tar member in turn, json first, so that text can be read without the images.
+    """Header, content and padding of each tar member, the json member first, so that text can be read without the images.
 
-    Deterministic: USTAR, mtime 0, uid 0, mode 0644. `record.images` must be JPEG already and `record.key` free of
-    dots and slashes (webdataset groups members by the name up to the first dot).
+    The bytes are deterministic: USTAR, mtime 0, uid 0, mode 0644. `record.images` must be JPEG, and `record.key` must not contain dots
+    or slashes (webdataset groups members by the name up to the first dot).
     """
     parts = _member(f"{record.key}.json", to_json(record))
     for n, image in enumerate(record.images):
@@ -121,7 +122,7 @@ def _member(name: str, data: bytes) -> list[bytes]:
 
 
 def _header(name: str, size: int) -> bytes:
-    """What `tarfile.TarInfo.tobuf(USTAR_FORMAT)` gives, a test holds it to that, at a tenth of its time."""
+    """The bytes of `tarfile.TarInfo.tobuf(USTAR_FORMAT)` (a test compares them) in a tenth of its time."""
     encoded = name.encode("ascii")
     assert len(encoded) <= 100, name
     octal = b"%011o" % size
@@ -130,12 +131,12 @@ def _header(name: str, size: int) -> bytes:
 
 
 _OWNER, _TIME = b"0000644\0" + b"0000000\0" * 2, b"\x0000000000000\0"
-_REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")  # a regular file of nobody
+_REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")  # a regular file without owner
 _FIXED_SUM = sum(_OWNER + _TIME + _REST) + 8 * ord(" ")  # the checksum counts its own field as blanks
 
 
 def tar_members(data: memoryview | bytes) -> dict[str, bytes]:
-    """The members of one sample, by extension, from its span of the tar; the inverse of `tar_bytes`."""
+    """The members of one sample by extension, from its bytes in the tar; the inverse of `tar_bytes`."""
     members, at = {}, 0
     while at + 512 <= len(data):
         header = bytes(data[at : at + 512])
@@ -144,3 +145,9 @@ def tar_members(data: memoryview | bytes) -> dict[str, bytes]:
         members[name.partition(".")[2]] = bytes(data[at + 512 : at + 512 + size])
         at += 512 + size + (-size % 512)
     return members
+
+
+def phantom_notice(names: Iterable[str]) -> str:
+    """A sentence that names the synthetic datasets; empty without names."""
+    joined = ", ".join(names)
+    return joined and f"Phantoms (synthetic records in the file layout of the named dataset, without any of its data): {joined}."

@@ -1,7 +1,7 @@
-"""Shards at an address, https:// or s3:// or whatever fsspec opens: index and manifest are fetched, tars are staged as needed.
+"""Shards at an address (https://, s3:// or any other scheme of fsspec): index and manifest are fetched, tars are cached when needed.
 
-A tar is staged whole into a cache on the local disk, ahead of the stream and in its order. Processes share the cache: a file is
-fetched under a lock, held to the manifest's checksum and renamed; the tars that were not used for longest make room.
+Whole tars are fetched into a cache on the local disk, ahead of the stream and in its order. Processes share the cache: a file is fetched
+under a lock, compared with the checksum of the manifest, and renamed. The least recently used tars make room for new ones.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from fsspec.core import url_to_fs
 from src.data.shards import Shards
 from src.runtime.errors import UserError, suggest
 
-ATTEMPTS, FIRST_WAIT = 6, 0.5  # of one file; seconds before the second attempt, doubled each time
-SILENCE = 60  # seconds without a byte after which a connection counts as lost
-AHEAD = 4  # tars of a source fetched at once, ahead of the stream
-OPEN_FILES = 8  # an open file keeps its disk space, even when the cache has dropped it
+ATTEMPTS, FIRST_DELAY = 6, 0.5  # per file; seconds before the second attempt, doubled each time
+TIMEOUT = 60  # seconds without a byte after which a connection counts as lost
+PREFETCH_THREADS = 4  # tars of a source that are fetched at once, ahead of the stream
+OPEN_FILES = 8  # an open file occupies disk space even after the cache has dropped it
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where tars are staged, and how many GB of them are kept."""
+    """Folder of the cached tars, and its maximum size."""
 
     folder: str = "data/cache"
     gigabytes: float = 200
@@ -44,7 +44,7 @@ def is_remote(root: str | Path) -> bool:
 
 
 def open_shards(root: str | Path, source: str, *, cache: CacheConfig) -> Shards:
-    """Raises `UserError` where there is no finished build of this source."""
+    """The shards of a source, local or remote. Raises `UserError` if there is no finished build of it."""
     return RemoteShards(f"{str(root).rstrip('/')}/{source}", cache) if is_remote(root) else Shards(Path(root) / source)
 
 
@@ -53,7 +53,7 @@ class RemoteFileNotFound(UserError):
 
 
 class RemoteShards(Shards):
-    """`Shards` whose tars stand at `url`."""
+    """`Shards` whose tars are stored at `url`."""
 
     open_files = OPEN_FILES
 
@@ -63,122 +63,121 @@ class RemoteShards(Shards):
         with _locked(folder / "index"):
             _fetch_index(url, folder)
         super().__init__(folder)
-        if len(self) != sum(tar["records"] for tar in self.manifest["shards"]):
-            raise UserError(f"{url}/index.arrow has {len(self)} rows, its manifest speaks of another number; put the whole build there")
-        self._expected: dict[int, int] = {}  # shard -> process that is fetching it ahead
+        if len(self) != (records := sum(tar["records"] for tar in self.manifest["shards"])):
+            raise UserError(f"{url}/index.arrow: {len(self):,} rows, the manifest states {records:,}; upload the whole build again")
+        self._prefetching: dict[int, int] = {}  # shard -> process that is fetching it
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return self.url
 
     def __reduce__(self):
         return RemoteShards, (self.url, self.cache)
 
-    def expect(self, row: int) -> None:
-        """Begins to fetch the shard of this row unless it is there; does not wait."""
-        number = self._place(row)[0]
-        if self._expected.get(number) != os.getpid() and not self._path(number).exists():
-            self._expected[number] = os.getpid()
-            _waiting(self.url, os.getpid()).put(partial(self._fetch_ahead, number))
+    def prefetch(self, row: int) -> None:
+        """Starts to fetch the shard of this row unless it is cached; does not wait."""
+        number = self._span(row)[0]
+        if self._prefetching.get(number) != os.getpid() and not self._path(number).exists():
+            self._prefetching[number] = os.getpid()
+            _prefetch_queue(self.url, os.getpid()).put(partial(self._prefetch_shard, number))
 
-    def _fetch_ahead(self, number: int) -> None:
+    def _prefetch_shard(self, number: int) -> None:
         try:
-            os.close(self._descriptor(number))
-        except UserError:
-            pass  # whoever needs it tries again, and tells
+            with contextlib.suppress(UserError):  # the reader of the shard tries again and reports the error
+                os.close(self._descriptor(number))
         finally:
-            self._expected.pop(number, None)
+            self._prefetching.pop(number, None)
 
     def _descriptor(self, number: int) -> int:
-        """The tar, open, fetched first where it is not in the cache."""
+        """Descriptor of the open tar, which is fetched first if it is not cached."""
         path = self._path(number)
         tar = self.manifest["shards"][number]
         with contextlib.suppress(FileNotFoundError):
-            return _opened(path, tar["bytes"])
+            return _open_cached(path, tar["bytes"])
         with _locked(path):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                return _opened(path, tar["bytes"])
+                return _open_cached(path, tar["bytes"])
             _make_room(self.cache, tar["bytes"])
             fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
-            return _opened(path, tar["bytes"])
+            return _open_cached(path, tar["bytes"])
 
 
-def fetch_file(
-    url: str, path: Path, *, size: int | None = None, sha256: str | None = None, read: Callable[[Path], Any] | None = None
-) -> None:
-    """The file under its final name once it is whole; a lost connection is tried again, a wrong checksum once. Raises `UserError`.
+def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: Callable[[Path], Any] | None = None) -> None:
+    """Downloads a file; `path` exists only once it is complete. Raises `UserError`.
 
-    `read` raises a `ValueError` for a file that is not whole: not every server says how long one is.
+    A lost connection is retried `ATTEMPTS` times, a wrong checksum once. `read` raises a `ValueError` for a truncated file, since not
+    every server states the size of a file.
     """
     files, name = _filesystem(url)
-    coming, said, wrong = path.with_name(path.name + ".part"), "", 0
+    partial_path, reason, mismatches = path.with_name(path.name + ".part"), "", 0
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            time.sleep(FIRST_DELAY * 2 ** (attempt - 1))
         try:
-            files.get_file(name, str(coming))
+            files.get_file(name, str(partial_path))
         except FileNotFoundError:
             raise RemoteFileNotFound(f"{url} does not exist") from None
-        except Exception as error:  # each file system raises what it likes
-            said = f"{type(error).__name__} {error}".strip()[:200]
+        except Exception as error:  # each file system has its own exceptions
+            reason = f"{type(error).__name__} {error}".strip()[:200]
             continue
         try:
-            _ = read and read(coming)
+            _ = read and read(partial_path)
         except ValueError as error:
-            said = f"what came is not it, or not all of it: {str(error).splitlines()[0]}"
+            reason = f"download is invalid or truncated: {str(error).splitlines()[0]}"
             continue
-        found = coming.stat().st_size
-        if size is not None and found != size:
-            said = f"{found:,} bytes came, the manifest says {size:,}"
-        elif sha256 and _digest(coming) != sha256:
-            said, wrong = "its checksum is not that of the manifest", wrong + 1
-            if wrong == 2:
-                raise UserError(f"{url} came twice with another checksum than its manifest's; copy this shard there again")
+        received = partial_path.stat().st_size
+        if size and received != size:
+            reason = f"received {received:,} of {size:,} bytes"
+        elif sha256 and _digest(partial_path) != sha256:
+            reason, mismatches = "the checksum differs from the manifest", mismatches + 1
+            if mismatches == 2:
+                raise UserError(f"{url}: the checksum differs from the manifest in two downloads; upload this shard again")
         else:
-            coming.replace(path)
+            partial_path.replace(path)
             return
-    raise UserError(f"{url} could not be fetched in {ATTEMPTS} attempts ({said}); the same command continues when it can be reached")
+    raise UserError(f"{url}: not fetched in {ATTEMPTS} attempts ({reason}); run the same command again when it can be reached")
 
 
 def _fetch_index(url: str, folder: Path) -> None:
-    """Manifest, and the index where it is not that of the build and audit that stand there now."""
+    """Fetches the manifest, and the index unless the cached one belongs to the same build and audit."""
     root, _, source = url.rpartition("/")
     try:
-        fetch_file(f"{url}/manifest.json", folder / "manifest.new", read=_tars)
+        fetch_file(f"{url}/manifest.json", folder / "manifest.new", read=_checksums)
     except RemoteFileNotFound:
         raise RemoteFileNotFound(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
     state = (folder / "manifest.new").read_bytes()
     try:
         fetch_file(f"{url}/audit.json", folder / "audit.json")
         state += (folder / "audit.json").read_bytes()
-    except RemoteFileNotFound:  # shards that were not audited have none
+    except RemoteFileNotFound:  # the shards were not audited
         (folder / "audit.json").unlink(missing_ok=True)
-    held, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # of manifest and audit, which the index goes with
-    if not held.exists() or held.read_text() != digest or not _readable(folder / "index.arrow", _index):
-        fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_index)
-        held.write_text(digest)
-    before, now = (_tars(path) if _readable(path, _tars) else {} for path in (folder / "manifest.json", folder / "manifest.new"))
+    cached, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # identifies the manifest and audit of the index
+    if not cached.exists() or cached.read_text() != digest or not _is_whole(folder / "index.arrow", _num_rows):
+        fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_num_rows)
+        cached.write_text(digest)
+    before = _checksums(folder / "manifest.json") if _is_whole(folder / "manifest.json", _checksums) else {}
+    now = _checksums(folder / "manifest.new")
     for path in folder.glob("*.tar"):
-        if before.get(path.name) != now.get(path.name):  # of another build under the same name
+        if before.get(path.name) != now.get(path.name):  # from another build under the same name
             path.unlink(missing_ok=True)
     (folder / "manifest.new").replace(folder / "manifest.json")
 
 
-def _tars(manifest: Path) -> dict[str, str]:
+def _checksums(manifest: Path) -> dict[str, str]:
     """Name and checksum of each shard."""
     try:
         return {tar["name"]: tar["sha256"] for tar in json.loads(manifest.read_bytes())["shards"]}
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no manifest of shards ({error})") from None
+        raise ValueError(f"not a manifest of shards ({error})") from None
 
 
-def _index(path: Path) -> int:
-    """Its rows; Arrow writes what it needs to open a file at the end of it."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).num_rows
+def _num_rows(index: Path) -> int:
+    """Rows of an index. Arrow writes the footer last, so this fails for a truncated file."""
+    return pa.ipc.open_file(pa.memory_map(str(index))).get_batch(0).num_rows
 
 
-def _readable(path: Path, read: Callable[[Path], Any]) -> bool:
-    """Whether a file of the cache is there and whole: a machine may have gone down while it was written."""
+def _is_whole(path: Path, read: Callable[[Path], Any]) -> bool:
+    """Whether a cached file exists and is complete; it may not be after a crash of the machine."""
     try:
         read(path)
     except (OSError, ValueError):
@@ -187,37 +186,37 @@ def _readable(path: Path, read: Callable[[Path], Any]) -> bool:
 
 
 def _make_room(cache: CacheConfig, size: int) -> None:
-    """Drops the tars that were not used for longest until `size` more bytes fit. Who reads one has it open and loses nothing."""
+    """Removes the least recently used tars until `size` more bytes fit. A process that has one open can read on."""
     root = Path(cache.folder)
     with _locked(root / "room"):
-        held = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in root.glob("*/*.tar"))
-        over = sum(one for _, one, _ in held) + size - cache.gigabytes * 1e9
-        for _, one, path in held:
-            if over <= 0:
+        tars = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in root.glob("*/*.tar"))
+        excess = sum(tar_size for _, tar_size, _ in tars) + size - cache.gigabytes * 1e9
+        for _, tar_size, path in tars:
+            if excess <= 0:
                 return
             path.unlink(missing_ok=True)
-            over -= one
+            excess -= tar_size
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process or thread at a time; the lock of a killed one is free."""
+    """Exclusive lock among processes and threads; the lock of a killed process is released."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile holds the file open too
+            fcntl.flock(file, fcntl.LOCK_UN)  # explicitly, since a forked process may hold the file open too
 
 
-def _opened(path: Path, size: int) -> int:
-    """Raises FileNotFoundError for one that is not whole too."""
+def _open_cached(path: Path, size: int) -> int:
+    """Descriptor of a cached tar. Raises FileNotFoundError also for a truncated one."""
     descriptor = os.open(path, os.O_RDONLY)
     if os.fstat(descriptor).st_size != size:
         os.close(descriptor)
         raise FileNotFoundError(path)
-    os.utime(descriptor)  # used just now
+    os.utime(descriptor)  # marks it as used
     return descriptor
 
 
@@ -227,26 +226,25 @@ def _digest(path: Path) -> str:
 
 
 @cache
-def _waiting(url: str, process: int) -> "SimpleQueue[Callable[[], None]]":
-    """What the threads that fetch ahead have to do; one queue per process, since threads do not survive a fork. They are daemons:
-    nobody waits for what is fetched ahead when a run ends."""
+def _prefetch_queue(url: str, process: int) -> "SimpleQueue[Callable[[], None]]":
+    """Tasks of the prefetching threads: one queue per process, since threads do not survive a fork. Daemons do not delay the exit."""
     queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
-    for _ in range(AHEAD):
-        threading.Thread(target=_work, args=(queue,), daemon=True).start()
+
+    def work() -> None:
+        while True:
+            queue.get()()
+
+    for _ in range(PREFETCH_THREADS):
+        threading.Thread(target=work, daemon=True).start()
     return queue
-
-
-def _work(queue: "SimpleQueue[Callable[[], None]]") -> None:
-    while True:
-        queue.get()()
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     if scheme in ("http", "https"):
-        import aiohttp  # costs a third of a second, which only this needs
+        import aiohttp  # takes a third of a second, and only http needs it
 
-        return url_to_fs(url, client_kwargs={"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)})
+        return url_to_fs(url, client_kwargs={"timeout": aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)})
     if scheme not in fsspec.available_protocols():
-        raise UserError(f"data.root={url}: '{scheme}' is no scheme that can be read{suggest(scheme, ('http', 'https', 's3', 'gs'))}")
+        raise UserError(f"data.root={url}: unknown scheme '{scheme}'{suggest(scheme, ('http', 'https', 's3', 'gs'))}")
     return url_to_fs(url)

@@ -1,4 +1,4 @@
-"""Which test sets there are: the name under which the audit checks a split, and evaluation looks it up."""
+"""Names of the test sets of `conf/benchmark`. The audit checks a split under the name that evaluation looks up."""
 
 from functools import cache
 from typing import Any
@@ -11,11 +11,12 @@ FOLDER = paths.CONF / "benchmark"
 
 
 @cache
-def described() -> dict[str, dict[str, Any]]:
-    """The files of conf/benchmark by name. A file with a `layout` is a set of images to classify, any other a split of a source."""
+def benchmark_configs() -> dict[str, dict[str, Any]]:
+    """The files of conf/benchmark by name. A file with a `layout` is a classification set, any other one a split of a source."""
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-def set_name(source: str, split: str) -> str:
-    """The first file of conf/benchmark on this split, else the source: benchmarks on the same records are one test set."""
-    return next((name for name, one in described().items() if (one.get("source"), one.get("split")) == (source, split)), source)
+def benchmark_name(source: str, split: str) -> str:
+    """The first file of conf/benchmark for this split, else the source. Benchmarks on the same records are one test set."""
+    configs = benchmark_configs().items()
+    return next((name for name, config in configs if (config.get("source"), config.get("split")) == (source, split)), source)

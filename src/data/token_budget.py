@@ -1,5 +1,7 @@
-"""What the data of a run comes to: records, images, tokens and epochs per source, disk and shards; of what is not built yet, what
-`data_prep/sources.yaml` lets expect."""
+"""Size of the data of a run per source: records, images, tokens, epochs, disk and shards.
+
+Sources that are not built yet are estimated from `data_prep/sources.yaml`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,18 @@ from src.data.train_val_split import split_source
 from src.runtime import paths
 
 SOURCES_YAML = paths.REPOSITORY / "data_prep" / "sources.yaml"
-CHARACTERS_PER_TOKEN = 4.0  # of English in a LLaMA vocabulary; assumed
-IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # of a record before it is built: at 384 pixels and quality 90; assumed
+CHARACTERS_PER_TOKEN = 4.0  # English text in a LLaMA vocabulary; assumed
+IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # per record, at 384 pixels and JPEG quality 90; assumed
 
 
 @dataclass
 class SourceBudget:
-    """One source. `text` is tokens per record, without those of the prompt and special ones: counted by the tokenizer `counted_by`
-    when the shards were built, else estimated from characters; None where it is not known before the source is built. It is `exact`
-    where that tokenizer is the run's."""
+    """Size of one source.
+
+    `text` is the mean number of text tokens per record, without prompt and special tokens. It was counted by the tokenizer `counted_by`
+    when the shards were built, else it is estimated from characters; None before the source is built. It is `exact` if `counted_by` is
+    the tokenizer of the run.
+    """
 
     name: str
     built: bool
@@ -33,7 +38,7 @@ class SourceBudget:
     text: float | None
     disk: int  # bytes of all its splits
     shards: int
-    draws: int  # positions of the run's stream
+    draws: int  # samples of the stream of the run
     counted_by: str = ""  # id of a tokenizer
     exact: bool = False
 
@@ -42,27 +47,30 @@ class SourceBudget:
         return self.draws / self.records if self.records else float("inf")
 
     def tokens(self, patches: int) -> float | None:
-        """Tokens that the run sees of it."""
+        """Tokens of this source in the whole run."""
         return None if self.text is None else self.draws * (self.text + self.images / max(self.records, 1) * patches)
 
 
 def source_budgets(mix: MixConfig, data: DataConfig, *, steps: int, tokenizer: dict[str, str]) -> list[SourceBudget]:
-    """In the order of the mix, for `steps` optimizer steps. `tokenizer` is the run's: its id and, where it is on this disk, sha256."""
-    known = yaml.safe_load(SOURCES_YAML.read_text())
-    dealt = counts_per_block(mix.sampling_weights)
-    found = []
+    """Budgets in the order of the mix, for `steps` optimizer steps.
+
+    `tokenizer` is the one of the run: its "id" and, for a local tokenizer, "sha256".
+    """
+    entries = yaml.safe_load(SOURCES_YAML.read_text())
+    counts = counts_per_block(mix.sampling_weights)
+    budgets = []
     for name in mix.sampling_weights:
-        draws = round(steps * data.global_batch_size * dealt[name] / BLOCK)
-        shards = _shards(name, data)
-        expected = _expected(name, known.get(name, {}), draws)
-        found.append(_built(shards, mix, data, tokenizer, draws=draws, name=name) if shards else expected)
-    return found
+        draws = round(steps * data.global_batch_size * counts[name] / BLOCK)
+        shards = _open_if_built(name, data)
+        estimate = _estimated_budget(name, entries.get(name, {}), draws)
+        budgets.append(_built_budget(shards, mix, data, tokenizer, draws=draws, name=name) if shards else estimate)
+    return budgets
 
 
-def lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int) -> list[int] | None:
-    """Tokens of the samples of the first window of a run, those of prompts left out; None where a source is not built yet."""
-    opened = {name: shards for name in mix.sampling_weights if (shards := _shards(name, data))}
-    rows = {name: split_source(shards, decontaminate=mix.decontaminate, validate=data.val_samples)[0] for name, shards in opened.items()}
+def window_lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int) -> list[int] | None:
+    """Tokens per sample of the first window of a run, without those of prompts; None if a source is not built yet."""
+    opened = {name: shards for name in mix.sampling_weights if (shards := _open_if_built(name, data))}
+    rows = {name: split_source(shards, decontaminate=mix.decontaminate, val_samples=data.val_samples)[0] for name, shards in opened.items()}
     if len(rows) < len(mix.sampling_weights) or not all(map(len, rows.values())):
         return None
     mixture = Mixture(mix.sampling_weights, rows, seed=seed)
@@ -71,17 +79,16 @@ def lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int) -> lis
     for number, name in enumerate(mixture.sources):
         at_W, shards = numbers_W == number, opened[name]
         images = shards.column("num_images")[rows_W[at_W]] * data.images
-        tokens_W[at_W] = _text(shards, rows_W[at_W]) + images * patches
+        tokens_W[at_W] = _text_tokens(shards, rows_W[at_W]) + images * patches
     return tokens_W.clip(1, data.max_seq_len).astype(int).tolist()
 
 
-def _text(shards: Shards, rows: np.ndarray) -> np.ndarray:
+def _text_tokens(shards: Shards, rows: np.ndarray) -> np.ndarray:
     """Text tokens per record: counted when the shards were built, else estimated from characters."""
-    counted = shards.manifest.get("tokenizer")
-    return shards.column("tokens")[rows] if counted else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
+    return shards.column("tokens")[rows] if shards.manifest.get("tokenizer") else shards.column("text_length")[rows] / CHARACTERS_PER_TOKEN
 
 
-def _shards(name: str, data: DataConfig) -> Shards | None:
+def _open_if_built(name: str, data: DataConfig) -> Shards | None:
     if not is_remote(data.root) and not (Path(data.root) / name / "manifest.json").exists():
         return None
     try:
@@ -90,10 +97,10 @@ def _shards(name: str, data: DataConfig) -> Shards | None:
         return None
 
 
-def _built(shards: Shards, mix: MixConfig, data: DataConfig, tokenizer: dict[str, str], *, draws: int, name: str) -> SourceBudget:
-    rows, _ = split_source(shards, decontaminate=mix.decontaminate, validate=data.val_samples)
-    counted, same_by = shards.manifest.get("tokenizer"), "sha256" if "sha256" in tokenizer else "id"
-    tokens = _text(shards, rows)
+def _built_budget(shards: Shards, mix: MixConfig, data: DataConfig, tokenizer: dict[str, str], *, draws: int, name: str) -> SourceBudget:
+    rows, _ = split_source(shards, decontaminate=mix.decontaminate, val_samples=data.val_samples)
+    counted_by, identity = shards.manifest.get("tokenizer"), "sha256" if "sha256" in tokenizer else "id"
+    tokens = _text_tokens(shards, rows)
     tars = shards.manifest["shards"]
     return SourceBudget(
         name,
@@ -104,12 +111,12 @@ def _built(shards: Shards, mix: MixConfig, data: DataConfig, tokenizer: dict[str
         sum(tar["bytes"] for tar in tars),
         len(tars),
         draws,
-        counted["id"] if counted else "",
-        bool(counted) and counted[same_by] == tokenizer[same_by],
+        counted_by["id"] if counted_by else "",
+        bool(counted_by) and counted_by[identity] == tokenizer[identity],
     )
 
 
-def _expected(name: str, entry: dict, draws: int) -> SourceBudget:
+def _estimated_budget(name: str, entry: dict, draws: int) -> SourceBudget:
     counts = [count for split, count in entry.get("counts", {}).items() if split != "from"]
     images = entry.get("images", True)
     size = sum(counts) * ((IMAGE_BYTES if images else 0) + TEXT_BYTES)
@@ -117,22 +124,23 @@ def _expected(name: str, entry: dict, draws: int) -> SourceBudget:
     return SourceBudget(name, False, records, records if images else 0, None, size, -(-size // SHARD_BYTES), draws)
 
 
-def budget_table(found: list[SourceBudget], *, patches: int) -> Table:
-    heads = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
-    counted = ", ".join(sorted({part.counted_by for part in found} - {""}))
-    out = Table("source", *(Column(head, justify="right") for head in heads), box=None, caption=counted and f"tokens counted by {counted}")
-    for part in found:
-        tokens, about = part.tokens(patches), "" if part.exact else "about "
-        out.add_row(
-            part.name if part.built else f"{part.name} (not built)",
-            f"{part.records:,}",
-            f"{part.images:,}",
-            "" if part.text is None else f"{about}{part.text:.0f}",
+def budget_table(budgets: list[SourceBudget], *, patches: int) -> Table:
+    headers = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
+    counted_by = ", ".join(sorted({budget.counted_by for budget in budgets} - {""}))
+    columns = [Column(header, justify="right") for header in headers]
+    table = Table("source", *columns, box=None, caption=counted_by and f"tokens counted by {counted_by}")
+    for budget in budgets:
+        tokens, about = budget.tokens(patches), "" if budget.exact else "about "
+        table.add_row(
+            budget.name if budget.built else f"{budget.name} (not built)",
+            f"{budget.records:,}",
+            f"{budget.images:,}",
+            "" if budget.text is None else f"{about}{budget.text:.0f}",
             "" if tokens is None else f"{about}{tokens / 1e6:,.1f} M",
-            f"{part.epochs:.2f}",
-            f"{part.disk / 1e9:.2f}",
-            f"{part.shards:,}",
+            f"{budget.epochs:.2f}",
+            f"{budget.disk / 1e9:.2f}",
+            f"{budget.shards:,}",
         )
-    sums = [sum(getattr(part, name) for part in found) for name in ("records", "images", "disk", "shards")]
-    out.add_row("together", f"{sums[0]:,}", f"{sums[1]:,}", "", "", "", f"{sums[2] / 1e9:.2f}", f"{sums[3]:,}", style="bold")
-    return out
+    sums = [sum(getattr(budget, name) for budget in budgets) for name in ("records", "images", "disk", "shards")]
+    table.add_row("total", f"{sums[0]:,}", f"{sums[1]:,}", "", "", "", f"{sums[2] / 1e9:.2f}", f"{sums[3]:,}", style="bold")
+    return table

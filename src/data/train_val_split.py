@@ -1,4 +1,4 @@
-"""Which records of a source a run is trained on, and which decide its best checkpoint: never a record or a group of both."""
+"""Which records of a source a run trains on, and which choose its best checkpoint. No record and no group is in both."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from src.data.remote import CacheConfig, open_shards
 from src.data.shards import Shards
 from src.runtime.errors import UserError
 
-MAX_VAL_SHARE = 0.05  # of the training records, that may be held out; our choice
+MAX_VAL_SHARE = 0.05  # of the training records that may become validation records; our choice
 HASHES = 2**63  # groups are hashes below this
 
 
@@ -17,40 +17,41 @@ def open_sources(root: str | Path, mix: MixConfig, *, cache: CacheConfig | None 
     return {source: open_shards(root, source, cache=cache or CacheConfig()) for source in mix.sampling_weights}
 
 
-def split_rows(shards: dict[str, Shards], mix: MixConfig, *, validate: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The rows that may be drawn, and those that are checked (`data.val_samples` at most), per source."""
-    found = {source: split_source(opened, decontaminate=mix.decontaminate, validate=validate) for source, opened in shards.items()}
-    for source, (drawn, _) in found.items():
-        if len(drawn) == 0:
-            raise UserError(f"mix.shares names '{source}', but no training record of it may be used; set mix.shares.{source}=0")
-    return {source: drawn for source, (drawn, _) in found.items()}, {source: checked for source, (_, checked) in found.items()}
+def split_rows(shards: dict[str, Shards], mix: MixConfig, *, val_samples: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(training rows, at most `val_samples` validation rows) per source. Raises `UserError` for a source without a training row."""
+    train, val = {}, {}
+    for source, opened in shards.items():
+        train[source], val[source] = split_source(opened, decontaminate=mix.decontaminate, val_samples=val_samples)
+        if len(train[source]) == 0:
+            raise UserError(f"mix.shares: no training record of '{source}' may be used; set mix.shares.{source}=0")
+    return train, val
 
 
-def split_source(shards: Shards, *, decontaminate: bool, validate: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that may be drawn, at most `validate` rows that are checked), int64, ascending.
+def split_source(shards: Shards, *, decontaminate: bool, val_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training rows, at most `val_samples` validation rows) of one source, int64, ascending.
 
-    What is checked is the beginning of the validation split. With `decontaminate` neither side holds a record that leaks into a test
-    set: what is checked chooses the best checkpoint. A source without a validation record gives up training records, by whole groups in the
-    order of their hash: the first that come to `validate` records, without groups that alone are more than `MOST` of the source, and
-    never more than that together. It depends on no seed, so that runs over several seeds are on the same data.
+    Validation records are the first ones of the validation split. With `decontaminate`, neither part has a record that leaks into a test
+    set, since the validation records choose the best checkpoint. A source without a validation record gives up training records:
+    whole groups in the order of their hash, until there are `val_samples` records. Groups of more than `MAX_VAL_SHARE` of the source
+    are skipped, and at most that share is given up. The split depends on no seed, so runs over several seeds train on the same data.
     """
     train, val = (shards.rows(split, decontaminate=decontaminate) for split in ("train", "val"))
-    if len(val) or not validate or not len(train):
-        return train, val[:validate]
+    if len(val) or not val_samples or not len(train):
+        return train, val[:val_samples]
     groups = shards.column("group")
-    most, bound = int(len(train) * MAX_VAL_SHARE), HASHES * 4 * validate // len(train)
-    while True:  # the smallest hashes are enough: sorting millions costs time and memory
-        near = np.flatnonzero(groups <= min(bound, HASHES - 1))
-        near = near[train[np.searchsorted(train, near).clip(max=len(train) - 1)] == near]
-        held = near[_first(groups[near], validate, most=most)]
-        if len(held) >= validate or bound >= HASHES:
-            return np.delete(train, np.searchsorted(train, held)), held[:validate]
+    max_records, bound = int(len(train) * MAX_VAL_SHARE), HASHES * 4 * val_samples // len(train)
+    while True:  # sorting millions of hashes costs time and memory, and the smallest ones suffice
+        rows = np.flatnonzero(groups <= min(bound, HASHES - 1))
+        rows = rows[train[np.searchsorted(train, rows).clip(max=len(train) - 1)] == rows]
+        val = rows[_in_first_groups(groups[rows], val_samples, max_records=max_records)]
+        if len(val) >= val_samples or bound >= HASHES:
+            return np.delete(train, np.searchsorted(train, val)), val[:val_samples]
         bound *= 4
 
 
-def _first(groups_N: np.ndarray, count: int, *, most: int) -> np.ndarray:
-    """Which records are of the first groups that come to `count`."""
+def _in_first_groups(groups_N: np.ndarray, count: int, *, max_records: int) -> np.ndarray:
+    """Whether each record is in the first groups that together have `count` records, bool (N,)."""
     _, group_N, counts_G = np.unique(groups_N, return_inverse=True, return_counts=True)
-    fits_G = counts_G <= most
+    fits_G = counts_G <= max_records
     totals_G = np.where(fits_G, counts_G, 0).cumsum()
-    return (fits_G & (totals_G <= most) & (totals_G - counts_G < count))[group_N]
+    return (fits_G & (totals_G <= max_records) & (totals_G - counts_G < count))[group_N]

@@ -14,7 +14,7 @@ from src.data.image_transform import decode_jpeg
 from src.data.record import Record
 from src.data.remote import CacheConfig, is_remote, open_shards
 from src.data.shards import Shards
-from src.data.test_sets import set_name
+from src.data.test_sets import benchmark_name
 from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 from src.runtime.schema import check_choice, to_typed
@@ -51,7 +51,7 @@ class Benchmark:
     @property
     def set_name(self) -> str:
         """The name in the audit of the test set that holds these questions."""
-        return set_name(self.source, self.split)
+        return benchmark_name(self.source, self.split)
 
     @cached_property
     def items(self) -> list[dict]:
@@ -81,7 +81,7 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
     rows = shards.rows(config.split)
     if config.disjoint:
         groups, train = shards.column("group"), shards.rows("train")
-        rows = rows[~np.isin(groups[rows], groups[train]) & ~shards.shows_again(rows, of=train)]
+        rows = rows[~np.isin(groups[rows], groups[train]) & ~shards.repeats_image(rows, of=train)]
     if len(rows) == 0:
         raise UserError(f"benchmark '{name}': source '{config.source}' has no record in its {config.split} split; build its shards again")
     all_rows = rows

@@ -134,7 +134,7 @@ def _source_overlap(
         return Overlap(records, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
     if "records" not in trained:
         return unknown_overlap(f"the training record does not state which records of {source} were used", records)
-    if trained["records"][source] == rows_digest(split_source(shards, decontaminate=True, validate=val_samples)[0]):
+    if trained["records"][source] == rows_digest(split_source(shards, decontaminate=True, val_samples=val_samples)[0]):
         return Overlap(records)
     return Overlap(records, True, seen=seen, notes=[f"the audit of {source} changed after the training, which excluded other records"])
 

@@ -31,7 +31,7 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy and source number of every supervised token: (losses_S, sources_S)."""
         e_BTH = self.embed(batch.input_ids_BT, batch.images_NCHW, batch.image_token_index_K)
-        h_SH = self.language.loss_states(e_BTH, batch.position_ids_BT, batch.edges, batch.loss_index_S)
+        h_SH = self.language.loss_states(e_BTH, batch.position_ids_BT, batch.cu_seqlens, batch.loss_index_S)
         target_index_S = batch.loss_index_S + 1
         targets_S = batch.labels_BT.flatten()[target_index_S]
         losses_S = token_losses(h_SH, self.language.head, targets_S, fast=self.language.fast)

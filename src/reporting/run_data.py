@@ -9,7 +9,7 @@ from typing import overload
 
 import yaml
 
-from src.data.phantoms import phantom_notice
+from src.data.record import phantom_notice
 from src.evaluation import predictions_file
 from src.reporting.blocks import Interval
 from src.runtime.errors import UserError, suggest

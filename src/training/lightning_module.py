@@ -133,7 +133,7 @@ class VLMLightningModule(lightning.LightningModule):
         self.loss_sums.index_add_(0, sources_S.long(), losses_S.float().nan_to_num(0.0, 0.0, 0.0))
         self.token_sums.index_add_(0, sources_S.long(), torch.isfinite(losses_S).float())
         self.samples += batch.num_samples
-        self.cut += batch.cut
+        self.cut += batch.num_truncated
         self.tokens += (batch.sources_BT >= 0).sum()
         self.places += batch.input_ids_BT.numel()
 

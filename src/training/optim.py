@@ -58,7 +58,7 @@ def epochs_to_steps(config: Config) -> Config:
     if epochs is None:
         return config
     shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
-    rows, _ = split_rows(shards, config.mix, validate=config.data.val_samples)
+    rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
     steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch_size))
     if config.optim.warmup >= steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")

@@ -10,12 +10,12 @@ import simplejpeg
 
 from data_prep.phantom import draw
 from data_prep.phantom.scene.world import Scene, item_rng, sample_scene
-from src.data.phantoms import PHANTOM
+from src.data.record import PHANTOM_MARKER
 
 
 def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
     """Writes `out` with `write(temporary folder)`; False if it exists already and was made with the same settings."""
-    stamp = out / PHANTOM
+    stamp = out / PHANTOM_MARKER
     if stamp.exists() and json.loads(stamp.read_text()) == settings:
         return False
     temporary = out.with_name(out.name + ".tmp")

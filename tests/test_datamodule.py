@@ -1,4 +1,4 @@
-"""src/data/datamodule.py: a step is a pure function of its number, whoever loads it."""
+"""src/data/datamodule.py: the samples of a step depend on its number alone, not on workers, ranks and slots."""
 
 import itertools
 import json
@@ -27,51 +27,51 @@ def data(configure):
     return lambda *overrides: parts(configure(*overrides))[1]
 
 
-def rows_of(batch) -> list[tuple[list[int], list[int]]]:
-    """(ids, labels) of every row without its padding; the row of an empty slot is none."""
-    rows = []
+def sequences_of(batch) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of every sequence without its padding; nothing for an empty slot."""
+    sequences = []
     for ids, labels, sources in zip(batch.input_ids_BT.tolist(), batch.labels_BT.tolist(), batch.sources_BT.tolist(), strict=True):
         length = sum(source >= 0 for source in sources)
         if length:
-            rows.append((ids[:length], labels[:length]))
-    return rows
+            sequences.append((ids[:length], labels[:length]))
+    return sequences
 
 
 def batches_of(data, step: int, *, world: int, slots: int) -> list[list]:
-    """The batches of a step, by rank and slot."""
+    """The batches of a step by rank and slot."""
     data.slots = slots
     streams = [data.stream(rank=rank, world=world) for rank in range(world)]
     return [[stream.batch(step, slot=slot) for slot in range(slots)] for stream in streams]
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-def test_one_rank_deals_the_rows_of_a_step_over_its_slots(data, slots):
+def test_one_rank_splits_the_sequences_of_a_step_over_its_slots(data, slots):
     module = data()
     for step in range(STEPS):
-        [[whole]], [dealt] = batches_of(module, step, world=1, slots=1), batches_of(module, step, world=1, slots=slots)
-        assert [row for batch in dealt for row in rows_of(batch)] == rows_of(whole)
-        assert [key for batch in dealt for key in batch.keys] == whole.keys
-        assert torch.equal(torch.cat([batch.images_NCHW for batch in dealt]), whole.images_NCHW)
-        counts = [len(rows_of(batch)) for batch in dealt]
+        [[whole]], [split] = batches_of(module, step, world=1, slots=1), batches_of(module, step, world=1, slots=slots)
+        assert [sequence for batch in split for sequence in sequences_of(batch)] == sequences_of(whole)
+        assert [key for batch in split for key in batch.keys] == whole.keys
+        assert torch.equal(torch.cat([batch.images_NCHW for batch in split]), whole.images_NCHW)
+        counts = [len(sequences_of(batch)) for batch in split]
         assert max(counts) - min(counts) <= 1
 
 
 def samples_of(batch) -> list[tuple[str, list[int], list[int], bytes]]:
     """(key, ids, labels, pixels) of each sample."""
-    found, image = [], 0
-    edges = [*(batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist(), batch.input_ids_BT.numel()]
-    spans = [(a, b) for a, b in itertools.pairwise(edges) if batch.sources_BT.flatten()[a] >= 0]
+    samples, image = [], 0
+    cu_seqlens = [*(batch.position_ids_BT.flatten() == 0).nonzero()[:, 0].tolist(), batch.input_ids_BT.numel()]
+    spans = [(a, b) for a, b in itertools.pairwise(cu_seqlens) if batch.sources_BT.flatten()[a] >= 0]
     for key, (start, stop) in zip(batch.keys, spans, strict=True):
         ids = batch.input_ids_BT.flatten()[start:stop]
         count = int(torch.isin(torch.arange(start, stop), batch.image_token_index_K).sum()) // 4
         pixels = batch.images_NCHW[image : image + count].numpy().tobytes()
-        found.append((key, ids.tolist(), batch.labels_BT.flatten()[start:stop].tolist(), pixels))
+        samples.append((key, ids.tolist(), batch.labels_BT.flatten()[start:stop].tolist(), pixels))
         image += count
-    return found
+    return samples
 
 
 @pytest.mark.parametrize(("world", "slots"), [(2, 1), (2, 2), (4, 1), (4, 4), (16, 1)])
-def test_a_step_has_the_same_samples_for_any_ranks_and_slots(data, world, slots):
+def test_step_has_the_same_samples_for_any_number_of_ranks_and_slots(data, world, slots):
     module = data()
     for step in range(STEPS):
         [[whole]] = batches_of(module, step, world=1, slots=1)
@@ -80,7 +80,7 @@ def test_a_step_has_the_same_samples_for_any_ranks_and_slots(data, world, slots)
 
 
 def test_ranks_and_slots_get_equal_numbers_of_tokens_without_padding(data):
-    """Sixteen samples in about three rows of 160: whole rows would leave one of four ranks empty."""
+    """Sixteen samples in about three sequences of 160: whole sequences would leave one of four ranks empty."""
     module = data()
     for step in range(STEPS):
         ranks = batches_of(module, step, world=4, slots=2)
@@ -93,39 +93,39 @@ def test_ranks_and_slots_get_equal_numbers_of_tokens_without_padding(data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_never_change_the_order(data, workers):
+def test_order_does_not_depend_on_the_number_of_workers(data, workers):
     module = data()
-    alone, worked = module.stream(), module.stream()
-    alone.start = worked.start = 3
-    loader = iter(DataLoader(worked, batch_size=None, num_workers=workers))
-    for one, other in zip(alone, [next(loader) for _ in range(STEPS)], strict=False):
+    direct, loaded = module.stream(), module.stream()
+    direct.start = loaded.start = 3
+    loader = iter(DataLoader(loaded, batch_size=None, num_workers=workers))
+    for one, other in zip(direct, [next(loader) for _ in range(STEPS)], strict=False):
         assert one.keys == other.keys
         assert torch.equal(one.input_ids_BT, other.input_ids_BT)
         assert torch.equal(one.images_NCHW, other.images_NCHW)
 
 
-def test_steps_hold_every_position_of_the_mixture_once(data):
+def test_steps_of_a_window_use_every_position_of_the_mixture_once(data):
     module = data()
     stream = module.stream()
     size = module.data.packing_window
     for window in range(3):
         sources, rows = module.mixture.take(window * size, (window + 1) * size)
-        drawn = [f"{module.mixture.sources[source]}:{row}" for source, row in zip(sources, rows, strict=True)]
+        expected = [f"{module.mixture.sources[source]}:{row}" for source, row in zip(sources, rows, strict=True)]
         steps = size // module.data.global_batch_size
-        seen = [key for step in range(steps) for key in stream.batch(window * steps + step, slot=0).keys]
-        assert sorted(seen) == sorted(drawn)
+        keys = [key for step in range(steps) for key in stream.batch(window * steps + step, slot=0).keys]
+        assert sorted(keys) == sorted(expected)
 
 
 @pytest.mark.slow
-def test_seeking_is_reading_on(data):
-    reads, seeks = data(), data()
+def test_seeking_gives_the_same_step_as_reading(data):
+    reading, seeking = data(), data()
     for step in range(STEPS):
-        reads.stream().batch(step, slot=0)
-    assert reads.stream().batch(77, slot=0).keys == seeks.stream().batch(77, slot=0).keys
+        reading.stream().batch(step, slot=0)
+    assert reading.stream().batch(77, slot=0).keys == seeking.stream().batch(77, slot=0).keys
 
 
-def test_batches_hold_the_pixels_and_answers_of_their_records(data):
-    """Images in the order of their placeholders; labels spell the answer and the end of sequence, and nothing else."""
+def test_batch_has_the_pixels_and_answers_of_its_records(data):
+    """Images are in the order of their placeholders; labels are the answer and the end of sequence, nothing else."""
     module = data()
     batch = module.stream().batch(0, slot=0)
     tokenizer = module.prompter.tokenizer
@@ -137,30 +137,30 @@ def test_batches_hold_the_pixels_and_answers_of_their_records(data):
         answers.append(record.answer)
     assert np.array_equal(batch.images_NCHW.numpy(), np.stack(images))
     assert int((batch.input_ids_BT == module.prompter.image_id).sum()) == len(images) * 4
-    spelt = []
+    supervised = []
     for labels, positions in zip(batch.labels_BT, batch.position_ids_BT, strict=True):
         starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(labels)]
         for start, stop in itertools.pairwise(starts):
-            kept = labels[start:stop][labels[start:stop] != IGNORE].tolist()
-            if kept:
-                assert kept[-1] == module.prompter.eos
-                spelt.append(tokenizer.decode(kept[:-1]))
-    assert spelt == answers
+            targets = labels[start:stop][labels[start:stop] != IGNORE].tolist()
+            if targets:
+                assert targets[-1] == module.prompter.eos
+                supervised.append(tokenizer.decode(targets[:-1]))
+    assert supervised == answers
 
 
-def test_validation_is_fixed_disjoint_over_ranks_and_never_of_the_training_split(data):
+def test_validation_batches_are_the_validation_split_divided_over_ranks(data):
     module = data()
     keys = [key for batch in module.validation_batches() for key in batch.keys]
     assert len(keys) == len(set(keys)) == 12
     for source, opened in module.shards.items():
-        picked = [int(key.partition(":")[2]) for key in keys if key.startswith(source)]
-        assert sorted(picked) == opened.rows("val")[:4].tolist()
-    split = [key for rank in range(2) for batch in module.validation_batches(rank=rank, world=2) for key in batch.keys]
-    assert sorted(split) == sorted(keys)
+        rows = [int(key.partition(":")[2]) for key in keys if key.startswith(source)]
+        assert sorted(rows) == opened.rows("val")[:4].tolist()
+    of_ranks = [key for rank in range(2) for batch in module.validation_batches(rank=rank, world=2) for key in batch.keys]
+    assert sorted(of_ranks) == sorted(keys)
 
 
 @pytest.mark.slow
-def test_state_is_the_steps_taken_and_what_the_order_depends_on(data):
+def test_state_is_the_number_of_steps_and_the_fingerprint(data):
     module, other = data(), data("optim.steps=9")
     module.consumed = 7
     state = json.loads(json.dumps(module.state_dict()))
@@ -174,18 +174,18 @@ def test_state_is_the_steps_taken_and_what_the_order_depends_on(data):
     [
         ("seed=1", "seed"),
         ("mix.shares.beta=2", "shares"),
-        ("data.global_batch_size=8", "global_batch_size"),
-        ("data.packing_window=64", "window"),
-        ("data.max_seq_len=170", "max_seq_len"),
+        ("data.global_batch_size=8", "data.global_batch_size"),
+        ("data.packing_window=64", "data.packing_window"),
+        ("data.max_seq_len=170", "data.max_seq_len"),
         ("mix.decontaminate=false", "decontaminate"),
     ],
 )
-def test_another_order_refuses_to_resume(data, override, key):
+def test_resume_with_another_order_of_the_data_raises(data, override, key):
     with pytest.raises(UserError, match=rf"cannot resume: .* \({key}\S* was .*, now "):
         data(override).load_state_dict(data().state_dict())
 
 
-def test_shares_in_another_order_resume_on_the_same_stream(configure):
+def test_resume_with_reordered_shares_continues_the_same_stream(configure):
     config, reordered = configure(), configure()
     reordered.mix.shares = dict(reversed(config.mix.shares.items()))
     one, other = parts(config)[1], parts(reordered)[1]
@@ -194,14 +194,14 @@ def test_shares_in_another_order_resume_on_the_same_stream(configure):
         assert one.stream().batch(step, slot=0).keys == other.stream().batch(step, slot=0).keys
 
 
-def test_a_checkpoint_of_an_earlier_data_order_is_refused(data):
+def test_resume_from_a_checkpoint_with_an_earlier_data_order_raises(data):
     state = data().state_dict()
     state["fingerprint"].pop("version")
     with pytest.raises(UserError, match=r"cannot resume: .* version 1 depends on the order of mix\.shares"):
         data().load_state_dict(state)
 
 
-def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
+def test_fingerprint_changes_with_the_shards(configure, shards, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     manifest = json.loads((copy / "beta" / "manifest.json").read_text())
@@ -216,72 +216,74 @@ def test_changed_shards_have_another_fingerprint(configure, shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_audit_changes_the_fingerprint_of_a_run_that_obeys_it(configure, shards, tmp_path):
+def test_audit_changes_the_fingerprint_of_a_run_that_decontaminates(configure, shards, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
-    leak_everything(copy / "alpha", but=30)
+    mark_as_leaking(copy / "alpha", start=30)
 
-    def of(root, *overrides: str) -> dict:
+    def fingerprint(root, *overrides: str) -> dict:
         config = configure(*overrides)
         return data_fingerprint(open_sources(root, config.mix), config.mix, seed=config.seed, data=config.data)
 
-    before, after = of(shards), of(copy)
+    before, after = fingerprint(shards), fingerprint(copy)
     assert before["records"]["alpha"].startswith("60 (")
     assert after["records"]["alpha"].startswith("30 (")
     assert before["records"]["beta"] == after["records"]["beta"]
-    assert of(shards, "mix.decontaminate=false") == of(copy, "mix.decontaminate=false")
+    assert fingerprint(shards, "mix.decontaminate=false") == fingerprint(copy, "mix.decontaminate=false")
 
 
 @pytest.mark.slow
-def test_a_source_without_training_records_is_one_sentence(data, shards, tmp_path):
+def test_source_without_training_records_raises(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
-    leak_everything(root / "gamma")
-    with pytest.raises(UserError, match=r"mix.shares names 'gamma', but no training record of it may be used; set mix.shares.gamma=0"):
+    mark_as_leaking(root / "gamma")
+    with pytest.raises(UserError, match=r"mix.shares: no training record of 'gamma' may be used; set mix.shares.gamma=0"):
         data(f"data.root={root}")
     assert len(data(f"data.root={root}", "mix.decontaminate=false").mixture.rows[2]) == 60
 
 
-def leak_everything(folder, *, but: int = 0) -> None:
-    """Marks the training records after the first `but` as those of a test set."""
+def mark_as_leaking(folder, *, start: int = 0) -> None:
+    """Marks the training records from `start` on as records of a test set."""
     with pa.OSFile(str(folder / "index.arrow")) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
     at = batch.schema.get_field_index("leaks_into")
     splits = batch.column("split").to_pylist()
-    found = ["pathvqa" if split == SPLITS.index("train") and n >= but else "" for n, split in enumerate(splits)]
-    batch = batch.set_column(at, batch.schema.field(at), pa.array(found))
+    leaks_into = ["pathvqa" if split == SPLITS.index("train") and n >= start else "" for n, split in enumerate(splits)]
+    batch = batch.set_column(at, batch.schema.field(at), pa.array(leaks_into))
     with pa.OSFile(str(folder / "index.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
 @pytest.mark.slow
-def test_a_shard_that_vanished_or_changed_is_one_sentence(data, shards, tmp_path):
+def test_missing_or_changed_shard_raises(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
     tar = root / "alpha" / "train-000000.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[: len(content) // 4])
-    with pytest.raises(UserError, match="is not the file that the index was made of"):
+    with pytest.raises(UserError, match="does not match its index"):
         [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
     tar.unlink()
-    with pytest.raises(UserError, match="is named in the manifest but is not there"):
+    with pytest.raises(UserError, match="listed in the manifest but missing"):
         [data(f"data.root={root}").stream().batch(step, slot=0) for step in range(4)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("max_seq_len", "said"), [(16, r"2 image\(s\) of 4 tokens .* max_seq_len=16; set it to 17 or more"), (17, None)])
-def test_images_that_do_not_fit_are_refused_before_the_first_step(data, max_seq_len, said):
-    """Sources of one, two and no images of four tokens; a blind run has none."""
+@pytest.mark.parametrize(
+    ("max_seq_len", "message"), [(16, r"2 image\(s\) of 4 tokens .* max_seq_len=16; set it to 17 or more"), (17, None)]
+)
+def test_images_that_do_not_fit_raise_before_the_first_step(data, max_seq_len, message):
+    """The sources have one, two and no images of four tokens; a run without images has none."""
     words = [f"data.max_seq_len={max_seq_len}"]
     data(*words, "data.images=false")
-    if said is None:
+    if message is None:
         data(*words).stream().batch(0, slot=0)
     else:
-        with pytest.raises(UserError, match=f"'beta/train[0-9]+': {said}"):
+        with pytest.raises(UserError, match=f"'beta/train[0-9]+': {message}"):
             data(*words)
 
 
-def test_more_ranks_than_a_step_can_fill_are_a_warning(configure, capsys):
+def test_more_ranks_than_a_step_can_fill_print_a_warning(configure, capsys):
     for ranks in (1, 2, 16):
         config = configure(f"trainer.devices={ranks}")
         warn_if_ranks_wait(config, parts(config)[1])

@@ -1,4 +1,4 @@
-"""A run folder carries the training records of all runs whose weights it continued."""
+"""src/data/lineage.py: a run folder holds the training records of all runs whose weights it continued."""
 
 import json
 import shutil
@@ -9,15 +9,15 @@ import yaml
 from src.data.lineage import ancestors, lineage, missing_parent, phantoms, write_lineage
 
 
-def started(outputs: Path, name: str, source: str, *, init: str | None = None, recorded: bool = True, phantom: bool = False) -> Path:
-    """The folder of a run on one source; without `recorded` as older code left it."""
+def start_run(outputs: Path, name: str, source: str, *, init: str | None = None, with_lineage: bool = True, phantom: bool = False) -> Path:
+    """The folder of a run on one source; without `with_lineage` as older code wrote it."""
     folder = outputs / name
     folder.mkdir(parents=True)
     mix = {"shares": {source: 1.0}, "decontaminate": True}
     config = {"name": name, "init": init, "mix": mix, "data": {"root": str(outputs.parent / "shards")}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = {"licence": f"licence of {source}", "counts": {"train": {"written": 7}}, "phantom": phantom}
-    if recorded:
+    if with_lineage:
         write_lineage(folder, fingerprint={"shards": {source: f"print of {source}"}}, manifests={source: manifest})
         return folder
     shards = outputs.parent / "shards" / source
@@ -28,9 +28,9 @@ def started(outputs: Path, name: str, source: str, *, init: str | None = None, r
 
 
 def test_lineage_survives_the_removal_of_all_ancestors(tmp_path):
-    started(tmp_path / "outputs", "grandparent", "a", phantom=True)
-    started(tmp_path / "outputs", "sweep/seed=1", "b", init="run:grandparent")
-    child = started(tmp_path / "outputs", "child", "c", init="run:sweep/seed=1")
+    start_run(tmp_path / "outputs", "grandparent", "a", phantom=True)
+    start_run(tmp_path / "outputs", "sweep/seed=1", "b", init="run:grandparent")
+    child = start_run(tmp_path / "outputs", "child", "c", init="run:sweep/seed=1")
     for name in ("grandparent", "sweep"):
         shutil.rmtree(tmp_path / "outputs" / name)
     moved = child.rename(tmp_path / "child")
@@ -44,38 +44,38 @@ def test_lineage_survives_the_removal_of_all_ancestors(tmp_path):
 
 def test_lineage_of_older_runs_is_read_from_their_folders(tmp_path):
     outputs = tmp_path / "outputs"
-    started(outputs, "grandparent", "a", recorded=False, phantom=True)
-    started(outputs, "sweep/seed=1", "b", init="run:grandparent", recorded=False)
-    child = started(outputs, "child", "c", init="run:sweep/seed=1", recorded=False)
-    read = lineage(child)
+    start_run(outputs, "grandparent", "a", with_lineage=False, phantom=True)
+    start_run(outputs, "sweep/seed=1", "b", init="run:grandparent", with_lineage=False)
+    child = start_run(outputs, "child", "c", init="run:sweep/seed=1", with_lineage=False)
+    from_folders = lineage(child)
     shutil.rmtree(outputs)
     for name, source, init in (("grandparent", "a", None), ("sweep/seed=1", "b", "run:grandparent"), ("child", "c", "run:sweep/seed=1")):
-        started(outputs, name, source, init=init, phantom=source == "a")
-    assert read == lineage(child)
+        start_run(outputs, name, source, init=init, phantom=source == "a")
+    assert from_folders == lineage(child)
 
 
-def test_lineage_ends_where_an_older_parent_is_gone(tmp_path):
+def test_lineage_ends_at_an_older_parent_that_is_missing(tmp_path):
     outputs = tmp_path / "outputs"
-    started(outputs, "parent", "b", init="run:grandparent", recorded=False)
-    child = started(outputs, "child", "c", init="run:parent")
+    start_run(outputs, "parent", "b", init="run:grandparent", with_lineage=False)
+    child = start_run(outputs, "child", "c", init="run:parent")
     assert missing_parent(lineage(child)) == "run:grandparent"
-    started(outputs, "grandparent", "a")
+    start_run(outputs, "grandparent", "a")
     assert missing_parent(lineage(child)) is None
 
 
-def test_copied_records_are_those_of_the_parent_when_the_child_started(tmp_path):
+def test_copied_records_are_from_the_start_of_the_child(tmp_path):
     outputs = tmp_path / "outputs"
-    started(outputs, "parent", "a")
-    child = started(outputs, "child", "c", init="run:parent")
+    start_run(outputs, "parent", "a")
+    child = start_run(outputs, "child", "c", init="run:parent")
     shutil.rmtree(outputs / "parent")
-    started(outputs, "parent", "b")
+    start_run(outputs, "parent", "b")
     assert [record["sources"][0]["name"] for record in ancestors(child)] == ["a"]
 
 
 def test_lineage_stops_at_older_runs_that_name_each_other_as_init(tmp_path):
     outputs = tmp_path / "outputs"
-    started(outputs, "parent", "a", init="run:child", recorded=False)
-    child = started(outputs, "child", "b", init="run:parent", recorded=False)
+    start_run(outputs, "parent", "a", init="run:child", with_lineage=False)
+    child = start_run(outputs, "child", "b", init="run:parent", with_lineage=False)
     records = lineage(child)
     assert [record["name"] for record in records] == ["child", "parent"]
     assert missing_parent(records) == "run:child"

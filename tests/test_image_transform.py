@@ -5,7 +5,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageChops
 
-from data_prep.audit.evaluation_sets import _from_raw
+from data_prep.audit.evaluation_sets import _open_raw
 from data_prep.build.encode import encode_image
 from src.classification.dataset import image_to_pixels
 from src.data.image_io import read_image
@@ -13,7 +13,7 @@ from src.data.image_transform import decode_jpeg
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Waves and an edge: detail as an image has it, unlike noise."""
+    """Waves and an edge, which resemble an image more than noise does."""
     y, x = np.mgrid[:height, :width] / 40
     waves = 128 + 60 * np.sin(x * 1.3)[..., None] * np.cos(y[..., None] + np.arange(3)) + 40 * (x > y)[..., None]
     return waves.clip(0, 255).astype(np.uint8)
@@ -24,30 +24,30 @@ def pil(data: bytes, size: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def test_exact_is_pil():
+def test_exact_decoding_equals_pillow():
     data = simplejpeg.encode_jpeg(smooth(500, 640), quality=92)
     assert np.array_equal(decode_jpeg(data, size=96, exact=True), pil(data, 96))
 
 
-def test_the_fast_path_is_within_a_grey_level_and_a_half_of_pil():
+def test_fast_decoding_differs_from_pillow_by_at_most_1_5_grey_levels():
     for height, width, size in [(500, 640, 96), (384, 384, 224), (300, 1200, 64), (50, 40, 64)]:
         data = simplejpeg.encode_jpeg(smooth(height, width), quality=92)
         assert np.abs(decode_jpeg(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
 
 
-def test_a_picture_that_is_decoded_whole_is_pil_but_for_rounding():
+def test_full_size_decoding_equals_pillow_except_for_rounding():
     data = simplejpeg.encode_jpeg(smooth(288, 384), quality=92)
-    away = np.abs(decode_jpeg(data, size=224).astype(int) - pil(data, 224))
-    assert away.max() <= 2
-    assert away.mean() < 0.02
+    difference = np.abs(decode_jpeg(data, size=224).astype(int) - pil(data, 224))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
 
 
-def test_grey_and_other_formats_come_out_as_rgb():
+def test_grey_and_other_formats_become_rgb():
     grey = simplejpeg.encode_jpeg(smooth(64, 64)[..., :1].copy(), colorspace="GRAY")
-    made = decode_jpeg(grey, size=32)
-    assert made.shape == (3, 32, 32)
-    assert made.dtype == np.uint8
-    assert np.array_equal(made[0], made[1])
+    pixels = decode_jpeg(grey, size=32)
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels[0], pixels[1])
     png = io.BytesIO()
     Image.fromarray(smooth(32, 32)).save(png, "PNG")
     assert np.array_equal(decode_jpeg(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
@@ -63,9 +63,9 @@ def file_of(image: Image.Image, kind: str, *, orientation: int | None = 1, **opt
 
 
 def unusual_files() -> dict[str, bytes]:
-    """Files whose pixels differ from what `Image.open(file).convert("RGB")` gives."""
+    """Files for which `Image.open(file).convert("RGB")` gives other pixels."""
     picture = Image.fromarray(smooth(64, 96))
-    deep = Image.fromarray(smooth(64, 96)[..., 0].astype(np.uint16) * 16)  # 12 bits, as of a CT
+    deep = Image.fromarray(smooth(64, 96)[..., 0].astype(np.uint16) * 16)  # 12 bits, as in a CT
     clear = picture.convert("RGBA")
     clear.putalpha(Image.fromarray(smooth(64, 96)[..., 1]))
     palette = picture.quantize(2)
@@ -76,40 +76,40 @@ def unusual_files() -> dict[str, bytes]:
     files |= {"rotated by XMP.jpg": file_of(picture, "JPEG", orientation=None, quality=95, xmp=b'<rdf tiff:Orientation="6"/>')}
     files |= {"alpha.png": file_of(clear, "PNG"), "palette.png": file_of(palette, "PNG", transparency=1)}
     adobe = file_of(ImageChops.invert(picture.convert("CMYK")), "JPEG", quality=95)  # Pillow inverts once more
-    at = adobe.index(b"\xff\xee")  # the segment that says that the values are inverted
+    at = adobe.index(b"\xff\xee")  # the segment that marks the values as inverted
     return files | {"cmyk.jpg": adobe[:at] + adobe[at + 2 + int.from_bytes(adobe[at + 2 : at + 4]) :]}
 
 
 @pytest.mark.parametrize("name", unusual_files())
-def test_transfer_audit_and_ask_read_the_pixels_that_shards_hold(tmp_path, name):
+def test_transfer_audit_and_ask_read_the_pixels_of_the_shards(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(unusual_files()[name])
     shard = decode_jpeg(encode_image(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
-    audit = np.asarray(_from_raw(path))
+    audit = np.asarray(_open_raw(path))
     assert np.array_equal(audit, np.asarray(read_image(path)))
-    asked = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(image_to_pixels(path, size=32), asked)
-    assert np.abs(shard - asked).mean() < 1.5  # of 255; the shard is a JPEG file with a quarter of the colours
+    expected = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(image_to_pixels(path, size=32), expected)
+    assert np.abs(shard - expected).mean() < 1.5  # of 255; the shard holds a JPEG file with subsampled colours
     naive = pil(path.read_bytes(), 32)
-    assert np.abs(naive - asked.astype(int)).mean() > 15
+    assert np.abs(naive - expected.astype(int)).mean() > 15
 
 
 def test_arrays_of_16_bits_are_scaled_like_files(tmp_path):
     deep = smooth(64, 96)[..., 0].astype(np.uint16) * 16
     Image.fromarray(deep).save(tmp_path / "a.png")
     assert np.array_equal(image_to_pixels(deep, size=32), image_to_pixels(tmp_path / "a.png", size=32))
-    assert np.array_equal(np.asarray(_from_raw(deep)), np.asarray(_from_raw(tmp_path / "a.png")))
+    assert np.array_equal(np.asarray(_open_raw(deep)), np.asarray(_open_raw(tmp_path / "a.png")))
 
 
 @pytest.mark.parametrize(
     ("kind", "at", "damage", "size"),
     [
-        ("JPEG", 0, b"nonsense", (96, 64)),  # no orientation can be read
+        ("JPEG", 0, b"nonsense", (96, 64)),  # the orientation cannot be read
         ("PNG", 0, b"nonsense", (96, 64)),
         ("JPEG", 11, b"\0", (64, 96)),  # the type of another tag: the orientation can be read
     ],
 )
-def test_damaged_exif_data_does_not_keep_an_image_from_being_read(tmp_path, kind, at, damage, size):
+def test_image_with_damaged_exif_data_is_read(tmp_path, kind, at, damage, size):
     exif = Image.Exif()
     exif[270], exif[274] = "title", 6
     data = bytearray(exif.tobytes())
