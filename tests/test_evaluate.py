@@ -100,13 +100,13 @@ def test_scores_equal_those_of_the_predictions_files(run):
 def test_interrupted_evaluation_resumes_with_the_same_answers(run, exact):
     evaluate(config(run))
     path = run / "predictions" / "alpha.real.jsonl"
-    whole = lines(path)
-    edited = {**whole[0], "prediction": "edited\u2028"}  # splitlines() would split here
-    path.write_text(json.dumps(edited, ensure_ascii=False) + "\n" + json.dumps(whole[1])[:-9])  # killed within a line
+    expected = lines(path)
+    edited = {**expected[0], "prediction": "edited\u2028"}  # splitlines() would split here
+    path.write_text(json.dumps(edited, ensure_ascii=False) + "\n" + json.dumps(expected[1])[:-9])  # killed within a line
     evaluate(config(run))
     assert lines(path)[0] == edited  # not answered again
-    for now, before in zip(lines(path)[1:], whole[1:], strict=True):
-        assert now.pop("confidence") == pytest.approx(before.pop("confidence"), abs=exact)  # other neighbours in the batch
+    for now, before in zip(lines(path)[1:], expected[1:], strict=True):
+        assert now.pop("confidence") == pytest.approx(before.pop("confidence"), abs=exact)  # the batches differ
         assert now == before
 
 
@@ -116,7 +116,7 @@ def test_limit_evaluates_fewer_questions_and_keeps_other_answers(run):
     evaluate(config(run))
     folder = run / "predictions"
     before = {path.name: {line["id"]: line["prediction"] for line in lines(path)} for path in folder.glob("alpha.*.jsonl")}
-    whole = json.loads((run / "evaluate.json").read_text())
+    expected = json.loads((run / "evaluate.json").read_text())
     path = folder / "alpha.shuffled.jsonl"
     path.write_text(path.read_text().replace('"prediction": "', '"prediction": "edited '))
     evaluate(config(run, "limit=3"))
@@ -129,7 +129,7 @@ def test_limit_evaluates_fewer_questions_and_keeps_other_answers(run):
     assert len(RunData("tiny", run).predictions("alpha", "real")) == 3
     evaluate(config(run))
     again = json.loads((run / "evaluate.json").read_text())["metrics"]
-    assert again["vqa/alpha/real/all/bleu1"] == whole["metrics"]["vqa/alpha/real/all/bleu1"]
+    assert again["vqa/alpha/real/all/bleu1"] == expected["metrics"]["vqa/alpha/real/all/bleu1"]
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_two_ranks_give_the_answers_of_one_rank(run, tmp_path):
     """An earlier two-rank evaluation was killed, so that its part files are still there."""
     evaluate(config(run))
     folder = run / "predictions"
-    whole = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
+    expected = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
     metrics = json.loads((run / "evaluate.json").read_text())["metrics"]
     answered = lines(folder / "alpha.real.jsonl")
     part = folder / f"alpha.real.{(folder / 'alpha.real.digest').read_text()[:12]}.1.part"
@@ -159,9 +159,9 @@ def test_two_ranks_give_the_answers_of_one_rank(run, tmp_path):
     assert codes == [0, 0], (tmp_path / "log.1").read_text()
     merged = {path.name: [line["prediction"] for line in lines(path)] for path in folder.glob("*.jsonl")}
     assert merged["alpha.real.jsonl"][:2] == ["edited", "edited"]
-    assert merged["alpha.real.jsonl"][2:] == whole["alpha.real.jsonl"][2:]
+    assert merged["alpha.real.jsonl"][2:] == expected["alpha.real.jsonl"][2:]
     assert {name: texts for name, texts in merged.items() if name != "alpha.real.jsonl"} == {
-        name: texts for name, texts in whole.items() if name != "alpha.real.jsonl"
+        name: texts for name, texts in expected.items() if name != "alpha.real.jsonl"
     }
     assert json.loads((run / "evaluate.json").read_text())["metrics"].keys() == metrics.keys()
     assert not list(folder.glob("*.part"))

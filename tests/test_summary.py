@@ -73,10 +73,10 @@ def test_cut_answers_are_counted_and_printed(predictions):
 
 
 def test_predictions_file_of_another_system_is_scored(tmp_path):
-    file = tmp_path / "theirs.jsonl"
+    file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps({**item, "question": "what?"}) + "\n" for item in random_items(40)))
     folder = score_predictions(config(predictions=file, outputs=tmp_path / "outputs", resamples=50))
-    assert folder == tmp_path / "outputs" / "theirs"
+    assert folder == tmp_path / "outputs" / "answers"
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert metrics["vqa/file/real/all/bleu1"]["n"] == 40
     assert json.loads((folder / "evaluate.json").read_text())["scorers"]["file"]["bleu1"] == metrics["vqa/file/real/all/bleu1"]["value"]
@@ -88,26 +88,26 @@ def test_flags_of_a_predictions_file_are_used_and_empty_answers_counted(tmp_path
     lines = [{"id": str(n), "question": "q", "references": ["left"], "prediction": "left"} for n in range(4)]
     lines[0] |= {"prediction": " ", "closed": True}
     lines[1] |= {"cut": True}
-    file = tmp_path / "theirs.jsonl"
+    file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = score_predictions(config(predictions=file, outputs=tmp_path / "outputs", benchmarks="slake", resamples=9))
     result = json.loads((folder / "evaluate.json").read_text())
     assert result["empty"] == result["cut"] == {"slake": {"real": 1}}
     assert result["metrics"]["vqa/slake/real/closed/accuracy"]["n"] == 1
     assert "slake            real                   1 answers are empty" in summary.summary_text(result)
-    assert "theirs.jsonl: ids not checked" in capsys.readouterr().out
+    assert "answers.jsonl: ids not checked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "message"), [("vqa_med2019", "did you mean 'vqa_med_2019'"), ("../x", "unknown without data_root")])
 def test_unknown_benchmark_of_a_predictions_file_is_rejected(tmp_path, name, message):
     with pytest.raises(UserError, match=message) as error:
-        score_predictions(config(predictions=tmp_path / "theirs.jsonl", outputs=tmp_path, benchmarks=name))
+        score_predictions(config(predictions=tmp_path / "answers.jsonl", outputs=tmp_path, benchmarks=name))
     assert "\n" not in str(error.value)
 
 
 def test_references_that_differ_from_the_benchmark_are_rejected(tmp_path, shards):
     items = benchmark.read_benchmark("alpha", root=shards).items
-    file = tmp_path / "theirs.jsonl"
+    file = tmp_path / "answers.jsonl"
 
     def score_with(change: dict) -> dict:
         lines = [{**item, "prediction": item["references"][0]} for item in items]
@@ -124,15 +124,15 @@ def test_references_that_differ_from_the_benchmark_are_rejected(tmp_path, shards
 
 
 def test_ids_are_compared_with_the_shards_of_the_benchmark(tmp_path, shards):
-    file = tmp_path / "theirs.jsonl"
+    file = tmp_path / "answers.jsonl"
     file.write_text("".join(json.dumps({**item, "question": "what?"}) + "\n" for item in random_items(3)))
     with pytest.raises(UserError, match=r"the benchmark has 8 questions; 8 ids are missing .* and 3 are extra"):
         score_predictions(config(predictions=file, outputs=tmp_path, benchmarks="alpha", data_root=shards))
-    assert not (tmp_path / "theirs").exists()
+    assert not (tmp_path / "answers").exists()
 
 
 def test_benchmark_of_a_predictions_file_sets_metric_keys_and_alternatives(tmp_path):
-    file = tmp_path / "theirs.jsonl"
+    file = tmp_path / "answers.jsonl"
     file.write_text(json.dumps({"id": 1, "question": "what?", "references": "lung#heart", "prediction": "heart"}))
     word = normalise_override("benchmark=vqa_med_2019", EvaluateConfig)  # there is also a config group with this name
     evaluate_config = to_typed(

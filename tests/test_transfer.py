@@ -11,6 +11,7 @@ from src import transfer
 from src.classification import features
 from src.config.train import VisionConfig
 from src.config.transfer import TransferConfig
+from src.data.record import PHANTOM_MARKER
 from src.model.vision import load_vision
 from src.model.vision_checkpoints import save_open_clip
 from src.runtime import progress, sweep

@@ -60,7 +60,8 @@ def checkpoint_overlaps(checkpoint: Path, test_sets: dict[str, str]) -> dict[str
     """
     records = lineage(checkpoint.parents[1])
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    records[0]["fingerprint"] = state.get("DataModule", {}).get("fingerprint", {})  # runs before lineage.json record it only here
+    # An unfinished run without lineage.json states the fingerprint of its data only in the checkpoint.
+    records[0]["fingerprint"] = state.get("DataModule", {}).get("fingerprint") or records[0]["fingerprint"]
     parts = [_record_overlaps(record, test_sets) for record in records]
     if parent := missing_parent(records):
         note = (
