@@ -19,11 +19,9 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from src.config.train import TrainConfig
 from src.data.packing import Batch, collate
 from src.data.prompt import IGNORE, EncodedSample
-from src.model.language import Language
-from src.model.projector import Projector
 from src.model.vision import TimmVit, Vision, load_vision
 from src.model.vision_checkpoints import LoadedEncoder
-from src.model.vlm import VLM
+from src.model.vlm import VLM, assemble_vlm
 from src.runtime.errors import UserError
 
 # Architectures of weights on a hub, so that planning needs no network and no download.
@@ -58,20 +56,12 @@ def build_on_meta(config: TrainConfig, *, device: str = "meta", shape: dict[str,
     `layers` limits the number of its layers.
     """
     with torch.device(device):
-        vision = _vision(config)
+        vision = _vision(config).to(device)
         architecture = LlamaConfig(**shape) if shape else _language(config)
         architecture.num_hidden_layers = layers or architecture.num_hidden_layers
         base = LlamaForCausalLM(architecture).to(getattr(torch, config.language.dtype))
         tokenizer: Any = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
-        checkpointing = config.trainer.activation_checkpointing
-        language = Language(base, tokenizer, config.language.lora, fast=config.language.fast, activation_checkpointing=checkpointing)
-        projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
-    model = VLM(vision.to(device), projector, language)
-    for name, part in model.parts().items():
-        if getattr(config.optim.lr, name) == 0:
-            part.requires_grad_(False)
-    vision.set_activation_checkpointing(checkpointing == "full")
-    return model
+        return assemble_vlm(vision, base, tokenizer, config)
 
 
 def _vision(config: TrainConfig) -> Vision:

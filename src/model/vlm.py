@@ -6,6 +6,7 @@ K image tokens. Indices count the B x T tokens of all sequences, flattened.
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config.train import TrainConfig
 from src.data.packing import Batch
@@ -87,17 +88,23 @@ def build_vlm(config: TrainConfig) -> VLM:
             f"language.path={settings.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
             f"data.max_seq_len={config.data.max_seq_len} to that or less, so that no sample is longer"
         )
+    model = assemble_vlm(vision, base, tokenizer, config)
+    model.weights = {
+        "vision": identity(config.vision),
+        "language": language_identity(settings.path, revision=settings.revision),
+    }
+    return model
+
+
+def assemble_vlm(vision: Vision, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig) -> VLM:
+    """Adds LoRA adapters and a projector, which start at random, and applies the learning rates of 0 and activation checkpointing."""
     checkpointing = config.trainer.activation_checkpointing
-    language = Language(base, tokenizer, settings.lora, fast=settings.fast, activation_checkpointing=checkpointing)
+    language = Language(base, tokenizer, config.language.lora, fast=config.language.fast, activation_checkpointing=checkpointing)
     projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
     model = VLM(vision, projector, language)
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)
-    model.weights = {
-        "vision": identity(config.vision),
-        "language": language_identity(settings.path, revision=settings.revision),
-    }
     vision.set_activation_checkpointing(checkpointing == "full")
     return model
 
