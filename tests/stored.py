@@ -1,4 +1,4 @@
-"""Run folders as the verbs leave them, without a model: for whatever reads runs."""
+"""Run folders as the commands write them, without a model, for tests of code that reads runs."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ ANSWERS = ("yes", "no", "left", "right")
 
 
 def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: str = "none", shards: dict | None = None, **keys) -> Path:
-    """A trained and evaluated run that answers the first `right` of each eight questions rightly with real images, two else.
+    """A trained and evaluated run. With real images it answers the first `right` of each eight questions correctly, otherwise two.
 
     `keys` are configuration keys with `__` for dots.
     """
@@ -29,26 +29,26 @@ def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: 
     write_log(folder)
     files = {condition: items(root, right if condition == "real" else 2) for condition in ("real", "shuffled", "blank", "majority")}
     (folder / "predictions").mkdir()
-    for condition, found in files.items():
-        text = "".join(json.dumps(item) + "\n" for item in found)
+    for condition, predictions in files.items():
+        text = "".join(json.dumps(item) + "\n" for item in predictions)
         (folder / "predictions" / f"alpha.{condition}.jsonl").write_text(text)
-    one = {"value": 10.0, "low": 10.0, "high": 10.0, "n": 80}
+    rate = {"value": 10.0, "low": 10.0, "high": 10.0, "n": 80}
     parts = [{"part": "vision", "parameters": 1000, "trainable": 0, "lr": 0.0, "weights": "vit"}]
-    train = {"data": f"print-{seed}", "shards": shards or {"alpha": "a"}, "parts": parts, "metrics": {"train/samples_per_second": one}}
-    write_verb(folder, "train", train)
-    write_verb(folder, "evaluate", summary.summarise({"alpha": files}, pooled=["alpha"], resamples=50, seed=0))
+    train = {"data": f"print-{seed}", "shards": shards or {"alpha": "a"}, "parts": parts, "metrics": {"train/samples_per_second": rate}}
+    write_result(folder, "train", train)
+    write_result(folder, "evaluate", summary.summarise({"alpha": files}, pooled=["alpha"], resamples=50, seed=0))
     return folder
 
 
 def items(root: str, right: int) -> list[dict]:
-    """Sixteen questions on eight images; the ids are those of the test split of the `shards` fixture where `root` has it."""
-    found = []
+    """Sixteen questions on eight images. The ids match the test split of the `shards` fixture."""
+    rows = []
     for n in range(16):
         answer = ANSWERS[n % 4]
-        said = answer if n % 8 < right else "?"
+        prediction = answer if n % 8 < right else "?"
         about = {"source": "alpha", "image": f"image {n % 8}", "type": "presence" if n % 4 < 2 else "side", "question": f"<q {n}>"}
-        found.append({"id": f"test{n}", **about, "references": [answer], "prediction": said})
-    return found
+        rows.append({"id": f"test{n}", **about, "references": [answer], "prediction": prediction})
+    return rows
 
 
 def write_log(folder: Path) -> None:
@@ -62,7 +62,7 @@ def write_log(folder: Path) -> None:
             writer.writerow(row | {"lr/vision": 1e-3, "loss/alpha": 3 / step} | ({"val": 0.2, "val/alpha": 0.2} if step == 20 else {}))
 
 
-def write_verb(folder: Path, verb: str, said: dict) -> None:
-    about = {"verb": verb, "command": f"python -m src.{verb}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
-    (folder / f"{verb}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **said}))
+def write_result(folder: Path, command: str, result: dict) -> None:
+    about = {"verb": command, "command": f"python -m src.{command}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
+    (folder / f"{command}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **result}))
     run_folder.rebuild_result(folder)

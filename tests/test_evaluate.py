@@ -188,7 +188,7 @@ def test_blind_run_is_asked_without_images_only(words, capsys):
     assert conditions == {"none", "majority", "colour"}
     one = RunData("tiny", folder)
     assert not any("/real" in key for key in one.metrics)
-    assert (one.condition, one.answered, one.seen) == ("none", ["alpha", "gamma"], [])
+    assert (one.condition, one.benchmarks, one.image_benchmarks) == ("none", ["alpha", "gamma"], [])
     report(to_typed(ReportConfig, compose("report", ["runs=tiny", f"outputs={folder.parent}", "resamples=20"])))
     assert "| alpha | none | 8 |" in (folder / "report.md").read_text()
 

@@ -1,11 +1,11 @@
-"""What the report says of encoders: which they are, and whether a benchmark is unseen."""
+"""The transfer section: encoders, and whether a benchmark is unseen."""
 
 import pytest
 
 from src.reporting.blocks import Figure, Table, Text
 from src.reporting.run_data import RunData
 from src.reporting.transfer import section
-from tests.stored import write_run, write_verb
+from tests.stored import write_result, write_run
 
 SCORE = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 40}
 
@@ -33,18 +33,18 @@ def cell(benchmark: str, encoder: str, pooling: str, *, overlap: dict | None = N
 
 @pytest.fixture
 def blocks(tmp_path):
-    def made(cells: list[dict], **tables) -> list:
+    def section_blocks(cells: list[dict], **tables) -> list:
         folder = write_run(tmp_path, "one")
-        found = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
-        write_verb(folder, "transfer", {"metrics": {}, "transfer": found})
+        tables = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
+        write_result(folder, "transfer", {"metrics": {}, "transfer": tables})
         return section(RunData("one", folder)).blocks
 
-    return made
+    return section_blocks
 
 
-def test_every_encoder_is_one_row_of_what_it_is(blocks):
-    found = blocks([cell("x", "run:one", "mean"), cell("y", "run:one", "cls"), cell("x", "clip", "mean")])
-    (table,) = (block for block in found if isinstance(block, Table) and "weights" in block.columns)
+def test_encoder_table_has_one_row_per_encoder(blocks):
+    section_blocks = blocks([cell("x", "run:one", "mean"), cell("y", "run:one", "cls"), cell("x", "clip", "mean")])
+    (table,) = (block for block in section_blocks if isinstance(block, Table) and "weights" in block.columns)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(row["encoder"], row["weights"], row["pooling chosen"]) for row in rows] == [
         ("clip", "org/clip", "mean"),
@@ -53,29 +53,32 @@ def test_every_encoder_is_one_row_of_what_it_is(blocks):
     assert rows[0] | {"parameters": 85798656, "side, pixels": 224, "mean": "0.480, 0.450, 0.400", "std": "0.260, 0.260, 0.270"} == rows[0]
 
 
-def test_unseen_says_what_is_known_and_what_is_not(blocks):
-    said = {
+def test_unseen_column_states_what_the_audit_knows(blocks):
+    cases = {
         "a": (None, None),
         "b": ({"found": {}, "trained_on": None, "start": "org/clip"}, "not checked"),
         "c": ({"found": {"s": 3}, "trained_on": True, "start": "org/clip"}, "NO: 3 samples with its images were trained on"),
         "d": ({"found": {"s": 3}, "trained_on": False, "start": None}, "yes: 3 samples with its images were left out"),
-        "e": ({"found": {}, "trained_on": False, "start": "org/clip"}, "yes; what org/clip saw, where it started, is unknown"),
+        "e": (
+            {"found": {}, "trained_on": False, "start": "org/clip"},
+            "yes; training data of the initial weights org/clip unknown",
+        ),
     }
     (table, *_) = (
-        one
-        for one in blocks([cell(name, "run:one", "mean", overlap=overlap) for name, (overlap, _) in said.items()])
-        if isinstance(one, Table)
+        block
+        for block in blocks([cell(name, "run:one", "mean", overlap=overlap) for name, (overlap, _) in cases.items()])
+        if isinstance(block, Table)
     )
-    assert {row[0]: row[-1] for row in table.rows} == {name: answer for name, (_, answer) in said.items()}
+    assert {row[0]: row[-1] for row in table.rows} == {name: text for name, (_, text) in cases.items()}
 
 
-def test_few_shot_curves_say_that_the_whole_validation_split_chose(blocks):
+def test_few_shot_caption_mentions_selection_on_the_whole_validation_split(blocks):
     points = [{"benchmark": "x", "encoder": "clip", "shots": shots, **SCORE} for shots in (1, 5)]
-    (figure,) = (one for one in blocks([cell("x", "clip", "mean")], few_shot=points) if isinstance(one, Figure))
+    (figure,) = (block for block in blocks([cell("x", "clip", "mean")], few_shot=points) if isinstance(block, Figure))
     assert "chosen on the whole validation split" in figure.caption
 
 
-def test_report_names_the_results_that_are_left_out(blocks):
+def test_left_out_results_are_named(blocks):
     left_out = [{"file": "transfer/x/clip/knn.json", "why": "seeds= of clip changed"}]
-    found = blocks([cell("x", "clip", "mean")], left_out=left_out)
-    assert Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap") in found
+    text = Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap")
+    assert text in blocks([cell("x", "clip", "mean")], left_out=left_out)

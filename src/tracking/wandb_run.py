@@ -91,11 +91,11 @@ def put_answers(run: Any, folder: Path) -> None:
     import wandb
     from PIL import Image
 
-    from src.reporting.examples import draw
+    from src.reporting.examples import sample_examples
     from src.reporting.run_data import RunData
 
     try:
-        examples = draw(RunData(folder.name, folder), count=ROWS)
+        examples = sample_examples(RunData(folder.name, folder), count=ROWS)
     except UserError as error:
         print(f"wandb gets no table of predictions: {error}")
         return
