@@ -74,7 +74,7 @@ def imported_files(module: str) -> set[str]:
         files.add(path)
         queue += [name.rpartition(".")[0]] if "." in name else []  # the package of the module
         for node in ast.walk(ast.parse((SRC.parent / path).read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == SRC.name:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == SRC.name:
                 queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return files
 
