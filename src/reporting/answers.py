@@ -223,7 +223,8 @@ def slice_table(scores: Scores, score: str) -> Table:
         if any(cells):
             rows.append([part.removeprefix("type="), _count(main[part]), *cells])
     rule = sum(part in SLICES for part in order)
-    return Table(["questions on", "n", *conditions], rows, caption=f"{SCORES[score]} by kind of question and by condition.", rules=[rule])
+    caption = f"{SCORES[score][0].upper()}{SCORES[score][1:]} by kind of question and by condition."
+    return Table(["questions on", "n", *conditions], rows, caption=caption, rules=[rule])
 
 
 def tiles(run: RunData) -> Tiles:

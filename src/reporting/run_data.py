@@ -122,7 +122,7 @@ def scores_by_benchmark(metrics: dict[str, dict]) -> dict[str, Scores]:
 
 
 def phantom_sources(*runs: RunData) -> str:
-    """A sentence that names the sources and classification sets that were drawn by a program; empty if there are none."""
+    """A sentence that names the sources and classification sets that a program generated; empty if there are none."""
     notice = phantom_notice(sorted({name for run in runs for result in run.results.values() for name in result.get("phantoms", [])}))
     return notice and f" {notice}"
 

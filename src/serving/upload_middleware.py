@@ -2,8 +2,8 @@
 
 Gradio alone would
 
-- keep every uploaded file and serve it under a path made from the hash of its content. Here no byte of an upload is kept; only the decoded
-  pixels are.
+- keep every uploaded file and serve it under a path made from the hash of its content. Here only the decoded pixels of an upload are kept,
+  never its bytes.
 - download files that a request names by URL. Here no request makes this machine contact another one.
 - answer requests under any host name and from any page, so that a foreign page could point its own name at this machine (DNS rebinding)
   and read the demo. Here only requests of the demo's own page are answered.
