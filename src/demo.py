@@ -1,4 +1,4 @@
-"""`python -m src.demo model=run:NAME`: ask a trained model in the browser. Research only, not for clinical use."""
+"""`python -m src.demo model=run:NAME`: a web page to question a trained model. Research only, not for clinical use."""
 
 import contextlib
 import csv
@@ -28,43 +28,44 @@ from src.serving.limits import Limits
 if TYPE_CHECKING:
     from src.serving.handlers import DemoHandlers
 
-EXAMPLES = 6  # of a run's test images
+NUM_EXAMPLES = 6  # test images of a run
+EXPOSED_HOST = "host={} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1"
 
 
 @dataclass
 class RunningDemo:
-    """A demo that answers at `url`; `folder` holds the pictures of its visitors for a while."""
+    """A demo at `url`; `folder` holds the uploaded images until they expire."""
 
     url: str
     folder: Path
 
 
-def serve(found: ModelSource, limits: Limits, **more) -> None:
-    """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; whoever asks meanwhile is told so and waits."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else the pictures would stay
-    desk: Future[DemoHandlers] = Future()
-    with contextlib.suppress(KeyboardInterrupt), running_demo(desk, limits, name=found.name, **more) as demo:
-        print(f"{demo.url}   Ctrl-C stops it", flush=True)
+def serve(source: ModelSource, limits: Limits, **options) -> None:
+    """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; earlier questions wait and show a message."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as on Ctrl-C, so that uploaded images are deleted
+    handlers: Future[DemoHandlers] = Future()
+    with contextlib.suppress(KeyboardInterrupt), running_demo(handlers, limits, name=source.name, **options) as demo:
+        print(f"{demo.url}   (stop with Ctrl-C)", flush=True)
         try:
-            desk.set_result(_desk(found, limits))
+            handlers.set_result(_load_handlers(source, limits))
         finally:
-            desk.cancel()  # does nothing where it has its result
-        print(f"{found.name} is loaded", flush=True)
+            handlers.cancel()  # no effect on a future that has a result
+        print(f"{source.name} is loaded", flush=True)
         while True:
             time.sleep(3600)
 
 
-def _desk(found: ModelSource, limits: Limits) -> "DemoHandlers":
-    """Imports torch and what stands on it only now: that takes longer than opening the page."""
+def _load_handlers(source: ModelSource, limits: Limits) -> "DemoHandlers":
+    """Imports torch here, because the import takes longer than opening the page."""
     from src.inference.vqa_model import vqa_model_from_source
     from src.serving.handlers import DemoHandlers
 
-    return DemoHandlers(vqa_model_from_source(found), limits)
+    return DemoHandlers(vqa_model_from_source(source), limits)
 
 
 @contextlib.contextmanager
 def running_demo(
-    desk: "Future[DemoHandlers]",
+    handlers: "Future[DemoHandlers]",
     limits: Limits,
     *,
     name: str,
@@ -74,24 +75,27 @@ def running_demo(
     public: bool = False,
     examples: list[tuple[Path, str]] | None = None,
 ) -> Iterator[RunningDemo]:
-    """The demo, until the block ends; then every picture is deleted. `desk` may get its result later; `port` None takes a free one.
+    """Runs the demo until the block ends, then deletes every uploaded image.
 
-    `public` takes strangers without a password: for a machine whose platform decides who reaches it.
+    `handlers` may get its result later. `port=None` selects a free port. `public=True` admits visitors from other machines without a
+    password, for hosts whose platform controls access. Raises `UserError` for a reachable host without `auth` or `public`, and for a port
+    that is in use.
     """
     if not (is_loopback(host) or auth or public):
-        raise UserError(f"host={host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
+        raise UserError(EXPOSED_HOST.format(host))
     with tempfile.TemporaryDirectory(prefix="openmedq-demo-") as temporary:
         folder = Path(temporary).resolve()
-        before = os.environ.get("GRADIO_TEMP_DIR", "")
+        previous_folder = os.environ.get("GRADIO_TEMP_DIR", "")
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_NUM_PORTS": "1"}
-        import gradio as gr  # reads its environment when it is imported
+        import gradio as gr  # reads the environment at import
         from starlette.middleware import Middleware
 
         from src.serving.page import MONO, SANS, STYLE, build
         from src.serving.upload_middleware import UploadCleaner, UploadMiddleware
 
-        ours = is_loopback if is_loopback(host) else (lambda name: True)  # what others call this machine is theirs to choose
-        page = build(desk, limits, name=name, examples=[(str(path), question) for path, question in _copied(examples or [], folder)])
+        is_own_host = is_loopback if is_loopback(host) else (lambda name: True)  # other machines may know this one by any name
+        copies = [(str(path), question) for path, question in _copy_examples(examples or [], folder)]
+        page = build(handlers, limits, name=name, examples=copies)
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
             _, url, _ = page.launch(
@@ -99,7 +103,7 @@ def running_demo(
                 server_port=port or free_port(host),
                 auth=auth,
                 max_file_size=int(limits.megabytes * 2**20),
-                app_kwargs={"middleware": [Middleware(UploadMiddleware, folder=folder, limits=limits, ours=ours)]},
+                app_kwargs={"middleware": [Middleware(UploadMiddleware, folder=folder, limits=limits, is_own_host=is_own_host)]},
                 theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SANS, font_mono=MONO),
                 css=STYLE,
                 prevent_thread_lock=True,
@@ -117,14 +121,14 @@ def running_demo(
                 footer_links=[],
             )
         except OSError:
-            raise UserError(f"port={port} on {host} is taken; give another port=") from None
-        sweeper = UploadCleaner(folder, keep_seconds=limits.keep_seconds)
+            raise UserError(f"port={port} is in use on {host}; give another port=") from None
+        cleaner = UploadCleaner(folder, keep_seconds=limits.keep_seconds)
         try:
             yield RunningDemo(url, folder)
         finally:
-            sweeper.stop()
+            cleaner.stop()
             page.close(verbose=False)
-            os.environ["GRADIO_TEMP_DIR"] = before  # of a demo around this one: gradio looks it up at every request
+            os.environ["GRADIO_TEMP_DIR"] = previous_folder  # gradio reads it at every request, also for an enclosing demo
 
 
 def free_port(host: str) -> int:
@@ -143,37 +147,38 @@ def is_loopback(host: str) -> bool:
 
 
 def read_examples(folder: Path) -> list[tuple[Path, str]]:
-    """Pictures to start from: `examples.csv` with the columns image and question, else every picture of the folder."""
+    """Example images: those in `examples.csv` (columns image and question) if it exists, else every image of the folder."""
     table = folder / "examples.csv"
     if table.is_file():
         with table.open(newline="") as file:
             return [(folder / row["image"], row.get("question") or "") for row in csv.DictReader(file)]
-    found = [(path, "") for path in sorted(folder.glob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
-    if not found:
-        raise UserError(f"examples={folder} holds neither examples.csv nor pictures")
-    return found
+    examples = [(path, "") for path in sorted(folder.glob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
+    if not examples:
+        raise UserError(f"examples={folder} holds neither examples.csv nor images; give a folder with PNG, JPEG or WebP files")
+    return examples
 
 
 def examples_from_run(config: TrainConfig, folder: Path) -> list[tuple[Path, str]]:
-    """Pictures and questions that the run's own sources keep for testing, dealt over the sources; none where the shards are gone."""
-    mixed = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
-    opened = [Shards(source) for source in mixed if (source / "manifest.json").exists()]
-    rows = [rows[shards.column("num_images")[rows] > 0] for shards in opened for rows in [shards.rows("test")]]
-    found: list[tuple[Path, str]] = []
-    for number in range(EXAMPLES):
-        for shards, mine in zip(opened, rows, strict=True):
-            if number < len(mine) and len(found) < EXAMPLES:
-                record = shards[int(mine[number * len(mine) // EXAMPLES])]
-                found.append((folder / f"{len(found)}.jpg", record.question))
-                found[-1][0].write_bytes(record.images[0])
-    return found
+    """Test images and questions of the run's sources, in turn from each source; empty if the shards are missing."""
+    folders = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
+    sources = [Shards(source) for source in folders if (source / "manifest.json").exists()]
+    test_rows = [rows[shards.column("num_images")[rows] > 0] for shards in sources for rows in [shards.rows("test")]]
+    examples: list[tuple[Path, str]] = []
+    for index in range(NUM_EXAMPLES):
+        for shards, rows in zip(sources, test_rows, strict=True):
+            if index < len(rows) and len(examples) < NUM_EXAMPLES:
+                record = shards[int(rows[index * len(rows) // NUM_EXAMPLES])]
+                path = folder / f"{len(examples)}.jpg"
+                path.write_bytes(record.images[0])
+                examples.append((path, record.question))
+    return examples
 
 
-def _copied(examples: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Path, str]]:
-    """Re-encoded like uploads, so that an example shows pixels only."""
+def _copy_examples(examples: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Re-encodes examples like uploads, so that they hold no metadata."""
     (folder / "examples").mkdir(exist_ok=True)
-    for number, (path, question) in enumerate(examples):
-        target = folder / "examples" / f"{number}.png"
+    for index, (path, question) in enumerate(examples):
+        target = folder / "examples" / f"{index}.png"
         target.write_bytes(to_png(read_image(path)))
         yield target, question
 
@@ -183,7 +188,7 @@ def credentials(auth: str | None) -> tuple[str, str] | None:
         return None
     user, colon, password = auth.partition(":")
     if not (user and colon and len(password) >= 8):
-        raise UserError("auth must be user:password with a password of at least 8 characters")
+        raise UserError("auth= must be user:password with a password of at least 8 characters")
     return user, password
 
 
@@ -191,16 +196,16 @@ def credentials(auth: str | None) -> tuple[str, str] | None:
 def main(config: DemoConfig) -> None:
     auth = credentials(config.auth)
     if not is_loopback(config.host) and auth is None:
-        raise UserError(f"host={config.host} can be reached from other machines; give auth=user:password, or keep host=127.0.0.1")
+        raise UserError(EXPOSED_HOST.format(config.host))
     examples = read_examples(Path(config.examples)) if config.examples else []
     limits = Limits(megapixels=config.max_megapixels, megabytes=config.max_megabytes, queue=config.queue)
-    found = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-    if found.config and not found.config.data.images:
-        raise UserError(f"model={config.model} was trained without images (data.images=false); ask it with python -m src.ask")
-    with tempfile.TemporaryDirectory() as spare:
-        if not config.examples and found.config:
-            examples = examples_from_run(found.config, Path(spare))
-        serve(found, limits, host=config.host, port=config.port, auth=auth, examples=examples)
+    source = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    if source.config and not source.config.data.images:
+        raise UserError(f"model={config.model} was trained without images (data.images=false); question it with python -m src.ask")
+    with tempfile.TemporaryDirectory() as temporary:
+        if not config.examples and source.config:
+            examples = examples_from_run(source.config, Path(temporary))
+        serve(source, limits, host=config.host, port=config.port, auth=auth, examples=examples)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m src.export run=NAME out=FOLDER`: a trained run where people already are: transformers, PEFT, timm, a hosted demo."""
+"""`python -m src.export run=NAME out=FOLDER`: writes a trained run as folders for transformers, PEFT, timm and a hosted demo."""
 
 import json
 import sys
@@ -11,11 +11,9 @@ from src.config.train import TrainConfig
 from src.inference.query import finished_run
 from src.model.vlm import build_vlm
 from src.release import card, space, usage
-from src.release.check import max_logit_difference
-from src.release.folder import atomic_folder
-from src.release.llava import save_llava
+from src.release.folder import atomic_folder, check_push, push_folder, repository_name
+from src.release.llava import max_logit_difference, save_llava
 from src.release.parts import save_adapter, save_timm
-from src.release.push import check_push, push_folder, push_target
 from src.runtime import run_folder
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -27,60 +25,60 @@ PARTS = ("hf", "adapter", "timm", "space")
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes `out/hf`, `out/adapter`, `out/timm` and `out/space`, checks the first, and uploads them if asked to."""
+    """Writes the folders of `parts=` below `out`, compares the logits of `out/hf` with those of the run, and uploads with `push=`."""
     folder, trained = finished_run(config.outputs, config.run)
     check_export_config(config, trained)
     path = choose_checkpoint(folder, config.checkpoint)
-    story = card.collect_facts(folder, trained)
+    facts = card.collect_facts(folder, trained)
     out = Path(config.out)
-    with run_folder.record(folder, "export") as said, atomic_folder(out) as partial:
+    with run_folder.record(folder, "export") as result, atomic_folder(out) as partial:
         model = build_vlm(trained)
         load_checkpoint(model, path)
         model.eval()
         if "hf" in config.parts:
             dtype = getattr(torch, config.dtype or trained.language.dtype)
             save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.max_seq_len))
-            said["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | max_logit_difference(model, partial / "hf")
+            result["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | max_logit_difference(model, partial / "hf")
         if "adapter" in config.parts:
             save_adapter(model, partial / "adapter", base=trained.language.path, revision=trained.language.revision)
         if "timm" in config.parts:
             save_timm(model.vision, partial / "timm")
         if "space" in config.parts:
             space.save_space(partial / "space")
-        for name, text in render_texts(story, config.parts).items():
+        for name, text in render_texts(facts, config.parts).items():
             (partial / name).write_text(text)
     if config.push:
-        push_folder(out, config.push, parts=config.parts, texts=render_texts(story, config.parts, repository=config.push))
+        push_folder(out, config.push, parts=config.parts, texts=render_texts(facts, config.parts, repository=config.push))
     return out
 
 
 def check_export_config(config: ExportConfig, trained: TrainConfig) -> None:
-    """What can be refused before anything is loaded."""
+    """Raises `UserError` for settings that cannot work, before anything is loaded."""
     for part in config.parts:
         if part not in PARTS:
-            raise UserError(f"parts names {part!r}{suggest(part, PARTS)}")
+            raise UserError(f"parts={part!r} is unknown{suggest(part, PARTS)}")
     check_choice("checkpoint", config.checkpoint, ("best", "last"))
     if config.dtype is not None:
         check_choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
     if not trained.data.images and {"hf", "space"} & set(config.parts):
-        raise UserError(f"run '{config.run}' was trained without images (data.images=false); export its adapter alone with parts=[adapter]")
+        raise UserError(f"run '{config.run}' was trained without images (data.images=false); export only its adapter with parts=[adapter]")
     if "space" in config.parts and "hf" not in config.parts:
-        raise UserError("the part space shows the part hf; add hf to parts=")
+        raise UserError("parts=: the part space runs the part hf; add hf to parts=")
     if config.push:
         check_push(config.push)
 
 
-def render_texts(story: card.CardFacts, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
-    """Cards and Space, by path in `out`: for a reader of the folder, or, with `repository`, of the hub."""
-    where = {part: push_target(repository, part) if repository else None for part in PARTS}
-    found = {}
+def render_texts(facts: card.CardFacts, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
+    """Cards and files of the Space by path in `out`, with the addresses of the folder or, with `repository`, of the Hub."""
+    repositories = {part: repository_name(repository, part) if repository else None for part in PARTS}
+    rendered = {}
     for part, (library, *_) in usage.PARTS.items():
         if part in parts:
-            lines = usage.lines(part, base=story.config.language.path, repository=where[part])
-            found[f"{part}/README.md"] = card.model_card(story, library=library, usage=lines)
+            text = usage.usage_text(part, base=facts.config.language.path, repository=repositories[part])
+            rendered[f"{part}/README.md"] = card.model_card(facts, library=library, usage=text)
     if "space" in parts:
-        found |= {f"space/{name}": text for name, text in space.texts(story, repository=where["hf"]).items()}
-    return found
+        rendered |= {f"space/{name}": text for name, text in space.texts(facts, repository=repositories["hf"]).items()}
+    return rendered
 
 
 @command("export", ExportConfig)
@@ -89,8 +87,8 @@ def main(config: ExportConfig) -> None:
     folder, _ = run_folder.read_run(config.outputs, config.run)
     logits = json.loads((folder / "export.json").read_text()).get("logits")
     if logits:
-        largest = f"{logits['max_difference']:.2g} ({logits['dtype']}; the largest logit is {logits['largest']:.2g})"
-        print(f"logits of the reloaded export differ from the run's by at most {largest}")
+        difference = f"{logits['max_difference']:.2g} ({logits['dtype']}; the largest logit is {logits['largest']:.2g})"
+        print(f"logits of the reloaded export differ from those of the run by at most {difference}")
     print(out)
 
 

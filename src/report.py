@@ -1,4 +1,4 @@
-"""`python -m src.report runs=NAME`: one page that shows what a run did and what its numbers are worth; several runs are compared."""
+"""`python -m src.report runs=NAME`: one page about a run: its data, training, scores and significance. Several runs are compared."""
 
 import os
 from pathlib import Path
@@ -17,15 +17,12 @@ def report(config: ReportConfig) -> Path:
     """Writes `report.html`, `report.md` and `report.csv`; returns the path of the page."""
     runs = find_runs(config.runs, config.outputs)
     if config.blind and len(runs) > 1:
-        raise UserError(f"blind={config.blind} stands beside one run, but runs= names {len(runs)}; name one, or add the blind run to runs=")
+        raise UserError(f"blind={config.blind} needs one run, but runs= names {len(runs)}; name one run, or add the blind run to runs=")
     if len(runs) == 1:
         title, lead, sections = runs[0].name, report_summary(runs[0]), single_run_report(runs[0], config)
     else:
-        title, lead, sections = (
-            f"{len(runs)} runs compared",
-            compare.summary(runs),
-            compare.sections(runs, baseline=config.baseline, resamples=config.resamples, seed=config.seed),
-        )
+        title, lead = f"{len(runs)} runs compared", compare.summary(runs)
+        sections = compare.sections(runs, baseline=config.baseline, resamples=config.resamples, seed=config.seed)
     title = config.title or title
     out = Path(config.out) if config.out else report_folder(runs) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,29 +33,33 @@ def report(config: ReportConfig) -> Path:
 
 
 def single_run_report(run: RunData, config: ReportConfig) -> list[Section]:
-    """The sections of a single run, in the order in which a reader doubts."""
-    result = Section("Result", [answers.tiles(run)]) if run.metrics else None
-    blind = _blind(config)
-    found = [data.section(run), training.section(run)]
-    found += [answers.section(run, blind=blind, resamples=config.resamples, seed=config.seed), examples.section(run, count=config.examples)]
-    found += [transfer.section(run), definitions.section(), environment.section(run)]
-    return [result, *found] if result else found
+    headline = [Section("Result", [answers.tiles(run)])] if run.metrics else []
+    return [
+        *headline,
+        data.section(run),
+        training.section(run),
+        answers.section(run, blind=_blind_run(config), resamples=config.resamples, seed=config.seed),
+        examples.section(run, count=config.examples),
+        transfer.section(run),
+        definitions.section(),
+        environment.section(run),
+    ]
 
 
-def _blind(config: ReportConfig) -> RunData | None:
-    found = find_runs(config.blind, config.outputs) if config.blind else []
-    if len(found) > 1:
-        raise UserError(f"blind={config.blind} stands for {len(found)} runs; allowed is one")
-    return found[0] if found else None
+def _blind_run(config: ReportConfig) -> RunData | None:
+    runs = find_runs(config.blind, config.outputs) if config.blind else []
+    if len(runs) > 1:
+        raise UserError(f"blind={config.blind} matches {len(runs)} runs; give the name of one run")
+    return runs[0] if runs else None
 
 
 def report_summary(run: RunData) -> str:
-    """What was run, in one sentence."""
+    """A sentence that states what the run trained or scored."""
     config = run.config
-    if not config and "evaluate" not in run.verbs:
-        return f"Image encoders on classification sets, {run.folder.name}; no model was trained here.{phantom_sources(run)}"
+    if not config and "evaluate" not in run.results:
+        return f"Transfer of image encoders to classification sets, {run.folder.name}; no model was trained here.{phantom_sources(run)}"
     if not config:
-        return f"Answers that were scored from a predictions file, {run.folder.name}."
+        return f"Scores of answers from a predictions file, {run.folder.name}."
     sources = list(MixConfig(**config["mix"]).sampling_weights)
     vision, language = config["vision"]["path"] or config["vision"]["architecture"], config["language"]["path"]
     return (

@@ -13,7 +13,7 @@ ANSWERS = ("yes", "no", "left", "right")
 
 
 def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: str = "none", shards: dict | None = None, **keys) -> Path:
-    """A trained and evaluated run. Of each eight questions, it answers `right` correctly with real images, and two without.
+    """A trained and evaluated run. With real images it answers the first `right` of each eight questions correctly, otherwise two.
 
     `keys` are configuration keys with `__` instead of dots.
     """
@@ -32,11 +32,11 @@ def write_run(outputs: Path, name: str, *, seed: int = 0, right: int = 6, root: 
     for condition, predictions in files.items():
         text = "".join(json.dumps(item) + "\n" for item in predictions)
         (folder / "predictions" / f"alpha.{condition}.jsonl").write_text(text)
-    one = {"value": 10.0, "low": 10.0, "high": 10.0, "n": 80}
+    rate = {"value": 10.0, "low": 10.0, "high": 10.0, "n": 80}
     parts = [{"part": "vision", "parameters": 1000, "trainable": 0, "lr": 0.0, "weights": "vit"}]
-    train = {"data": f"print-{seed}", "shards": shards or {"alpha": "a"}, "parts": parts, "metrics": {"train/samples_per_second": one}}
-    write_verb(folder, "train", train)
-    write_verb(folder, "evaluate", summary.summarise({"alpha": files}, pooled=["alpha"], resamples=50, seed=0))
+    train = {"data": f"print-{seed}", "shards": shards or {"alpha": "a"}, "parts": parts, "metrics": {"train/samples_per_second": rate}}
+    write_result(folder, "train", train)
+    write_result(folder, "evaluate", summary.summarise({"alpha": files}, pooled=["alpha"], resamples=50, seed=0))
     return folder
 
 
@@ -62,7 +62,7 @@ def write_log(folder: Path) -> None:
             writer.writerow(row | {"lr/vision": 1e-3, "loss/alpha": 3 / step} | ({"val": 0.2, "val/alpha": 0.2} if step == 20 else {}))
 
 
-def write_verb(folder: Path, verb: str, result: dict) -> None:
-    about = {"verb": verb, "command": f"python -m src.{verb}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
-    (folder / f"{verb}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **result}))
+def write_result(folder: Path, command: str, result: dict) -> None:
+    about = {"verb": command, "command": f"python -m src.{command}", "git": "0123456789abcdef", "environment": {"cores": 2, "gpus": []}}
+    (folder / f"{command}.json").write_text(json.dumps({**about, "seconds": 1.5, "peak_rss_mb": 100.0, **result}))
     run_folder.rebuild_result(folder)

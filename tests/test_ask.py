@@ -18,7 +18,7 @@ from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
-from tests.runs import finish, without_bytes
+from tests.runs import finish, tokenizer_without_bytes
 from tests.test_image_io import RAMP, dicom
 
 
@@ -223,7 +223,7 @@ def test_question_without_an_image_gets_a_note(run, monkeypatch, capsys):
 def test_characters_outside_the_vocabulary_are_refused(run, question):
     """Unlike LLaMA's tokenizer, this one has no byte fallback; unknown tokens would silently change the question."""
     model = load_vqa_model(str(run[0]))
-    tokenizer = without_bytes()
+    tokenizer = tokenizer_without_bytes()
     model.model.language.tokenizer = model.prompter.tokenizer = tokenizer
     with pytest.raises(UserError) as error:
         model.prepare(VQAQuery(question), Sampling(8))

@@ -1,4 +1,4 @@
-"""A person at the demo: a real Chromium uploads, asks, reads the answer, opens the map; by mouse, by keyboard, on a phone."""
+"""The demo in Chromium: upload, question, answer and occlusion map, by mouse, by keyboard and on a phone."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from src.inference.vqa_model import load_vqa_model
 from src.serving.limits import Limits
 from tests.conftest import overrides
 from tests.runs import finish
-from tests.test_demo import seated
+from tests.test_demo import loaded_handlers
 from tests.test_image_io import RAMP, dicom, picture
 
 pytestmark = pytest.mark.browser
@@ -23,7 +23,7 @@ QUESTION = "Which organ is shown?"
 
 
 @pytest.fixture(scope="module")
-def answerer(shards, language, tmp_path_factory):
+def model(shards, language, tmp_path_factory):
     folder, _ = finish(overrides(shards, language, tmp_path_factory.mktemp("runs")))
     return load_vqa_model(str(folder), accelerator="cpu")
 
@@ -36,33 +36,33 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(answerer, file):
-    with running_demo(seated(answerer, Limits()), Limits(), name="run:tiny", examples=[(file, "an example's question?")]) as demo:
+def url(model, file):
+    with running_demo(loaded_handlers(model, Limits()), Limits(), name="run:tiny", examples=[(file, "an example's question?")]) as demo:
         yield demo.url
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
-@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desk", "phone"])
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def page(request, browser, url):
     width, height = request.param
-    opened = browser.new_page(viewport={"width": width, "height": height})
-    opened.set_default_timeout(60_000)
+    new_page = browser.new_page(viewport={"width": width, "height": height})
+    new_page.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)
-    opened.asked = []
-    opened.refused = []
-    opened.on("response", lambda heard: opened.refused.append(heard.url) if heard.status >= 400 else None)
-    opened.on("request", lambda sent: opened.asked.append(sent.url))
-    opened.goto(url)
-    opened.wait_for_selector("#question textarea")
-    yield opened
-    opened.close()
+    new_page.requested = []
+    new_page.failed = []
+    new_page.on("response", lambda response: new_page.failed.append(response.url) if response.status >= 400 else None)
+    new_page.on("request", lambda request: new_page.requested.append(request.url))
+    new_page.goto(url)
+    new_page.wait_for_selector("#question textarea")
+    yield new_page
+    new_page.close()
 
 
 def upload(page: Page, file) -> None:
@@ -77,11 +77,11 @@ def ask(page: Page, question: str) -> str:
     return page.locator("#chat .bot .message, #chat .message.bot").last.inner_text()
 
 
-def test_upload_ask_read_and_open_the_map(page, url, answerer, file):
+def test_upload_question_answer_and_map(page, url, model, file):
     upload(page, file)
-    found = ask(page, QUESTION)
-    expected = answerer.answers([VQAQuery(QUESTION, [read_image(file)])], Sampling(32))[0].text
-    assert "".join(found.split()) == "".join(expected.split())
+    shown = ask(page, QUESTION)
+    expected = model.answers([VQAQuery(QUESTION, [read_image(file)])], Sampling(32))[0].text
+    assert "".join(shown.split()) == "".join(expected.split())
     page.click("#look")
     page.wait_for_selector("#map img")
     expect(page.locator("#meaning")).to_contain_text("(occlusion)")
@@ -89,44 +89,44 @@ def test_upload_ask_read_and_open_the_map(page, url, answerer, file):
     expect(page.locator("#compared")).to_contain_text("Image blanked")
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     expect(page.locator("#banner")).to_contain_text("not for clinical use")
-    foreign = [address for address in page.asked if not address.startswith((url, "data:", "blob:"))]
-    assert (foreign, page.refused) == ([], [])
+    foreign = [address for address in page.requested if not address.startswith((url, "data:", "blob:"))]
+    assert (foreign, page.failed) == ([], [])
 
 
-def test_everything_by_keyboard(page, file):
-    """Tab reaches the question and the buttons; Enter asks and presses."""
+def test_page_works_by_keyboard(page, file):
+    """Tab reaches the question and the buttons; Enter sends and presses."""
     upload(page, file)
     page.focus("#question textarea")
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("confidence")
-    reached = []
+    focused = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id || ''"))
-        if reached[-1] == "look":
+        focused.append(page.evaluate("document.activeElement.closest('[id]')?.id || ''"))
+        if focused[-1] == "look":
             break
-    assert reached[-1] == "look", reached
+    assert focused[-1] == "look", focused
     page.keyboard.press("Enter")
     page.wait_for_selector("#map img")
 
 
-def test_an_example_brings_its_question(page):
+def test_example_sets_its_question(page):
     page.locator("#examples button").first.click()
     page.wait_for_selector("#picture img")
     expect(page.locator("#question textarea")).to_have_value("an example's question?")
 
 
-def test_a_dicom_file_is_opened_and_a_refusal_is_read(page, tmp_path):
+def test_dicom_is_opened_and_an_error_is_shown_once(page, tmp_path):
     page.set_input_files("#dicom input[type=file], input[type=file][accept*='dcm']", str(dicom(tmp_path / "a.dcm", RAMP)))
     page.wait_for_selector("#picture img")
     ask(page, QUESTION)
     page.click("#ask")
     expect(page.locator("body")).to_contain_text("the question is empty")
-    assert [page.locator(f"{part} .error").count() for part in ("#chat", "#question")] == [0, 0]  # the conversation stays to be read
+    assert [page.locator(f"{part} .error").count() for part in ("#chat", "#question")] == [0, 0]  # the conversation stays readable
 
 
-def test_a_new_picture_starts_a_new_conversation(page, file, tmp_path):
+def test_new_image_starts_a_new_conversation(page, file, tmp_path):
     upload(page, file)
     ask(page, QUESTION)
     page.click("#look")

@@ -1,4 +1,4 @@
-"""A reader of a comparison report in a real Chromium: sorts a table, on a desk and on a phone, by day and by night."""
+"""A comparison report in Chromium: sorting, layout and contrast on desktop and phone, in light and dark mode."""
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -12,13 +12,13 @@ from tests.test_browser import CHROMIUM
 
 pytestmark = pytest.mark.browser
 VIEWS = {
-    f"{kind} {scheme}": (size, scheme) for kind, size in (("desk", (1280, 900)), ("phone", (390, 844))) for scheme in ("light", "dark")
+    f"{kind} {scheme}": (size, scheme) for kind, size in (("desktop", (1280, 900)), ("phone", (390, 844))) for scheme in ("light", "dark")
 }
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """Nine groups, more than there are colours, of which one has two seeds."""
+    """Nine groups, which is more than the number of colours; one of them has two seeds."""
     outputs = tmp_path_factory.mktemp("outputs")
     for number in range(9):
         write_run(outputs, f"sweep/mix.only=[a_source_with_a_long_name],optim.steps={number}", right=number, optim__steps=20 + number)
@@ -29,55 +29,59 @@ def address(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(params=VIEWS)
 def page(request, browser, address):
     (width, height), scheme = VIEWS[request.param]
-    opened = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    opened.scheme = scheme
-    opened.asked, opened.wrong = [], []
-    opened.on("request", lambda sent: opened.asked.append(sent.url))
-    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
-    opened.goto(address)
-    yield opened
-    opened.close()
+    new_page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    new_page.scheme = scheme
+    new_page.requested, new_page.errors = [], []
+    new_page.on("request", lambda request: new_page.requested.append(request.url))
+    new_page.on("pageerror", lambda error: new_page.errors.append(str(error)))
+    new_page.goto(address)
+    yield new_page
+    new_page.close()
 
 
 def column(page: Page, table: int, number: int) -> list[float]:
-    """What the cells of a column are sorted by."""
+    """The sort keys of a column."""
     rows = page.locator("table").nth(table).locator("tbody tr")
     return [float(rows.nth(n).locator("td").nth(number).get_attribute("data-sort") or "nan") for n in range(rows.count())]
 
 
-def test_a_click_sorts_and_another_turns_the_order_round(page):
+def test_click_sorts_and_second_click_reverses(page):
     heads = page.locator("table").nth(1).locator("thead th")
     number = heads.all_inner_texts().index("BLEU-1")
     before = column(page, 1, number)
-    for up, said in ((True, "ascending"), (False, "descending")):
+    for ascending, order in ((True, "ascending"), (False, "descending")):
         heads.nth(number).locator("button").click()
-        assert column(page, 1, number) == sorted(before, reverse=not up)
-        assert heads.nth(number).get_attribute("aria-sort") == said
+        assert column(page, 1, number) == sorted(before, reverse=not ascending)
+        assert heads.nth(number).get_attribute("aria-sort") == order
     assert before != sorted(before, reverse=True)
-    assert page.wrong == []
+    assert page.errors == []
 
 
-def test_nothing_sticks_out_and_nothing_is_fetched(page, address):
-    """Wide tables scroll by themselves; the page does not."""
-    page.evaluate("document.querySelectorAll('details').forEach(one => (one.open = true))")
+def test_page_fits_the_window_and_fetches_nothing(page, address):
+    """Wide tables scroll on their own, without scrolling the page."""
+    page.evaluate("document.querySelectorAll('details').forEach(details => (details.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-    assert page.asked == [address]
+    assert page.requested == [address]
 
 
-def test_words_can_be_read(page):
-    """WCAG's contrast of 4.5, on a page that is as dark as asked for."""
+def test_text_contrast_meets_wcag(page):
+    """The contrast is at least 4.5, and the page follows the requested colour scheme."""
     ink, paper = page.evaluate(
         """() => {
-          const pen = document.createElement('canvas').getContext('2d'), body = getComputedStyle(document.body);
-          const rgb = value => { pen.fillStyle = value; pen.fillRect(0, 0, 1, 1); return [...pen.getImageData(0, 0, 1, 1).data]; };
+          const context = document.createElement('canvas').getContext('2d'), body = getComputedStyle(document.body);
+          const rgb = value => {
+            context.fillStyle = value;
+            context.fillRect(0, 0, 1, 1);
+            return [...context.getImageData(0, 0, 1, 1).data];
+          };
           return [rgb(body.color), rgb(body.backgroundColor)];
         }"""
     )
@@ -90,6 +94,6 @@ def luminance(rgb: list[int]) -> float:
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def contrast(one: list[int], other: list[int]) -> float:
-    dark, light = sorted((luminance(one), luminance(other)))
+def contrast(first: list[int], second: list[int]) -> float:
+    dark, light = sorted((luminance(first), luminance(second)))
     return (light + 0.05) / (dark + 0.05)

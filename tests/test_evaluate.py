@@ -201,9 +201,9 @@ def test_run_trained_without_images_is_evaluated_without_images(words, capsys):
     evaluate(config(folder))
     conditions = {path.stem.split(".")[1] for path in (folder / "predictions").glob("alpha.*.jsonl")}
     assert conditions == {"none", "majority", "colour"}
-    data = RunData("tiny", folder)
-    assert not any("/real" in key for key in data.metrics)
-    assert (data.condition, data.answered, data.seen) == ("none", ["alpha", "gamma"], [])
+    one = RunData("tiny", folder)
+    assert not any("/real" in key for key in one.metrics)
+    assert (one.condition, one.benchmarks, one.image_benchmarks) == ("none", ["alpha", "gamma"], [])
     report(to_typed(ReportConfig, compose("report", ["runs=tiny", f"outputs={folder.parent}", "resamples=20"])))
     assert "| alpha | none | 8 |" in (folder / "report.md").read_text()
 

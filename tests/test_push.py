@@ -1,4 +1,4 @@
-"""What goes to the hub, over its protocol: a server on this machine that answers as the hub does, large files through git LFS."""
+"""Uploads to the Hugging Face Hub, against a local server that speaks its protocol, with git LFS for large files."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from src.config.export import ExportConfig
 from src.export import export
-from src.release.push import check_push, push_folder
+from src.release.folder import check_push, push_folder
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
@@ -23,46 +23,47 @@ from tests.runs import finish
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Repositories in memory: `store[kind][name] = {path: bytes}`; every request needs the token, but the signed addresses of LFS.
+    """Repositories in memory: `store[kind][name] = {path: bytes}`. Every request needs the token, except signed LFS addresses.
 
-    Files of more than `large` bytes come by git LFS: batch, one PUT per part of `part` bytes, completion, verification.
+    Files of more than `large` bytes use git LFS: batch, one PUT per part of `part` bytes, completion, verification.
     """
 
     store: dict
     parts: dict[str, dict[int, bytes]]
     verified: set[str]
-    refuses = False
-    loses = False  # the storage behind LFS fails
+    rejects_requests = False
+    storage_fails = False  # the storage behind LFS
     large, part = 10 * 10**6, 4 * 10**6
 
     def do_GET(self) -> None:
         self.reply(
-            404 if self.refuses else 200, {"sha": "0" * 40, "siblings": [], "id": "user/name", "name": "user", "auth": {}, "orgs": []}
+            404 if self.rejects_requests else 200,
+            {"sha": "0" * 40, "siblings": [], "id": "user/name", "name": "user", "auth": {}, "orgs": []},
         )
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"] or 0)) if "content-length" in self.headers else self.chunked()
         path = urlparse(self.path).path
         signed = path.startswith("/lfs/complete/")
-        if (not signed and self.headers["authorization"] != "Bearer secret-token") or self.refuses:
+        if (not signed and self.headers["authorization"] != "Bearer secret-token") or self.rejects_requests:
             self.reply(403, {"error": "this token may not write"})
         elif path == "/api/repos/create":
-            said = json.loads(body)
-            name = "/".join(filter(None, (said.get("organization"), said["name"])))
-            self.store.setdefault(said.get("type") or "model", {}).setdefault(name, {})
+            request = json.loads(body)
+            name = "/".join(filter(None, (request.get("organization"), request["name"])))
+            self.store.setdefault(request.get("type") or "model", {}).setdefault(name, {})
             self.reply(200, {"url": f"https://huggingface.co/{name}", "id": name})
         elif path == "/api/validate-yaml":
             self.reply(200, {"warnings": [], "errors": []})
         elif path.endswith(".git/info/lfs/objects/batch"):
-            self.reply(200, {"transfer": "multipart", "objects": [self.actions(**one) for one in json.loads(body)["objects"]]})
+            self.reply(200, {"transfer": "multipart", "objects": [self.actions(**entry) for entry in json.loads(body)["objects"]]})
         elif path.startswith("/lfs/complete/"):
-            said = json.loads(body)
-            assert [one["partNumber"] for one in said["parts"]] == sorted(self.parts[said["oid"]])
+            request = json.loads(body)
+            assert [part["partNumber"] for part in request["parts"]] == sorted(self.parts[request["oid"]])
             self.reply(200, {})
         elif path == "/lfs/verify":
-            said = json.loads(body)
-            assert said["size"] == len(self.large_file(said["oid"]))
-            self.verified.add(said["oid"])
+            request = json.loads(body)
+            assert request["size"] == len(self.large_file(request["oid"]))
+            self.verified.add(request["oid"])
             self.reply(200, {})
         elif "/preupload/" in path:
             sizes = {file["path"]: file["size"] for file in json.loads(body)["files"]}
@@ -71,14 +72,15 @@ class Hub(BaseHTTPRequestHandler):
             self.reply(200, {"files": files, "commitOid": "0" * 40})
         elif "/commit/" in path:
             kind, owner, name = path.split("/")[2:5]
-            kept = self.store[kind.removesuffix("s")][f"{owner}/{name}"]
+            files = self.store[kind.removesuffix("s")][f"{owner}/{name}"]
             for line in body.splitlines():
-                said = json.loads(line)
-                if said["key"] == "file":
-                    kept[said["value"]["path"]] = base64.b64decode(said["value"]["content"])
-                elif said["key"] == "lfsFile":
-                    assert said["value"]["oid"] in self.verified
-                    kept[said["value"]["path"]] = self.large_file(said["value"]["oid"])
+                operation = json.loads(line)
+                value = operation["value"]
+                if operation["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif operation["key"] == "lfsFile":
+                    assert value["oid"] in self.verified
+                    files[value["path"]] = self.large_file(value["oid"])
             self.reply(200, {"commitUrl": f"https://huggingface.co/{owner}/{name}/commit/1", "commitOid": "1" * 40, "success": True})
         else:
             self.reply(404, {"error": path})
@@ -87,16 +89,16 @@ class Hub(BaseHTTPRequestHandler):
         _, _, oid, number = self.path.split("/")
         data = self.rfile.read(int(self.headers["content-length"])) if "content-length" in self.headers else self.chunked()
         self.parts.setdefault(oid, {})[int(number)] = data
-        self.reply(403 if self.loses else 200, {}, etag=f"part-{number}")
+        self.reply(403 if self.storage_fails else 200, {}, etag=f"part-{number}")
 
     def actions(self, oid: str, size: int) -> dict:
-        here = f"http://{self.headers['host']}/lfs"
+        base = f"http://{self.headers['host']}/lfs"
         count = -(-size // self.part)
-        header = {"chunk_size": str(self.part)} | {str(n + 1): f"{here}/{oid}/{n + 1}" for n in range(count)}
+        header = {"chunk_size": str(self.part)} | {str(n + 1): f"{base}/{oid}/{n + 1}" for n in range(count)}
         return {
             "oid": oid,
             "size": size,
-            "actions": {"upload": {"href": f"{here}/complete/{oid}", "header": header}, "verify": {"href": f"{here}/verify"}},
+            "actions": {"upload": {"href": f"{base}/complete/{oid}", "header": header}, "verify": {"href": f"{base}/verify"}},
         }
 
     def large_file(self, oid: str) -> bytes:
@@ -112,8 +114,8 @@ class Hub(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def reply(self, status: int, said: dict, **headers: str) -> None:
-        data = json.dumps(said).encode()
+    def reply(self, status: int, content: dict, **headers: str) -> None:
+        data = json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -145,7 +147,7 @@ def out(tmp_path):
     return tmp_path
 
 
-def test_every_part_arrives_in_its_repository(hub, out):
+def test_push_uploads_every_part_to_its_repository(hub, out):
     push_folder(out, "user/name", parts=["hf", "adapter", "timm", "space"], texts={})
     models = hub.store["model"]
     assert models["user/name"] == {"config.json": b"hf/config.json\n", "README.md": b"hf/README.md\n"}
@@ -156,14 +158,14 @@ def test_every_part_arrives_in_its_repository(hub, out):
 
 @pytest.fixture
 def large(out, monkeypatch) -> bytes:
-    """Weights beyond the size at which the hub asks for LFS; Xet, which huggingface_hub prefers, has no server to test against."""
+    """Weights above the size from which the Hub uses LFS. Xet, the default of huggingface_hub, has no server to test against."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     data = np.random.default_rng(0).bytes(Hub.large + 1)
     (out / "hf" / "model.safetensors").write_bytes(data)
     return data
 
 
-def test_large_files_arrive_in_parts(hub, out, large):
+def test_large_files_are_uploaded_in_parts(hub, out, large):
     push_folder(out, "user/name", parts=["hf"], texts={})
     (parts,) = hub.parts.values()
     assert [len(parts[number]) for number in sorted(parts)] == [4_000_000, 4_000_000, 2_000_001]
@@ -171,38 +173,38 @@ def test_large_files_arrive_in_parts(hub, out, large):
     assert hub.store["model"]["user/name"]["config.json"] == b"hf/config.json\n"
 
 
-def test_a_storage_that_fails_is_one_sentence_and_nothing_is_committed(hub, out, large):
-    hub.loses = True
+def test_storage_failure_is_reported_and_nothing_is_committed(hub, out, large):
+    hub.storage_fails = True
     with pytest.raises(UserError, match=r"push=user/name: Error while uploading 'model\.safetensors' to the Hub\. .*403") as caught:
         push_folder(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert hub.store["model"]["user/name"] == {}
 
 
-def test_a_refusal_of_the_hub_is_one_sentence(hub, out):
-    hub.refuses = True
-    with pytest.raises(UserError, match="push=user/name: the hub refused hf") as caught:
+def test_rejection_by_the_hub_is_reported_without_the_token(hub, out):
+    hub.rejects_requests = True
+    with pytest.raises(UserError, match="push=user/name: the Hugging Face Hub rejected hf") as caught:
         push_folder(out, "user/name", parts=["hf"], texts={})
     assert "\n" not in str(caught.value)
     assert "secret-token" not in str(caught.value)
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(out, monkeypatch):
+def test_unreachable_hub_is_reported(out, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_TOKEN", "secret-token")
-    with pytest.raises(UserError, match="push=user/name: the hub refused hf"):
+    with pytest.raises(UserError, match="push=user/name: the Hugging Face Hub rejected hf"):
         push_folder(out, "user/name", parts=["hf"], texts={})
 
 
 @pytest.mark.slow
-def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp_path):
-    """The two lines of the README: what `out` holds does not depend on `push`, what the hub gets names its own repositories."""
+def test_existing_export_can_be_pushed(hub, shards, language, tmp_path):
+    """The contents of `out` do not depend on `push`; the cards on the Hub name the repositories of the Hub."""
     folder, _ = finish(overrides(shards, language, tmp_path), "vision.architecture_kwargs.depth=2")
     out = tmp_path / "out"
-    words = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}"]
-    export(to_typed(ExportConfig, compose("export", words)))
+    export_overrides = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}"]
+    export(to_typed(ExportConfig, compose("export", export_overrides)))
     before = (out / "SHA256SUMS").read_bytes()
-    export(to_typed(ExportConfig, compose("export", [*words, "push=user/name"])))
+    export(to_typed(ExportConfig, compose("export", [*export_overrides, "push=user/name"])))
     assert (out / "SHA256SUMS").read_bytes() == before
     models, space = hub.store["model"], hub.store["space"]["user/name"]
     assert sorted(models) == ["user/name", "user/name-adapter", "user/name-timm"]
@@ -215,16 +217,16 @@ def test_an_export_can_be_pushed_after_it_was_written(hub, shards, language, tmp
     assert 'os.environ.get("MODEL", "user/name")' in space["app.py"].decode()
     assert yaml.safe_load(space["README.md"].decode().split("---")[1])["models"] == ["user/name"]
     for files, part in ((models["user/name"], "hf"), (models["user/name-adapter"], "adapter"), (space, "space")):
-        same = {path.relative_to(out / part).as_posix() for path in (out / part).rglob("*") if path.is_file()}
-        assert files.keys() == same
-        assert all(files[name] == (out / part / name).read_bytes() for name in same - {"README.md", "app.py"})
+        written = {path.relative_to(out / part).as_posix() for path in (out / part).rglob("*") if path.is_file()}
+        assert files.keys() == written
+        assert all(files[name] == (out / part / name).read_bytes() for name in written - {"README.md", "app.py"})
 
 
-def test_names_and_tokens_are_checked_before_anything_is_exported(monkeypatch, tmp_path):
+def test_check_push_refuses_bad_names_and_missing_tokens(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("src.release.push.get_token", lambda: None)
+    monkeypatch.setattr("src.release.folder.get_token", lambda: None)
     for wrong in ("name", "a/b/c", "a b/c"):
-        with pytest.raises(UserError, match="no repository name"):
+        with pytest.raises(UserError, match="is not a repository name"):
             check_push(wrong)
     with pytest.raises(UserError, match="set HF_TOKEN"):
         check_push("user/name")

@@ -5,7 +5,7 @@ import pytest
 from src.reporting.blocks import Figure, Table, Text
 from src.reporting.run_data import RunData
 from src.reporting.transfer import section
-from tests.stored import write_run, write_verb
+from tests.stored import write_result, write_run
 
 SCORE = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 40}
 
@@ -36,7 +36,7 @@ def blocks(tmp_path):
     def build(cells: list[dict], **tables) -> list:
         folder = write_run(tmp_path, "one")
         transfer = {"cells": cells, "means": [], "differences": [], "ranks": {}, "few_shot": [], **tables}
-        write_verb(folder, "transfer", {"metrics": {}, "transfer": transfer})
+        write_result(folder, "transfer", {"metrics": {}, "transfer": transfer})
         return section(RunData("one", folder)).blocks
 
     return build
@@ -59,7 +59,10 @@ def test_unseen_column_states_the_known_overlap(blocks):
         "b": ({"found": {}, "trained_on": None, "start": "org/clip"}, "not checked"),
         "c": ({"found": {"s": 3}, "trained_on": True, "start": "org/clip"}, "NO: 3 samples with its images were trained on"),
         "d": ({"found": {"s": 3}, "trained_on": False, "start": None}, "yes: 3 samples with its images were left out"),
-        "e": ({"found": {}, "trained_on": False, "start": "org/clip"}, "yes; what org/clip saw, where it started, is unknown"),
+        "e": (
+            {"found": {}, "trained_on": False, "start": "org/clip"},
+            "yes; training data of the initial weights org/clip unknown",
+        ),
     }
     (table, *_) = (
         block

@@ -1,4 +1,4 @@
-"""Model card and data statement, made from what the run itself recorded; nothing in them is written by hand per model."""
+"""Model card and data statement, generated from the records of the run."""
 
 import json
 import re
@@ -15,37 +15,37 @@ from src.runtime.errors import UserError
 
 SOURCES = paths.REPOSITORY / "data_prep" / "sources.yaml"
 DEFINITIONS = {
-    "bleu1": "BLEU-1 of the answer against its references, in 0..1, mean over questions",
-    "exact": "share of answers equal to a reference after normalisation",
+    "bleu1": "BLEU-1 of the answer against its references, from 0 to 1, mean over questions",
+    "exact": "fraction of answers that equal a reference after normalisation",
     "f1": "token F1 against the best reference, mean over questions",
-    "accuracy": "share of closed or multiple-choice questions answered rightly",
-    "macro_f1": "unweighted mean of the classes' F1",
+    "accuracy": "fraction of closed or multiple-choice questions that were answered correctly",
+    "macro_f1": "unweighted mean of the F1 of the classes",
 }
 CONDITIONS = {
-    "real": "with its image",
+    "real": "with the image",
     "none": "without an image",
     "real_minus_blank": "gain over a blank image",
     "real_minus_shuffled": "gain over another test image",
 }
-# library -> (task on the hub, whose scores are shown)
+# library -> (task on the hub, sentence on what the scores belong to)
 LIBRARIES = {
-    "transformers": ("image-text-to-text", "Of this model"),
-    "peft": ("text-generation", "Of the whole model that the adapter is a part of, encoder and projector included"),
-    "timm": ("image-feature-extraction", "Questions: of the whole model that this encoder is a part of; transfer: of this encoder"),
+    "transformers": ("image-text-to-text", "Scores of this model"),
+    "peft": ("text-generation", "Scores of the full model, with the image encoder and the projector"),
+    "timm": ("image-feature-extraction", "Scores on questions belong to the full model; transfer scores belong to this encoder"),
 }
 PHANTOM = (
-    "**Trained on phantoms.** Images and texts were drawn by a program that imitates the layouts of public datasets; the names below "
-    "are those of the imitated datasets, none of which was used. The model knows nothing about medicine.\n"
+    "**Trained on phantoms.** A program generated all images and texts in the file layout of public datasets. The names below are those "
+    "of the imitated datasets; their data was not used. The model has learned nothing about medicine.\n"
 )
 IN_PART = (
-    "**Trained in part on phantoms.** Images and texts of {} were drawn by a program that imitates the layouts of these datasets, which "
-    "were not used.\n"
+    "**Trained in part on phantoms.** A program generated the images and texts of {} in the file layout of these datasets; their data "
+    "was not used.\n"
 )
 
 
 @dataclass
 class CardFacts:
-    """What a card tells: the run, its sources and its scores. `sources` include those of the runs whose weights it continued."""
+    """The facts on a card: the run, its sources and its scores. `sources` includes those of the runs whose weights it continued."""
 
     name: str
     config: TrainConfig
@@ -55,42 +55,42 @@ class CardFacts:
 
     @property
     def warning(self) -> str:
-        phantoms = [f"{source['name']}{_run(source)}" for source in self.sources if source["phantom"]]
+        phantoms = [f"{source['name']}{_ancestor(source)}" for source in self.sources if source["phantom"]]
         if not phantoms:
             return ""
         return PHANTOM if len(phantoms) == len(self.sources) else IN_PART.format(", ".join(phantoms))
 
 
 def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
-    """Reads the results of a run, the training records of the run and of its ancestors, and the licences of `sources.yaml`.
+    """Reads the results of a run, the training records of the run and its ancestors, and the licences in `sources.yaml`.
 
-    Raises `UserError` where the record of an ancestor is missing: a card without it would omit restrictions of its data.
+    Raises `UserError` if the record of an ancestor is missing, because the card would omit the restrictions on its data.
     """
     records = lineage(folder)
     if missing := missing_parent(records):
         raise UserError(
-            f"{folder}: run '{records[-1]['name']}' continued init={missing}, which is gone and left no record of its data, so that "
-            "no card can name its licences; put the folder of that run back beside the others"
+            f"{folder}: run '{records[-1]['name']}' continued init={missing}, whose folder is missing, so the licences of its data are "
+            "unknown; restore the folder of that run next to the others"
         )
     trained = json.loads((folder / "train.json").read_text())
     result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"]}
     known = yaml.safe_load(SOURCES.read_text())
     sources = []
-    for number, record in enumerate(records):
+    for generation, record in enumerate(records):
         for source in record["sources"]:
             entry = known.get(source["name"], {})
             licence = entry.get("licence", {})
             sources.append(
                 {
                     "name": source["name"],
-                    "ancestor": record["name"] if number else None,
+                    "ancestor": record["name"] if generation else None,
                     "title": entry.get("title", source["name"]),
                     "share": source["share"],
                     "records": source["records"],
                     "licence": source["licence"] or licence.get("name", "unverified"),
                     "from": licence.get("from", "unsourced"),
-                    "non_commercial": _word(licence.get("non_commercial", "unverified")),
-                    "redistribute": _word(licence.get("redistribute", "unverified")),
+                    "non_commercial": _yes_no(licence.get("non_commercial", "unverified")),
+                    "redistribute": _yes_no(licence.get("redistribute", "unverified")),
                     "citation": entry.get("citation", ""),
                     "phantom": bool(source["phantom"]),
                 }
@@ -98,25 +98,25 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
     return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]])
 
 
-def usage_restrictions(story: CardFacts) -> str:
-    """What follows for the use of the weights: every restriction, each with the sources that it comes from."""
-    found = []
-    for key, value, said in (
+def usage_restrictions(facts: CardFacts) -> str:
+    """All restrictions on the use of the weights, each with the sources that it comes from."""
+    restrictions = []
+    for key, value, text in (
         ("non_commercial", "yes", "non-commercial use only"),
-        ("redistribute", "no", "the data may not be passed on; whether weights may is unverified"),
-        ("non_commercial", "unverified", "research use only until its licence is verified"),
-        ("redistribute", "unverified", "whether the data may be passed on is unverified"),
+        ("redistribute", "no", "the data may not be redistributed; whether the weights may be is unverified"),
+        ("non_commercial", "unverified", "research use only until the licence is verified"),
+        ("redistribute", "unverified", "whether the data may be redistributed is unverified"),
     ):
-        strict = list(dict.fromkeys(source["name"] for source in story.sources if source[key] == value))
-        if strict:
-            found.append(f"{said} (from {', '.join(strict)})")
-    return "; ".join(found) or "every source allows commercial use and redistribution"
+        names = list(dict.fromkeys(source["name"] for source in facts.sources if source[key] == value))
+        if names:
+            restrictions.append(f"{text} (from {', '.join(names)})")
+    return "; ".join(restrictions) or "every source allows commercial use and redistribution"
 
 
-def model_card(story: CardFacts, *, library: str, usage: str) -> str:
-    """README.md with the front matter of the Hugging Face hub."""
-    config, result = story.config, story.result
-    task, whose = LIBRARIES[library]
+def model_card(facts: CardFacts, *, library: str, usage: str) -> str:
+    """The README.md of a part, with front matter for the Hugging Face Hub."""
+    config, result = facts.config, facts.result
+    task, scope = LIBRARIES[library]
     base = config.language.path
     front = {
         "library_name": library,
@@ -128,79 +128,87 @@ def model_card(story: CardFacts, *, library: str, usage: str) -> str:
         "tags": ["medical", "visual-question-answering", "research-only"],
     }
     encoder = config.vision.path or config.vision.architecture
-    origin = ", trained from ".join(f"run `{name}`" for name in story.ancestors)
+    origin = ", which was trained from ".join(f"run `{name}`" for name in facts.ancestors)
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {story.name}\n",
-        "**For research. Not a medical device, not for clinical use, not for advice to patients.**\n",
-        *filter(None, [story.warning]),
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {facts.name}\n",
+        "**For research only. Not a medical device. Not for clinical use or for advice to patients.**\n",
+        *filter(None, [facts.warning]),
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
-        f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA of rank {config.language.lora.rank}.\n\n"
-        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch_size} samples (code {result['git']}, data {result['data']}).\n",
+        f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA rank {config.language.lora.rank}.\n\n"
+        f"Trained for {config.optim.steps:,} steps of {config.data.global_batch_size} samples "
+        f"(code {result['git']}, data {result['data']}).\n",
         *([f"Continued from the weights of {origin}.\n"] if origin else []),
         f"## Use\n\n{usage}\n",
-        f"## Scores\n\n{scores(result['metrics'], of=whose)}\n",
+        f"## Scores\n\n{scores(result['metrics'], scope=scope)}\n",
         "## Intended use and limits\n\n"
-        "Intended: research on medical vision-language models and on their evaluation. Out of scope: diagnosis, triage, treatment, any "
-        "decision about a person. Answers are short and can be wrong while they sound sure; confidence is a mean token log-probability, "
-        "not calibrated. English only. Where an answer does not change with the image (see the gain over a blank image above), it was not "
-        "read from it.\n",
-        data_statement(story),
+        "Intended use: research on medical vision-language models and their evaluation. Out of scope: diagnosis, triage, treatment and any "
+        "other decision about a person. Answers are short and can be wrong while they sound certain. The confidence of an answer is its "
+        "mean token log-probability and is not calibrated. The model knows English only. If the gain over a blank image (see the scores) "
+        "is close to zero, the model does not use the image.\n",
+        data_statement(facts),
     ]
     return "\n".join(parts)
 
 
-def data_statement(story: CardFacts) -> str:
-    """Sources, shares, licences with where they were read, and the strictest."""
+def data_statement(facts: CardFacts) -> str:
+    """The sources with their shares, their licences and where these were read, and the combined restrictions."""
     lines = [
         "## Data statement\n",
-        f"Strictest licence: {usage_restrictions(story)}. The licences of the base weights hold besides; read their cards.\n",
-        "| source | share | training records | licence | read at | non-commercial | may be passed on |",
+        f"Combined restrictions: {usage_restrictions(facts)}. The licences of the base weights apply, too; see their cards.\n",
+        "| source | share | training records | licence | licence read at | non-commercial | redistribution allowed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for source in story.sources:
+    for source in facts.sources:
         records = "not recorded" if source["records"] is None else f"{source['records']:,}"
         lines.append(
-            f"| {source['title']} (`{source['name']}`){_run(source)} | {source['share']:.1%} | {records} | {source['licence']} "
+            f"| {source['title']} (`{source['name']}`){_ancestor(source)} | {source['share']:.1%} | {records} | {source['licence']} "
             f"| {source['from']} | {source['non_commercial']} | {source['redistribute']} |"
         )
-    cited = dict.fromkeys(f"- {source['citation']}" for source in story.sources if source["citation"])
-    return "\n".join(lines) + ("\n\n" + "\n".join(cited) if cited else "") + "\n"
+    citations = dict.fromkeys(f"- {source['citation']}" for source in facts.sources if source["citation"])
+    return "\n".join(lines) + ("\n\n" + "\n".join(citations) if citations else "") + "\n"
 
 
-def scores(metrics: dict[str, dict], *, of: str) -> str:
-    """The scores of all questions, a benchmark's in one row each, and of transfer, with 95% intervals and what they mean."""
-    asked: dict[tuple[str, str], dict[str, dict]] = {}
-    moved = {}
-    for key, found in metrics.items():
-        word = key.split("/")
-        if word[0] == "vqa" and word[3] == "all" and word[2] in CONDITIONS and word[4] in DEFINITIONS:
-            asked.setdefault((word[1], word[4]), {})[word[2]] = found
-        elif word[:2] == ["transfer", "mean"] and word[-1] in DEFINITIONS:
-            moved[word[4], word[2], word[3]] = found
-    if not asked and not moved:
+def scores(metrics: dict[str, dict], *, scope: str) -> str:
+    """Tables of the scores on all questions (one row per benchmark and score) and of mean transfer, with 95% intervals and definitions."""
+    by_benchmark: dict[tuple[str, str], dict[str, dict]] = {}
+    transfer = {}
+    for key, metric in metrics.items():
+        parts = key.split("/")
+        if parts[0] == "vqa" and parts[3] == "all" and parts[2] in CONDITIONS and parts[4] in DEFINITIONS:
+            by_benchmark.setdefault((parts[1], parts[4]), {})[parts[2]] = metric
+        elif parts[:2] == ["transfer", "mean"] and parts[-1] in DEFINITIONS:
+            transfer[parts[4], parts[2], parts[3]] = metric
+    if not by_benchmark and not transfer:
         return "This run has not been evaluated."
-    lines = [f"{of}. With 95% intervals; gains are paired.", ""]
-    if asked:
+    lines = [f"{scope}. Brackets are 95% intervals; gains are paired differences.", ""]
+    if by_benchmark:
         lines += [f"| benchmark | score | n | {' | '.join(CONDITIONS.values())} |", f"|---|---|---|{'---|' * len(CONDITIONS)}"]
-        for (name, score), row in asked.items():
-            cells = [_interval(row[one]) if one in row else "" for one in CONDITIONS]
-            lines.append(f"| {name} | {score} | {next(iter(row.values()))['n']:,} | {' | '.join(cells)} |")
-    if moved:
-        sets = sorted({key.split("/")[1] for key in metrics if key.startswith("transfer/")} - {"mean"})
-        lines += ["", f"Transfer, mean of {', '.join(sets)}:", "", "| encoder | by | score | value | n |", "|---|---|---|---|---|"]
-        lines += [f"| {name} | {how} | {score} | {_interval(found)} | {found['n']:,} |" for (score, name, how), found in moved.items()]
-    used = {score for _, score in asked} | {score for score, *_ in moved}
+        for (benchmark, score), row in by_benchmark.items():
+            cells = [_interval(row[condition]) if condition in row else "" for condition in CONDITIONS]
+            lines.append(f"| {benchmark} | {score} | {next(iter(row.values()))['n']:,} | {' | '.join(cells)} |")
+    if transfer:
+        benchmarks = sorted({key.split("/")[1] for key in metrics if key.startswith("transfer/")} - {"mean"})
+        lines += [
+            "",
+            f"Transfer, mean of {', '.join(benchmarks)}:",
+            "",
+            "| encoder | protocol | score | value | n |",
+            "|---|---|---|---|---|",
+        ]
+        for (score, encoder, protocol), metric in transfer.items():
+            lines.append(f"| {encoder} | {protocol} | {score} | {_interval(metric)} | {metric['n']:,} |")
+    used = {score for _, score in by_benchmark} | {score for score, *_ in transfer}
     return "\n".join([*lines, "", *(f"- {name}: {DEFINITIONS[name]}" for name in sorted(used))])
 
 
-def _interval(found: dict) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _interval(metric: dict) -> str:
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
-def _run(source: dict[str, Any]) -> str:
-    """Which ancestor was trained on the source; empty for a source of the run itself."""
+def _ancestor(source: dict[str, Any]) -> str:
+    """Names the ancestor that was trained on the source; empty for a source of the run itself."""
     return f" in run `{source['ancestor']}`" if source["ancestor"] else ""
 
 
-def _word(value: Any) -> str:
+def _yes_no(value: Any) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

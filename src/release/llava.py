@@ -1,4 +1,4 @@
-"""A trained VLM as `LlavaForConditionalGeneration` with its processor: the same numbers under the names that transformers knows."""
+"""Export of a trained VLM as `LlavaForConditionalGeneration` with a processor, with a check that both compute the same logits."""
 
 import copy
 from pathlib import Path
@@ -8,17 +8,19 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.initialization import no_init_weights
 
-from src.data.prompt import IMAGE, Prompter
+from src.data.prompt import IMAGE, Prompter, prompt_answer_pairs
+from src.data.record import Record
 from src.model.projector import Projector
 from src.model.vlm import VLM
 from src.release.tower import tower_config, tower_state
 from src.runtime.errors import UserError
 
 MAX_NEW_TOKENS = 64
+QUESTION = Record(key="check", source="check", split="test", turns=[("Which organ is shown in this image?", "")])
 
 
 def save_llava(model: VLM, folder: Path, *, dtype: torch.dtype, prompter: Prompter) -> None:
-    """Weights, processor, tokenizer, chat template and generation config; safetensors only, with LoRA merged in float32."""
+    """Writes weights (safetensors, LoRA merged in float32), processor, tokenizer, chat template and generation config."""
     llava = to_llava(model, dtype=dtype)
     llava.save_pretrained(folder)
     generation_config(model, prompter).save_pretrained(folder)
@@ -26,7 +28,7 @@ def save_llava(model: VLM, folder: Path, *, dtype: torch.dtype, prompter: Prompt
 
 
 def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    """The model of transformers that computes what `model` computes."""
+    """Builds the transformers model that computes the same as `model`."""
     language = merged_state(model)
     text = copy.deepcopy(model.language.base.config)
     text.use_cache, text.dtype, text._name_or_path = True, dtype, ""
@@ -36,7 +38,7 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
         image_token_index=model.image_id,
         image_seq_length=model.vision.num_patches,
         projector_hidden_act="linear" if model.projector.linear_2 is None else "gelu",
-        vision_feature_select_strategy="default",  # without CLS
+        vision_feature_select_strategy="default",  # drops the CLS token
         vision_feature_layer=-1,  # after the last block, before the final norm
         multimodal_projector_bias=True,
         tie_word_embeddings=text.tie_word_embeddings,
@@ -53,7 +55,7 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
 
 
 def merged_state(model: VLM) -> dict[str, Tensor]:
-    """The language model's tensors with every adapter added to its weight, in float32 whatever the base is stored in."""
+    """State dict of the language model with every adapter merged into its weight. Merging is done in float32 for any dtype of the base."""
     base = model.language.base
     state = {name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if ".lora_" not in name}
     for name, module in base.named_modules():
@@ -63,51 +65,54 @@ def merged_state(model: VLM) -> dict[str, Tensor]:
 
 
 def projector_state(projector: Projector, hidden: int) -> dict[str, Tensor]:
-    """Llava's projector has two layers of the language model's width; a narrower inner layer is filled up with zeros, one matrix
-    is followed by the identity. Both give the same numbers."""
+    """State dict of Llava's projector, which has two layers of the language model's width.
+
+    A narrower hidden layer is padded with zeros; a single linear layer is followed by the identity. Both are exact. Raises `UserError` for
+    a wider hidden layer.
+    """
     first = projector.linear_1
     if projector.linear_2 is None:
-        second_HH, bias_H = torch.eye(hidden), torch.zeros(hidden)
-        return {"linear_1.weight": first.weight, "linear_1.bias": first.bias, "linear_2.weight": second_HH, "linear_2.bias": bias_H}
-    room = hidden - first.out_features
-    if room < 0:
+        identity_HH, zeros_H = torch.eye(hidden), torch.zeros(hidden)
+        return {"linear_1.weight": first.weight, "linear_1.bias": first.bias, "linear_2.weight": identity_HH, "linear_2.bias": zeros_H}
+    padding = hidden - first.out_features
+    if padding < 0:
         raise UserError(
-            f"transformers' Llava has a projector of at most the language model's width {hidden}, and this run's projector.hidden is "
-            f"{first.out_features}; leave out the parts hf and space with parts=[adapter,timm]"
+            f"projector.hidden={first.out_features}: the Llava of transformers has a projector of at most the language model's width "
+            f"{hidden}; leave out the parts hf and space with parts=[adapter,timm]"
         )
     return {
-        "linear_1.weight": torch.nn.functional.pad(first.weight, (0, 0, 0, room)),
-        "linear_1.bias": torch.nn.functional.pad(first.bias, (0, room)),
-        "linear_2.weight": torch.nn.functional.pad(projector.linear_2.weight, (0, room)),
+        "linear_1.weight": torch.nn.functional.pad(first.weight, (0, 0, 0, padding)),
+        "linear_1.bias": torch.nn.functional.pad(first.bias, (0, padding)),
+        "linear_2.weight": torch.nn.functional.pad(projector.linear_2.weight, (0, padding)),
         "linear_2.bias": projector.linear_2.bias,
     }
 
 
 def generation_config(model: VLM, prompter: Prompter) -> GenerationConfig:
-    """Greedy; never the image token, nor rows that only round the embedding up."""
+    """Greedy decoding that suppresses the image token and the padding rows of the embedding."""
     language = model.language
-    spare = range(len(language.tokenizer), language.base.config.vocab_size)
+    padding_ids = range(len(language.tokenizer), language.base.config.vocab_size)
     return GenerationConfig(
         bos_token_id=prompter.bos,
         eos_token_id=prompter.eos,
         pad_token_id=language.tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
-        suppress_tokens=[model.image_id, *spare],
+        suppress_tokens=[model.image_id, *padding_ids],
     )
 
 
 def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
-    """Squashes images as we do, puts P placeholders per image first, and asks in our words.
+    """Processor that resizes images as in training, puts P placeholders per image first, and applies our prompt.
 
-    `from_pretrained(..., backend="pil")` gives exactly our pixels; transformers' default resizes with torchvision, whose bicubic
-    differs by up to one grey level.
+    `from_pretrained(..., backend="pil")` gives exactly the pixels of training. The default backend of transformers resizes with
+    torchvision, whose bicubic filter differs by up to one grey level.
     """
     vision = model.vision
     side = {"height": vision.size, "width": vision.size}
     images = CLIPImageProcessorPil(
         size=side,
-        crop_size=side,  # not used, but read by whoever counts the tokens of an image
+        crop_size=side,  # no effect, but transformers reads it to count the tokens of an image
         do_center_crop=False,
         image_mean=vision.mean.flatten().tolist(),
         image_std=vision.std.flatten().tolist(),
@@ -127,7 +132,7 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
 
 
 def chat_template(prompter: Prompter) -> str:
-    """Our prompt in Jinja: begin of sequence, all images, then `Question: ...\\nAnswer:` per turn."""
+    """Our prompt in Jinja: begin of sequence, all images, then `Question: ...\\nAnswer:` for each turn."""
     tokenizer = prompter.tokenizer
     bos = tokenizer.convert_ids_to_tokens(prompter.bos)
     eos = tokenizer.convert_ids_to_tokens(prompter.eos)
@@ -135,9 +140,9 @@ def chat_template(prompter: Prompter) -> str:
 
 
 def answer_separator(prompter: Prompter) -> str:
-    """What stands between `Answer:` and the answer in one text, so that its tokens are those of the two parts."""
-    apart = [token for text in prompter.tokens(["Question: a?\nAnswer:", "lung"]) for token in text]
-    return next((gap for gap in ("", " ") if prompter.tokens([f"Question: a?\nAnswer:{gap}lung"])[0] == apart), " ")
+    """The separator between `Answer:` and the answer for which the joined text has the same tokens as its two parts in training."""
+    expected = [token for text in prompter.tokens(["Question: a?\nAnswer:", "lung"]) for token in text]
+    return next((gap for gap in ("", " ") if prompter.tokens([f"Question: a?\nAnswer:{gap}lung"])[0] == expected), " ")
 
 
 TEMPLATE = (
@@ -149,6 +154,24 @@ TEMPLATE = (
     "{% else %}{% set text = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}{% endif %}"
     "{% if message.role == 'user' %}Question: {{ text | trim }}\nAnswer:"
     "{% elif message.role == 'assistant' %}GAP{{ text | trim }}EOS"
-    "{% else %}{{ raise_exception('only the roles user and assistant are known') }}{% endif %}"
+    "{% else %}{{ raise_exception('unknown role; use user or assistant') }}{% endif %}"
     "{% endfor %}"
 )
+
+
+@torch.no_grad()
+def max_logit_difference(model: VLM, folder: Path) -> dict[str, float]:
+    """Compares the written folder with the run on a fixed random image and question.
+
+    Returns the largest absolute difference of a logit and the largest logit. The difference depends on the CPU: it is the rounding error of
+    the written data type, which is relative to the largest logit.
+    """
+    prompter = model.prompter(budget=4096)
+    size = model.vision.size
+    pixels_13HW = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ids_1T = torch.tensor([prompter.prefix(1) + prompter.tokens([prompt_answer_pairs(QUESTION)[0][0]])[0]])
+    logits_1TV = model.language.base(inputs_embeds=model.embed(ids_1T, pixels_13HW)).logits
+    llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    values = model.vision.normalise(pixels_13HW).to(llava.dtype)
+    difference_1TV = logits_1TV.float() - llava(input_ids=ids_1T, pixel_values=values).logits.float()
+    return {"max_difference": difference_1TV.abs().max().item(), "largest": logits_1TV.abs().max().item()}

@@ -1,4 +1,4 @@
-"""The adapter for PEFT and the encoder for timm."""
+"""Export of the LoRA adapter for PEFT and of the image encoder for timm."""
 
 import json
 from pathlib import Path
@@ -13,26 +13,29 @@ from src.runtime.errors import UserError
 
 
 def save_adapter(model: VLM, folder: Path, *, base: str, revision: str) -> None:
-    """`PeftModel.from_pretrained(base model, folder)` has the language model's logits; encoder and projector are not in it.
+    """Writes a folder for `PeftModel.from_pretrained(base_model, folder)`, which has the logits of the run's language model.
 
-    The tokenizer is: that of PMC-LLaMA cannot be loaded as it is published.
+    The tokenizer is included, because that of PMC-LLaMA cannot be loaded as published.
     """
     model.language.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     model.language.tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # a template with holes
+    (folder / "README.md").unlink(missing_ok=True)  # a template with unfilled fields
     path = folder / "adapter_config.json"
-    described = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
-    described["revision"] = None if revision in ("", "unverified") else revision
-    # peft keeps the targets as a set, whose order changes from process to process.
-    described = {key: sorted(value) if key == "target_modules" else value for key, value in sorted(described.items())}
-    path.write_text(json.dumps(described, indent=2) + "\n")
+    settings = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
+    settings["revision"] = None if revision in ("", "unverified") else revision
+    # peft stores target_modules as a set, whose order differs between processes.
+    settings = {key: sorted(value) if key == "target_modules" else value for key, value in sorted(settings.items())}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def save_timm(vision: Vision, folder: Path) -> None:
-    """`timm.create_model("local-dir:<folder>", pretrained=True)` is this encoder, without a classifier."""
+    """Writes a folder for `timm.create_model("local-dir:<folder>", pretrained=True)`, without a classifier.
+
+    Raises `UserError` for an encoder that timm cannot rebuild.
+    """
     if isinstance(vision, HfVit):
         raise UserError(
-            "this run's encoder comes from transformers and has no timm form; leave out the part timm with parts=[hf,adapter,space]"
+            "parts=timm: the encoder of this run comes from transformers and has no timm equivalent; use parts=[hf,adapter,space]"
         )
     trunk, size = vision.trunk, vision.size
     data = {
@@ -46,15 +49,15 @@ def save_timm(vision: Vision, folder: Path) -> None:
     arguments = {"img_size": size, "depth": len(trunk.blocks)} if hasattr(trunk, "blocks") else {}
     save_for_hf(trunk, str(folder), safe_serialization=True, data_config=data, model_args=arguments)
     path = folder / "config.json"
-    described = json.loads(path.read_text())
-    for claim in ("tag", "license"):  # of the weights that timm publishes under this architecture, not of these
-        described["pretrained_cfg"].pop(claim, None)
-    path.write_text(json.dumps(described, indent=2) + "\n")
+    settings = json.loads(path.read_text())
+    for key in ("tag", "license"):  # these describe the weights that timm publishes for the architecture
+        settings["pretrained_cfg"].pop(key, None)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
     try:
-        again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (RuntimeError, TypeError) as error:
         raise UserError(
-            f"timm cannot rebuild this run's encoder ({str(error).splitlines()[0]}); leave out the part timm with parts=[hf,adapter,space]"
+            f"parts=timm: timm cannot rebuild the encoder of this run ({str(error).splitlines()[0]}); use parts=[hf,adapter,space]"
         ) from None
-    mine = trunk.state_dict()
-    assert all(torch.equal(mine[name], value) for name, value in again.state_dict().items())
+    state = trunk.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in rebuilt.state_dict().items())

@@ -1,4 +1,4 @@
-"""Our image encoder as the vision tower of transformers' Llava: renamed, never approximated."""
+"""Conversion of our image encoder to the vision tower of the transformers Llava. Only names change; the computation stays exact."""
 
 import torch
 from timm.layers import Mlp
@@ -11,12 +11,12 @@ from src.runtime.errors import UserError
 
 
 def tower_config(vision: Vision) -> PretrainedConfig:
-    """`ViTConfig` or `CLIPVisionConfig` whose hidden state after the last block is what our projector sees.
+    """A `ViTConfig` or `CLIPVisionConfig` whose hidden state after the last block is the input of our projector.
 
-    Raises `UserError` for encoders that neither can hold.
+    Raises `UserError` for encoders that neither class can represent.
     """
     if isinstance(vision, TimmVit):
-        _must_be_plain(vision.trunk)
+        _check_plain_vit(vision.trunk)
         trunk, block = vision.trunk, vision.trunk.blocks[0]
         return ViTConfig(
             hidden_size=trunk.embed_dim,
@@ -36,13 +36,13 @@ def tower_config(vision: Vision) -> PretrainedConfig:
         config.num_hidden_layers = vision.trunk.config.num_hidden_layers
         return config
     raise UserError(
-        "transformers' Llava can hold ViT encoders with a CLS token at the image size of their weights, and this run's is none; "
-        "leave out the parts hf and space with parts=[adapter,timm]"
+        "parts=hf: the Llava of transformers needs a ViT encoder with a CLS token at the image size of its weights, which the encoder of "
+        "this run is not; use parts=[adapter,timm]"
     )
 
 
 def tower_state(vision: Vision) -> dict[str, Tensor]:
-    """The tensors of the tower by their names in `ViTModel` or `CLIPVisionModel`."""
+    """State dict of the tower with the names of `ViTModel` or `CLIPVisionModel`."""
     if isinstance(vision, HfVit):
         state = dict(vision.trunk.state_dict())
         return state if isinstance(vision.trunk.config, CLIPVisionConfig) else state | _pooler(vision.width)
@@ -50,7 +50,7 @@ def tower_state(vision: Vision) -> dict[str, Tensor]:
 
 
 def _from_timm(state: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
-    found = {
+    converted = {
         "embeddings.cls_token": state["cls_token"],
         "embeddings.position_embeddings": state["pos_embed"],
         "embeddings.patch_embeddings.projection.weight": state["patch_embed.proj.weight"],
@@ -58,28 +58,28 @@ def _from_timm(state: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
         "layernorm.weight": state["norm.weight"],
         "layernorm.bias": state["norm.bias"],
     }
-    renamed = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1"}
-    renamed |= {"mlp.fc2": "mlp.fc2"}
+    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1"}
+    names |= {"mlp.fc2": "mlp.fc2"}
     for name, value in state.items():
         if not name.startswith("blocks."):
             continue
-        _, number, inner = name.split(".", 2)
+        _, index, inner = name.split(".", 2)
         part, kind = inner.rsplit(".", 1)
         if part == "attn.qkv":
-            for letter, third in zip("qkv", value.chunk(3), strict=True):
-                found[f"layers.{number}.attention.{letter}_proj.{kind}"] = third
+            for letter, projection in zip("qkv", value.chunk(3), strict=True):
+                converted[f"layers.{index}.attention.{letter}_proj.{kind}"] = projection
         else:
-            found[f"layers.{number}.{renamed[part]}.{kind}"] = value
-    return found
+            converted[f"layers.{index}.{names[part]}.{kind}"] = value
+    return converted
 
 
 def _pooler(width: int) -> dict[str, Tensor]:
-    """`ViTModel` brings a pooler that Llava never uses; zeros make the file deterministic."""
+    """`ViTModel` has a pooler that Llava never uses. Zeros make the file deterministic."""
     return {"pooler.dense.weight": torch.zeros(width, width), "pooler.dense.bias": torch.zeros(width)}
 
 
-def _must_be_plain(trunk: nn.Module) -> None:
-    """A timm ViT that `ViTModel` equals: one CLS token, learnt positions, pre-norm blocks with nothing in between."""
+def _check_plain_vit(trunk: nn.Module) -> None:
+    """Raises `UserError` unless `ViTModel` can represent this timm ViT: one CLS token, learned positions, plain pre-norm blocks."""
     block = trunk.blocks[0] if isinstance(trunk, VisionTransformer) else None
     plain = (
         block is not None
@@ -99,6 +99,6 @@ def _must_be_plain(trunk: nn.Module) -> None:
     )
     if not plain:
         raise UserError(
-            f"transformers has no tower equal to this run's {type(trunk).__name__} (CLS token, learnt positions, plain pre-norm blocks "
-            "are needed); leave out the parts hf and space with parts=[adapter,timm]"
+            f"parts=hf: transformers has no vision tower for the {type(trunk).__name__} of this run (it needs a CLS token, learned "
+            "positions and plain pre-norm blocks); use parts=[adapter,timm]"
         )

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML, Markdown or CSV."""
+"""The blocks of a report, independent of the output format (HTML, Markdown)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,16 +11,15 @@ class Interval:
     value: float
     low: float
     high: float
-    signed: bool = False  # a difference: shown with its sign
+    signed: bool = False  # a difference, printed with its sign
 
     def __str__(self) -> str:
-        form = "{:+.3f}" if self.signed else "{:.3f}"
-        bounds = f" [{form}, {form}]" if self.low != self.high else ""
-        return (form + bounds).format(self.value, self.low, self.high)
+        number = "{:+.3f}" if self.signed else "{:.3f}"
+        bounds = f" [{number}, {number}]" if self.low != self.high else ""
+        return (number + bounds).format(self.value, self.low, self.high)
 
     @property
-    def clear(self) -> bool:
-        """The interval leaves zero out."""
+    def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
 
@@ -41,7 +40,7 @@ class Link:
 
 @dataclass
 class Table:
-    """Cells are str, int, float, Interval, Graph, Link or None; `rules` are row numbers above which a line is drawn."""
+    """Cells are str, int, float, Interval, Graph, Link or None. A line is drawn above each row whose index is in `rules`."""
 
     columns: list[str]
     rows: list[list[Any]]
@@ -51,16 +50,16 @@ class Table:
 
 @dataclass
 class Figure:
-    """Drawings that belong together, as SVG, and what their colours mean."""
+    """SVG plots that share a legend and a caption."""
 
-    drawings: list[str]
+    plots: list[str]
     caption: str = ""
     legend: list[tuple[str, str]] = field(default_factory=list)  # (name, colour)
 
 
 @dataclass
 class Text:
-    """A paragraph; `kind` is 'plain', 'finding' (a conclusion) or 'gap' (what is missing, and how to get it)."""
+    """A paragraph; `kind` is 'plain', 'finding' (a conclusion) or 'gap' (something is missing, with the way to get it)."""
 
     text: str
     kind: str = "plain"
@@ -73,7 +72,7 @@ class Code:
 
 @dataclass
 class Tiles:
-    """The few numbers that a reader looks for first: (label, value, remark)."""
+    """The headline numbers: (label, value, remark)."""
 
     tiles: list[tuple[str, Any, str]]
 
@@ -83,7 +82,7 @@ class Example:
     image: str  # data URI
     question: str
     references: list[str]
-    answers: list[tuple[str, str, bool]]  # (condition, answer, right)
+    answers: list[tuple[str, str, bool]]  # (condition, answer, is correct)
     about: str
 
 
@@ -95,7 +94,7 @@ class Examples:
 
 @dataclass
 class Folded:
-    """Detail that a reader opens when wanted; printed in full."""
+    """Details that are collapsed on screen and printed in full."""
 
     title: str
     blocks: list[Any]

@@ -1,72 +1,70 @@
-"""Several runs side by side: how their encoders carry over."""
+"""Comparison of several runs: transfer scores of their encoders."""
 
 from src.reporting import groups
 from src.reporting.blocks import Figure, Graph, Interval, Table
 from src.reporting.groups import Group
-from src.reporting.plots import Curve, curves
+from src.reporting.plots import Curve, is_dashed, legend, plot_curves
 from src.reporting.run_data import RunData
-from src.reporting.svg import dashed
 
 
-def transfer_blocks(found: list[Group], paint: dict[str, str]) -> list:
-    """Macro-F1 of each group's own encoder and, beside it, of the baselines; few-shot curves of the groups' own encoders."""
+def transfer_blocks(all_groups: list[Group], colours: dict[str, str]) -> list:
+    """Macro-F1 of each group's own encoder and of the baselines; few-shot curves of the groups' own encoders."""
     rows = []
-    for one in found:
-        cells: dict[tuple[str, str, str], list[dict]] = {}
-        for run in one.having("transfer/"):
-            for cell in run.verbs["transfer"]["transfer"]["cells"]:
-                encoder = "its own" if cell["ours"] else cell["encoder"]
-                cells.setdefault((cell["benchmark"], encoder, cell["protocol"]), []).append(cell["macro_f1"])
-        for about, scores in cells.items():
-            score = groups.pooled(scores)
+    for group in all_groups:
+        scores: dict[tuple[str, str, str], list[dict]] = {}
+        for run in group.runs_with_metric("transfer/"):
+            for cell in run.results["transfer"]["transfer"]["cells"]:
+                encoder = "own" if cell["ours"] else cell["encoder"]
+                scores.setdefault((cell["benchmark"], encoder, cell["protocol"]), []).append(cell["macro_f1"])
+        for key, metrics in scores.items():
+            score = groups.pool(metrics)
             assert score is not None
-            rows.append([*about, one.label, score, Graph([(score, "blue" if about[1] == "its own" else "grey")])])
+            rows.append([*key, group.label, score, Graph([(score, "blue" if key[1] == "own" else "grey")])])
     rows.sort(key=lambda row: row[:3])
     columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
-    table = [Table(columns, rows, caption="The drawing shows macro-F1 from 0 to 1.")] if rows else []
-    return table + few_shot(found, paint)
+    caption = "Encoder own: the one that the run trained. The plot shows macro-F1 from 0 to 1."
+    return ([Table(columns, rows, caption=caption)] if rows else []) + few_shot_figures(all_groups, colours)
 
 
-def few_shot(found: list[Group], paint: dict[str, str]) -> list[Figure]:
-    """A drawing per benchmark, a curve per group."""
-    scores: dict[str, dict[str, dict[int, list[dict]]]] = {}  # benchmark -> group -> shots -> a score per seed
-    for one in found:
-        for run in one.having("transfer/"):
-            points, mine = run.verbs["transfer"]["transfer"].get("few_shot", []), own_encoder(run)
-            for point in points:
-                if point["encoder"] == mine:
-                    of_group = scores.setdefault(point["benchmark"], {}).setdefault(one.label, {})
-                    of_group.setdefault(point["shots"], []).append(point)
-    drawings = []
-    for benchmark, lines in scores.items():
-        drawn = []
-        for number, label in enumerate(paint):
-            pooled = [(shots, score) for shots, points in sorted(lines.get(label, {}).items()) if (score := groups.pooled(points))]
-            at, band = [(float(shots), score.value) for shots, score in pooled], [(score.low, score.high) for _, score in pooled]
-            drawn += [Curve(label, at, paint[label], kind="curve dashed" if dashed(number) else "curve", band=band)] if at else []
-        drawings.append(curves(drawn, title=benchmark, x="training images per class", log_x=True))
-    caption = "Linear probe on few images, each group's own encoder: macro-F1 with 95% intervals."
-    return [Figure(drawings, caption=caption, legend=legend(paint))] if drawings else []
+def few_shot_figures(all_groups: list[Group], colours: dict[str, str]) -> list[Figure]:
+    """One plot per benchmark, one curve per group."""
+    scores: dict[str, dict[str, dict[int, list[dict]]]] = {}  # benchmark -> group -> shots -> one score per seed
+    for group in all_groups:
+        for run in group.runs_with_metric("transfer/"):
+            encoder = own_encoder(run)
+            for point in run.results["transfer"]["transfer"].get("few_shot", []):
+                if point["encoder"] == encoder:
+                    group_scores = scores.setdefault(point["benchmark"], {}).setdefault(group.label, {})
+                    group_scores.setdefault(point["shots"], []).append(point)
+    plots = []
+    for benchmark, by_group in scores.items():
+        curves = []
+        for index, label in enumerate(colours):
+            pooled = [(shots, score) for shots, points in sorted(by_group.get(label, {}).items()) if (score := groups.pool(points))]
+            points = [(float(shots), score.value) for shots, score in pooled]
+            band = [(score.low, score.high) for _, score in pooled]
+            if points:
+                curves.append(Curve(label, points, colours[label], kind="curve dashed" if is_dashed(index) else "curve", band=band))
+        plots.append(plot_curves(curves, title=benchmark, x="training images per class", log_x=True))
+    caption = "Linear probe of each group's own encoder on few training images: macro-F1 with 95% intervals."
+    return [Figure(plots, caption=caption, legend=legend(colours))] if plots else []
 
 
-def own_means(found: list[Group]) -> dict[str, Interval | None]:
-    """By group the mean macro-F1 of its own encoders under the linear probe; nothing where groups have it over other benchmarks."""
+def own_means(all_groups: list[Group]) -> dict[str, Interval | None]:
+    """For each group the mean macro-F1 of its own encoders under the linear probe; empty if the means cover different benchmarks."""
     means = {}
-    for one in found:
-        tables = [(own_encoder(run), run.verbs["transfer"]["transfer"]["means"]) for run in one.having("transfer/mean/")]
-        means[one.label] = [mean for mine, of in tables for mean in of if mean["encoder"] == mine and mean["protocol"] == "probe"]
-    alike = len({tuple(sorted(mean["benchmarks"])) for of in means.values() for mean in of}) == 1
-    return {label: groups.pooled(of) for label, of in means.items()} if alike else {}
+    for group in all_groups:
+        tables = [(own_encoder(run), run.results["transfer"]["transfer"]["means"]) for run in group.runs_with_metric("transfer/mean/")]
+        means[group.label] = [
+            mean for encoder, rows in tables for mean in rows if mean["encoder"] == encoder and mean["protocol"] == "probe"
+        ]
+    same_benchmarks = len({tuple(sorted(mean["benchmarks"])) for rows in means.values() for mean in rows}) == 1
+    return {label: groups.pool(rows) for label, rows in means.items()} if same_benchmarks else {}
 
 
 def own_encoder(run: RunData) -> str | None:
-    """The label of the encoder that the run itself trained; of a folder of cells alone that of the only trained one."""
-    tables = run.verbs["transfer"]["transfer"]
-    trained = {one["encoder"] for part in ("cells", "few_shot") for one in tables.get(part, []) if one["encoder"].startswith("run:")}
+    """The label of the encoder that the run trained; in a folder with transfer results alone, its only trained encoder."""
+    tables = run.results["transfer"]["transfer"]
+    trained = {row["encoder"] for table in ("cells", "few_shot") for row in tables.get(table, []) if row["encoder"].startswith("run:")}
     name = f"run:{run.name.replace('/', '_')}"
     return name if name in trained else trained.pop() if len(trained) == 1 else None
-
-
-def legend(paint: dict[str, str]) -> list[tuple[str, str]]:
-    """Names with their colours; beyond the colours that can be told apart lines are dashed."""
-    return [(f"{name} (dashed)" if dashed(number) else name, ink) for number, (name, ink) in enumerate(paint.items())]

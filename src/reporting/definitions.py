@@ -1,4 +1,4 @@
-"""What each number means, in the words of the functions that compute it."""
+"""Definitions of scores and terms. Scores are defined by the docstrings of the functions that compute them."""
 
 import inspect
 from typing import Any
@@ -6,32 +6,31 @@ from typing import Any
 from src.metrics import vqa
 from src.reporting.blocks import Section, Table
 
-CONDITIONS = [
+TERMS = [
     ["real", "the question with its own image"],
-    ["shuffled", "the question with the image of another test question; the test images change places as one random cycle"],
-    ["blank", "the question with an image of the encoder's mean colour"],
-    ["none", "the question with no image at all"],
+    ["shuffled", "the question with the image of another test question; the images are exchanged along one random cycle"],
+    ["blank", "the question with an image that has the encoder's mean colour everywhere"],
+    ["none", "the question without an image"],
     ["majority", "no model: the most frequent training answer to the question's type"],
-    ["colour", "no model of shapes: per question type a logistic regression from the image's colour histogram to the training answers"],
-    ["95% interval", "bootstrap that draws images (not questions) with replacement; differences are paired: the same draws for both sides"],
-    ["closed", "the dataset calls it closed, or, where it does not say, all references are yes or no; every other question is open"],
-    ["blind", "another run, trained without any image and asked the same questions"],
-    ["macro-F1", "mean over classes of the F1 of each class"],
+    ["colour", "no vision model: per question type, a logistic regression from the image's colour histogram to the training answers"],
+    ["95% interval", "bootstrap over images (not questions); both sides of a difference use the same resamples"],
+    ["closed", "the dataset marks the question as closed or, if it has no such mark, all references are yes or no; all others are open"],
+    ["blind", "another run that was trained without images and answered the same questions"],
+    ["macro-F1", "unweighted mean of the F1 of the classes"],
 ]
 
 
 def section() -> Section:
     scores = [[name, " ".join((inspect.getdoc(function) or "").split())] for name, function in vqa.SCORERS.items()]
-    return Section("Definitions", [Table(["score", "definition"], scores), Table(["word", "meaning"], CONDITIONS)])
+    return Section("Definitions", [Table(["score", "definition"], scores), Table(["term", "meaning"], TERMS)])
 
 
 def scorer_table(scorers: dict[str, dict[str, Any]]) -> Table:
-    """`scorers[benchmark][name]`, as the scores of one predictions file each."""
-    benchmarks = list(scorers)
-    names = list(dict.fromkeys(name for found in scorers.values() for name in found))
-    rows = [[name, *(_rounded(scorers[benchmark].get(name)) for benchmark in benchmarks)] for name in names]
-    caption = "One predictions file per column, the definitions below: in this field the scorer moves the number more than the model does."
-    return Table(["scorer", *benchmarks], rows, caption=caption)
+    """`scorers[benchmark][name]` is the score of one predictions file under one published scorer."""
+    names = list(dict.fromkeys(name for scores in scorers.values() for name in scores))
+    rows = [[name, *(_rounded(scores.get(name)) for scores in scorers.values())] for name in names]
+    caption = "Each column is one predictions file. The choice of the scorer often changes the number more than the choice of the model."
+    return Table(["scorer", *scorers], rows, caption=caption)
 
 
 def _rounded(value: float | None) -> float | None:

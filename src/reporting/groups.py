@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one group; groups are what a comparison compares."""
+"""Groups of runs that differ only in their seed. Comparisons compare groups."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +12,13 @@ from src.reporting.blocks import Interval
 from src.reporting.run_data import RunData, interval
 from src.runtime.errors import UserError, suggest
 
-# Keys that say where and under which name a run is, not what it is.
-PLACE = ("name", "seed", "outputs", "logger", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.log_every")
+# Keys that describe where a run takes place and what it is called, not what it computes.
+IGNORED_KEYS = ("name", "seed", "outputs", "logger", "data.root", "data.workers", "trainer.devices", "trainer.nodes", "trainer.log_every")
 
 
 @dataclass
 class Group:
-    label: str  # what sets it apart from the other groups
+    label: str  # the settings in which this group differs from the others
     runs: list[RunData]
 
     @property
@@ -30,148 +30,154 @@ class Group:
         return self.runs[0].condition
 
     @cached_property
-    def measured(self) -> list[RunData]:
-        return self.having("vqa/")
+    def evaluated_runs(self) -> list[RunData]:
+        return self.runs_with_metric("vqa/")
 
-    def having(self, metric: str) -> list[RunData]:
-        """Of each seed the first run with a metric that begins so: two runs of one seed say nothing about the spread over seeds."""
-        found: dict[int, RunData] = {}
+    def runs_with_metric(self, prefix: str) -> list[RunData]:
+        """For each seed, the first run with a metric that starts with `prefix`.
+
+        Two runs with the same seed carry no information about the spread over seeds, so only one of them counts.
+        """
+        by_seed: dict[int, RunData] = {}
         for run in self.runs:
-            if any(key.startswith(metric) for key in run.metrics):
-                found.setdefault(run.config.get("seed", 0), run)
-        return list(found.values())
+            if any(key.startswith(prefix) for key in run.metrics):
+                by_seed.setdefault(run.config.get("seed", 0), run)
+        return list(by_seed.values())
 
     @property
-    def spare(self) -> list[RunData]:
-        """Runs of a seed of which another run stands before them."""
+    def duplicate_runs(self) -> list[RunData]:
+        """Runs whose seed an earlier run of the group has."""
         seeds = self.seeds
-        return [run for number, run in enumerate(self.runs) if seeds[number] in seeds[:number]]
+        return [run for index, run in enumerate(self.runs) if seeds[index] in seeds[:index]]
 
 
 def settings(run: RunData) -> dict[str, Any]:
-    return {key: value for key, value in run.flat.items() if not key.startswith(PLACE)}
+    return {key: value for key, value in run.flat_config.items() if not key.startswith(IGNORED_KEYS)}
 
 
-def differing(runs: list[RunData]) -> list[str]:
-    """The keys in which at least two runs differ, a key that a run does not have counting as a value."""
-    found = [settings(run) for run in runs if run.config]  # a scored file is not known to have any
-    keys = dict.fromkeys(key for one in found for key in one)
-    return [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
+def differing_keys(runs: list[RunData]) -> list[str]:
+    """The keys in which at least two runs differ. A missing key counts as a value."""
+    all_settings = [settings(run) for run in runs if run.config]  # a scored predictions file has no configuration
+    keys = dict.fromkeys(key for run_settings in all_settings for key in run_settings)
+    return [key for key in keys if len({repr(run_settings.get(key)) for run_settings in all_settings}) > 1]
 
 
 def source_fingerprints(run: RunData) -> dict[str, tuple[str, str]]:
-    """Of each source that the run was trained on the fingerprint of its shards and that of the rows used, which an audit changes."""
-    said = run.verbs.get("train", {})
-    return {source: (shards, said.get("records", {}).get(source, "")) for source, shards in said.get("shards", {}).items()}
+    """For each training source: fingerprint of its shards, fingerprint of the rows that were used (an audit changes these)."""
+    result = run.results.get("train", {})
+    return {source: (shards, result.get("records", {}).get(source, "")) for source, shards in result.get("shards", {}).items()}
 
 
 def changed_sources(runs: list[RunData]) -> list[str]:
-    """Sources of which two runs saw different shards, or different records of the same."""
-    seen: dict[str, set[tuple[str, str]]] = {}
+    """Sources for which two runs used different shards, or different records of the same shards."""
+    fingerprints: dict[str, set[tuple[str, str]]] = {}
     for run in runs:
         for source, fingerprint in source_fingerprints(run).items():
-            seen.setdefault(source, set()).add(fingerprint)
-    return sorted(source for source, found in seen.items() if len(found) > 1)
+            fingerprints.setdefault(source, set()).add(fingerprint)
+    return sorted(source for source, distinct in fingerprints.items() if len(distinct) > 1)
 
 
-def group(runs: list[RunData]) -> list[Group]:
-    """In the order of their first run. Runs with the same settings on different data are never one group, nor are two scored files."""
-    keys, changed = differing(runs), changed_sources(runs)
-    found: dict[str, list[RunData]] = {}
+def group_runs(runs: list[RunData]) -> list[Group]:
+    """Groups runs with equal settings on equal data, in the order of their first run. A scored predictions file is its own group."""
+    keys, changed = differing_keys(runs), changed_sources(runs)
+    members_by_identity: dict[str, list[RunData]] = {}
     for run in runs:
-        own = {key: settings(run).get(key) for key in keys} | {source: source_fingerprints(run).get(source) for source in changed}
-        own |= {} if run.config else {"name": run.name}
-        found.setdefault(repr(own), []).append(run)
+        identity = {key: settings(run).get(key) for key in keys} | {source: source_fingerprints(run).get(source) for source in changed}
+        identity |= {} if run.config else {"name": run.name}
+        members_by_identity.setdefault(repr(identity), []).append(run)
     groups = []
-    for members in found.values():
+    for members in members_by_identity.values():
         label = ", ".join(f"{key}={setting_text(settings(members[0]).get(key))}" for key in keys)
-        alone = len(members) == 1 and (not members[0].config or not label or len(label) > 60)
-        label = members[0].name if alone else label or _shared(members)
+        use_name = len(members) == 1 and (not members[0].config or not label or len(label) > 60)
+        label = members[0].name if use_name else label or _common_prefix(members)
         if changed and any(source in source_fingerprints(members[0]) for source in changed):
-            label += f" [data {members[0].verbs['train'].get('data')}]"
+            label += f" [data {members[0].results['train'].get('data')}]"
         groups.append(Group(label, members))
-    labels = [one.label for one in groups]
-    for one in groups:
-        if labels.count(one.label) > 1:
-            one.label = one.runs[0].name
+    labels = [group.label for group in groups]
+    for group in groups:
+        if labels.count(group.label) > 1:
+            group.label = group.runs[0].name
     return groups
 
 
-def baseline(groups: list[Group], wanted: str | None) -> Group:
-    """The group with that label or that holds a run of that name; the first where none is named."""
-    if wanted is None:
+def find_baseline(groups: list[Group], name: str | None) -> Group:
+    """The group with this label or with a run of this name; the first group if `name` is None."""
+    if name is None:
         return groups[0]
-    for one in groups:
-        if wanted == one.label or any(wanted in (run.name, run.folder.name) for run in one.runs):
-            return one
-    names = [run.name for one in groups for run in one.runs]
-    raise UserError(f"baseline={wanted} is none of the compared runs{suggest(wanted, names)}")
+    for group in groups:
+        if name == group.label or any(name in (run.name, run.folder.name) for run in group.runs):
+            return group
+    names = [run.name for group in groups for run in group.runs]
+    raise UserError(f"baseline={name} is none of the compared runs{suggest(name, names)}")
 
 
-def score(one: Group, key: str, *, signed: bool = False) -> Interval | None:
+def score(group: Group, key: str, *, signed: bool = False) -> Interval | None:
     """A metric of a group, pooled over its runs."""
-    return pooled([run.metrics[key] for run in one.having(key) if key in run.metrics], signed=signed)
+    return pool([run.metrics[key] for run in group.runs_with_metric(key) if key in run.metrics], signed=signed)
 
 
-def pooled(found: list[dict], *, signed: bool = False) -> Interval | None:
-    """Of one run its own interval, of several the mean with Student's t interval over seeds, within what a score can be; of a value that no
-    seed changes (that of a fixed encoder, of the majority answer) the interval of the first run."""
-    values = np.array([metric["value"] for metric in found])
+def pool(metrics: list[dict], *, signed: bool = False) -> Interval | None:
+    """Pools the same metric of several seeds.
+
+    One run keeps its own interval. Several seeds give the mean with Student's t interval over seeds, clipped to the range of a score.
+    If all values are equal (a fixed encoder, the majority answer), no seed changes them and the interval of the first run is kept.
+    """
+    values = np.array([metric["value"] for metric in metrics])
     if len(set(values)) < 2:
-        return interval(found[0], signed=signed) if found else None
-    mean, half = values.mean(), t_half_width(len(values)) * values.std(ddof=1) / len(values) ** 0.5
-    return Interval(float(mean), float(max(mean - half, -1 if signed else 0)), float(min(mean + half, 1)), signed)
+        return interval(metrics[0], signed=signed) if metrics else None
+    mean, half_width = values.mean(), t_half_width(len(values)) * values.std(ddof=1) / len(values) ** 0.5
+    return Interval(float(mean), float(max(mean - half_width, -1 if signed else 0)), float(min(mean + half_width, 1)), signed)
 
 
 def t_half_width(count: int) -> float:
-    """Half the width of a 95% interval of a mean of `count` values, in standard errors."""
+    """Half the width of the 95% interval of a mean of `count` values, in standard errors."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, count - 1))
 
 
-def difference(one: Group, other: Group, *, benchmarks: list[str], scorer: str, resamples: int, seed: int) -> dict | None:
-    """`one` minus `other` on the same test questions, each under its `condition`: value, low, high, n, p. None where they answered
-    different ones.
+def difference(group: Group, other: Group, *, benchmarks: list[str], scorer: str, resamples: int, seed: int) -> dict | None:
+    """`group` minus `other` on the same test questions, each group under its own image condition.
 
-    Images are drawn with replacement and so are the seeds; seeds that both groups have are paired. p flips the sign of whole images.
+    Returns value, low, high, n, p and the number of seeds, or None if the two groups answered different questions. The interval resamples
+    images and seeds; seeds that both groups have are paired. The test for p flips the sign of whole images.
     """
-    pairs = _paired_runs(one, other)
+    pairs = _paired_runs(group, other)
     if not pairs:
         return None
     rows: list[list[float]] = []
     clusters: list[str] = []
     for left, right in pairs:
-        a, b = (_scores(run, benchmarks, scorer) for run in (left, right))
-        if not a or a.keys() != b.keys():
+        left_scores, right_scores = (_question_scores(run, benchmarks, scorer) for run in (left, right))
+        if not left_scores or left_scores.keys() != right_scores.keys():
             return None
-        rows.append([a[key][0] - b[key][0] for key in a])
-        clusters = [a[key][1] for key in a]
-    sums = [statistics.by_cluster(np.array(row)[:, None], clusters) for row in rows]
-    sums_SCK, counts_CK = np.stack([found for found, _ in sums]), sums[0][1]
-    drawn = statistics.over_seeds(sums_SCK, counts_CK, resamples=resamples, seed=seed)
-    low, high = statistics.interval(drawn, clusters_K=(counts_CK > 0).sum(axis=0), widest=(-1.0, 1.0))
+        rows.append([left_scores[key][0] - right_scores[key][0] for key in left_scores])
+        clusters = [left_scores[key][1] for key in left_scores]
+    per_seed = [statistics.by_cluster(np.array(row)[:, None], clusters) for row in rows]
+    sums_SCK, counts_CK = np.stack([sums for sums, _ in per_seed]), per_seed[0][1]
+    resampled = statistics.over_seeds(sums_SCK, counts_CK, resamples=resamples, seed=seed)
+    low, high = statistics.interval(resampled, clusters_K=(counts_CK > 0).sum(axis=0), widest=(-1.0, 1.0))
     p = statistics.sign_flip(sums_SCK.mean(0), resamples=resamples, seed=seed)
     value = float(sums_SCK.mean(0).sum() / counts_CK.sum())
     return {"value": value, "low": float(low[0]), "high": float(high[0]), "n": len(rows[0]), "p": float(p[0]), "seeds": len(pairs)}
 
 
-def _paired_runs(one: Group, other: Group) -> list[tuple[RunData, RunData]]:
-    """Runs of the same seed; where no seed is shared, in order."""
-    left, right = ({run.config.get("seed", 0): run for run in side.measured} for side in (one, other))
+def _paired_runs(group: Group, other: Group) -> list[tuple[RunData, RunData]]:
+    """Runs with the same seed; if the groups share no seed, runs in order."""
+    left, right = ({run.config.get("seed", 0): run for run in side.evaluated_runs} for side in (group, other))
     shared = [seed for seed in left if seed in right]
     return [(left[seed], right[seed]) for seed in shared] or list(zip(left.values(), right.values(), strict=False))
 
 
-def _scores(run: RunData, benchmarks: list[str], scorer: str) -> dict[str, tuple[float, str]]:
-    """Per question its score and its image."""
-    found = {}
+def _question_scores(run: RunData, benchmarks: list[str], scorer: str) -> dict[str, tuple[float, str]]:
+    """For each question its score and the key of its image."""
+    scores = {}
     for benchmark in benchmarks:
         for item in run.predictions(benchmark, run.condition):
             if scorer != "accuracy" or has_closed_answers(item):
                 value = score_item(HEADLINE[scorer], item)
-                found[f"{benchmark}:{item['id']}"] = (value, f"{benchmark}:{item.get('image') or item['id']}")
-    return found
+                scores[f"{benchmark}:{item['id']}"] = (value, f"{benchmark}:{item.get('image') or item['id']}")
+    return scores
 
 
 def setting_text(value: Any) -> str:
@@ -182,8 +188,8 @@ def setting_text(value: Any) -> str:
     return "-" if value is None else ",".join(map(setting_text, value)) if isinstance(value, list) else str(value)
 
 
-def _shared(runs: list[RunData]) -> str:
-    """What the names of several runs begin with."""
+def _common_prefix(runs: list[RunData]) -> str:
+    """The common start of the names of several runs."""
     names = [run.name for run in runs]
-    start = next((n for n, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
-    return names[0][:start].rstrip("/_-=,.") or names[0]
+    length = next((n for n, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
+    return names[0][:length].rstrip("/_-=,.") or names[0]

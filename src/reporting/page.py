@@ -1,4 +1,4 @@
-"""Sections -> one HTML file that needs nothing beside it, and their tables as Markdown."""
+"""Renders sections as one self-contained HTML file, and their texts and tables as Markdown."""
 
 from pathlib import Path
 from typing import Any
@@ -7,32 +7,33 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from src.reporting.blocks import Folded, Graph, Interval, Link, Section, Table, Text
-from src.reporting.plots import whiskers
+from src.reporting.plots import plot_intervals
 
 HERE = Path(__file__).parent
 
 
 def html(sections: list[Section], *, title: str, lead: str) -> str:
-    """Everything from data is escaped by the template; only our own SVG, style and script are not."""
-    pages = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    pages.filters |= {"cell": cell, "sort_key": sort_key, "numeric": numeric, "kind": kind}
+    """The template escapes everything that comes from data; only our own SVG, CSS and JavaScript are inserted as they are."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"cell": cell_html, "sort_key": sort_key, "numeric": is_numeric, "cell_class": cell_class}
     css, js = ((HERE / name).read_text() for name in ("page.css", "page.js"))
-    return pages.get_template("page.html.jinja").render(sections=sections, title=title, lead=lead, css=css, js=js)
+    return environment.get_template("page.html.jinja").render(sections=sections, title=title, lead=lead, css=css, js=js)
 
 
-def cell(value: Any) -> Markup:
+def cell_html(value: Any) -> Markup:
     if isinstance(value, Interval):
         number, _, bounds = str(value).partition(" ")
         return Markup('{}<span class="bounds">{}</span>').format(number, bounds) if bounds else escape(number)
     if isinstance(value, Graph):
-        return Markup(whiskers(value))
+        return Markup(plot_intervals(value))
     if isinstance(value, Link):
         return Markup('<a href="{}">{}</a>').format(value.href, value.text)
-    return Markup('<span class="none">-</span>') if value is None or value == "" else escape(shown(value))
+    return Markup('<span class="none">-</span>') if value is None or value == "" else escape(cell_text(value))
 
 
-def shown(value: Any) -> str:
-    """A cell as words."""
+def cell_text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else value.text if isinstance(value, Link) else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -43,24 +44,24 @@ def sort_key(value: Any) -> str:
     return "" if value is None else value.text if isinstance(value, Link) else str(value)
 
 
-def numeric(table: Table, column: int) -> bool:
-    """A column is set flush right when it holds numbers and nothing else."""
-    found = [row[column] for row in table.rows if row[column] is not None and row[column] != ""]
-    return bool(found) and all(isinstance(value, int | float | Interval) for value in found)
+def is_numeric(table: Table, column: int) -> bool:
+    """Whether a column holds only numbers, apart from empty cells; such a column is aligned to the right."""
+    values = [row[column] for row in table.rows if row[column] is not None and row[column] != ""]
+    return bool(values) and all(isinstance(value, int | float | Interval) for value in values)
 
 
-def kind(value: Any, is_numeric: bool) -> Markup:
-    if is_numeric:
+def cell_class(value: Any, numeric: bool) -> Markup:
+    if numeric:
         return Markup(' class="number"')
     return Markup(' class="wrap"') if isinstance(value, str) and len(value) > 32 else Markup("")
 
 
 def markdown(sections: list[Section], *, title: str) -> str:
-    """Texts and tables; drawings and images have no place in it."""
+    """Texts and tables as Markdown, without plots and images."""
     lines = [f"# {title}"]
     for section in sections:
         lines += ["", f"## {section.title}"]
-        for block in _unfolded(section.blocks):
+        for block in _flatten(section.blocks):
             if isinstance(block, Text):
                 lines += ["", block.text]
             elif isinstance(block, Table) and block.rows:
@@ -69,12 +70,12 @@ def markdown(sections: list[Section], *, title: str) -> str:
 
 
 def markdown_table(table: Table) -> list[str]:
-    keep = [n for n in range(len(table.columns)) if not any(isinstance(row[n], Graph) for row in table.rows)]
-    heads = [table.columns[n] for n in keep]
-    marks = ["---:" if numeric(table, n) else "---" for n in keep]
-    rows = [[shown(row[n]).replace("|", "\\|") for n in keep] for row in table.rows]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows)]
+    columns = [n for n in range(len(table.columns)) if not any(isinstance(row[n], Graph) for row in table.rows)]
+    header = [table.columns[n] for n in columns]
+    alignment = ["---:" if is_numeric(table, n) else "---" for n in columns]
+    rows = [[cell_text(row[n]).replace("|", "\\|") for n in columns] for row in table.rows]
+    return [f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows)]
 
 
-def _unfolded(blocks: list[Any]) -> list[Any]:
-    return [inner for block in blocks for inner in (_unfolded(block.blocks) if isinstance(block, Folded) else [block])]
+def _flatten(blocks: list[Any]) -> list[Any]:
+    return [inner for block in blocks for inner in (_flatten(block.blocks) if isinstance(block, Folded) else [block])]

@@ -1,4 +1,4 @@
-"""What the buttons of the page do, with a model."""
+"""The functions behind the buttons of the demo page."""
 
 import html
 from collections.abc import Iterator
@@ -18,70 +18,70 @@ from src.serving.limits import Limits
 
 
 class DemoHandlers:
-    """Nothing is remembered between calls: the page sends picture and conversation each time."""
+    """Stateless: the page sends the image and the conversation with each call."""
 
-    def __init__(self, answerer: VQAModel, limits: Limits):
-        self.answerer, self.limits = answerer, limits
+    def __init__(self, model: VQAModel, limits: Limits):
+        self.model, self.limits = model, limits
 
-    def ask(self, picture, question, history, tokens, temperature, top_p, seed) -> Iterator[tuple[list[dict], str, str]]:
-        """Streams (conversation, emptied question box, status)."""
+    def ask(self, image, question, history, tokens, temperature, top_p, seed) -> Iterator[tuple[list[dict], str, str]]:
+        """Streams (conversation, new content of the question box, status)."""
         try:
-            query = self._query(picture, question, _pairs(history))
+            query = self._query(image, question, _pairs(history))
             sampling = self._sampling(tokens, temperature, top_p, seed)
-            said = [*_messages(query.history), {"role": "user", "content": query.question}]
-            yield said, "", "reading the picture ..."
+            messages = [*_messages(query.history), {"role": "user", "content": query.question}]
+            yield messages, "", "encoding the image ..."
             answer = None
-            for answer in self.answerer.stream(query, sampling):
-                yield [*said, {"role": "assistant", "content": answer.text}], "", "answering ..."
-        except UserError as mistake:
-            raise gr.Error(str(mistake), print_exception=False) from None
+            for answer in self.model.stream(query, sampling):
+                yield [*messages, {"role": "assistant", "content": answer.text}], "", "answering ..."
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
         assert answer is not None
-        text = answer.text or "(empty answer)"
-        yield [*said, {"role": "assistant", "content": text}], "", f"confidence {views.certainty(answer.confidence, 1)}, not calibrated"
+        messages.append({"role": "assistant", "content": answer.text or "(empty answer)"})
+        yield messages, "", f"confidence {views.confidence(answer.confidence, 1)}, not calibrated"
 
-    def look(self, picture, history) -> tuple[Image.Image, str]:
-        """The occlusion map of the last answer and what it means."""
-        query, answer = self._last(picture, history)
+    def look(self, image, history) -> tuple[Image.Image, str]:
+        """The occlusion map of the last answer and its explanation."""
+        query, answer = self._last_turn(image, history)
         try:
-            found = occlude(self.answerer, query, answer)
-        except UserError as mistake:
-            raise gr.Error(str(mistake), print_exception=False) from None
-        return views.overlay(query.images[0], found), views.legend(found, answer)
+            occlusion = occlude(self.model, query, answer)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return views.overlay(query.images[0], occlusion), views.legend(occlusion, answer)
 
-    def matter(self, picture, history) -> str:
-        """The last question with the picture and with a blank one, side by side."""
-        query, answer = self._last(picture, history)
+    def matter(self, image, history) -> str:
+        """Compares the last answer with the answer for a blank image."""
+        query, answer = self._last_turn(image, history)
         try:
             greedy = Sampling(max_new_tokens=self.limits.max_new_tokens)
-            asked = blank_request(self.answerer.prepare(query, greedy), self.answerer.blank())
-            ((_, without),) = self.answerer.generator(greedy, batch=1).answers([asked])
-            seen, hidden = likelihood(self.answerer, query, answer), likelihood(self.answerer, query, answer, blank=True)
-        except UserError as mistake:
-            raise gr.Error(str(mistake), print_exception=False) from None
-        same = without.text.strip().lower() == answer.strip().lower()
-        note = "" if same else f"; of <q>{html.escape(answer)}</q> {views.certainty(*hidden)}"
-        first = (answer, views.certainty(*seen), "")
-        return views.comparison(query.images[0], first, (without.text, views.certainty(without.confidence, 1), note), same=same)
+            request = blank_request(self.model.prepare(query, greedy), self.model.blank())
+            ((_, blank_answer),) = self.model.generator(greedy, batch=1).answers([request])
+            with_image, with_blank = likelihood(self.model, query, answer), likelihood(self.model, query, answer, blank=True)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        same = blank_answer.text.strip().lower() == answer.strip().lower()
+        note = "" if same else f"; of <q>{html.escape(answer)}</q> {views.confidence(*with_blank)}"
+        cards = (answer, views.confidence(*with_image), ""), (blank_answer.text, views.confidence(blank_answer.confidence, 1), note)
+        return views.comparison(query.images[0], *cards, same=same)
 
-    def _last(self, picture, history) -> tuple[VQAQuery, str]:
+    def _last_turn(self, image, history) -> tuple[VQAQuery, str]:
         pairs = _pairs(history)
         if not pairs:
             raise gr.Error("ask a question first", print_exception=False)
-        *before, (question, answer) = pairs
-        return self._query(picture, question, before), answer[: 8 * self.limits.question]
+        *earlier, (question, answer) = pairs
+        return self._query(image, question, earlier), answer[: 8 * self.limits.question]
 
-    def _query(self, picture: str | None, question: Any, pairs: list[tuple[str, str]]) -> VQAQuery:
+    def _query(self, path: str | None, question: Any, pairs: list[tuple[str, str]]) -> VQAQuery:
         try:
             text = validate_question(str(question or ""))
             if len(text) > self.limits.question:
-                raise UserError(f"the question has {len(text)} characters; at most {self.limits.question} are taken")
-            if not picture:
-                raise UserError("add a picture first: upload one, paste one, or take an example")
-            image = read_image(Path(picture), max_pixels=int(self.limits.megapixels * 1e6))
-        except UserError as mistake:
-            raise gr.Error(str(mistake), print_exception=False) from None
-        most = 2 * self.limits.question
-        return VQAQuery(text, [image], [(q[:most], a[:most]) for q, a in pairs[-self.limits.turns :]])
+                raise UserError(f"the question has {len(text)} characters; use at most {self.limits.question}")
+            if not path:
+                raise UserError("there is no image; upload one, paste one, or choose an example")
+            image = read_image(Path(path), max_pixels=int(self.limits.megapixels * 1e6))
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        length = 2 * self.limits.question
+        return VQAQuery(text, [image], [(q[:length], a[:length]) for q, a in pairs[-self.limits.turns :]])
 
     def _sampling(self, tokens, temperature, top_p, seed) -> Sampling:
         try:
@@ -100,19 +100,19 @@ def _messages(pairs: list[tuple[str, str]]) -> list[dict]:
 
 
 def _pairs(history: Any) -> list[tuple[str, str]]:
-    """(question, answer) of a conversation as the page, or anybody, sends it."""
-    pairs, waiting = [], ""
+    """(question, answer) pairs of a conversation. `history` comes from the client and is not trusted."""
+    pairs, question = [], ""
     for message in history if isinstance(history, list) else []:
-        role, text = (message.get("role"), _plain(message.get("content"))) if isinstance(message, dict) else ("", "")
+        role, text = (message.get("role"), _text(message.get("content"))) if isinstance(message, dict) else ("", "")
         if role == "user":
-            waiting = text
-        elif role == "assistant" and waiting:
-            pairs.append((waiting, text))
-            waiting = ""
+            question = text
+        elif role == "assistant" and question:
+            pairs.append((question, text))
+            question = ""
     return pairs
 
 
-def _plain(content: Any) -> str:
+def _text(content: Any) -> str:
     if isinstance(content, list):
         content = " ".join(part.get("text", "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""

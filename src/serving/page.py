@@ -1,4 +1,4 @@
-"""The page: a picture on the left, questions and answers on the right, and below what the answer rests on."""
+"""The gradio page of the demo: image on the left, conversation on the right, explanations of the answer below."""
 
 import html
 from collections.abc import Iterator
@@ -14,32 +14,35 @@ if TYPE_CHECKING:
     from src.serving.handlers import DemoHandlers
 
 STYLE = Path(__file__).with_name("page.css").read_text()
-SANS = ("ui-sans-serif", "system-ui", "sans-serif")  # of the visitor's machine: no font is fetched from elsewhere
+SANS = ("ui-sans-serif", "system-ui", "sans-serif")  # fonts of the visitor's machine, so that none is downloaded
 MONO = ("ui-monospace", "Consolas", "monospace")
-BANNER = "<b>Research only, not for clinical use.</b> Answers can be wrong. Do not upload pictures that could identify a person."
-DICOM = [".dcm", ".dicom", ".tif", ".tiff", ".png"]  # .png is what the guard makes of the others
+BANNER = "<b>Research only, not for clinical use.</b> Answers can be wrong. Do not upload images that could identify a person."
+DICOM = [".dcm", ".dicom", ".tif", ".tiff", ".png"]  # the upload middleware converts the others to .png
 
 
-def build(desk: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: list[tuple[str, str]]) -> gr.Blocks:
-    """`desk` is there when the model is; who asks before waits. `name` of the model; `examples`: [(picture file, question)]."""
+def build(handlers: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: list[tuple[str, str]]) -> gr.Blocks:
+    """Builds the page. Calls wait until `handlers` has a result, which is when the model is loaded.
+
+    `name` is the name of the model; `examples` is a list of (image file, question).
+    """
     with gr.Blocks(title="OpenMedQ demo", analytics_enabled=False) as page:
         gr.HTML(f"<div id='banner' role='note'>{BANNER}</div>")
         gr.HTML(f"<div id='title'><h1>OpenMedQ</h1><p>Ask {html.escape(name)} about a medical image.</p></div>")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
-                picture = gr.Image(
+                image = gr.Image(
                     label="Image: drop, paste or upload",
                     type="filepath",
                     sources=["upload", "clipboard"],
                     height=360,
                     buttons=["fullscreen"],
                     elem_id="picture",
-                    alt_text="the picture that the questions are about",
+                    alt_text="the image that the questions are about",
                 )
                 dicom = gr.UploadButton("Open a DICOM or TIFF file", file_types=DICOM, size="sm", elem_id="dicom")
                 if examples:
-                    gr.HTML("<div class='hint'>or take an example</div>")
-                strip = gr.Gallery(
+                    gr.HTML("<div class='hint'>or choose an example</div>")
+                gallery = gr.Gallery(
                     value=[path for path, _ in examples],
                     label="Examples",
                     show_label=False,
@@ -62,7 +65,7 @@ def build(desk: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: 
                     allow_tags=False,
                     allow_file_downloads=False,
                     feedback_options=None,
-                    placeholder="Add an image, then ask.",
+                    placeholder="Add an image, then ask a question.",
                 )
                 with gr.Row(equal_height=True):
                     question = gr.Textbox(
@@ -79,81 +82,84 @@ def build(desk: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: 
                 status = gr.HTML("", elem_id="status")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
-                show_map = gr.Button("Where did it look?", elem_id="look")
-                heat = gr.Image(
-                    label="Which tiles moved the answer",
-                    show_label=False,  # it would lie on the tiles
+                look_button = gr.Button("Where did it look?", elem_id="look")
+                heatmap = gr.Image(
+                    label="Tiles that changed the answer",
+                    show_label=False,  # it would cover the tiles
                     interactive=False,
                     visible=False,
                     elem_id="map",
                     buttons=["fullscreen"],
-                    alt_text="which tiles moved the answer",
+                    alt_text="tiles that changed the answer",
                 )
-                meaning = gr.HTML(elem_id="meaning")
+                explanation = gr.HTML(elem_id="meaning")
             with gr.Column(min_width=300):
-                blank = gr.Button("Does the image matter?", elem_id="matter")
-                compared = gr.HTML(elem_id="compared")
+                matter_button = gr.Button("Does the image matter?", elem_id="matter")
+                comparison = gr.HTML(elem_id="compared")
         with gr.Accordion("Answer settings", open=False):
             with gr.Row():
                 tokens = gr.Slider(
-                    1, limits.max_new_tokens, value=min(32, limits.max_new_tokens), step=1, label="Longest answer", info="tokens"
+                    1, limits.max_new_tokens, value=min(32, limits.max_new_tokens), step=1, label="Maximum length", info="tokens"
                 )
-                temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0: the likeliest")
+                temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0: greedy decoding")
                 top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="1: all tokens")
-                seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", info="of the draws")
+                seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", info="for sampling")
 
-        def ask(picture, question, history, tokens, temperature, top_p, seed) -> Iterator[tuple]:
-            if not desk.done():
-                yield history, question, "the model is still being loaded ..."
-            yield from desk.result().ask(picture, question, history, tokens, temperature, top_p, seed)
+        def ask(image, question, history, tokens, temperature, top_p, seed) -> Iterator[tuple]:
+            if not handlers.done():
+                yield history, question, "the model is still loading ..."
+            yield from handlers.result().ask(image, question, history, tokens, temperature, top_p, seed)
 
-        def look(picture, history) -> tuple:
-            return desk.result().look(picture, history)
+        def look(image, history) -> tuple:
+            return handlers.result().look(image, history)
 
-        def matter(picture, history) -> str:
-            return desk.result().matter(picture, history)
+        def matter(image, history) -> str:
+            return handlers.result().matter(image, history)
 
-        def take(chosen: gr.SelectData) -> tuple[str, str]:
-            return examples[chosen.index]
+        def select_example(selection: gr.SelectData) -> tuple[str, str]:
+            return examples[selection.index]
 
-        # Not by a subclass: gradio would write a stub file beside this one.
-        picture.preprocess = uploaded  # type: ignore[method-assign]
-        chat.preprocess = texts  # type: ignore[method-assign]
+        # Not in a subclass, because gradio writes a stub file next to the source of each subclass.
+        image.preprocess = uploaded_path  # type: ignore[method-assign]
+        chat.preprocess = text_messages  # type: ignore[method-assign]
         settings = [tokens, temperature, top_p, seed]
-        # A mistake is told once; gradio would also cover the conversation and the question with the word "Error".
-        asked = {"fn": ask, "inputs": [picture, question, chat, *settings], "outputs": [chat, question, status], "show_progress_on": status}
-        one = {"concurrency_id": "model", "concurrency_limit": 1}
-        quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        clear = {"fn": _cleared, "outputs": [heat, meaning, compared], **quiet}
+        # With show_progress_on, an error appears once, as a toast; gradio would also cover the conversation and the question with "Error".
+        outputs = [chat, question, status]
+        ask_event = {"fn": ask, "inputs": [image, question, chat, *settings], "outputs": outputs, "show_progress_on": status}
+        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}
+        unqueued = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        clear = {"fn": _cleared, "outputs": [heatmap, explanation, comparison], **unqueued}
         send.click(**clear)
         question.submit(**clear)
-        send.click(**asked, **one, api_name="ask")
-        question.submit(**asked, **one, api_visibility="private")
-        show_map.click(look, [picture, chat], [heat, meaning], **one, api_name="look").success(
-            lambda: gr.update(visible=True), None, heat, queue=False, api_visibility="private"
+        send.click(**ask_event, **one_at_a_time, api_name="ask")
+        question.submit(**ask_event, **one_at_a_time, api_visibility="private")
+        look_button.click(look, [image, chat], [heatmap, explanation], **one_at_a_time, api_name="look").success(
+            lambda: gr.update(visible=True), None, heatmap, queue=False, api_visibility="private"
         )
-        blank.click(matter, [picture, chat], compared, **one, api_name="matter")
-        dicom.upload(lambda path: path, dicom, picture, api_visibility="private")
-        strip.select(take, None, [picture, question], **quiet)
-        picture.change(lambda: ([], ""), None, [chat, status], **quiet)
-        picture.change(**clear)
+        matter_button.click(matter, [image, chat], comparison, **one_at_a_time, api_name="matter")
+        dicom.upload(lambda path: path, dicom, image, api_visibility="private")
+        gallery.select(select_example, None, [image, question], **unqueued)
+        image.change(lambda: ([], ""), None, [chat, status], **unqueued)
+        image.change(**clear)
     return page
 
 
-def uploaded(payload: Any) -> str | None:
-    """The file that came through the upload; neither an address nor data in the request itself, which gradio would take too."""
+def uploaded_path(payload: Any) -> str | None:
+    """The path of an uploaded file. Refuses addresses and inline data, which gradio would accept."""
     if payload is None:
         return None
     if payload.path is None or (payload.url or "").startswith("data:"):
-        raise gr.Error("upload the picture as a file", print_exception=False)
+        raise gr.Error("upload the image as a file", print_exception=False)
     return str(payload.path)
 
 
-def texts(payload: Any) -> list[dict]:
-    """The words of a conversation; gradio would also open files in it, and build any component that it names."""
+def text_messages(payload: Any) -> list[dict]:
+    """The text of a conversation. Drops files, which gradio would open, and components, which gradio would instantiate."""
     messages = payload.root if payload else []
-    words = [(message.role, [part for part in message.content if part.type == "text"]) for message in messages]
-    return [{"role": role, "content": [{"type": "text", "text": part.text} for part in parts]} for role, parts in words]
+    return [
+        {"role": message.role, "content": [{"type": "text", "text": part.text} for part in message.content if part.type == "text"]}
+        for message in messages
+    ]
 
 
 def _cleared() -> tuple:

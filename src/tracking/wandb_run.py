@@ -92,11 +92,11 @@ def log_answers(run: Any, folder: Path) -> None:
     import wandb
     from PIL import Image
 
-    from src.reporting.examples import draw
+    from src.reporting.examples import sample_examples
     from src.reporting.run_data import RunData
 
     try:
-        examples = draw(RunData(folder.name, folder), count=ROWS)
+        examples = sample_examples(RunData(folder.name, folder), count=ROWS)
     except UserError as error:
         print(f"wandb: no table of predictions was logged; {error}")
         return
