@@ -72,8 +72,8 @@ def out(tmp_path) -> Path:
     for n in range(300):
         line(mix, "train", id=f"other-{n}", image=save(mix / f"other-{n}.jpg", scene(1000 + n)), caption=f"Another scan {n}")
     line(mix, "train", id="second", image=["other-1.jpg", "grey-3.jpg"], caption="two views")
-    line(mix, "train", id="same question", question="is 3  ODD?", answer="No")
-    line(mix, "train", id="other question", question="Is 21 odd?", answer="no")
+    line(mix, "train", id="same-question", question="is 3  ODD?", answer="No")
+    line(mix, "train", id="other-question", question="Is 21 odd?", answer="no")
     line(mix, "test", id="test", image="grey-4.jpg", caption="its own test split")
     build_all(BuildConfig(sources=["mix"], raw=raw, out=tmp_path / "out", workers=1))
     for name in ("vqa_rad", "pubmedqa"):
@@ -104,7 +104,7 @@ def test_audit_finds_all_copies_and_nothing_else(out, capsys):
     test_sets = leaks(out, "mix")
     copies = {f"{kind}-{n}" for kind in COPIES for n in range(20)} | {"second"}
     assert {key for key, name in test_sets.items() if "vqa_rad" in name.split(",")} == copies
-    assert {key for key, name in test_sets.items() if name == "pubmedqa"} == {"same question"}
+    assert {key for key, name in test_sets.items() if name == "pubmedqa"} == {"same-question"}
     assert audits["mix"]["leaks"] == {"mix": len(COPIES), "pubmedqa": 1, "vqa_rad": len(COPIES) * 20 + 1}
     assert audits["mix"]["checked"] == {"mix": 1, "pubmedqa": 20, "vqa_rad": 20}
     assert "pathvqa" in audits["mix"]["not_checked"]

@@ -74,7 +74,10 @@ def test_checkpoint_loads_and_has_the_logged_validation_loss(folder, config):
     assert all(torch.equal(restored[name], value) for name, value in stored.items())
     module = VLMLightningModule(model, config, sources=data.mixture.sources, folder=folder)
     logged = list(csv.DictReader((folder / "outputs" / "tiny" / "log.csv").open()))[-1]
-    losses = module.validation_losses(data.validation_batches())
+    module.on_validation_epoch_start()
+    for number, batch in enumerate(data.validation_batches()):
+        module.validation_step(batch, number)
+    losses = module.validation_losses()
     assert losses == pytest.approx({source: float(logged[f"val/{source}"]) for source in ("alpha", "gamma")}, rel=1e-4)
 
 

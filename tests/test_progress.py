@@ -15,7 +15,7 @@ from src.runtime.tables import print_table
 from src.train import train
 from tests import processes
 from tests.runs import finish
-from tests.test_transfer import paint
+from tests.test_transfer import write_set
 
 
 class Stream(io.StringIO):
@@ -216,7 +216,7 @@ def test_train_prints_no_library_messages_and_each_line_once(words, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "transfer", "export", "plan", "ask"])
 def test_command_prints_no_library_messages(words, tmp_path, command):
     folder, _ = finish(words)
-    paint(tmp_path / "raw" / "dots")
+    write_set(tmp_path / "raw" / "dots")
     outputs = f"outputs={folder.parent}"
     overrides = {
         "evaluate": ["run=tiny", outputs, "benchmarks=[alpha]", "resamples=20", "max_new_tokens=2", "accelerator=cpu"],

@@ -191,8 +191,8 @@ class DataModule(lightning.LightningDataModule):
             )
 
     def stream(self, *, rank: int = 0, world: int = 1) -> PackedStream:
-        settings: dict[str, Any] = {"data": self.data, "size": self.size, "seed": self.seed, "slots": self.slots}
-        return PackedStream(self.shards, self.mixture, self.prompter, rank=rank, world=world, **settings)
+        inputs = (self.shards, self.mixture, self.prompter)
+        return PackedStream(*inputs, data=self.data, size=self.size, seed=self.seed, rank=rank, world=world, slots=self.slots)
 
     def train_dataloader(self) -> Loader:
         stream, workers = self.stream(rank=self.trainer.global_rank, world=self.trainer.world_size), self.data.workers
