@@ -16,6 +16,7 @@ from src.runtime.sweep import expand_trials, trial_slug
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import RESERVED, build_trainer
+from tests.conftest import parts
 from tests.test_train import same, steps, stop_after, trained
 
 train = src.train.train
@@ -108,8 +109,8 @@ def test_callbacks_do_not_change_the_weights(configure, tmp_path):
     callbacks = [
         "callbacks=early_stopping",
         "callbacks.early_stopping.patience=9",
-        "callbacks.lr_monitor={}",
-        "callbacks.device_stats={cpu_stats: true}",
+        "+callbacks.lr_monitor={}",
+        "+callbacks.device_stats={cpu_stats: true}",
     ]
     one, other = train(configure("name=one", *callbacks), callbacks=[saver]), train(configure("name=other"))
     assert same(trained(one), trained(other))
@@ -210,3 +211,16 @@ def test_trial_of_an_interval_is_checked_at_its_start():
     """Optuna samples the interval later; only then do the trials differ."""
     words = ["optim.lr.vision=tag(log, interval(1e-6, 1e-3))", "seed=0,1"]
     assert expand_trials(words) == [["optim.lr.vision=1e-06", "seed=0"], ["optim.lr.vision=1e-06", "seed=1"]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_ranks_get_equally_many_validation_batches(configure, world):
+    """DDP synchronises every forward pass: a rank without a batch would let the others wait."""
+    _, data = parts(configure("data.max_seq_len=60"))
+    batches = [data.validation_batches(rank=rank, world=world) for rank in range(world)]
+    assert len({len(own) for own in batches}) == 1
+    assert sorted(key for own in batches for batch in own for key in batch.keys) == sorted(
+        key for batch in data.validation_batches() for key in batch.keys
+    )
+    _, empty = parts(configure("data.val_samples=0"))
+    assert [len(empty.validation_batches(rank=rank, world=world)) for rank in range(world)] == [1] * world

@@ -62,6 +62,10 @@ class CheckpointCallback(Checkpoint):
         checkpoint["config"] = self.config
         checkpoint["weights"] = module.model.weights
 
+    @property
+    def state_key(self) -> str:
+        return "Checkpoints"  # the key in checkpoint files; it does not follow the name of the class
+
     def state_dict(self) -> dict:
         return {"best": self.best}
 

@@ -83,6 +83,10 @@ class CSVLog(lightning.Callback):
         if hasattr(self, "_progress"):  # an error message begins on a new line
             self._progress.close()
 
+    @property
+    def state_key(self) -> str:
+        return "Log"  # the key in checkpoint files; it does not follow the name of the class
+
     def state_dict(self) -> dict:
         return dict(self.totals)
 
