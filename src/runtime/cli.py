@@ -164,7 +164,7 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
 
 def _allowed_keys(name: str, overrides: list[str]) -> set[str]:
     """All keys of a command's configuration with the chosen file of each config group."""
-    base = OmegaConf.load(CONF / f"{name}.yaml")
+    base: Any = OmegaConf.load(CONF / f"{name}.yaml")
     choices = {group: file for entry in base.get("defaults", []) if OmegaConf.is_dict(entry) for group, file in entry.items()}
     choices |= {key: value for key, _, value in (override.partition("=") for override in overrides) if key in choices}
     keys = _config_keys(base)
