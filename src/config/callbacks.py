@@ -1,6 +1,6 @@
 """The config group `callbacks`: callbacks of Lightning by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from src.config.fields import bounded, choices
 
@@ -10,8 +10,8 @@ class EarlyStoppingConfig:
     """Arguments of Lightning's `EarlyStopping`; it compares at every validation."""
 
     monitor: str = "val"
-    mode: str = choices("min", "max", default="min")
-    patience: int = bounded(1, default=3)
+    mode: str = field(default="min", metadata=choices("min", "max"))
+    patience: int = field(default=3, metadata=bounded(1))
     min_delta: float = 0.0
 
 

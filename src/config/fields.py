@@ -1,21 +1,21 @@
-"""Rules on the fields of a configuration: `steps: int = bounded(1)`, `schedule: str = choices("cosine", "constant")`."""
+"""Rules on the fields of a configuration, as their metadata: `steps: int = field(metadata=bounded(1))`."""
 
 import math
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from src.runtime.errors import UserError
 from src.runtime.schema import check_choice
 
 
-def bounded(minimum: float, *, below: float = math.inf, default: Any = MISSING) -> Any:
-    """A dataclass field whose value is None or a number from `minimum` to below `below`."""
-    return field(default=default, metadata={"minimum": minimum, "below": below})
+def bounded(minimum: float, *, below: float = math.inf) -> dict[str, Any]:
+    """The value is None or a number from `minimum` to below `below`."""
+    return {"minimum": minimum, "below": below}
 
 
-def choices(*allowed: str, default: Any = MISSING) -> Any:
-    """A dataclass field whose value is one of `allowed`."""
-    return field(default=default, metadata={"choices": allowed})
+def choices(*allowed: str) -> dict[str, Any]:
+    """The value is one of `allowed`."""
+    return {"choices": allowed}
 
 
 def check_fields(config: Any) -> None:

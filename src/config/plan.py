@@ -7,7 +7,7 @@ from omegaconf import MISSING
 from src.config.train import TrainConfig
 
 
-@dataclass(kw_only=True)
+@dataclass
 class PlanAssumptions:
     images: int = MISSING
     text: int = MISSING
@@ -18,6 +18,6 @@ class PlanAssumptions:
     reserve: float = MISSING
 
 
-@dataclass(kw_only=True)
+@dataclass
 class PlanConfig(TrainConfig):
     plan: PlanAssumptions = field(default_factory=PlanAssumptions)

@@ -15,7 +15,7 @@ class MixConfig:
     decontaminate: bool
     only: list[str] = field(default_factory=list)
     leave_out: list[str] = field(default_factory=list)
-    temperature: float = bounded(0.1, default=1.0)
+    temperature: float = field(default=1.0, metadata=bounded(0.1))
 
     @property
     def sampling_weights(self) -> dict[str, float]:
@@ -28,26 +28,26 @@ class MixConfig:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass
 class DataConfig:
     root: str
-    packing_window: int = bounded(1)
-    global_batch_size: int = bounded(1)
-    max_seq_len: int = bounded(16)
-    workers: int = bounded(0)
+    packing_window: int = field(metadata=bounded(1))
+    global_batch_size: int = field(metadata=bounded(1))
+    max_seq_len: int = field(metadata=bounded(16))
+    workers: int = field(metadata=bounded(0))
     exact_decode: bool
     images: bool
-    val_samples: int = bounded(0)
-    val_generations: int = bounded(0)
+    val_samples: int = field(metadata=bounded(0))
+    val_generations: int = field(metadata=bounded(0))
     cache: str = "data/cache"  # `cache` and `cache_gb` are absent in the config.yaml of older runs
-    cache_gb: float = bounded(0, default=200)
+    cache_gb: float = field(default=200, metadata=bounded(0))
 
 
-@dataclass(kw_only=True)
+@dataclass
 class LoraSettings:
-    rank: int = bounded(1)
-    alpha: int = bounded(1)
-    dropout: float = bounded(0, below=1)
+    rank: int = field(metadata=bounded(1))
+    alpha: int = field(metadata=bounded(1))
+    dropout: float = field(metadata=bounded(0, below=1))
     targets: list[str]
 
 
@@ -57,16 +57,16 @@ class VisionConfig:
     path: str = ""
     revision: str = "unverified"
     architecture: str = ""
-    image_size: int | None = bounded(1, default=None)
+    image_size: int | None = field(default=None, metadata=bounded(1))
     architecture_kwargs: dict[str, int] = field(default_factory=dict)
     layer: int = -1
 
 
-@dataclass(kw_only=True)
+@dataclass
 class LanguageConfig:
     path: str
     revision: str
-    dtype: str = choices("float32", "bfloat16")
+    dtype: str = field(metadata=choices("float32", "bfloat16"))
     lora: LoraSettings
     fast: bool = True  # absent in the config.yaml of older runs
 
@@ -78,8 +78,8 @@ class LanguageConfig:
 
 @dataclass
 class ProjectorConfig:
-    kind: str = choices("mlp", "linear")
-    hidden: int = bounded(0)
+    kind: str = field(metadata=choices("mlp", "linear"))
+    hidden: int = field(metadata=bounded(0))
 
 
 @dataclass
@@ -89,15 +89,15 @@ class LearningRatesConfig:
     language: float
 
 
-@dataclass(kw_only=True)
+@dataclass
 class OptimConfig:
-    steps: int | None = bounded(1)
+    steps: int | None = field(metadata=bounded(1))
     lr: LearningRatesConfig
-    warmup: int = bounded(0)
-    schedule: str = choices("cosine", "constant")
-    weight_decay: float = bounded(0)
+    warmup: int = field(metadata=bounded(0))
+    schedule: str = field(metadata=choices("cosine", "constant"))
+    weight_decay: float = field(metadata=bounded(0))
     betas: list[float]
-    clip: float = bounded(0)
+    clip: float = field(metadata=bounded(0))
     epochs: float | None = None
 
     @property
@@ -107,32 +107,32 @@ class OptimConfig:
         return self.steps
 
 
-@dataclass(kw_only=True)
+@dataclass
 class TrainerConfig:
-    accelerator: str = choices("cpu", "gpu", "auto")
-    devices: int = bounded(1)
-    nodes: int = bounded(1)
-    precision: str = choices("32-true", "64-true", "bf16-mixed")
-    accumulate: int = bounded(1)
-    activation_checkpointing: str = choices(*ACTIVATION_CHECKPOINTING)
-    log_every: int = bounded(1)
-    val_every: int = bounded(1)
-    keep_last: int = bounded(1)
-    on_nonfinite: str = choices("stop", "skip", default="stop")
-    strategy: str = choices("ddp", default="ddp")
+    accelerator: str = field(metadata=choices("cpu", "gpu", "auto"))
+    devices: int = field(metadata=bounded(1))
+    nodes: int = field(metadata=bounded(1))
+    precision: str = field(metadata=choices("32-true", "64-true", "bf16-mixed"))
+    accumulate: int = field(metadata=bounded(1))
+    activation_checkpointing: str = field(metadata=choices(*ACTIVATION_CHECKPOINTING))
+    log_every: int = field(metadata=bounded(1))
+    val_every: int = field(metadata=bounded(1))
+    keep_last: int = field(metadata=bounded(1))
+    on_nonfinite: str = field(default="stop", metadata=choices("stop", "skip"))
+    strategy: str = field(default="ddp", metadata=choices("ddp"))
     extra: dict[str, Any] = field(default_factory=dict)  # further arguments of lightning.Trainer
 
 
-@dataclass(kw_only=True)
+@dataclass
 class LoggerConfig:
-    wandb: str = choices("none", "offline", "online")
+    wandb: str = field(metadata=choices("none", "offline", "online"))
     project: str
 
 
-@dataclass(kw_only=True)
+@dataclass
 class TrainConfig:
     name: str
-    seed: int = bounded(0, below=2**32)
+    seed: int = field(metadata=bounded(0, below=2**32))
     outputs: str
     mix: MixConfig
     data: DataConfig
