@@ -24,7 +24,7 @@ server.set_forkserver_preload(["src.train"])
 def start(
     config: Any, log: Path, environment: dict[str, str] | None = None, *, command: str = "train", stop: tuple[int, int] | None = None
 ) -> BaseProcess:
-    """`src.<command>.<command>(config)`. With `stop` = (step, signal) a training sends the signal to itself and its workers after that step."""
+    """Starts `src.<command>.<command>(config)`. `stop` = (step, signal): a training signals itself and its workers after that step."""
     process = server.Process(target=_run, args=(config, log, environment or {}, command, stop))
     process.start()
     return process
@@ -90,7 +90,9 @@ def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | No
     return codes
 
 
-def ranks(config: Any, log: Path, *, world: int, command: str = "train", stops: dict[int, tuple[int, int]] | None = None) -> list[BaseProcess]:
+def ranks(
+    config: Any, log: Path, *, world: int, command: str = "train", stops: dict[int, tuple[int, int]] | None = None
+) -> list[BaseProcess]:
     """One process per rank, as torchrun starts them; `stops` has the `stop` of a rank."""
     stop = stops or {}
     return [

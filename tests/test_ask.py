@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.soak.images import RAMP, dicom
 from src import ask as command
 from src.ask import ask, ask_all
 from src.config.ask import AskConfig
@@ -19,7 +20,6 @@ from src.runtime.schema import to_typed
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
 from tests.runs import finish, tokenizer_without_bytes
-from tests.test_image_io import RAMP, dicom
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from experiments.soak.images import RAMP, dicom, picture
 from src.data.image_io import read_image
 from src.demo import running_demo
 from src.inference.query import Sampling, VQAQuery
@@ -14,7 +15,6 @@ from src.serving.limits import Limits
 from tests.conftest import overrides
 from tests.runs import finish
 from tests.test_demo import loaded_handlers
-from tests.test_image_io import RAMP, dicom, picture
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # as in the Makefile

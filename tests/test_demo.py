@@ -21,6 +21,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from experiments.soak.images import RAMP, dicom, hostile, picture
 from src import demo as command
 from src.config.demo import DemoConfig
 from src.data.image_io import read_image
@@ -37,7 +38,6 @@ from src.serving.upload_middleware import UploadCleaner
 from tests.conftest import overrides
 from tests.rounding import forward_steps, rounding
 from tests.runs import finish, tokenizer_without_bytes
-from tests.test_image_io import RAMP, dicom, hostile, picture
 
 SETTINGS = {"tokens": 8, "temperature": 0, "top_p": 1, "seed": 0}
 LIMITS = Limits(megapixels=1, megabytes=1, question=80)

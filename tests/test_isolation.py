@@ -19,7 +19,7 @@ SLURM = ("sbatch", "srun", "sinfo", "squeue", "scontrol", "scancel")
 # Tests that would fail in the environment of `cluster_user` without isolation.
 SENSITIVE = (
     "test_isolation.py::test_environment_of_the_user_is_hidden",
-    "test_shards.py::test_a_cluster_that_is_not_there",
+    "test_shards.py::test_missing_or_unknown_executor_is_an_error",
     "test_run_folder.py::test_only_the_first_rank_writes",
     "test_makefile.py::test_browser_tests_fail_without_a_browser",
     "test_push.py",

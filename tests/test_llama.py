@@ -60,7 +60,7 @@ def states_and_gradients(reference, ours, index: list[int]):
 def test_packed_sequences_match_transformers_and_peft(how, groups, targets):
     """The reference finds samples by the restarting positions and uses a dense mask."""
     expected, results = states_and_gradients(*reference_and_ours(groups=groups, targets=targets, how=how), [1, 3, 8, 11, 12, 22])
-    # Norms compute in float32, and `selective` has its own backward pass for them: in each of five norms, sums of 32 terms and 8 operations.
+    # Norms compute in float32, and `selective` has its own backward pass for them: five norms, each with sums of 32 terms and 8 operations.
     tolerance = rounding(5 * (32 + 8), 1) if how == "selective" else 1e-12
     scale = max(one.abs().max() for one in expected)
     assert all((one - other).abs().max() <= tolerance * scale for one, other in zip(expected, results, strict=True))

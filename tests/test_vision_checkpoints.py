@@ -172,9 +172,7 @@ def test_pmc_clip_features_match_modified_resnet(pmc_clip, tmp_path):
     pmc_clip = copy.deepcopy(pmc_clip).double()
     x = pixels(224, num=1)
     x_normalised = ours.normalise(x)
-    torch.testing.assert_close(
-        x_normalised, normalised(x, CLIP_MEAN, CLIP_STD).double(), rtol=0, atol=rounding(4, 1 / min(CLIP_STD))
-    )
+    torch.testing.assert_close(x_normalised, normalised(x, CLIP_MEAN, CLIP_STD).double(), rtol=0, atol=rounding(4, 1 / min(CLIP_STD)))
     with torch.no_grad():
         expected = pmc_clip.forward_intermediates(x_normalised, indices=[4])
         # A new module is in training mode. Batch norm must use the stored statistics even then.

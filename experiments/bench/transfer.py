@@ -61,7 +61,8 @@ def fifths(data: ClassificationDataset) -> list[ClassificationDataset]:
     size = len(data.examples) // ROUNDS
     places = [slice(at * size, (at + 1) * size) for at in range(ROUNDS)]
     return [
-        ClassificationDataset(data.name, data.classes, data.examples[at], data.labels_N[at], data.generated_split, data.fingerprint) for at in places
+        ClassificationDataset(data.name, data.classes, data.examples[at], data.labels_N[at], data.generated_split, data.fingerprint)
+        for at in places
     ]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 from gradio_client import Client, handle_file
 
+from experiments.soak.images import picture
 from experiments.soak.trial import Row, demo
-from tests.test_image_io import picture
 
 CLIENTS, SECONDS = 8, 120.0
 SETTINGS = (32, 0, 1, 0)  # tokens, temperature, top-p, seed

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 
+from experiments.soak.images import RAMP, dicom, picture
 from experiments.soak.interrupt import copy
 from experiments.soak.trial import Row
 from src.demo import free_port
-from tests.test_image_io import RAMP, dicom, picture
 
 # The sections of which every command is run, by page.
 PAGES = {

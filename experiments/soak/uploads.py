@@ -18,8 +18,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from experiments.soak.images import RAMP, dicom, hostile, picture
 from experiments.soak.trial import Row, demo
-from tests.test_image_io import RAMP, dicom, hostile, picture
 
 COUNT, CLIENTS = 200, 4
 NAMES = ("a.png", "../../a.png", "/etc/a.png", "a.html", "a.svg", "DICOMDIR", "x" * 200 + ".jpg", "..\\a.png", "\u4e2d\u6587.png", ".png")
