@@ -1,1 +1,1 @@
-"""OpenMedQ. Never installed: commands run from the repository root as `python -m src.<verb>`."""
+"""OpenMedQ. Nothing is installed: commands run from the repository root as `python -m src.<command>`."""

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from src.runtime.version import __version__
 from tests.conftest import core
 
 ROOT = Path(__file__).parent.parent
@@ -138,3 +140,7 @@ def test_every_imported_package_is_declared_in_requirements():
 
 def test_lock_contains_every_requirement():
     assert distribution_names(read("requirements.in")) <= distribution_names(read("requirements.lock"))
+
+
+def test_version_of_the_code_is_that_of_the_project():
+    assert tomllib.loads(read("pyproject.toml"))["project"]["version"] == __version__

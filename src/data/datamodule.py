@@ -35,9 +35,6 @@ from src.data.train_val_split import open_sources, split_rows
 from src.runtime.errors import UserError
 from src.runtime.run_folder import diff_configs, is_first_rank
 
-# Keys of the fingerprint (a file format) that differ from the configuration keys.
-CONFIG_KEYS = {"window": "data.packing_window", "global_batch": "data.global_batch_size", "row_tokens": "data.max_seq_len"}
-
 
 def data_fingerprint(
     shards: dict[str, Shards], mix: MixConfig, *, seed: int, data: DataConfig, rows: dict[str, np.ndarray] | None = None
@@ -51,10 +48,7 @@ def data_fingerprint(
         "decontaminate": mix.decontaminate,
         "records": {source: rows_digest(rows) for source, rows in train_rows},  # an audit changes them
         "seed": seed,
-        "packing_window": data.packing_window,
-        "global_batch_size": data.global_batch_size,
-        "max_seq_len": data.max_seq_len,
-        "images": data.images,
+        "data": {key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},
     }
 
 
@@ -244,8 +238,7 @@ class DataModule(lightning.LightningDataModule):
                 "depends on the order of mix.shares, so records would repeat or be skipped; resume with the code that wrote it, "
                 "or start a run with another name and init=run:<name> to keep its weights"
             )
-        before, now = ({CONFIG_KEYS.get(key, key): value for key, value in one.items()} for one in (stored, self.fingerprint))
-        if changed := diff_configs(before, now):
+        if changed := diff_configs(stored, self.fingerprint):
             raise UserError(
                 f"cannot resume: the data has changed since the checkpoint was written ({'; '.join(list(changed.values())[:3])}); "
                 "restore it, or start a run with another name"

@@ -73,7 +73,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
             "unknown; restore the folder of that run next to the others"
         )
     trained = json.loads((folder / "train.json").read_text())
-    result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"]}
+    result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"], "version": trained.get("version", "unknown")}
     known = yaml.safe_load(SOURCES.read_text())
     sources = []
     for generation, record in enumerate(records):
@@ -136,7 +136,7 @@ def model_card(facts: CardFacts, *, library: str, usage: str) -> str:
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA rank {config.language.lora.rank}.\n\n"
         f"Trained for {config.optim.steps:,} steps of {config.data.global_batch_size} samples "
-        f"(code {result['git']}, data {result['data']}).\n",
+        f"(OpenMedQ {result['version']}, code {result['git']}, data {result['data']}).\n",
         *([f"Continued from the weights of {origin}.\n"] if origin else []),
         f"## Use\n\n{usage}\n",
         f"## Scores\n\n{scores(result['metrics'], scope=scope)}\n",

@@ -25,6 +25,7 @@ from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import environment
 from src.runtime.errors import UserError
 from src.runtime.renamed_keys import translate
+from src.runtime.version import __version__
 
 COMMANDS = ("train", "evaluate", "transfer", "export")  # in the order of `result.json`
 # Keys that may differ when a run is resumed: they change neither the order of the data nor the update.
@@ -182,7 +183,7 @@ def record(folder: Path, name: str) -> Iterator[dict]:
     finally:
         meter.stop()
     command = " ".join(["python -m", f"src.{name}", *sys.argv[1:]])
-    origin = {"verb": name, "command": command, "git": git_commit(), "environment": environment()}
+    origin = {"verb": name, "command": command, "version": __version__, "git": git_commit(), "environment": environment()}
     write_atomically(folder / f"{name}.json", json.dumps({**origin, **cost(meter), **result}, indent=1))
     partial.unlink(missing_ok=True)
     rebuild_result(folder)
@@ -194,6 +195,7 @@ def rebuild_result(folder: Path) -> dict:
     result: dict = {
         "name": _run_name(folder),
         "commands": [part["command"] for part in parts],
+        "version": parts[-1].get("version", "unknown") if parts else __version__,  # results of older runs have none
         "git": parts[-1]["git"] if parts else git_commit(),
         "data": next((part["data"] for part in parts if "data" in part), None),
         "seconds": sum(part["seconds"] for part in parts),
