@@ -92,7 +92,7 @@ def test_old_run_can_be_evaluated(folder):
 
 def test_old_run_answers_a_question(folder):
     overrides = ["model=run:tiny", f"outputs={folder}/outputs", "question=what is near the heart?", "max_new_tokens=2", "accelerator=cpu"]
-    (line,) = ask(to_typed(AskConfig, compose("ask", overrides)))
+    line = ask(to_typed(AskConfig, compose("ask", overrides)))
     assert line["confidence"] < 0
 
 

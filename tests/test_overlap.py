@@ -181,7 +181,7 @@ def test_training_overlap_names_the_initial_weights(root):
 
 
 def test_audit_of_a_classification_set_needs_its_raw_folder(root):
-    with pytest.raises(UserError, match=r"^benchmarks=dots stand below raw=, which is missing; give raw=\.\.\.$"):
+    with pytest.raises(UserError, match=r"^benchmarks=dots: raw= is missing; give the folder that holds these sets, raw=\.\.\.$"):
         audit_all(AuditConfig(out=root / "shards", benchmarks=["dots"]))
     with pytest.raises(UserError, match="did you mean 'dots'"):
         audit_all(AuditConfig(out=root / "shards", raw=root / "raw", benchmarks=["dotts"]))

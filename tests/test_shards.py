@@ -190,7 +190,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path, monkeypa
         build(raw, tmp_path / "interrupted")
     partial = contents(tmp_path / "interrupted" / "own")
     assert {name for name in partial if name.endswith(".tar")} == {"train-000000.tar", "train-000001.tar"}
-    with pytest.raises(UserError, match=r"holds no manifest\.json, so no finished shards"):
+    with pytest.raises(UserError, match=r"no manifest\.json, so no finished shards"):
         Shards(tmp_path / "interrupted" / "own")
     written = []
     monkeypatch.setattr(building, "write_shard", lambda *args: written.append(args[1]) or shard_writer.write_shard(*args))

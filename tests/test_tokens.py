@@ -167,9 +167,9 @@ def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_p
     path.unlink()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    with pytest.raises(UserError, match=r"own/index\.arrow has no column tokens; build it again with `make shards`"):
+    with pytest.raises(UserError, match=r"own/index\.arrow: no column tokens; build it again with `make shards`"):
         Shards(tmp_path / "out" / "own")
-    with pytest.raises(UserError, match=rf"^file://{tmp_path}/out/own/index\.arrow has no column tokens; build it again"):
+    with pytest.raises(UserError, match=rf"^file://{tmp_path}/out/own/index\.arrow: no column tokens; build it again"):
         RemoteShards(f"file://{tmp_path}/out/own", CacheConfig(str(tmp_path / "cache")))
 
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from src.training.epochs import epochs_to_steps
 
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.source import BuildConfig
@@ -13,6 +12,7 @@ from src.data.shards import Shards
 from src.data.token_budget import source_budgets
 from src.data.train_val_split import split_source
 from src.plan import tokenizer_of
+from src.training.optim import epochs_to_steps
 from tests.conftest import parts
 
 

@@ -72,6 +72,8 @@ class _Workers:
             else:
                 hint = "usually because the machine or its /dev/shm is out of memory; use fewer workers"
             reason = self._death() or f"{type(error).__name__}: {message}".removesuffix(": ").splitlines()[0]
+            for process in self.processes:
+                process.kill()  # the others ignore the SIGTERM with which Python ends its children, and the exit would wait forever
             raise UserError(f"data.workers={self.count}: a data worker was lost ({reason}), {hint}; the same command resumes") from None
 
     def _check(self, *_) -> None:

@@ -56,7 +56,7 @@ class ValidationScores(lightning.Callback):
         settings = self.data.data
         for number, source in enumerate(self.data.mixture.sources):
             shards = self.data.shards[source]
-            index_rows = [row for row in self.data.checked[source].tolist() if shards.text(row).turns][: settings.val_generations]
+            index_rows = [row for row in self.data.val_rows[source].tolist() if shards.text(row).turns][: settings.val_generations]
             for row in index_rows[rank::world]:
                 record = shards.text(row)
                 pixels = record_pixels(shards, row, size=self.data.size, exact=settings.exact_decode) if settings.images else []
