@@ -148,7 +148,7 @@ def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language
         lines = capsys.readouterr().out.splitlines()
         return lines[1], " ".join(line.strip() for line in lines)
 
-    warning = f"{moved}, which counted tokens, is not known to be the tokenizer of language.path={language}, so that these numbers"
+    warning = f"{moved} counted the tokens, which may not be the tokenizer of language.path={language}, so these numbers are estimates"
     row, text = said()
     assert ("about" in row, warning in text) == (False, False)
     (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text() + " ")
