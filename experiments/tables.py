@@ -96,9 +96,6 @@ def bench(rows: Rows) -> str:
     return columns(rows, "target", "ours", "peer", "unit")
 
 
-
-
-
 def columns(rows: Rows, *names: str) -> str:
     return markdown([{"": row["name"], "value": judged(row)} | {name: row[name] for name in names} for row in rows])
 

@@ -29,7 +29,7 @@ def test_where_one_of_them_was_not_asked_nothing_is_said():
 @pytest.mark.parametrize(("words", "low", "code"), [([], 0.1, 0), ([], -0.1, 1), (["small"], -0.1, 0)])
 def test_the_exit_code_says_so(tmp_path, monkeypatch, capsys, words, low, code):
     """A small run has no scores worth reading."""
-    monkeypatch.setattr(run, "attempt", lambda command: 0)
+    monkeypatch.setattr(run, "run_command", lambda command: 0)
     monkeypatch.setattr(run, "RESULT", tmp_path / "result.json")
     run.RESULT.write_text(json.dumps({"metrics": metrics(low, 0.2), "peak_rss_mb": 1.0}))
     assert run.main(words) == code

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.mini.run import SMALL, STAGES, attempt
+from experiments.mini.run import SMALL, STAGES, run_command
 from experiments.tables import keep
 from src.runtime.cli import expand_experiment_sweep
 from src.runtime.sweep import expand_trials, trial_slug
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     begun = time.perf_counter()
     for command in commands(small=small):
         print(f"$ python -m {command}", flush=True)
-        code = attempt(command)
+        code = run_command(command)
         if code:
             print(f"stopped in '{command.split()[0]}' (exit code {code}); the same command continues", file=sys.stderr)
             return code if code > 0 else 128 - code

@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
         for command in commands:
             command = f"{command} {SMALL.get(command.split()[0], '')}".strip() if words else command
             print(f"$ python -m {command}", flush=True)
-            code = attempt(command)
+            code = run_command(command)
             if code:
                 print(f"stopped in '{name}' (exit code {code}); the same command continues", file=sys.stderr)
                 return code if code > 0 else 128 - code  # as a shell says that a signal ended it
@@ -67,7 +67,7 @@ def main(words: list[str]) -> int:
     return int(bool(blind))
 
 
-def attempt(command: str) -> int:
+def run_command(command: str) -> int:
     """The exit code of `python -m <command>`. Ctrl-C reaches the stage too, which saves what it has; it is waited for."""
     process = subprocess.Popen([sys.executable, "-m", *command.split()])
     while True:
