@@ -37,7 +37,7 @@ def test_arguments_select_groups():
     assert bench.parse_groups(["only=data,stream"]) == ["data", "stream"]
     with pytest.raises(UserError, match="only=steam; did you mean 'stream'"):
         bench.parse_groups(["only=steam"])
-    with pytest.raises(UserError, match="^bench: unknown argument in 'data'; use only=GROUP"):
+    with pytest.raises(UserError, match=r"^bench: unknown argument in 'data'; use only=GROUP"):
         bench.parse_groups(["data"])
 
 

@@ -70,7 +70,7 @@ def test_the_dashboard_compares_mixes_by_keys_that_runs_have(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name the wandb user or team"),
+        ([], "ENTITY: expected one wandb user or team"),
         (["me", "mix=mni"], "mix=mni; did you mean 'mini'?"),
         (["me", "projct=x"], "unknown key 'projct'; did you mean 'project'?"),
         (["me"], "logger.wandb=online, but nobody is logged in"),
