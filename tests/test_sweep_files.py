@@ -63,7 +63,7 @@ def test_the_dashboard_compares_mixes_by_keys_that_runs_have(tmp_path):
     folder = write_run(tmp_path, "one")
     measured = {key.replace("/alpha/", "/pooled/") for key in json.loads((folder / "result.json").read_text())["metrics"]}
     assert set(bars) <= measured
-    assert {f"vqa/pooled/{COLUMNS['BLEU-1'].replace('real', condition)}" for condition in ("real", "shuffled", "blank")} <= set(bars)
+    assert {f"vqa/pooled/{condition}/{COLUMNS['BLEU-1']}" for condition in ("real", "shuffled", "blank")} <= set(bars)
     assert made._to_model().spec.section.panel_bank_config.sections[0].panels  # what would be sent
 
 
