@@ -131,8 +131,8 @@ def test_the_budgets_add_up_to_ten_minutes():
 
 def test_a_stage_that_fails_ends_the_run_and_is_named(monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(run, "attempt", lambda command: called.append(command) or (-9 if "language" in command else 0))
+    monkeypatch.setattr(run, "run_command", lambda command: called.append(command) or (-9 if "language" in command else 0))
     assert run.main([]) == 137
-    assert "stopped in 'language model'" in capsys.readouterr().err
+    assert "language model: failed with exit code -9" in capsys.readouterr().err
     assert called == COMMANDS[: len(called)]
     assert "language" in called[-1]

@@ -15,7 +15,7 @@ def metrics(shuffled: float, blank: float) -> dict:
 def test_correct_images_must_beat_shuffled_and_blank_ones():
     assert run.check_images_help(metrics(0.1, 0.2)) is None
     error_text = run.check_images_help(metrics(0.1, 0.0))
-    assert error_text == "correct images are not shown to beat blank ones: BLEU-1 of all questions, real - blank, 0.30 [0.00, 0.50]"
+    assert error_text == "no significant gain of correct over blank images: BLEU-1 of all questions, real - blank, 0.30 [0.00, 0.50]"
     assert "real - shuffled" in run.check_images_help(metrics(-0.1, 0.2))
 
 
@@ -33,4 +33,4 @@ def test_exit_code_is_one_if_images_do_not_help(tmp_path, monkeypatch, capsys, w
     monkeypatch.setattr(run, "RESULT", tmp_path / "result.json")
     run.RESULT.write_text(json.dumps({"metrics": metrics(low, 0.2), "peak_rss_mb": 1.0}))
     assert run.main(words) == code
-    assert ("error: correct images are not shown" in capsys.readouterr().err) == bool(code)
+    assert ("error: no significant gain of correct over" in capsys.readouterr().err) == bool(code)

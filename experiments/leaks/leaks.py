@@ -77,10 +77,10 @@ def write(rows: list[list]) -> None:
     with Path(__file__).with_name("leaks.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["kind", "planted", "found", "share", "git"])
-        for kind, planted, found in rows:
-            share = f"{found / planted:.5f}"
-            table.writerow([kind, planted, found, share, git_commit()])
-            print(f"{kind:28} {planted:7,} {found:7,} {share}")
+        for kind, planted, detected in rows:
+            share = f"{detected / planted:.5f}"
+            table.writerow([kind, planted, detected, share, git_commit()])
+            print(f"{kind:28} {planted:7,} {detected:7,} {share}")
 
 
 if __name__ == "__main__":

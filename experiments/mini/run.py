@@ -83,7 +83,7 @@ def check_images_help(metrics: dict) -> str | None:
     for other, metric in differences.items() if all(differences.values()) else ():
         if metric["low"] <= 0:
             score = format_metric(metric, bounds=True)
-            return f"correct images are not shown to beat {other} ones: BLEU-1 of all questions, real - {other}, {score}"
+            return f"no significant gain of correct over {other} images: BLEU-1 of all questions, real - {other}, {score}"
     return None
 
 
