@@ -1,4 +1,4 @@
-"""The breadth experiment: its trials are what they claim to be, and its sentence follows from the numbers whichever way they fall."""
+"""experiments/breadth: the sources of the trials, the statistics, and the conclusion for every outcome."""
 
 import csv
 from itertools import pairwise
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.breadth.analysis import estimate, plot, read, sentence, tables
+from experiments.breadth.analysis import conclusion, estimate, plot, read, tables
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
-from experiments.tables import rows_of
+from experiments.tables import read_rows
 from src.classification import dataset
 from src.config.train import TrainConfig
 from src.runtime.cli import CONF, compose
@@ -18,7 +18,7 @@ from src.runtime.schema import to_typed
 
 
 def results(path: Path, *, slope: float, noise: float = 0.001, text: float = 0.0, best: float = 0.0) -> Path:
-    """What the trials would give if each doubling of sources were worth `slope`."""
+    """A results.csv in which each doubling of the sources adds `slope` to the score."""
     rng = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -46,53 +46,53 @@ def test_trials_are_nested_in_the_order_of_their_seed():
 
 
 @pytest.mark.slow
-def test_every_trial_sees_equally_many_samples_with_images():
+def test_every_trial_has_equally_many_samples_with_images():
     for trial in trials():
         config = to_typed(TrainConfig, compose("train", trial.overrides()))
-        drawn = config.mix.sampling_weights
-        assert set(drawn) == {*trial.sources, *(TEXT_SOURCES if trial.text else ())}
-        images = sum(share for source, share in drawn.items() if source in IMAGE_SOURCES) / sum(drawn.values())
+        shares = config.mix.sampling_weights
+        assert set(shares) == {*trial.sources, *(TEXT_SOURCES if trial.text else ())}
+        images = sum(share for source, share in shares.items() if source in IMAGE_SOURCES) / sum(shares.values())
         assert images * config.data.global_batch_size * config.optim.steps == pytest.approx(IMAGES * STEPS)
         assert config.name == trial.name
 
 
-def test_the_sources_are_those_of_the_mix_and_no_benchmark_is_among_them():
+def test_sources_are_those_of_the_mix_without_benchmarks():
     shares = yaml.safe_load((CONF / "mix/mini.yaml").read_text())["shares"]
     assert set(shares) == {*IMAGE_SOURCES, *TEXT_SOURCES}
     assert set(BENCHMARKS) == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
     assert not set(BENCHMARKS) & set(shares)
 
 
-def test_an_estimate_is_students():
-    found = estimate([0.1, 0.2, 0.3, 0.4])
-    assert (found.value, found.n) == (pytest.approx(0.25), 4)
-    assert found.high - found.value == pytest.approx(3.182446 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2)
-    assert found.detectable > found.high - found.value
-    assert not estimate([-0.1, 0.1, 0.05, -0.05]).shown
+def test_estimate_uses_student_t_interval():
+    result = estimate([0.1, 0.2, 0.3, 0.4])
+    assert (result.value, result.n) == (pytest.approx(0.25), 4)
+    assert result.high - result.value == pytest.approx(3.182446 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2)
+    assert result.detectable > result.high - result.value
+    assert not estimate([-0.1, 0.1, 0.05, -0.05]).significant
 
 
 @pytest.mark.parametrize(
-    ("truth", "said"),
+    ("truth", "expected"),
     [
         ({"slope": 0.02}, "Breadth helps: +0.0"),
-        ({"slope": -0.02}, "Breadth HURTS: -0.0"),
-        ({"slope": 0.0, "noise": 0.02}, "No effect of breadth shown"),
-        ({"slope": 0.02, "best": 0.2}, "all eleven are WORSE than the best single source (pathvqa)"),
-        ({"slope": 0.02}, "all eleven are better than the best single source"),
+        ({"slope": -0.02}, "Breadth hurts: -0.0"),
+        ({"slope": 0.0, "noise": 0.02}, "No significant effect of breadth"),
+        ({"slope": 0.02, "best": 0.2}, "all eleven sources are worse than the best single source (pathvqa)"),
+        ({"slope": 0.02}, "all eleven sources are better than the best single source"),
     ],
 )
-def test_the_sentence_follows_the_numbers(tmp_path, truth, said):
-    assert said in sentence(read(rows_of(results(tmp_path / "r.csv", **truth))))
+def test_conclusion_follows_from_the_numbers(tmp_path, truth, expected):
+    assert expected in conclusion(read(read_rows(results(tmp_path / "r.csv", **truth))))
 
 
-def test_the_table_and_the_plot_are_made_of_the_results(tmp_path):
-    found = read(rows_of(results(tmp_path / "r.csv", slope=0.01, noise=0.0005, text=0.05)))
-    assert found.slope.value == pytest.approx(0.01, abs=1e-3)
-    assert found.text_minus_none.value == pytest.approx(0.05, abs=1e-3)
-    assert found.start == 0.5
-    assert {size: len(seeds) for size, seeds in found.by_size.items()} == dict.fromkeys(SIZES, SEEDS)
-    text = tables(found)
-    assert f"| {np.mean(list(found.by_size[11].values())):.3f} |" in text
-    assert text.endswith(sentence(found))
-    plot(found, tmp_path / "plot.png")
+def test_table_and_plot_show_the_results(tmp_path):
+    breadth = read(read_rows(results(tmp_path / "r.csv", slope=0.01, noise=0.0005, text=0.05)))
+    assert breadth.slope.value == pytest.approx(0.01, abs=1e-3)
+    assert breadth.text_minus_none.value == pytest.approx(0.05, abs=1e-3)
+    assert breadth.start == 0.5
+    assert {size: len(seeds) for size, seeds in breadth.by_size.items()} == dict.fromkeys(SIZES, SEEDS)
+    text = tables(breadth)
+    assert f"| {np.mean(list(breadth.by_size[11].values())):.3f} |" in text
+    assert text.endswith(conclusion(breadth))
+    plot(breadth, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Every experiment is a short delta whose own keys win, and each of its trials trains three steps on phantoms."""
+"""conf/experiment: the keys of every experiment take effect, and each of its trials trains three steps on phantoms."""
 
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.runtime import sweep
 from src.runtime.cli import CONF, compose, expand_experiment_sweep
+from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from src.train import train
 
 FILES = {path.stem: path for path in sorted((CONF / "experiment").glob("*.yaml"))}
 ABLATIONS = [name for name in FILES if "- mini\n" in FILES[name].read_text()]
-SECOND = ("finetune_pathvqa", "finetune_vqa_med")  # start from what full_mix trained
+FINETUNING = ("finetune_pathvqa", "finetune_vqa_med")  # start from the run of full_mix
 
 
 def trials(name: str) -> list[list[str]]:
@@ -27,7 +28,7 @@ def trials(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Shards of all eighteen sources of the mixes, a few records of each."""
+    """Shards of all eighteen sources of the mixes, with a few records each."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     writers = FULL | OPEN
     for name, writer in writers.items():
@@ -39,7 +40,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(phantoms, language, tmp_path_factory) -> list[str]:
-    """Overrides that leave an experiment its mix, its schedule and what it sets, and make its parts tiny."""
+    """Overrides that make the model and data tiny and keep the mix, schedule and other settings of an experiment."""
     return [
         f"outputs={tmp_path_factory.mktemp('outputs')}",
         f"data.root={phantoms}",
@@ -63,52 +64,52 @@ def small(phantoms, language, tmp_path_factory) -> list[str]:
     ]
 
 
-def tiny(point: list[str], small: list[str]) -> list[str]:
-    """A trial with those overrides; a swept path becomes that of the tiny model."""
-    given = {word.partition("=")[0] for word in small}
-    return [word for word in point if word.partition("=")[0] not in given] + small
+def shrink(trial: list[str], small: list[str]) -> list[str]:
+    """The overrides of a trial plus `small`, which also replaces a swept model path."""
+    keys = {word.partition("=")[0] for word in small}
+    return [word for word in trial if word.partition("=")[0] not in keys] + small
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_own_keys_win(name):
-    """A key that the file sets is what the run gets, whatever its base says."""
+def test_keys_of_an_experiment_take_effect(name):
+    """A run gets every value that the file sets, whatever its base config sets."""
     own = {key: value for key, value in yaml.safe_load(FILES[name].read_text()).items() if key not in ("defaults", "hydra")}
     words = [f"+experiment={name}"] + (["mix.shares={a: 1}"] if name == "own_data" else [])
     composed = compose("train", words)
 
-    def check(mine, found, where):
-        for key, value in mine.items():
+    def check(expected, actual, prefix):
+        for key, value in expected.items():
             if isinstance(value, dict):
-                check(value, found[key], f"{where}{key}.")
+                check(value, actual[key], f"{prefix}{key}.")
             else:
-                assert found[key] == (float(value) if isinstance(found[key], float) else value), f"{where}{key}"
+                assert actual[key] == (float(value) if isinstance(actual[key], float) else value), f"{prefix}{key}"
 
     check(own, composed, "")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_trial_differs_in_one_setting(name):
-    points = trials(name)
-    sweep.check_trials(points)
-    for point in points:
-        assert len(point) <= 2, "the experiment and one swept value"
-        to_typed(TrainConfig, compose("train", point))
+    all_overrides = trials(name)
+    sweep.check_trials(all_overrides)
+    for overrides in all_overrides:
+        assert len(overrides) <= 2, "the experiment and one swept value"
+        to_typed(TrainConfig, compose("train", overrides))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_trial_trains_three_steps(name, small):
-    """A run that starts from another one is trained after it."""
-    for experiment in ["full_mix", name] if name in SECOND else [name]:
-        for number, point in enumerate(trials(experiment)):
-            where = f"name={experiment}" if number == 0 else f"name={experiment}{number}"
-            config = to_typed(TrainConfig, compose("train", [*tiny(point, small), where]))
+    """The fine-tuning experiments start from the run of full_mix, which is trained first."""
+    for experiment in ["full_mix", name] if name in FINETUNING else [name]:
+        for number, overrides in enumerate(trials(experiment)):
+            run_name = f"name={experiment}" if number == 0 else f"name={experiment}{number}"
+            config = to_typed(TrainConfig, compose("train", [*shrink(overrides, small), run_name]))
             check_train_config(config)
-            assert (train(config) / "result.json").exists(), point
+            assert (train(config) / "result.json").exists(), overrides
 
 
 @pytest.mark.slow
-def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
+def test_mix_options_select_sources_and_flatten_shares(configure):
     mix = configure("mix.only=[alpha,beta]", "mix.leave_out=[beta]").mix
     assert mix.sampling_weights == {"alpha": 2.0}
     assert configure().mix.sampling_weights == {"alpha": 2.0, "beta": 1.0, "gamma": 1.0}
@@ -116,16 +117,14 @@ def test_sources_of_a_mix_can_be_narrowed_and_evened_out(configure):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("mix.only=[alhpa]", "mix.only names 'alhpa', which mix.shares does not have; did you mean 'alpha'?"),
         ("mix.leave_out=[alpha,beta,gamma]", "leave no source with a positive share"),
         ("mix.temperature=0", "mix.temperature must be at least 0.1, found 0"),
     ],
 )
-def test_bad_input(configure, override, said):
-    from src.runtime.errors import UserError
-
+def test_invalid_mix_options_are_reported(configure, override, expected):
     with pytest.raises(UserError) as error:
         check_train_config(configure(override))
-    assert said in str(error.value)
+    assert expected in str(error.value)

@@ -1,11 +1,11 @@
-"""A table in a README and the CSV beside it say the same, and neither can be edited alone."""
+"""experiments/tables: the README tables match their CSV files, and an edit of only one of them is detected."""
 
 import re
 import shutil
 
 import pytest
 
-from experiments.tables import FOLDER, TABLES, ablation, mini, put, rendered, rows_of
+from experiments.tables import FOLDER, TABLES, ablation, insert_table, mini, read_rows, render_readme
 from src import plan
 from src.runtime.errors import UserError
 
@@ -16,13 +16,13 @@ each_table = pytest.mark.parametrize("table", TABLES, ids=[f"{table.readme} {tab
 
 
 @each_table
-def test_the_readme_shows_the_stored_table(table):
-    path, text = rendered(table)
-    assert path.read_text() == text, "make experiments renders it anew"
+def test_readme_shows_stored_table(table):
+    path, text = render_readme(table)
+    assert path.read_text() == text, "run make experiments to render it"
 
 
 @each_table
-def test_an_edit_of_one_alone_is_noticed(table, tmp_path):
+def test_edit_of_only_readme_or_csv_is_detected(table, tmp_path):
     folder = tmp_path / "experiments"
     readme, file = folder / table.readme, folder / table.file
     for path in (readme, file):
@@ -32,54 +32,54 @@ def test_an_edit_of_one_alone_is_noticed(table, tmp_path):
     mark = f"<!-- {table.name} -->\n"
     edited = original.replace(mark, f"{mark}| a number that nobody measured |\n")
     readme.write_text(edited)
-    assert rendered(table, folder)[1] != edited
+    assert render_readme(table, folder)[1] != edited
 
     readme.write_text(original)
     header, *lines = file.read_text().splitlines(keepends=True)
     digits = str.maketrans("123456789", "234567891")
-    file.write_text(header + "".join(edit(line, digits) for line in lines))
-    assert rendered(table, folder)[1] != original
+    file.write_text(header + "".join(change_numbers(line, digits) for line in lines))
+    assert render_readme(table, folder)[1] != original
 
 
-def edit(line: str, digits: dict) -> str:
-    """Other decimals and large counts: numbers that nobody measured."""
-    return re.sub(r"\.\d+|\d{3,}", lambda found: found[0].translate(digits), line)
+def change_numbers(line: str, digits: dict) -> str:
+    """Changes the digits of decimals and of large counts."""
+    return re.sub(r"\.\d+|\d{3,}", lambda match: match[0].translate(digits), line)
 
 
-def test_every_stored_result_is_shown():
+def test_every_csv_file_has_a_table():
     assert {table.file for table in TABLES} == CSVS
 
 
 @pytest.mark.parametrize("file", sorted(CSVS - {"vqa/published.csv"}))
-def test_every_stored_result_says_of_which_commit_and_data_it_is(file):
-    for row in rows_of(FOLDER / file):
+def test_every_stored_row_has_commit_and_data_fingerprint(file):
+    for row in read_rows(FOLDER / file):
         assert re.fullmatch(r"[0-9a-f]{40}\+?", row["git"])
         assert re.fullmatch(r"[0-9a-f]{12}", row.get("data") or 12 * "0")
-        assert row.get("data") or "seed" not in row or not row["seed"]  # what was trained with a seed was trained on data
+        assert row.get("data") or "seed" not in row or not row["seed"]  # a row of a training run has a fingerprint
 
 
-def test_a_table_is_put_between_its_marks():
-    assert put("a <!-- x -->\nold\n<!-- /x --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- /x --> b"
+def test_table_is_inserted_between_its_marks():
+    assert insert_table("a <!-- x -->\nold\n<!-- /x --> b", "x", "new") == "a <!-- x -->\nnew\n<!-- /x --> b"
 
 
-def test_a_missing_mark_is_told():
-    with pytest.raises(UserError, match=r"^the README must have <!-- x --> and <!-- /x --> once each$"):
-        put("no marks here", "x", "text")
+def test_missing_mark_is_reported():
+    with pytest.raises(UserError, match=r"^README.md: table 'x' has no unique marks; write <!-- x --> and <!-- /x --> once each$"):
+        insert_table("no marks here", "x", "text")
 
 
-def test_an_ablation_is_one_line_per_trial():
-    about = {"run": "a/1", "seed": "0", "mix.leave_out": "alpha", "git": "g", "data": "d", "low": "0.25", "high": "0.75", "n": "9"}
+def test_ablation_has_one_line_per_trial():
+    common = {"run": "a/1", "seed": "0", "mix.leave_out": "alpha", "git": "g", "data": "d", "low": "0.25", "high": "0.75", "n": "9"}
     keys = ["train/fill", "train/samples_per_second"]
     keys += [f"vqa/pooled/{condition}/all/bleu1" for condition in ("real", "shuffled", "blank", "real_minus_shuffled")]
-    table = ablation([about | {"metric": key, "value": "0.5"} for key in keys])
+    table = ablation([common | {"metric": key, "value": "0.5"} for key in keys])
     assert table.splitlines()[0] == "| mix.leave_out | real | shuffled | blank | real - shuffled |"
     assert table.splitlines()[2].startswith("| alpha | 0.500 [0.250, 0.750] |")
 
 
-def test_the_mini_run_is_one_line_per_benchmark_with_the_score_that_its_questions_have():
-    found = {"a": ("real", "shuffled", "majority", "real_minus_shuffled"), "b": ("none", "majority")}
-    about = {"value": "0.5", "low": "0.25", "high": "0.75", "n": "1300"}
-    rows = [about | {"metric": f"vqa/{name}/{one}/all/bleu1"} for name, kinds in found.items() for one in kinds]
+def test_mini_has_one_line_per_benchmark_with_the_score_of_its_questions():
+    conditions = {"a": ("real", "shuffled", "majority", "real_minus_shuffled"), "b": ("none", "majority")}
+    common = {"value": "0.5", "low": "0.25", "high": "0.75", "n": "1300"}
+    rows = [common | {"metric": f"vqa/{name}/{one}/all/bleu1"} for name, kinds in conditions.items() for one in kinds]
     rows += [row | {"metric": row["metric"].replace("bleu1", "accuracy"), "value": "0.3"} for row in rows[4:]]
     assert [line.split(" | ")[:7] for line in mini(rows).splitlines()[2:]] == [
         ["| a", "1,300", "bleu1", "0.500 [0.250, 0.750]", "0.500", "", ""],
@@ -88,7 +88,7 @@ def test_the_mini_run_is_one_line_per_benchmark_with_the_score_that_its_question
 
 
 @pytest.mark.slow
-def test_what_the_full_mix_is_said_to_cost_is_what_the_plan_says(monkeypatch, capsys):
+def test_readmes_state_the_hours_of_plan(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["src/plan.py", "+experiment=full_mix"])
     plan.main()
     hours = re.search(r"take ([\d.]+ h) on 1 x H200 at (\d+)", " ".join(capsys.readouterr().out.split()))

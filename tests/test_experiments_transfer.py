@@ -1,4 +1,4 @@
-"""The lines of experiments/transfer/README.md that people will copy, and its table."""
+"""experiments/transfer: the script and the commands of the README, and the CSV of cells."""
 
 import json
 import re
@@ -19,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "experiments/transfer/README.m
 BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>22</ymax></bndbox></object>"
 
 
-def test_the_lines_for_pascal_voc_make_a_benchmark(tmp_path):
+def test_pascal_voc_script_of_readme_makes_a_benchmark(tmp_path):
     voc = tmp_path / "voc"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / name).mkdir(parents=True)
@@ -35,14 +35,14 @@ def test_the_lines_for_pascal_voc_make_a_benchmark(tmp_path):
     assert {example.group for example in data.examples} == {"train_1", "val_1", "test_1"}
 
 
-def test_the_benchmarks_in_the_readme_are_those_of_conf():
-    named = set(re.search(r"benchmark=(\S+) \\", README.read_text())[1].split(","))
-    assert named == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+def test_readme_names_the_benchmarks_of_conf():
+    names = set(re.search(r"benchmark=(\S+) \\", README.read_text())[1].split(","))
+    assert names == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
 
 
-def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):
-    answers = {None: "unknown", False: "yes", True: "no"}
-    assert [unseen(None), *(unseen({"trained_on": one}) for one in answers)] == ["unknown", *answers.values()]
+def test_table_states_unseen_and_leaves_missing_cells_empty(tmp_path):
+    texts = {None: "unknown", False: "yes", True: "no"}
+    assert [unseen(None), *(unseen({"trained_on": one}) for one in texts)] == ["unknown", *texts.values()]
     assert unseen({"trained_on": False, "start": "org/weights"}) == "yes, where it started unknown"
     cell = {"protocol": "probe", "score": "macro_f1", "value": 0.5, "low": 0.25, "high": 0.75}
     text = table([cell | {"benchmark": "a", "encoder": "x"}, cell | {"benchmark": "b", "encoder": "y"}])
@@ -51,21 +51,21 @@ def test_the_table_says_what_is_unseen_and_leaves_missing_cells_empty(tmp_path):
         rows(tmp_path)
 
 
-def test_the_csv_holds_every_score_and_what_each_encoder_is(tmp_path):
+def test_csv_has_every_score_and_the_encoder_details(tmp_path):
     score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
-    one = {"benchmark": "a", "encoder": "run:x", "protocol": "probe", "seeds": 1, "pooling": ["mean"], "overlap": None, "parameters": 9}
-    one |= {"input": {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}, "weights": {"id": "run:x", "sha256": "0123456789abcdef"}}
-    one |= dict.fromkeys(("macro_f1", "balanced_accuracy", "auroc"), score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
+    cell = {"benchmark": "a", "encoder": "run:x", "protocol": "probe", "seeds": 1, "pooling": ["mean"], "overlap": None, "parameters": 9}
+    cell |= {"input": {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}, "weights": {"id": "run:x", "sha256": "0123456789abcdef"}}
+    cell |= dict.fromkeys(("macro_f1", "balanced_accuracy", "auroc"), score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
     tables = {
-        "cells": [one],
+        "cells": [cell],
         "means": [{"encoder": "run:x", "protocol": "probe", **score}],
         "ranks": {"probe": {"run:x": 1.5}},
         "differences": [{"benchmark": "a", "protocol": "probe", "ours": "run:x", "other": "y", "p_holm": 0.03, **score}],
         "few_shot": [{"benchmark": "a", "encoder": "run:x", "shots": 5, **score}],
     }
     (tmp_path / "transfer.json").write_text(json.dumps({"git": "abc", "transfer": tables}))
-    found = rows(tmp_path)
-    assert [(row["benchmark"], row["encoder"], row["protocol"], row["score"], row["value"]) for row in found] == [
+    result = rows(tmp_path)
+    assert [(row["benchmark"], row["encoder"], row["protocol"], row["score"], row["value"]) for row in result] == [
         *(("a", "run:x", "probe", score, 0.5) for score in SCORES),
         ("a", "run:x", "probe", "f1/benign", 0.4),
         ("mean", "run:x", "probe", "macro_f1", 0.5),
@@ -73,8 +73,8 @@ def test_the_csv_holds_every_score_and_what_each_encoder_is(tmp_path):
         ("a", "run:x - y", "probe", "macro_f1_difference", 0.5),
         ("a", "run:x", "probe_5shot", "macro_f1", 0.5),
     ]
-    assert found[6]["p_holm"] == 0.03
-    assert {name: found[0][name] for name in COLUMNS[-6:-1]} == {
+    assert result[6]["p_holm"] == 0.03
+    assert {name: result[0][name] for name in COLUMNS[-6:-1]} == {
         "weights": "run:x 0123456789ab",
         "parameters": 9,
         "side": 224,
@@ -84,7 +84,7 @@ def test_the_csv_holds_every_score_and_what_each_encoder_is(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_overhead_is_measured_on_both_sides():
+def test_probe_overhead_is_measured_on_both_sides():
     overhead, grid = measure(25, "vit_tiny_patch16_224")
     assert overhead.low <= overhead.value <= overhead.high
     assert overhead.n == 5

@@ -121,9 +121,9 @@ def test_time_budgets_of_the_mini_run_sum_to_at_most_ten_minutes():
 
 
 def test_failed_stage_stops_the_mini_run_and_is_named(monkeypatch, capsys):
-    attempted = []
-    monkeypatch.setattr(run, "attempt", lambda command: attempted.append(command) or (-9 if "language" in command else 0))
+    called = []
+    monkeypatch.setattr(run, "run_command", lambda command: called.append(command) or (-9 if "language" in command else 0))
     assert run.main([]) == 137
-    assert "stopped in 'language model'" in capsys.readouterr().err
-    assert attempted == COMMANDS[: len(attempted)]
-    assert "language" in attempted[-1]
+    assert "language model: failed with exit code -9" in capsys.readouterr().err
+    assert called == COMMANDS[: len(called)]
+    assert "language" in called[-1]

@@ -70,7 +70,7 @@ def test_dashboard_uses_keys_that_runs_have(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name the wandb user or team"),
+        ([], "ENTITY: expected one wandb user or team"),
         (["me", "mix=mni"], "mix=mni; did you mean 'mini'?"),
         (["me", "projct=x"], "unknown key 'projct'; did you mean 'project'?"),
         (["me"], "logger.wandb=online, but nobody is logged in"),

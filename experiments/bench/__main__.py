@@ -1,6 +1,6 @@
-"""`python -m experiments.bench [only=train,stream]`: benchmarks against peers, both sides in turn, into outputs/bench/result.json.
+"""`python -m experiments.bench [only=train,stream]`: runs the benchmarks against peers and writes outputs/bench/result.json.
 
-Each group runs in a process of its own on one thread, and replaces only its own figures, so an interrupted bench keeps what it has.
+Each group runs in its own process on one thread and replaces only its own metrics, so an interrupted run keeps what it has measured.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments.bench.measured import Measured
+from experiments.bench.measurement import Measurement
 from src.runtime.environment import environment
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.run_folder import git_commit, write_atomically
@@ -23,70 +23,69 @@ from src.runtime.tables import print_table
 GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep")
 OUT = Path("outputs/bench/result.json")
 TABLE = Path("experiments/bench/results.csv")
+COLUMNS = ["group", "name", "value", "rounds", "ours", "peer", "unit", "target", "met", "git"]
 
 
 @report_user_errors
 def main(words: list[str]) -> None:
-    chosen = asked(words)
-    if len(chosen) == 1:
-        run(chosen[0])
+    groups = parse_groups(words)
+    if len(groups) == 1:
+        run_group(groups[0])
     else:
-        failed = [group for group in chosen if subprocess.run([sys.executable, "-m", "experiments.bench", f"only={group}"]).returncode]
+        failed = [group for group in groups if subprocess.run([sys.executable, "-m", "experiments.bench", f"only={group}"]).returncode]
         if failed:
-            raise UserError(f"the benchmarks of {', '.join(failed)} ended early; what they had measured is kept")
+            raise UserError(
+                f"bench: the groups {', '.join(failed)} failed; their measurements so far are stored, run them again with only="
+            )
 
 
-def asked(words: list[str]) -> list[str]:
+def parse_groups(words: list[str]) -> list[str]:
     if any(not word.startswith("only=") for word in words):
-        raise UserError(f"bench takes only=GROUP,GROUP of {', '.join(GROUPS)}, found {' '.join(words)}")
-    chosen = [group for word in words for group in word.removeprefix("only=").split(",")] or list(GROUPS)
-    for group in chosen:
+        raise UserError(f"bench: unknown argument in '{' '.join(words)}'; use only=GROUP,GROUP with groups of {', '.join(GROUPS)}")
+    groups = [group for word in words for group in word.removeprefix("only=").split(",")] or list(GROUPS)
+    for group in groups:
         if group not in GROUPS:
             raise UserError(f"only={group}{suggest(group, GROUPS)}")
-    return chosen
+    return groups
 
 
-def run(group: str) -> None:
+def run_group(group: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    found = []
-    for measured in importlib.import_module(f"experiments.bench.{group}").measure():
-        found.append(measured)
-        keep(group, found)
-        print(f"{measured.name} {measured.value:.3g}")
-    show(group, found)
+    measurements = []
+    for measurement in importlib.import_module(f"experiments.bench.{group}").measure():
+        measurements.append(measurement)
+        store_metrics(group, measurements)
+        print(f"{measurement.name} {measurement.value:.3g}")
+    show_and_store_table(group, measurements)
 
 
-def keep(group: str, found: list[Measured]) -> None:
-    """Puts what a group has measured so far beside what the others have."""
+def store_metrics(group: str, measurements: list[Measurement]) -> None:
+    """Merges the measurements of one group into the result file."""
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(OUT.read_text()) if OUT.exists() else {"name": "bench", "metrics": {}}
-    stored["metrics"] |= {f"bench/{one.name}": figures(one) | {"group": group, "git": git_commit()} for one in found}
-    write_atomically(OUT, json.dumps(stored | {"git": git_commit(), "environment": environment()}, indent=1))
+    result = json.loads(OUT.read_text()) if OUT.exists() else {"name": "bench", "metrics": {}}
+    for measurement in measurements:
+        fields = asdict(measurement)
+        result["metrics"][f"bench/{fields.pop('name')}"] = fields | {"group": group, "git": git_commit()}
+    write_atomically(OUT, json.dumps(result | {"git": git_commit(), "environment": environment()}, indent=1))
 
 
-def figures(one: Measured) -> dict:
-    return {name: value for name, value in asdict(one).items() if name != "name"}
-
-
-def show(group: str, found: list[Measured]) -> None:
-    """A table on the screen, and the group's rows of the table in the repository."""
+def show_and_store_table(group: str, measurements: list[Measurement]) -> None:
+    """Prints the measurements and replaces the rows of the group in the CSV file."""
     table = Table(group, "value", "rounds", "ours", "peer", "unit", "target", box=None, pad_edge=False)
-    for one in found:
-        table.add_row(*row(one), "" if one.met else "[red]missed[/red]")
+    for measurement in measurements:
+        table.add_row(*table_row(measurement), "" if measurement.met else "[red]missed[/red]")
     print_table(table)
-    rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
-    lines = [[group, *row(one), "yes" if one.met else "no", git_commit()] for one in found]
-    kept = [list(line.values()) for line in rows if line["group"] != group]
+    stored = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+    rows = [list(row.values()) for row in stored if row["group"] != group]
+    rows += [[group, *table_row(measurement), "yes" if measurement.met else "no", git_commit()] for measurement in measurements]
     with TABLE.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted([*kept, *lines], key=lambda line: GROUPS.index(line[0]))])
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted(rows, key=lambda row: GROUPS.index(row[0]))])
 
 
-COLUMNS = ["group", "name", "value", "rounds", "ours", "peer", "unit", "target", "met", "git"]
-
-
-def row(one: Measured) -> list[str]:
-    spread = f"{one.low:.3g} to {one.high:.3g} ({one.n})" if one.n > 1 else ""
-    return [one.name, f"{one.value:.3g}", spread, f"{one.ours:.4g}", "" if one.peer is None else f"{one.peer:.4g}", one.unit, one.target]
+def table_row(measurement: Measurement) -> list[str]:
+    rounds = f"{measurement.low:.3g} to {measurement.high:.3g} ({measurement.n})" if measurement.n > 1 else ""
+    peer = "" if measurement.peer is None else f"{measurement.peer:.4g}"
+    return [measurement.name, f"{measurement.value:.3g}", rounds, f"{measurement.ours:.4g}", peer, measurement.unit, measurement.target]
 
 
 if __name__ == "__main__":

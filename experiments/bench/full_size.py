@@ -1,4 +1,4 @@
-"""The real 7B without its weights or a device: matrix products and kept bytes, counted on the meta device."""
+"""FLOPs and saved bytes of the real 7B model, counted on the meta device without weights."""
 
 from dataclasses import dataclass
 
@@ -15,32 +15,28 @@ BODY, HEAD, ADAPTERS = 6.476e9, 131e6, 20.0e6  # parameters of LLaMA-7B and of i
 
 
 @dataclass
-class FullSize:
-    """`flops` per token of text alone (so that the language model is all there is) and the least that they could be; `saved` bytes
-    per token of samples with an image, the encoder's included."""
-
-    flops: float
-    least: float
-    saved: float
-    saved_alone: float  # bytes per token of the language model alone
+class FullSizeCost:
+    flops: float  # per token of text samples, so that only the language model counts
+    min_flops: float  # analytic minimum of `flops`
+    saved: float  # bytes saved for backward per token of image samples, including the encoder
+    saved_language: float  # the same for the language model alone
     trainable: int  # parameters of the language model
 
 
-def full_size(how: str) -> FullSize:
-    """With `how` as `trainer.activation_checkpointing`.
+def full_size_cost(activation_checkpointing: str) -> FullSizeCost:
+    """The cost with this value of `trainer.activation_checkpointing`.
 
-    The least, without attention: 4 FLOPs per frozen weight that a token meets, 6 per trained one; the head meets supervised tokens.
+    The minimum, without attention, is 4 FLOPs per frozen weight and 6 per trained weight and token. The head counts only for supervised
+    tokens.
     """
-    model = build_on_meta(to_typed(TrainConfig, compose("train", ["+experiment=full_mix", f"trainer.activation_checkpointing={how}"]))).to(
-        torch.bfloat16
-    )
+    overrides = ["+experiment=full_mix", f"trainer.activation_checkpointing={activation_checkpointing}"]
+    model = build_on_meta(to_typed(TrainConfig, compose("train", overrides))).to(torch.bfloat16)
 
     def cost(images: int, text: int) -> StepCost:
-        return count_cost(
-            model, batch_to_meta(average_batch(model, AverageSample(images, text, SUPERVISED), rows=1, max_seq_len=4 * (TOKENS + 1)))
-        )
+        batch = average_batch(model, AverageSample(images, text, SUPERVISED), rows=1, max_seq_len=4 * (TOKENS + 1))
+        return count_cost(model, batch_to_meta(batch))
 
     text, image = cost(0, TOKENS), cost(1, TOKENS - model.vision.num_patches)
-    least = 4 * BODY + 4 * HEAD * SUPERVISED / (TOKENS + 1) + 6 * ADAPTERS
+    min_flops = 4 * BODY + 4 * HEAD * SUPERVISED / (TOKENS + 1) + 6 * ADAPTERS
     trainable = sum(p.numel() for p in model.language.parameters() if p.requires_grad)
-    return FullSize(text.flops / text.tokens, least, image.saved / image.tokens, text.saved / text.tokens, trainable)
+    return FullSizeCost(text.flops / text.tokens, min_flops, image.saved / image.tokens, text.saved / text.tokens, trainable)

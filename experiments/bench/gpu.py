@@ -1,8 +1,8 @@
-"""`python -m experiments.bench.gpu`: training at full size on one GPU, with random weights and synthetic shards, into a table.
+"""`python -m experiments.bench.gpu`: training at full size on one GPU, with random weights and synthetic shards.
 
-Whole optimizer steps of our trainer and stream, with and without packing and recomputation, against transformers' Llava with peft as
-LLaVA's scripts run it (right-padded batches, with and without gradient checkpointing). MFU counts 4 FLOPs per frozen parameter and
-real token and 6 per trained one, no recomputation, against the best matrix product of the same run.
+Measures complete optimizer steps of our trainer and stream, with and without packing and activation checkpointing, against Llava of
+transformers with peft as LLaVA's scripts run it (right-padded batches, with and without gradient checkpointing). MFU counts 4 FLOPs per
+frozen parameter and real token, 6 per trained one, and no recomputation; its reference is the best matrix product of the same run.
 """
 
 import gc
@@ -11,19 +11,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from torch.utils.data import DataLoader
 
 from experiments.bench import peers, workload
-from experiments.bench.flops import ceiling, flops_per_token, now
-from experiments.bench.gpu_data import make_shards, pixels, sample_batches, words_tokenizer
-from experiments.bench.gpu_table import Row, name_of, show, write
-from experiments.bench.watch import Watch
-from experiments.bench.workload import IMAGE_ID
+from experiments.bench.flops import flops_per_token, peak_tflops, synchronised_time
+from experiments.bench.gpu_data import make_shards, sample_batches, word_tokenizer
+from experiments.bench.gpu_table import Row, gpu_name, show, write
+from experiments.bench.step_monitor import StepMonitor
 from src.config.train import TrainConfig
 from src.data.datamodule import DataModule
 from src.data.packing import collate
@@ -37,8 +35,8 @@ from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import build_trainer
 
 SIZES: dict[str, dict[str, Any]] = {
-    "full": {"steps": 8, "batch": 128, "micro": 32, "row": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
-    "small": {"steps": 2, "batch": 4, "micro": 2, "row": 600, "records": 64, "product": 64, "vocabulary": 500},
+    "full": {"steps": 8, "batch": 128, "micro": 32, "max_seq_len": 4096, "records": 4096, "product": 8192, "vocabulary": 32_000},
+    "small": {"steps": 2, "batch": 4, "micro": 2, "max_seq_len": 600, "records": 64, "product": 64, "vocabulary": 500},
 }
 SMALL_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
 SMALL_VISION = ["vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=32"]
@@ -46,151 +44,159 @@ SMALL_VISION += ["+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_head
 LENGTHS = ("even", "mix")  # 196 visual and 61 text tokens, 30 of them supervised; or as in experiments/bench/workload.py
 
 
+class TrainingRun(NamedTuple):
+    seconds: float
+    samples: int
+    tokens: int  # without padding
+    supervised: int  # tokens
+    data_wait: float | None  # share of the time; None if the batches were prepared in advance
+    monitor: StepMonitor
+    model: Any
+
+
+Variant = Callable[[int], TrainingRun]  # trains with this many samples per micro-batch
+
+
 @report_user_errors
 def main(words: list[str]) -> None:
-    asked = {"device": "cuda", "size": "full", "lengths": ",".join(LENGTHS), "out": "experiments/bench/gpu.csv"}
+    options = {"device": "cuda", "size": "full", "lengths": ",".join(LENGTHS), "out": "experiments/bench/gpu.csv"}
     for word in words:
         key, _, value = word.partition("=")
-        if key not in asked:
-            raise UserError(f"bench-gpu takes {', '.join(f'{name}=...' for name in asked)}, found {word}")
-        asked[key] = value
-    if asked["device"] == "cuda" and not torch.cuda.is_available():
-        raise UserError("bench-gpu needs a GPU and torch finds none; device=cpu size=small tries the script, its figures mean nothing")
-    check_choice("size", asked["size"], tuple(SIZES))
-    for lengths in asked["lengths"].split(","):
+        if key not in options:
+            raise UserError(f"bench-gpu: unknown argument '{word}'; use {', '.join(f'{name}=...' for name in options)}")
+        options[key] = value
+    if options["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("bench-gpu: torch finds no GPU; use device=cpu size=small to try the script (its numbers mean nothing)")
+    check_choice("size", options["size"], tuple(SIZES))
+    for lengths in options["lengths"].split(","):
         check_choice("lengths", lengths, LENGTHS)
     rows: list[Row] = []
-    for row in measure(asked["device"], asked["size"], asked["lengths"].split(",")):
+    for row in measure(options["device"], options["size"], options["lengths"].split(",")):
         rows.append(row)
-        write(rows, Path(asked["out"]))  # after each: a lease that ends early keeps what was measured
+        write(rows, Path(options["out"]))  # after each row, so that an interrupted run keeps its measurements
         print(f"{row.lengths}, {row.variant}: {row.samples_per_second:.4g} samples/s", flush=True)
     show(rows)
 
 
-def measure(device: str, size: str, asked: list[str]) -> Iterator[Row]:
+def measure(device: str, size: str, all_lengths: list[str]) -> Iterator[Row]:
     scale = SIZES[size]
-    top = ceiling(device, scale["product"])
+    ceiling = peak_tflops(device, scale["product"])
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = words_tokenizer(scale["vocabulary"])
-        for lengths in asked:
+        tokenizer = word_tokenizer(scale["vocabulary"])
+        for lengths in all_lengths:
             make_shards(Path(folder), lengths, scale)
-            for variant, run in variants(device, size, Path(folder), lengths, tokenizer).items():
-                micro, (seconds, samples, tokens, supervised, wait, watch, model) = fitting(run, scale["micro"])
-                flops = tokens * flops_per_token(model, supervised / tokens)
-                peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-                rate = flops / seconds / 1e12
-                speed = (samples / seconds, tokens / seconds, rate, top, rate / top)
-                yield Row(name_of(device), lengths, variant, micro, *speed, peak, wait, watch.megabytes_per_step, watch.slowdown)
-                del model
-                release()
+            for name, variant in variants(device, size, Path(folder), lengths, tokenizer).items():
+                micro, run = run_largest_micro_batch(variant, scale["micro"])
+                flops = run.tokens * flops_per_token(run.model, run.supervised / run.tokens)
+                peak_gb = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+                tflops = flops / run.seconds / 1e12
+                speed = (run.samples / run.seconds, run.tokens / run.seconds, tflops, ceiling, tflops / ceiling)
+                host = (run.monitor.megabytes_per_step, run.monitor.slowdown)
+                yield Row(gpu_name(device), lengths, name, micro, *speed, peak_gb, run.data_wait, *host)
+                del run
+                release_memory()
 
 
-Run = Callable[[int], tuple[float, int, int, int, float | None, Watch, Any]]
-
-
-def fitting(run: Run, micro: int) -> tuple[int, tuple]:
-    """The largest micro-batch that fits, of `micro` samples, a half of them, and so on; and what it gives."""
+def run_largest_micro_batch(variant: Variant, micro: int) -> tuple[int, TrainingRun]:
+    """Halves the micro-batch until it fits into memory. Returns its samples and the run; raises `UserError` if one sample does not fit."""
     while micro:
         try:
-            return micro, run(micro)
+            return micro, variant(micro)
         except torch.OutOfMemoryError:
             micro //= 2
-        release()  # now that the error is gone, which holds all that did not fit
-    raise UserError("bench-gpu does not fit: not one sample at a time, beside the weights")
+        release_memory()  # outside of `except`, because the error keeps the tensors alive
+    raise UserError("bench-gpu: out of memory with one sample per micro-batch; use a GPU with more memory")
 
 
-def release() -> None:
+def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def started() -> float:
-    """The time, and from now on the peak of the memory: building a model takes more than training it with recomputation."""
-    since = now()
+def start_timing() -> float:
+    """The current time. Also resets the peak memory, because building a model can need more than training it."""
+    start = synchronised_time()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    return since
+    return start
 
 
-def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Run]:
-    """Each trains the same samples, in micro-batches of so many: seconds, samples, real tokens, supervised tokens, waiting share,
-    host memory and time per step, model."""
+def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Variant]:
+    """All variants by name. They train the same samples."""
 
     def settings(micro: int, *more: str) -> TrainConfig:
-        return config(size, folder, lengths, device, (f"trainer.accumulate={SIZES[size]['batch'] // micro}", *more))
+        return make_config(size, folder, lengths, device, (f"trainer.accumulate={SIZES[size]['batch'] // micro}", *more))
 
-    def ours(how: str) -> Run:
-        return lambda micro: with_stream(settings(micro, f"trainer.activation_checkpointing={how}"), device, tokenizer)
+    def ours(checkpointing: str) -> Variant:
+        return lambda micro: train_packed(settings(micro, f"trainer.activation_checkpointing={checkpointing}"), device, tokenizer)
 
-    def peer(checkpointing: bool) -> Run:
-        return lambda micro: padded_by_transformers(settings(micro), device, tokenizer, micro, checkpointing)
+    def peer(checkpointing: bool) -> Variant:
+        return lambda micro: train_transformers(settings(micro), device, tokenizer, micro, checkpointing)
 
-    found = {f"ours, packed, recompute={how}": ours(how) for how in ("none", "selective", "full")}
-    found["ours, one sample per row"] = lambda micro: one_per_row(settings(micro), device, tokenizer, micro)
-    return found | {"transformers, padded": peer(False), "transformers, padded, checkpointing": peer(True)}
+    result = {f"ours, packed, activation_checkpointing={value}": ours(value) for value in ("none", "selective", "full")}
+    result["ours, one sample per sequence"] = lambda micro: train_unpacked(settings(micro), device, tokenizer, micro)
+    return result | {"transformers, padded": peer(False), "transformers, padded, checkpointing": peer(True)}
 
 
-def config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> TrainConfig:
+def make_config(size: str, folder: Path, lengths: str, device: str, more: tuple[str, ...]) -> TrainConfig:
     scale = SIZES[size]
-    words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.max_seq_len={scale['row']}", "optim.warmup=0"]
-    words += [f"data.global_batch_size={scale['batch']}", f"data.packing_window={scale['batch'] * 8}"]
+    words = ["mix=own", f"mix.shares={{{lengths}: 1}}", f"data.root={folder}/shards", f"data.max_seq_len={scale['max_seq_len']}"]
+    words += [f"data.global_batch_size={scale['batch']}", f"data.packing_window={scale['batch'] * 8}", "optim.warmup=0"]
     words += [f"optim.steps={scale['steps'] + 1}", "name=bench", f"outputs={folder}", "optim.lr.vision=1e-5"]
     words += ["trainer=cpu", "data.workers=0", "language=phantom", *SMALL_VISION] if size == "small" else ["trainer=gpu", "data.workers=8"]
     words += [] if device == "cuda" else ["trainer.accelerator=cpu"]
     return to_typed(TrainConfig, compose("train", [*words, *more]))
 
 
-def built(settings: TrainConfig, device: str) -> VLM:
-    """Random weights on the device; only shapes and precisions are those of the real ones."""
+def make_model(settings: TrainConfig, device: str) -> VLM:
+    """A model with random weights on the device; shapes and precisions are those of the real model."""
     torch.manual_seed(0)
     small = settings.language.path.startswith("data/phantom")
     model = cost.build_on_meta(settings, device=device, shape=SMALL_LLAMA if small else cost.LLAMA_7B)
-    model.image_id = IMAGE_ID
+    model.image_id = workload.IMAGE_ID
     return model
 
 
-def with_stream(settings: TrainConfig, device: str, tokenizer) -> tuple:
-    """Our trainer on our stream: read, decoded, packed by data workers while it trains."""
-    model = built(settings, device)
+def train_packed(settings: TrainConfig, device: str, tokenizer) -> TrainingRun:
+    """Our trainer on our stream: data workers read, decode and pack during training."""
+    model = make_model(settings, device)
     prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
     slots = settings.trainer.accumulate
     data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=slots)
     return fit(model, settings, data)
 
 
-def one_per_row(settings: TrainConfig, device: str, tokenizer, batch: int) -> tuple:
-    """Our model and trainer without packing: a sample in each row, padded to the longest."""
-    model = built(settings, device)
-    chosen = sample_batches(settings, model, tokenizer, batch)
+def train_unpacked(settings: TrainConfig, device: str, tokenizer, batch: int) -> TrainingRun:
+    """Our model and trainer without packing: one sample per sequence, padded to the longest."""
+    model = make_model(settings, device)
     size, batches = model.vision.size, []
-    for samples in chosen:
-        images = list(pixels(samples, model))
-        rows = [[sample] for sample in samples]
+    for samples in sample_batches(settings, model, tokenizer, batch):
+        images = list(workload.random_pixels(sum(sample.num_images for sample in samples), size))
+        sequences = [[sample] for sample in samples]
         sources = [[0]] * len(samples)
-        batches.append(collate(rows, sources=sources, images=images, size=size, pad=workload.EOS, image_id=IMAGE_ID, keys=[]))
+        batches.append(collate(sequences, sources=sources, images=images, size=size, pad=workload.EOS, image_id=workload.IMAGE_ID, keys=[]))
     return fit(model, settings, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
 
 
-def fit(model: VLM, settings: TrainConfig, data) -> tuple:
-    module, clock = (
-        VLMLightningModule(model, settings, sources=["bench"], folder=Path(settings.outputs)),
-        Clock(settings.trainer.accumulate),
-    )
+def fit(model: VLM, settings: TrainConfig, data) -> TrainingRun:
+    module = VLMLightningModule(model, settings, sources=["bench"], folder=Path(settings.outputs))
+    clock = Clock(settings.trainer.accumulate)
     build_trainer(settings, callbacks=[clock]).fit(module.train(), data)
-    return clock.seconds, clock.samples, int(clock.tokens), clock.supervised, clock.wait / clock.seconds, clock.watch, model
+    wait = clock.wait / clock.seconds
+    return TrainingRun(clock.seconds, clock.samples, int(clock.tokens), clock.supervised, wait, clock.monitor, model)
 
 
 class Clock(lightning.Callback):
-    """Seconds after the first optimizer step, and what was trained and waited for in them."""
+    """Time, samples, tokens and waiting time after the first optimizer step."""
 
     def __init__(self, slots: int) -> None:
         self.slots, self.samples, self.tokens, self.supervised, self.wait = slots, 0, 0, 0, 0.0
-        self.watch = Watch()
+        self.monitor = StepMonitor()
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx > self.slots:
-            self.wait += time.perf_counter() - self._ended
+            self.wait += time.perf_counter() - self._batch_end
         self._timed = batch_idx >= self.slots
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -199,40 +205,38 @@ class Clock(lightning.Callback):
             self.tokens += (batch.sources_BT >= 0).sum()
             self.supervised += len(batch.loss_index_S)
         elif batch_idx == self.slots - 1:
-            self._since = started()
+            self._start = start_timing()
         if (batch_idx + 1) % self.slots == 0:
-            self.watch.record()
-        self._ended = time.perf_counter()
+            self.monitor.record()
+        self._batch_end = time.perf_counter()
 
     def on_train_end(self, trainer, module) -> None:
-        self.seconds = now() - self._since
+        self.seconds = synchronised_time() - self._start
 
 
-def padded_by_transformers(settings: TrainConfig, device: str, tokenizer, batch: int, checkpointing: bool) -> tuple:
-    """As LLaVA's scripts train: bfloat16, right-padded batches, loss over all positions; a step per batch."""
-    model = built(settings, device)
+def train_transformers(settings: TrainConfig, device: str, tokenizer, batch: int, checkpointing: bool) -> TrainingRun:
+    """As LLaVA's scripts train: bfloat16, right-padded batches, loss over all positions, one step per batch."""
+    model = make_model(settings, device)
     batches = sample_batches(settings, model, tokenizer, batch)
-    size: Any = SimpleNamespace(image_size=model.vision.size)
-    dtype = getattr(torch, settings.language.dtype)
-    peer = peers.llava(model, dtype=dtype).to(device)
+    image_size = model.vision.size
+    peer = peers.to_peft_llava(model, dtype=getattr(torch, settings.language.dtype)).to(device)
     if checkpointing:
         peer.enable_input_require_grads()
         peer.gradient_checkpointing_enable({"use_reentrant": False})
-    step = peers.stepper(peer)
-    mixed = torch.autocast(device, torch.bfloat16, enabled=settings.trainer.precision == "bf16-mixed")
-    inputs = [{name: value.to(device) for name, value in peers.pad(samples, size).items()} for samples in batches]
+    step = peers.make_step(peer)
+    inputs = [{name: value.to(device) for name, value in peers.pad(samples, image_size).items()} for samples in batches]
     del model
-    with mixed:
+    with torch.autocast(device, torch.bfloat16, enabled=settings.trainer.precision == "bf16-mixed"):
         step(inputs[0])
-        since, watch = started(), Watch()
-        watch.record()
+        start, monitor = start_timing(), StepMonitor()
+        monitor.record()
         for padded in inputs[1:]:
             step(padded)
-            watch.record()
-        seconds = now() - since
+            monitor.record()
+        seconds = synchronised_time() - start
     timed = [sample for samples in batches[1:] for sample in samples]
     supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
-    return seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, watch, peer
+    return TrainingRun(seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, monitor, peer)
 
 
 if __name__ == "__main__":

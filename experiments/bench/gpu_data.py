@@ -1,4 +1,4 @@
-"""What the benchmark on a GPU trains on: synthetic shards through the real build, and the same samples in random batches for the peer."""
+"""Data of the GPU benchmark: synthetic shards from the real build, and the same samples in random batches for the peer."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
-from experiments.bench import workload
-from experiments.bench.made import picture
+from experiments.bench.synthetic_data import make_jpeg
+from experiments.bench.workload import sample_lengths
 from src.config.train import TrainConfig
 from src.data.datamodule import DataModule
 from src.data.prompt import IMAGE, EncodedSample, Prompter
@@ -19,24 +19,25 @@ from src.model.vlm import VLM
 
 
 def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
-    """Records of words that are one token each, a picture for all that need one."""
+    """Records whose words are one token each. Eight images are shared by all records that have one."""
     raw = folder / "raw" / lengths
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for n in range(8):
-        (raw / f"{n}.jpg").write_bytes(picture(rng, height=384, width=512))
+        (raw / f"{n}.jpg").write_bytes(make_jpeg(rng, height=384, width=512))
+
+    def words(count: int) -> str:
+        return " ".join(f"w{word}" for word in rng.integers(0, scale["vocabulary"] // 2, count))
+
     with (raw / "train.jsonl").open("w") as file:
         for n in range(scale["records"]):
-            images, prompt, answer = (1, 30, 29) if lengths == "even" else workload.lengths(rng)
-            asked, said = (
-                " ".join(f"w{word}" for word in rng.integers(0, scale["vocabulary"] // 2, count)) for count in (prompt - 2, answer)
-            )
-            line = {"question": asked, "answer": said, "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
-            file.write(json.dumps(line) + "\n")
+            images, prompt, answer = (1, 30, 29) if lengths == "even" else sample_lengths(rng)
+            row = {"question": words(prompt - 2), "answer": words(answer), "id": f"r{n}"} | ({"image": f"{n % 8}.jpg"} if images else {})
+            file.write(json.dumps(row) + "\n")
     build_all(BuildConfig(sources=[lengths], raw=folder / "raw", out=folder / "shards", workers=1))
 
 
-def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     names = ["<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:"]
     words = {name: n for n, name in enumerate([*names, *(f"w{n}" for n in range(vocabulary - len(names)))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -45,15 +46,10 @@ def words_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def sample_batches(settings: TrainConfig, model: VLM, tokenizer, batch: int) -> list[list[EncodedSample]]:
-    """Random batches of the stream's samples, as many as the run of ours trains on."""
+    """Random batches of the samples of the stream, as many samples as our run trains on."""
     prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
     data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
     stream, rng = data.stream(), np.random.default_rng(0)
-    samples = [sample for number in range(2) for row in stream.window(number) for sample, _, _ in row]
+    samples = [sample for number in range(2) for sequence in stream.window(number) for sample, _, _ in sequence]
     order = rng.permutation(len(samples))[: settings.data.global_batch_size * settings.optim.length]
     return [[samples[n] for n in order[at : at + batch]] for at in range(0, len(order) - batch + 1, batch)]
-
-
-def pixels(samples: list[EncodedSample], model: VLM) -> np.ndarray:
-    side = model.vision.size
-    return np.random.default_rng(1).integers(0, 256, (sum(sample.num_images for sample in samples), 3, side, side), np.uint8)

@@ -1,4 +1,4 @@
-"""What was measured on a GPU: a row per variant, kept in a CSV, shown as a table."""
+"""The result table of the GPU benchmark: one row per variant, in a CSV file and on the screen."""
 
 import contextlib
 import csv
@@ -24,32 +24,32 @@ class Row:
     ceiling_tflops: float
     mfu: float
     peak_gb: float
-    data_wait: float | None  # share of the time; None where batches were made beforehand
-    host_mb_per_step: float  # by which the memory of the process grows
-    slowdown: float  # time of a step in the second half of the run over that in the first
+    data_wait: float | None  # share of the time; None if the batches were prepared in advance
+    host_mb_per_step: float  # growth of the memory of the process
+    slowdown: float  # step time in the second half of the run over that in the first
 
 
-def name_of(device: str) -> str:
+def gpu_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "no GPU"
 
 
 def write(rows: list[Row], out: Path) -> None:
-    """What stands there of other lengths and devices stays."""
-    measured = {(row.gpu, row.lengths) for row in rows}
+    """Replaces the rows of the same lengths and GPU; all others stay."""
+    replaced = {(row.gpu, row.lengths) for row in rows}
     with out.open(newline="") if out.exists() else contextlib.nullcontext([]) as file:
-        held = [line for line in csv.DictReader(file) if (line["gpu"], line["lengths"]) not in measured]
+        others = [line for line in csv.DictReader(file) if (line["gpu"], line["lengths"]) not in replaced]
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(held + [cells(row) for row in rows])
+        writer.writerows(others + [format_cells(row) for row in rows])
 
 
 def show(rows: list[Row]) -> None:
     table = Table(*(name.replace("_", " ") for name in asdict(rows[0])), box=None)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in cells(row).values()))
+        table.add_row(*("" if value is None else str(value) for value in format_cells(row).values()))
     print_table(table)
 
 
-def cells(row: Row) -> dict[str, Any]:
+def format_cells(row: Row) -> dict[str, Any]:
     return {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}

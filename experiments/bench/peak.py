@@ -1,14 +1,13 @@
-"""`python -m experiments.bench.peak <words of data_prep.shards>`: builds, and prints the MB of memory that it took at its peak."""
+"""`python -m experiments.bench.peak <arguments of data_prep.shards>`: builds shards and prints the peak memory in MB."""
 
 import contextlib
 import io
 import sys
-from pathlib import Path
 
 from data_prep.shards import main
+from experiments.bench.synthetic_data import memory_mb
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()):
         main(sys.argv[1:])
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) / 1024)  # unlike ru_maxrss it does not hold the peak of the process that started this one
+    print(memory_mb("VmHWM"))  # ru_maxrss would include the peak of the parent process

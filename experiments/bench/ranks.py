@@ -1,7 +1,8 @@
-"""`python -m experiments.bench.ranks`: how evenly a step loads its ranks, by whole rows as dealt before and by samples as split now.
+"""`python -m experiments.bench.ranks`: how evenly the samples of a step load the ranks, for two ways of assigning them.
 
-Samples have one image of 196 tokens and a log-normal text (80 tokens on average), so that 128 of them fill about 17 rows of 2,048.
-Used is the mean number of tokens of a rank over that of the fullest rank, for which all others wait.
+`whole rows` assigns whole packed sequences to ranks; `samples split` divides the samples by their numbers of tokens, as training does.
+Each sample has one image of 196 tokens and a text of log-normal length (mean 80 tokens), so 128 samples fill about 17 sequences of 2,048.
+`used` is the mean number of tokens per rank over that of the fullest rank, for which all others wait.
 
 Legend: S steps, R ranks.
 """
@@ -12,39 +13,40 @@ import numpy as np
 
 from src.data.packing import pack, split_by_tokens, split_evenly
 
-BATCHES, WORLDS = (128, 256, 512), (1, 8, 16, 32)
-WINDOWS, WINDOW, ROW_TOKENS = 4, 2048, 2048
-HEAD = ("data.global_batch_size", "ranks", "used, whole rows", "used, samples split", "empty, whole rows", "empty, samples split")
+BATCH_SIZES, WORLD_SIZES = (128, 256, 512), (1, 8, 16, 32)
+NUM_WINDOWS, WINDOW, MAX_SEQ_LEN = 4, 2048, 2048
+HEADER = ("data.global_batch_size", "ranks", "used, whole rows", "used, samples split", "empty, whole rows", "empty, samples split")
 
 
-def steps(batch: int) -> Iterator[list[list[int]]]:
-    """The rows of each step, as the lengths of their samples."""
+def packed_steps(batch_size: int) -> Iterator[list[list[int]]]:
+    """The packed sequences of each step, as lists of sample lengths."""
     rng = np.random.default_rng(0)
-    for _ in range(WINDOWS):
+    for _ in range(NUM_WINDOWS):
         lengths = 197 + rng.lognormal(4, 0.9, WINDOW).clip(8, 1500).astype(int)
-        packed = pack(lengths.tolist(), ROW_TOKENS)
-        rows = [lengths[packed[n]].tolist() for n in rng.permutation(len(packed))]
-        count = WINDOW // batch
-        yield from ([rows[n] for n in split_evenly(len(rows), count, step)] for step in range(count))
+        packed = pack(lengths.tolist(), MAX_SEQ_LEN)
+        sequences = [lengths[packed[n]].tolist() for n in rng.permutation(len(packed))]
+        steps = WINDOW // batch_size
+        yield from ([sequences[n] for n in split_evenly(len(sequences), steps, step)] for step in range(steps))
 
 
-def by_rows(rows: list[list[int]], world: int) -> list[int]:
-    return [sum(sum(rows[n]) for n in split_evenly(len(rows), world, rank)) for rank in range(world)]
+def tokens_by_sequences(sequences: list[list[int]], world_size: int) -> list[int]:
+    return [sum(sum(sequences[n]) for n in split_evenly(len(sequences), world_size, rank)) for rank in range(world_size)]
 
 
-def by_samples(rows: list[list[int]], world: int) -> list[int]:
-    lengths = [length for row in rows for length in row]
-    return [sum(lengths[item] for item in share) for share in split_by_tokens(lengths, world)]
+def tokens_by_samples(sequences: list[list[int]], world_size: int) -> list[int]:
+    lengths = [length for sequence in sequences for length in sequence]
+    return [sum(lengths[item] for item in share) for share in split_by_tokens(lengths, world_size)]
 
 
 def table() -> str:
-    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    for batch in BATCHES:
-        for world in WORLDS:
-            loads = [np.array([loads_of(rows, world) for rows in steps(batch)]) for loads_of in (by_rows, by_samples)]
+    lines = [f"| {' | '.join(HEADER)} |", f"|{' --- |' * len(HEADER)}"]
+    for batch_size in BATCH_SIZES:
+        for world_size in WORLD_SIZES:
+            steps = list(packed_steps(batch_size))
+            loads = [np.array([tokens(step, world_size) for step in steps]) for tokens in (tokens_by_sequences, tokens_by_samples)]
             used = [f"{tokens_SR.mean(1).sum() / tokens_SR.max(1).sum():.0%}" for tokens_SR in loads]
             empty = [f"{(tokens_SR == 0).mean():.0%}" for tokens_SR in loads]
-            lines.append(f"| {' | '.join([str(batch), str(world), *used, *empty])} |")
+            lines.append(f"| {' | '.join([str(batch_size), str(world_size), *used, *empty])} |")
     return "\n".join(lines)
 
 

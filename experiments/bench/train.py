@@ -1,4 +1,4 @@
-"""Training against transformers' Llava with peft, the cost of the real 7B, packing, and what the trainer adds to a step."""
+"""Training: speed and memory against transformers' Llava with peft, the cost of the real 7B, packing, and the trainer's overhead."""
 
 import logging
 import tempfile
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from experiments.bench import peers, workload
-from experiments.bench.full_size import full_size
-from experiments.bench.made import alone
-from experiments.bench.measured import Measured, ratio, single
+from experiments.bench.full_size import full_size_cost
+from experiments.bench.measurement import Measurement, ratio, single
 from experiments.bench.peers import Cost
+from experiments.bench.synthetic_data import run_in_process
 from experiments.bench.workload import WORKLOADS, Workload
 from src.data.packing import Batch, pack
 from src.training.callbacks.checkpoint import CheckpointCallback
@@ -28,93 +28,91 @@ TARGETS = {
     "a": {"plain": ">= 4.0", "llava": "", "grouped": ">= 3.2", "memory": ">= 4.5"},
     "b": {"plain": ">= 1.55", "llava": "", "grouped": ">= 1.05", "memory": ">= 1.5"},
 }
-WINDOW, BUDGET = 2048, 4096
+WINDOW, MAX_SEQ_LEN = 2048, 4096
 
 
-def measure() -> Iterator[Measured]:
+def measure() -> Iterator[Measurement]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     yield trainer_ms()
     yield from packing()
-    spent, whole = alone(per_source, "b")
-    yield single("per_source_share", spent / whole, "of a step of workload b, to add up and tell losses per source", target="<= 0.01")
-    kept, cheap = full_size("none"), full_size("selective")
-    yield single("meta_7b_flops", kept.flops / kept.least, "of the analytic minimum per real token", target="<= 1.03")
-    unit = f"MB kept for backward per token by the language model alone, activation_checkpointing=none; {kept.saved / 1e6:.2f} with the encoder"
-    yield single("meta_7b_saved_none_mb", kept.saved_alone / 1e6, unit, target="<= 5.6")
-    yield single(
-        "meta_7b_saved_mb", cheap.saved / 1e6, "MB kept for backward per token, activation_checkpointing=selective", target="<= 4.5"
-    )
+    seconds, total = run_in_process(per_source_seconds, "b")
+    yield single("per_source_share", seconds / total, "share of a step of workload b spent on losses per source", target="<= 0.01")
+    unchecked, selective = full_size_cost("none"), full_size_cost("selective")
+    yield single("meta_7b_flops", unchecked.flops / unchecked.min_flops, "FLOPs per real token over the analytic minimum", target="<= 1.03")
+    unit = "MB saved for backward per token"
+    none_unit = f"{unit} by the language model alone, activation_checkpointing=none; {unchecked.saved / 1e6:.2f} with the encoder"
+    yield single("meta_7b_saved_none_mb", unchecked.saved_language / 1e6, none_unit, target="<= 5.6")
+    yield single("meta_7b_saved_mb", selective.saved / 1e6, f"{unit}, activation_checkpointing=selective", target="<= 4.5")
     for name in WORKLOADS:
         yield from against_peers(WORKLOADS[name])
 
 
-def against_peers(size: Workload) -> Iterator[Measured]:
-    """The peers and ours in turn, each time in a fresh process, so that one side's memory is not another's."""
-    show_padding(size)
-    apart = alone(peers.agree, size.name)
-    assert apart < 1e-4, f"the losses of both sides on equal data differ by {apart:.1e} of their size"
-    print(f"workload {size.name}: losses of both sides agree to {apart:.0e}")
-    found: dict[str, list[Cost]] = {side: [] for side in SIDES}
+def against_peers(size: Workload) -> Iterator[Measurement]:
+    """Ours and the peers alternately, each run in a new process so that memory is measured separately."""
+    check_padding(size)
+    difference = run_in_process(peers.max_loss_difference, size.name)
+    assert difference < 1e-4, f"workload {size.name}: the losses of the two sides differ by {difference:.1e} (relative) on equal data"
+    print(f"workload {size.name}: the losses of the two sides agree to {difference:.0e}")
+    costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side in SIDES:
-            found[side].append(alone(peers.trained, size.name, side))
+            costs[side].append(run_in_process(peers.train_side, size.name, side))
     unit = f"tokens per CPU second ({size.setting})"
-    speeds = {side: sum(cost.tokens for cost in costs) / sum(cost.seconds for cost in costs) for side, costs in found.items()}
+    speeds = {side: sum(cost.tokens for cost in runs) / sum(cost.seconds for cost in runs) for side, runs in costs.items()}
     targets = TARGETS[size.name]
-    for name, side in (("speed", "plain"), ("llava", "llava"), ("grouped", "grouped")):
-        rounds = ratio("", *([cost.tokens / cost.seconds for cost in found[who]] for who in ("ours", side)), unit)
-        total = speeds["ours"] / speeds[side]
-        yield Measured(
-            f"train_{size.name}_{name}", total, rounds.low, rounds.high, ROUNDS, speeds["ours"], speeds[side], unit, targets[side]
-        )
-    growths = ([cost.growth for cost in found[side]] for side in ("ours", "plain"))
+    for metric, side in (("speed", "plain"), ("llava", "llava"), ("grouped", "grouped")):
+        rounds = ratio("", *([cost.tokens / cost.seconds for cost in costs[one]] for one in ("ours", side)), unit)
+        values = (speeds["ours"] / speeds[side], rounds.low, rounds.high, ROUNDS, speeds["ours"], speeds[side])
+        yield Measurement(f"train_{size.name}_{metric}", *values, unit, targets[side])
+    growths = ([cost.growth for cost in costs[side]] for side in ("ours", "plain"))
     yield ratio(f"train_{size.name}_memory", *growths, f"MB of growth ({size.setting})", target=targets["memory"], cost=True)
 
 
-def show_padding(size: Workload) -> None:
-    """What the lengths come to, which must be what they were when the targets were set."""
-    timed = peers.batches(size, "plain")[workload.WARM_UP :]
-    empty, supervised, mean = peers.padding(timed)
-    print(f"workload {size.name}: {empty:.1f}% padding, {supervised:.1f}% of the tokens supervised, {mean:.1f} tokens per sample")
-    assert abs(empty - size.padding) < 2, f"random batches should be padded by {size.padding}%"
-    assert abs(supervised - size.supervised) < 2, f"{size.supervised}% of the tokens should be supervised"
+def check_padding(size: Workload) -> None:
+    """Prints the shares of padding and supervised tokens; they must match those for which the targets were set."""
+    batches = peers.make_batches(size, "plain")[workload.WARM_UP :]
+    padding, supervised, mean = peers.padding_stats(batches)
+    print(f"workload {size.name}: {padding:.1f}% padding, {supervised:.1f}% of the tokens supervised, {mean:.1f} tokens per sample")
+    assert abs(padding - size.padding) < 2, f"workload {size.name}: {padding:.1f}% padding, expected {size.padding}%"
+    assert abs(supervised - size.supervised) < 2, f"workload {size.name}: {supervised:.1f}% supervised, expected {size.supervised}%"
 
 
-def packing() -> Iterator[Measured]:
-    lengths = [len(sample.ids) for sample in workload.samples(WORKLOADS["b"], 10 * WINDOW // WORKLOADS["b"].batch)]
+def packing() -> Iterator[Measurement]:
+    lengths = [len(sample.ids) for sample in workload.make_samples(WORKLOADS["b"], 10 * WINDOW // WORKLOADS["b"].batch)]
     windows = [lengths[at : at + WINDOW] for at in range(0, len(lengths), WINDOW)]
-    since = time.process_time()
-    packed = [pack(window, BUDGET) for window in windows]
-    seconds = time.process_time() - since
-    rows = sum(map(len, packed))
-    assert all(sorted(item for row in rows for item in row) == list(range(WINDOW)) for rows in packed)
-    yield single("packing_empty", 1 - sum(lengths) / (rows * BUDGET), f"of rows of {BUDGET:,}, windows of {WINDOW:,}", target="<= 0.02")
+    start = time.process_time()
+    packed = [pack(window, MAX_SEQ_LEN) for window in windows]
+    seconds = time.process_time() - start
+    sequences = sum(map(len, packed))
+    assert all(sorted(item for sequence in window for item in sequence) == list(range(WINDOW)) for window in packed)
+    unit = f"empty share of sequences of {MAX_SEQ_LEN:,}, windows of {WINDOW:,}"
+    yield single("packing_empty", 1 - sum(lengths) / (sequences * MAX_SEQ_LEN), unit, target="<= 0.02")
     yield single("packing_us", 1e6 * seconds / len(lengths), "us per sample", target="<= 5")
 
 
-def per_source(name: str) -> tuple[float, float]:
-    """CPU seconds of adding up losses per source and telling them at every step, and those of the steps, one thread."""
-    peers.pinned()
-    size, spent = WORKLOADS[name], []
+def per_source_seconds(name: str) -> tuple[float, float]:
+    """CPU seconds of the losses per source (summed and read at every step), and of the steps, on one thread."""
+    peers.pin_to_one_core()
+    size, seconds = WORKLOADS[name], []
 
     def timed(method):
-        def measured(module: VLMLightningModule, *arguments):
-            since = time.process_time()
-            found = method(module, *arguments)
-            spent.append(time.process_time() - since)
-            return found
+        def timed_method(module: VLMLightningModule, *arguments):
+            start = time.process_time()
+            result = method(module, *arguments)
+            seconds.append(time.process_time() - start)
+            return result
 
-        return measured
+        return timed_method
 
     VLMLightningModule._count, VLMLightningModule.totals = timed(VLMLightningModule._count), timed(VLMLightningModule.totals)  # type: ignore[method-assign]
     steps, clock = workload.WARM_UP + workload.STEPS, peers.Clock()
-    batches = workload.packed(workload.samples(size, steps), size, steps=steps)
-    peers.fit(workload.model(size), batches, size, callbacks=[clock, peers.Losses()])
-    return sum(spent[2 * workload.WARM_UP :]), clock.seconds
+    batches = workload.pack_batches(workload.make_samples(size, steps), size, steps=steps)
+    peers.fit(workload.make_model(size), batches, size, callbacks=[clock, peers.LossRecorder()])
+    return sum(seconds[2 * workload.WARM_UP :]), clock.seconds
 
 
-class Nothing(nn.Module):
-    """A model in whose step only the trainer's own work is left."""
+class TrivialModel(nn.Module):
+    """A model so small that a step consists of the trainer's own work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,40 +125,37 @@ class Nothing(nn.Module):
         return self.part(torch.ones(2, 4)).sum(1), torch.zeros(2, dtype=torch.int16)
 
 
-def trainer_ms(steps: int = 2000) -> Measured:
-    """CPU time of a step with logging and checkpoint hooks, less that of the same forward, backward and update in a bare loop."""
-    size, torch_threads = WORKLOADS["b"], torch.get_num_threads()
+def trainer_ms(steps: int = 2000) -> Measurement:
+    """CPU time of a step with logging and checkpoint hooks, minus that of the same forward, backward and update in a bare loop."""
+    size, num_threads = WORKLOADS["b"], torch.get_num_threads()
     torch.set_num_threads(1)
-    batch = workload.packed(workload.samples(size, 1), size, steps=1)[0]
-    whole, bare = [], []
-    for _ in range(3):
-        whole.append(with_trainer(size, batch, steps))
-        bare.append(without(batch, steps))
-    torch.set_num_threads(torch_threads)
-    spent = sorted(1e3 * (a - b) / steps for a, b in zip(whole, bare, strict=True))
+    batch = workload.pack_batches(workload.make_samples(size, 1), size, steps=1)[0]
+    pairs = [(with_trainer(size, batch, steps), with_bare_loop(batch, steps)) for _ in range(3)]
+    torch.set_num_threads(num_threads)
+    overhead = sorted(1e3 * (trainer - bare) / steps for trainer, bare in pairs)
     unit = "ms of CPU per step beside forward, backward and update"
-    return Measured("trainer_ms", spent[1], spent[0], spent[-1], len(spent), spent[1], None, unit, "<= 1.5")
+    return Measurement("trainer_ms", overhead[1], overhead[0], overhead[-1], len(overhead), overhead[1], None, unit, "<= 1.5")
 
 
 def with_trainer(size: Workload, batch: Batch, steps: int) -> float:
-    config = workload.config(size, steps=steps)
+    config = workload.make_config(size, steps=steps)
     with tempfile.TemporaryDirectory() as folder:
         config.outputs = folder
-        module = VLMLightningModule(Nothing(), config, sources=["bench"], folder=Path(folder))  # type: ignore[arg-type]
+        module = VLMLightningModule(TrivialModel(), config, sources=["bench"], folder=Path(folder))  # type: ignore[arg-type]
         log = CSVLog(Path(folder) / "log.csv", sources=module.sources, parts=["language"], log_every=config.trainer.log_every)
-        saver = CheckpointCallback(Path(folder), config={}, keep_last=1)
-        trainer = build_trainer(config, callbacks=[log, saver])
-        since = time.process_time()
+        checkpoints = CheckpointCallback(Path(folder), config={}, keep_last=1)
+        trainer = build_trainer(config, callbacks=[log, checkpoints])
+        start = time.process_time()
         trainer.fit(module, DataLoader([batch] * steps, batch_size=None))  # type: ignore[arg-type]
-        return time.process_time() - since
+        return time.process_time() - start
 
 
-def without(batch: Batch, steps: int) -> float:
-    model = Nothing()
+def with_bare_loop(batch: Batch, steps: int) -> float:
+    model = TrivialModel()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    since = time.process_time()
+    start = time.process_time()
     for _ in range(steps):
         optimizer.zero_grad()
         model(batch)[0].sum().backward()
         optimizer.step()
-    return time.process_time() - since
+    return time.process_time() - start

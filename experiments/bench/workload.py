@@ -1,7 +1,7 @@
-"""The two training workloads: lengths as in medical question answering, small models whose parts stand in real proportions.
+"""The two training workloads: sample lengths as in medical question answering, and small models.
 
-`a` is vocabulary-heavy (a small model under LLaMA's 32,000 tokens), `b` has the proportions of the 7B (its head is 4% of the body).
-Lengths are drawn, not measured on the 14 datasets: 25% of the samples are text only, answers are short or of caption length.
+`a` is dominated by the vocabulary (a small model with LLaMA's 32,000 tokens). `b` has the proportions of the 7B (the head is 4% of the
+body). Lengths are random, not measured on the 14 datasets: 25% of the samples have no image, and answers are short or as long as captions.
 
 Legend: T tokens.
 """
@@ -27,14 +27,14 @@ from src.runtime.schema import to_typed
 WARM_UP, STEPS = 1, 8
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BOS, EOS, IMAGE_ID, FIRST_WORD = 1, 2, 3, 4
-ROW_TOKENS = 1024
+MAX_SEQ_LEN = 1024
 RATE = 1e-4
-RECOMPUTE = "selective"  # of ours; for speed and memory alike
+ACTIVATION_CHECKPOINTING = "selective"  # of ours, for speed and memory
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes; `padding` and `supervised` are what random batches of these lengths must come to, in per cent of places and tokens."""
+    """Sizes. `padding` (per cent of positions) and `supervised` (per cent of tokens) are expected of random batches of these lengths."""
 
     name: str
     batch: int
@@ -52,7 +52,7 @@ class Workload:
     @property
     def setting(self) -> str:
         sizes = f"h{self.hidden} x{self.layers}, vocabulary {self.vocabulary:,}, {self.patches} visual tokens"
-        return f"{sizes}, batch {self.batch}, fp32, recompute={RECOMPUTE}"
+        return f"{sizes}, batch {self.batch}, fp32, activation_checkpointing={ACTIVATION_CHECKPOINTING}"
 
 
 WORKLOADS = {
@@ -61,14 +61,14 @@ WORKLOADS = {
 }
 
 
-def samples(workload: Workload, batches: int) -> list[EncodedSample]:
-    """Samples in random order; all that is compared trains on these."""
+def make_samples(workload: Workload, batches: int) -> list[EncodedSample]:
+    """Samples in random order, the same for all sides."""
     rng = np.random.default_rng(0)
-    drawn = [lengths(rng) for _ in range(batches * workload.batch)]
-    return [_sample(rng, images, prompt, answer, workload) for images, prompt, answer in drawn]
+    lengths = [sample_lengths(rng) for _ in range(batches * workload.batch)]
+    return [_make_sample(rng, images, prompt, answer, workload) for images, prompt, answer in lengths]
 
 
-def lengths(rng: np.random.Generator) -> tuple[int, int, int]:
+def sample_lengths(rng: np.random.Generator) -> tuple[int, int, int]:
     """(images, prompt tokens, answer tokens)."""
     if rng.random() < 0.25:
         if rng.random() < 0.6:
@@ -79,41 +79,43 @@ def lengths(rng: np.random.Generator) -> tuple[int, int, int]:
     return 1, int(rng.integers(6, 14)), int(np.clip(rng.lognormal(3.8, 0.6), 10, 200))
 
 
-def _sample(rng: np.random.Generator, images: int, prompt: int, answer: int, workload: Workload) -> EncodedSample:
+def _make_sample(rng: np.random.Generator, images: int, prompt: int, answer: int, workload: Workload) -> EncodedSample:
     words = rng.integers(FIRST_WORD, workload.vocabulary, prompt + answer)
     ids = np.array([BOS, *[IMAGE_ID] * (images * workload.patches), *words, EOS], np.int32)
     labels = np.where(np.arange(len(ids)) < len(ids) - answer - 1, IGNORE, ids).astype(np.int32)
     return EncodedSample(ids, labels, images)
 
 
-def pixels(count: int, workload: Workload) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, 3, workload.image_size, workload.image_size), np.uint8)
+def random_pixels(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 3, side, side), np.uint8)
 
 
-def packed(made: list[EncodedSample], workload: Workload, *, steps: int) -> list[Batch]:
-    """One window of the stream: packed together, its rows dealt over `steps`."""
-    rows = pack([len(sample.ids) for sample in made], ROW_TOKENS)
-    return [_batch([[made[item] for item in rows[n]] for n in split_evenly(len(rows), steps, step)], workload) for step in range(steps)]
+def pack_batches(samples: list[EncodedSample], workload: Workload, *, steps: int) -> list[Batch]:
+    """Packs the samples like one window of the stream and divides the sequences evenly among `steps` batches."""
+    packed = pack([len(sample.ids) for sample in samples], MAX_SEQ_LEN)
+    sequences = [[samples[item] for item in items] for items in packed]
+    return [_collate([sequences[n] for n in split_evenly(len(sequences), steps, step)], workload) for step in range(steps)]
 
 
-def in_order(made: list[EncodedSample], workload: Workload) -> list[Batch]:
-    """The samples of one step in rows that keep their order."""
-    rows: list[list[EncodedSample]] = [[]]
-    for sample in made:
-        if sum(len(other.ids) for other in rows[-1]) + len(sample.ids) > ROW_TOKENS:
-            rows.append([])
-        rows[-1].append(sample)
-    return [_batch(rows, workload)]
+def batch_in_order(samples: list[EncodedSample], workload: Workload) -> Batch:
+    """The samples of one step in sequences that keep their order."""
+    sequences: list[list[EncodedSample]] = [[]]
+    for sample in samples:
+        if sum(len(other.ids) for other in sequences[-1]) + len(sample.ids) > MAX_SEQ_LEN:
+            sequences.append([])
+        sequences[-1].append(sample)
+    return _collate(sequences, workload)
 
 
-def _batch(rows: list[list[EncodedSample]], workload: Workload) -> Batch:
-    images = list(pixels(sum(sample.num_images for row in rows for sample in row), workload))
-    sources = [[0] * len(row) for row in rows]
-    return collate(rows, sources=sources, images=images, size=workload.image_size, pad=EOS, image_id=IMAGE_ID, keys=[])
+def _collate(sequences: list[list[EncodedSample]], workload: Workload) -> Batch:
+    num_images = sum(sample.num_images for sequence in sequences for sample in sequence)
+    images = list(random_pixels(num_images, workload.image_size))
+    sources = [[0] * len(sequence) for sequence in sequences]
+    return collate(sequences, sources=sources, images=images, size=workload.image_size, pad=EOS, image_id=IMAGE_ID, keys=[])
 
 
-def model(workload: Workload) -> VLM:
-    """The repository's model of this size with random weights: everything trains but the language model under its adapters."""
+def make_model(workload: Workload) -> VLM:
+    """Our model of this size with random weights. Everything trains except the language model under its adapters."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=128,
@@ -124,7 +126,7 @@ def model(workload: Workload) -> VLM:
         patch_size=8,
     )
     half = (0.5, 0.5, 0.5)
-    seen = HfVit(LoadedEncoder(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
+    encoder = HfVit(LoadedEncoder(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
     text = LlamaConfig(
         hidden_size=workload.hidden,
         intermediate_size=int(workload.hidden * 2.6875),
@@ -134,14 +136,14 @@ def model(workload: Workload) -> VLM:
     )
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
     lora = LoraSettings(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
-    language = Language(LlamaForCausalLM(text), tokenizer, lora, activation_checkpointing=RECOMPUTE)  # type: ignore[arg-type]
-    return VLM(seen, Projector(config(workload).projector, width=128, hidden=workload.hidden), language)
+    language = Language(LlamaForCausalLM(text), tokenizer, lora, activation_checkpointing=ACTIVATION_CHECKPOINTING)  # type: ignore[arg-type]
+    return VLM(encoder, Projector(make_config(workload).projector, width=128, hidden=workload.hidden), language)
 
 
-def config(workload: Workload, *, steps: int = STEPS) -> TrainConfig:
-    """The settings of a run on one core; the batches are made beforehand, so nothing is read."""
+def make_config(workload: Workload, *, steps: int = STEPS) -> TrainConfig:
+    """The config of a run on one core. The batches are prepared in advance, so no data is read."""
     rates = {"vision": RATE, "projector": RATE, "language": RATE}
     keys = {"optim.steps": steps, "optim.warmup": 0, "optim.schedule": "constant", "optim.betas": "[0.9,0.999]", "optim.weight_decay": 0.01}
     keys |= {f"optim.lr.{part}": rate for part, rate in rates.items()}
-    keys |= {"data.global_batch_size": workload.batch, "data.max_seq_len": ROW_TOKENS, "name": "bench", "outputs": "unused"}
+    keys |= {"data.global_batch_size": workload.batch, "data.max_seq_len": MAX_SEQ_LEN, "name": "bench", "outputs": "unused"}
     return to_typed(TrainConfig, compose("train", ["trainer=cpu", *(f"{key}={value}" for key, value in keys.items())]))

@@ -1,4 +1,4 @@
-"""results.csv -> slope per doubling of sources, best single source, what text adds, a plot, and one sentence whichever way it comes out."""
+"""Statistics, tables, plot and conclusion of the breadth experiment from results.csv."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from experiments.breadth.trials import SIZES
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% interval (Student's t), and the smallest true value that would be found with 80% power."""
+    """A mean over `n` seeds with its 95% interval (Student's t), and the smallest true value detectable with 80% power."""
 
     value: float
     low: float
@@ -21,7 +21,7 @@ class Estimate:
     n: int
 
     @property
-    def shown(self) -> bool:
+    def significant(self) -> bool:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -29,23 +29,22 @@ class Estimate:
 
 
 def estimate(values: list[float]) -> Estimate:
-    found = np.array(values)
-    error = found.std(ddof=1) / len(found) ** 0.5
-    reach, power = t.ppf([0.975, 0.8], len(found) - 1)
-    middle = float(found.mean())
-    return Estimate(middle, middle - reach * error, middle + reach * error, float((reach + power) * error), len(found))
+    n, mean = len(values), float(np.mean(values))
+    error = np.std(values, ddof=1) / n**0.5
+    quantile, power = t.ppf([0.975, 0.8], n - 1)
+    return Estimate(mean, mean - quantile * error, mean + quantile * error, float((quantile + power) * error), n)
 
 
 @dataclass(frozen=True)
 class Breadth:
     by_size: dict[int, dict[int, float]]  # sources -> seed -> mean macro-F1
-    text: dict[int, float]  # seed -> with the text-only sources besides
-    alone: dict[str, float]  # source -> mean macro-F1 of the encoder that saw nothing else, over the seeds that there are
-    start: float
+    text: dict[int, float]  # seed -> mean macro-F1 of all sources plus the text-only ones
+    alone: dict[str, float]  # source -> mean macro-F1 of the encoders trained on it alone, over the available seeds
+    start: float  # mean macro-F1 of the initial encoder
 
     @property
     def slope(self) -> Estimate:
-        """Macro-F1 per doubling of the number of sources, fitted in each seed."""
+        """Macro-F1 per doubling of the number of sources, fitted for each seed."""
         seeds = self.by_size[SIZES[0]]
         fits = [np.polyfit(np.log2(SIZES), [self.by_size[size][seed] for size in SIZES], 1)[0] for seed in seeds]
         return estimate([float(fit) for fit in fits])
@@ -56,7 +55,7 @@ class Breadth:
 
     @property
     def all_minus_best(self) -> Estimate:
-        """All sources against the best of the single ones, which was chosen on the same benchmarks: it flatters the single one."""
+        """All sources minus the best single source. The best is selected on the same benchmarks, which favours the single source."""
         best = max(self.alone.values())
         return estimate([score - best for score in self.by_size[SIZES[-1]].values()])
 
@@ -75,7 +74,7 @@ def read(rows: list[dict[str, str]]) -> Breadth:
     text: dict[int, float] = {}
     alone: dict[str, list[float]] = defaultdict(list)
     start = float("nan")
-    first = {row["seed"]: row["names"].split()[0] for row in rows if row["sources"] == str(SIZES[-1])}  # with which each seed begins
+    first = {row["seed"]: row["names"].split()[0] for row in rows if row["sources"] == str(SIZES[-1])}  # first source of each seed
     for row in rows:
         score, size = float(row["mean"]), int(row["sources"])
         if size == 0:
@@ -89,69 +88,69 @@ def read(rows: list[dict[str, str]]) -> Breadth:
     return Breadth(by_size, text, {source: float(np.mean(scores)) for source, scores in alone.items()}, start)
 
 
-def sentence(found: Breadth) -> str:
-    slope, best = found.slope, max(found.alone, key=lambda source: found.alone[source])
-    said = f"{slope} macro-F1 per doubling of sources over {slope.n} seeds"
-    if not slope.shown:
-        gain = found.all_minus_start
-        rest = ("better" if gain.value > 0 else "WORSE") if gain.shown else "neither better nor worse"
+def conclusion(breadth: Breadth) -> str:
+    slope, best = breadth.slope, max(breadth.alone, key=lambda source: breadth.alone[source])
+    effect = f"{slope} macro-F1 per doubling of sources over {slope.n} seeds"
+    if not slope.significant:
+        gain = breadth.all_minus_start
+        comparison = ("better than" if gain.value > 0 else "worse than") if gain.significant else "not significantly different from"
         return (
-            f"No effect of breadth shown: {said}, where {slope.detectable:.4f} would have been found with 80% power; trained on all "
-            f"eleven, the encoder is {rest} than where it started, {gain}."
+            f"No significant effect of breadth: {effect}; 80% power detects {slope.detectable:.4f} or more. The encoder trained on all "
+            f"eleven sources is {comparison} the initial encoder, {gain}."
         )
-    against = found.all_minus_best
-    rest = ("better than" if against.value > 0 else "WORSE than") if against.shown else "not shown to differ from"
-    way = "helps" if slope.value > 0 else "HURTS"
-    return f"Breadth {way}: {said}; all eleven are {rest} the best single source ({best}), {against}."
+    gain = breadth.all_minus_best
+    comparison = ("better than" if gain.value > 0 else "worse than") if gain.significant else "not significantly different from"
+    verb = "helps" if slope.value > 0 else "hurts"
+    return f"Breadth {verb}: {effect}; all eleven sources are {comparison} the best single source ({best}), {gain}."
 
 
-def tables(found: Breadth) -> str:
-    """Markdown, for the README."""
+def tables(breadth: Breadth) -> str:
+    """The Markdown tables and the conclusion for the README."""
     lines = [
         "| sources | mean macro-F1 of eight benchmarks, per seed | mean |",
         "|---|---|---|",
-        f"| 0 (where all start) | | {found.start:.3f} |",
+        f"| 0 (initial encoder) | | {breadth.start:.3f} |",
     ]
-    for size, seeds in found.by_size.items():
+    for size, seeds in breadth.by_size.items():
         lines.append(_row(str(size), seeds))
-    lines.append(_row("11 + 3 text-only", found.text))
-    lines += ["", "| one source alone | mean macro-F1 |", "|---|---|"]
-    lines += [f"| {source} | {score:.3f} |" for source, score in sorted(found.alone.items(), key=lambda pair: -pair[1])]
-    lines += ["", "| difference | macro-F1, 95% interval over seeds | smallest that 80% power finds |", "|---|---|---|"]
-    for name, one in (
-        ("slope per doubling of sources", found.slope),
-        ("eleven - one", found.all_minus_one),
-        ("eleven - where all start", found.all_minus_start),
-        ("eleven - the best alone, which was chosen on these scores", found.all_minus_best),
-        ("text-only sources besides - without", found.text_minus_none),
+    lines.append(_row("11 + 3 text-only", breadth.text))
+    lines += ["", "| single source | mean macro-F1 |", "|---|---|"]
+    lines += [f"| {source} | {score:.3f} |" for source, score in sorted(breadth.alone.items(), key=lambda pair: -pair[1])]
+    lines += ["", "| difference | macro-F1, 95% interval over seeds | smallest detectable with 80% power |", "|---|---|---|"]
+    for name, difference in (
+        ("slope per doubling of sources", breadth.slope),
+        ("eleven - one", breadth.all_minus_one),
+        ("eleven - initial encoder", breadth.all_minus_start),
+        ("eleven - best single source, selected on these scores", breadth.all_minus_best),
+        ("with text-only sources - without", breadth.text_minus_none),
     ):
-        lines.append(f"| {name} | {one} | {one.detectable:.4f} |")
-    return "\n".join([*lines, "", sentence(found)])
+        lines.append(f"| {name} | {difference} | {difference.detectable:.4f} |")
+    return "\n".join([*lines, "", conclusion(breadth)])
 
 
 def _row(name: str, seeds: dict[int, float]) -> str:
     return f"| {name} | {', '.join(f'{score:.3f}' for _, score in sorted(seeds.items()))} | {np.mean(list(seeds.values())):.3f} |"
 
 
-def plot(found: Breadth, path: Path) -> None:
+def plot(breadth: Breadth, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=120)
-    for seed in sorted(found.by_size[SIZES[0]]):
-        said = {"label": "each seed"} if seed == 0 else {}
-        axes.plot(SIZES, [found.by_size[size][seed] for size in SIZES], color="#56B4E9", linewidth=1, marker="o", markersize=3, **said)
-    means = [np.mean(list(found.by_size[size].values())) for size in SIZES]
-    axes.plot(SIZES, means, color="#0072B2", linewidth=2.5, label="mean of the seeds")
-    axes.scatter([1] * len(found.alone), list(found.alone.values()), marker="x", color="#D55E00", zorder=3, label="each source alone")
-    text = list(found.text.values())
-    axes.scatter([14] * len(text), text, marker="s", color="#009E73", zorder=3, label="all, with the text-only ones")
-    axes.axhline(found.start, color="grey", linestyle="--", linewidth=1, label="where all start")
+    for seed in sorted(breadth.by_size[SIZES[0]]):
+        label = {"label": "each seed"} if seed == 0 else {}
+        axes.plot(SIZES, [breadth.by_size[size][seed] for size in SIZES], color="#56B4E9", linewidth=1, marker="o", markersize=3, **label)
+    means = [np.mean(list(breadth.by_size[size].values())) for size in SIZES]
+    axes.plot(SIZES, means, color="#0072B2", linewidth=2.5, label="mean over seeds")
+    axes.scatter([1] * len(breadth.alone), list(breadth.alone.values()), marker="x", color="#D55E00", zorder=3, label="single sources")
+    text = list(breadth.text.values())
+    axes.scatter([14] * len(text), text, marker="s", color="#009E73", zorder=3, label="all, with text-only sources")
+    axes.axhline(breadth.start, color="grey", linestyle="--", linewidth=1, label="initial encoder")
     axes.set_xscale("log", base=2)
     axes.set_xticks([*SIZES, 14], [*map(str, SIZES), "11+3"])
-    axes.set_xlabel("image sources trained on")
+    axes.set_xlabel("image sources in training")
     axes.set_ylabel("macro-F1, mean of eight benchmarks")
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1.2, handletextpad=0.4)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The trials of the breadth experiment: which sources each encoder is trained on, as overrides of `src.train`."""
+"""The trials of the breadth experiment: the sources of each encoder, as overrides of `src.train`."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ TEXT_SOURCES = ("pubmedqa", "medmcqa", "medqa")
 BENCHMARKS = ("pad_ufes_20", "breastmnist", "retinamnist", "octmnist", "pneumoniamnist", "organcmnist", "sicapv2", "malaria")
 SIZES = (1, 2, 4, 8, 11)
 SEEDS = 4
-STEPS, IMAGES, TEXTS = 150, 48, 12  # optimizer steps; samples with images, and without, in each
+STEPS, IMAGES, TEXTS = 150, 48, 12  # optimizer steps; samples with and without images per step
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class Trial:
 
     @property
     def name(self) -> str:
-        what = self.sources[0] if len(self.sources) == 1 else str(len(self.sources))
-        return f"breadth/{what}{'+text' if self.text else ''}-seed{self.seed}"
+        label = self.sources[0] if len(self.sources) == 1 else str(len(self.sources))
+        return f"breadth/{label}{'+text' if self.text else ''}-seed{self.seed}"
 
     def overrides(self) -> list[str]:
-        """Sources in equal shares, so that every trial sees as many samples with images as any other."""
+        """Sources have equal shares, and every trial has the same number of samples with images."""
         batch = IMAGES + TEXTS if self.text else IMAGES
         shares = dict.fromkeys(self.sources, IMAGES / len(self.sources))
         shares |= dict.fromkeys(TEXT_SOURCES, TEXTS / len(TEXT_SOURCES)) if self.text else {}
         left_out = {source: 0.0 for source in (*IMAGE_SOURCES, *TEXT_SOURCES) if source not in shares}
-        said = ", ".join(f"{source}: {share:.6g}" for source, share in (shares | left_out).items())
+        values = ", ".join(f"{source}: {share:.6g}" for source, share in (shares | left_out).items())
         return [
             "+experiment=mini",
             f"name={self.name}",
             f"seed={self.seed}",
-            f"mix.shares={{{said}}}",
+            f"mix.shares={{{values}}}",
             f"optim.steps={STEPS}",
             f"data.global_batch_size={batch}",
             f"data.packing_window={10 * batch}",
@@ -44,14 +44,14 @@ class Trial:
         ]
 
 
-def order(seed: int) -> list[str]:
-    """The image sources as this seed adds them one by one."""
+def source_order(seed: int) -> list[str]:
+    """The order in which this seed adds the image sources."""
     return np.random.default_rng(seed).permutation(IMAGE_SOURCES).tolist()
 
 
 def trials() -> list[Trial]:
-    """Nested sets in the order of each seed, all sources with the text-only ones besides, and each source alone once."""
-    nested = [Trial(seed, tuple(order(seed)[:size])) for seed in range(SEEDS) for size in SIZES]
-    texts = [Trial(seed, tuple(order(seed)), text=True) for seed in range(SEEDS)]
+    """Nested sets in the order of each seed, all sources plus the text-only ones, and each source alone once."""
+    nested = [Trial(seed, tuple(source_order(seed)[:size])) for seed in range(SEEDS) for size in SIZES]
+    texts = [Trial(seed, tuple(source_order(seed)), text=True) for seed in range(SEEDS)]
     alone = [Trial(0, (source,)) for source in IMAGE_SOURCES]
     return list(dict.fromkeys([*nested, *texts, *alone]))

@@ -1,4 +1,4 @@
-"""One trial of the breadth experiment, in a process of its own: train an encoder, then probe it on the eight benchmarks."""
+"""One trial of the breadth experiment: trains an encoder and evaluates it with a linear probe on the eight benchmarks."""
 
 import sys
 from pathlib import Path
@@ -14,23 +14,23 @@ from src.train import train
 from src.transfer import transfer
 
 RAW = "data/phantom/raw"
-START = "phantom"  # the encoder that every trial starts from, a file of conf/vision
+INITIAL_ENCODER = "phantom"  # of every trial; a file of conf/vision
 
 
-def quiet(log: str) -> None:
-    """What a worker says goes to a file: two of them at once cannot be read."""
+def redirect_output(log: str) -> None:
+    """Initialises a worker process: one thread, and output to a log file, because two workers would mix their lines."""
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
 
 
-def work(trial: Trial) -> None:
-    """Trains one encoder and probes it on the eight benchmarks; what is done already is not done again."""
+def run_trial(trial: Trial) -> None:
+    """Trains one encoder and probes it on the eight benchmarks. Complete parts are skipped."""
     train(to_typed(TrainConfig, compose("train", trial.overrides())))
     probe(f"run:{trial.name}", trial.name)
 
 
-def baseline() -> None:
-    probe(START, "breadth/start")
+def run_baseline() -> None:
+    probe(INITIAL_ENCODER, "breadth/start")
 
 
 def probe(encoder: str, name: str) -> None:

@@ -1,8 +1,8 @@
-"""How many planted copies of test images the audit finds, by kind, and how many other pictures it takes for one.
+"""Detection rate of the audit for planted copies of test images, by kind, and its rate of false matches.
 
-    python -m experiments.leaks.leaks [test images] [other pictures]
+    python -m experiments.leaks.leaks [test images] [other images]
 
-Draws phantoms, copies each test image in every way, and lets the audit's own search decide. Prints and writes leaks.csv.
+Draws phantoms, copies each test image in every way, and runs the search of the audit. Prints the rates and writes leaks.csv.
 """
 
 import csv
@@ -28,7 +28,7 @@ from src.runtime.run_folder import git_commit
 SEED = 20
 
 
-def cut(image: Image.Image, share: float) -> Image.Image:
+def crop(image: Image.Image, share: float) -> Image.Image:
     left, top = round(image.width * share), round(image.height * share)
     return image.crop((left, top, image.width - left, image.height - top))
 
@@ -38,12 +38,12 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half size": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
     "grey": lambda image: image.convert("L"),
     "flipped": ImageOps.mirror,
-    "2.5% cut on each side": partial(cut, share=0.025),
-    "5% cut on each side": partial(cut, share=0.05),
+    "2.5% cut on each side": partial(crop, share=0.025),
+    "5% cut on each side": partial(crop, share=0.05),
 }
 
 
-def drawn(split: str, item: int) -> Image.Image:
+def draw(split: str, item: int) -> Image.Image:
     rng = item_rng(SEED, "leaks", split, item)
     return Image.fromarray(render(sample_scene(rng), rng))
 
@@ -54,33 +54,33 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def main(tests: int, others: int) -> None:
-    originals = [drawn("test", n) for n in Progress(range(tests), desc="test images", unit="image")]
-    held = [jpeg(image, 92) for image in originals]
-    known = KnownTestData([EvaluationSet("phantom", images=[TestImage(partial(open_grey, data)) for data in held])])
+def main(num_tests: int, num_others: int) -> None:
+    originals = [draw("test", n) for n in Progress(range(num_tests), desc="test images", unit="image")]
+    test_images = [TestImage(partial(open_grey, jpeg(image, 92))) for image in originals]
+    known = KnownTestData([EvaluationSet("phantom", images=test_images)])
     train: list[bytes] = []
     kinds: list[str] = []
     for kind, copy in KINDS.items():
         train += [jpeg(copy(image), 60 if "60" in kind else 92) for image in originals]
-        kinds += [kind] * tests
-    train += [jpeg(drawn("train", n), 92) for n in Progress(range(others), desc="other pictures", unit="image")]
-    kinds += ["not a copy"] * others
+        kinds += [kind] * num_tests
+    train += [jpeg(draw("train", n), 92) for n in Progress(range(num_others), desc="other images", unit="image")]
+    kinds += ["not a copy"] * num_others
     encoded = [encode_image(data, max_side=384, quality=90) for data in train]
-    hashes = np.array([one.hash for one in encoded], np.uint64)
+    hashes = np.array([image.hash for image in encoded], np.uint64)
     start = time.perf_counter()
-    found = {row for row, _ in same_images(np.arange(len(train)), hashes, known, lambda row: [encoded[row].jpeg])}
-    print(f"searched {len(train):,} pictures for {tests:,} in {time.perf_counter() - start:.1f} s")
-    write([[kind, kinds.count(kind), sum(kinds[row] == kind for row in found)] for kind in [*KINDS, "not a copy"]])
+    matches = {row for row, _ in same_images(np.arange(len(train)), hashes, known, lambda row: [encoded[row].jpeg])}
+    print(f"searched {len(train):,} images for {num_tests:,} in {time.perf_counter() - start:.1f} s")
+    write([[kind, kinds.count(kind), sum(kinds[row] == kind for row in matches)] for kind in [*KINDS, "not a copy"]])
 
 
 def write(rows: list[list]) -> None:
     with Path(__file__).with_name("leaks.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["kind", "planted", "found", "share", "git"])
-        for kind, planted, found in rows:
-            share = f"{found / planted:.5f}"
-            table.writerow([kind, planted, found, share, git_commit()])
-            print(f"{kind:28} {planted:7,} {found:7,} {share}")
+        for kind, planted, detected in rows:
+            share = f"{detected / planted:.5f}"
+            table.writerow([kind, planted, detected, share, git_commit()])
+            print(f"{kind:28} {planted:7,} {detected:7,} {share}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`python -m experiments.mini.run`: the whole path on phantom data, one command per stage, each against its budget of seconds.
+"""`python -m experiments.mini.run`: the complete pipeline on phantom data, one or more commands per stage.
 
-Each stage keeps what is complete and continues what is not, so an interrupted run is continued by the same command. It ends with
-exit code 1 where the model answers no better with the question's own image than with another or a blank one.
-`small` tries every stage in a minute, in a copy of the tree that is thrown away (`experiments.soak.interrupt`).
+Each stage skips what is complete, so the same command continues an interrupted run. The exit code is 1 if the model does not answer
+better with the correct image than with another image or a blank one. `small` runs every stage in about a minute, for
+`experiments.soak.interrupt`.
 """
 
 import json
@@ -17,7 +17,7 @@ from src.runtime.tables import print_table
 
 MIX = "pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
 BENCHMARKS = "pathvqa,vqa_med_2019,vqa_rad,vqa_rad_disjoint,slake,pmc_vqa,medqa,medmcqa,pubmedqa"
-STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, commands)
+STAGES: dict[str, tuple[int, list[str]]] = {  # name: (expected seconds on two cores, commands)
     "raw data and shards": (
         80,
         [
@@ -33,7 +33,7 @@ STAGES: dict[str, tuple[int, list[str]]] = {  # name: (seconds on two cores, com
     "transfer": (60, ["src.transfer encoder=[run:mini,scratch:mini] benchmark=[breastmnist,retinamnist] raw=data/phantom/raw"]),
     "report": (20, ["src.report runs=mini"]),
 }
-SMALL = {  # what `small` adds: every stage and no scores worth reading, in about a minute
+SMALL = {  # overrides of `small`: about a minute for all stages; the scores mean nothing
     "data_prep.phantom": "scale=0.05",
     "data_prep.phantom.weights": "language_steps=4 vision_steps=4",
     "src.train": "optim.steps=6 optim.warmup=2 trainer.val_every=2 data.val_samples=4",
@@ -45,30 +45,30 @@ RESULT = Path("outputs/mini/result.json")
 
 def main(words: list[str]) -> int:
     if words not in ([], ["small"]):
-        print(f"error: {' '.join(words)} is not known; allowed: small", file=sys.stderr)
+        print(f"error: unknown argument '{' '.join(words)}'; use 'small' or no argument", file=sys.stderr)
         return 2
     seconds: dict[str, float] = {}
     for number, (name, (budget, commands)) in enumerate(STAGES.items(), 1):
         print(f"\n[{number}/{len(STAGES)}] {name} (budget {budget} s)", flush=True)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for command in commands:
             command = f"{command} {SMALL.get(command.split()[0], '')}".strip() if words else command
             print(f"$ python -m {command}", flush=True)
-            code = attempt(command)
+            code = run_command(command)
             if code:
-                print(f"stopped in '{name}' (exit code {code}); the same command continues", file=sys.stderr)
-                return code if code > 0 else 128 - code  # as a shell says that a signal ended it
-        seconds[name] = time.perf_counter() - begun
+                print(f"{name}: failed with exit code {code}; run the same command again to continue", file=sys.stderr)
+                return code if code > 0 else 128 - code  # as a shell reports a signal
+        seconds[name] = time.perf_counter() - start
     result = json.loads(RESULT.read_text())
     show(seconds, result)
-    blind = None if words else needs_no_image(result["metrics"])
-    if blind:
-        print(f"error: {blind}", file=sys.stderr)
-    return int(bool(blind))
+    error_text = None if words else check_images_help(result["metrics"])
+    if error_text:
+        print(f"error: {error_text}", file=sys.stderr)
+    return int(bool(error_text))
 
 
-def attempt(command: str) -> int:
-    """The exit code of `python -m <command>`. Ctrl-C reaches the stage too, which saves what it has; it is waited for."""
+def run_command(command: str) -> int:
+    """The exit code of `python -m <command>`. On Ctrl-C it waits for the command, which also gets the signal and saves its state."""
     process = subprocess.Popen([sys.executable, "-m", *command.split()])
     while True:
         try:
@@ -77,33 +77,34 @@ def attempt(command: str) -> int:
             continue
 
 
-def needs_no_image(metrics: dict) -> str | None:
-    """What is wrong with a run whose answers are no better with the question's own image; None if they are, or if it was not asked."""
-    found = {other: metrics.get(f"vqa/pooled/real_minus_{other}/all/bleu1") for other in ("shuffled", "blank")}
-    for other, metric in found.items() if all(found.values()) else ():
+def check_images_help(metrics: dict) -> str | None:
+    """An error text if the answers are not significantly better with the correct image; None if they are or a condition is missing."""
+    differences = {other: metrics.get(f"vqa/pooled/real_minus_{other}/all/bleu1") for other in ("shuffled", "blank")}
+    for other, metric in differences.items() if all(differences.values()) else ():
         if metric["low"] <= 0:
-            return f"own images are not shown to beat {other} ones: BLEU-1 of all questions, real - {other}, {shown(metric, bounds=True)}"
+            score = format_metric(metric, bounds=True)
+            return f"no significant gain of correct over {other} images: BLEU-1 of all questions, real - {other}, {score}"
     return None
 
 
 def show(seconds: dict[str, float], result: dict) -> None:
-    """What each stage took, the main numbers, and where the report is."""
+    """Prints the seconds of each stage, the main scores, and the path of the report."""
     table = Table("stage", "seconds", "budget", box=None, pad_edge=False)
-    for name, spent in seconds.items():
-        table.add_row(name, f"{spent:.0f}", f"{STAGES[name][0]}")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.0f}", f"{STAGES[name][0]}")
     table.add_row("all", f"{sum(seconds.values()):.0f}", f"{sum(budget for budget, _ in STAGES.values())}")
     print_table(table)
     metrics = result["metrics"]
     table = Table("", *("real", "shuffled", "blank", "majority", "real - shuffled", "real - blank"), box=None, pad_edge=False)
     for label, key in ROWS.items():
         columns = ("real", "shuffled", "blank", "majority", "real_minus_shuffled", "real_minus_blank")
-        table.add_row(label, *(shown(metrics.get(f"vqa/pooled/{column}/{key}"), bounds="minus" in column) for column in columns))
+        table.add_row(label, *(format_metric(metrics.get(f"vqa/pooled/{column}/{key}"), bounds="minus" in column) for column in columns))
     print_table(table)
     for key, value in metrics.items():
         if key.startswith("transfer/") and key.endswith("/probe/macro_f1"):
             _, benchmark, encoder, *_ = key.split("/")
-            print(f"{benchmark}, {encoder}: macro-F1 of a linear probe {shown(value, bounds=True)}")
-    print(f"largest stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html")
+            print(f"{benchmark}, {encoder}: linear-probe macro-F1 {format_metric(value, bounds=True)}")
+    print(f"peak memory of a stage: {result['peak_rss_mb']:.0f} MB; report: {RESULT.parent}/report.html")
 
 
 ROWS = {
@@ -114,7 +115,7 @@ ROWS = {
 }
 
 
-def shown(metric: dict | None, *, bounds: bool) -> str:
+def format_metric(metric: dict | None, *, bounds: bool) -> str:
     if metric is None:
         return "-"
     return f"{metric['value']:.2f}" + (f" [{metric['low']:.2f}, {metric['high']:.2f}]" if bounds else "")

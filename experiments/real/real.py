@@ -1,8 +1,8 @@
-"""What the readers make of published files, before any image is encoded.
+"""Counts the rows that the readers accept in published files, before any image is encoded.
 
     python -m experiments.real.real raw=FOLDER sources=pubmedqa,slake
 
-Reads RAW/<source> in its upstream layout; prints the table and writes real.csv.
+Reads RAW/<source> in its upstream layout, prints the table and writes real.csv.
 """
 
 import csv
@@ -23,13 +23,13 @@ COLUMNS = ["source", "split", "rows", "records", "left out by a rule", "refused"
 
 
 @dataclass
-class Real:
-    """Counts what the readers make of raw datasets.
+class RealConfig:
+    """Counts accepted, filtered and refused rows of raw datasets.
 
     python -m experiments.real.real raw=data/raw sources=pubmedqa,slake
 
     raw      folder that holds RAW/<source>
-    sources  names out of data_prep/sources.yaml, separated by commas
+    sources  names from data_prep/sources.yaml, separated by commas
     """
 
     raw: Path
@@ -38,29 +38,29 @@ class Real:
 
 @report_user_errors
 def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(Real, words)
-    lines = [line for name in config.sources for line in counted(sources.find_source(name, config.raw), config.raw / name)]
+    config = arguments.parse_arguments(RealConfig, words)
+    lines = [line for name in config.sources for line in count_source(sources.find_source(name, config.raw), config.raw / name)]
     with Path(__file__).with_name("real.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     for line in lines:
         print(*line[:-1], sep="  ")
 
 
-def counted(entry: sources.Source, raw: Path) -> list[list]:
-    """A line per split that has a table."""
-    found = []
+def count_source(entry: sources.Source, raw: Path) -> list[list]:
+    """One table row (see `COLUMNS`) per split with a raw table."""
+    result = []
     for split in SPLITS:
         if entry.tables(raw, split):
-            kinds, reasons = kinds_of(READERS[entry.reader](raw, split, entry))
+            kinds, reasons = count_rows(READERS[entry.reader](raw, split, entry))
             why = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-            left, refused = kinds[FilteredRow], kinds[InvalidRow]
-            rows = kinds.total()
-            found.append([entry.name, split, rows, rows - left - refused, left, refused, why, entry.expected.get(split, ""), git_commit()])
-    return found
+            total, filtered, invalid = kinds.total(), kinds[FilteredRow], kinds[InvalidRow]
+            counts = [total, total - filtered - invalid, filtered, invalid]
+            result.append([entry.name, split, *counts, why, entry.expected.get(split, ""), git_commit()])
+    return result
 
 
-def kinds_of(rows) -> tuple[Counter[type[Row]], Counter[str]]:
-    """How many rows became what, and why those that became no record did not."""
+def count_rows(rows) -> tuple[Counter[type[Row]], Counter[str]]:
+    """Numbers of rows by type, and numbers of filtered and invalid rows by reason."""
     kinds: Counter[type[Row]] = Counter()
     reasons: Counter[str] = Counter()
     for row in rows:

@@ -1,6 +1,6 @@
 """`python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]`: saves a wandb workspace that compares mixes.
 
-Needs `wandb login` and the network; everything else about it is the object that `workspace` returns.
+It needs `wandb login` and network access.
 """
 
 import sys
@@ -19,7 +19,7 @@ SPEED = {"Samples per second": "samples/s", "Tokens per second": "tokens/s", "Sh
 
 
 def workspace(*, entity: str, project: str, mix: str) -> workspaces.Workspace:
-    """Runs that differ in their mix, grouped by sweep: what they learned of each source, how they score, and at what speed."""
+    """A workspace of runs that differ in their mix, grouped by sweep: losses per source, scores and throughput."""
     sources = list(compose("train", ["+experiment=mini", f"mix={mix}"]).mix.shares)
     return workspaces.Workspace(
         entity=entity,
@@ -31,7 +31,10 @@ def workspace(*, entity: str, project: str, mix: str) -> workspaces.Workspace:
                 "Loss per source", panels=[*curves("Loss", "loss", sources), *curves("Validation loss", "val", sources)], is_open=True
             ),
             workspaces.Section("Answers per source", panels=curves("Token F1", "f1", sources)),
-            workspaces.Section("Optimisation", panels=[curve("Loss", "loss"), curve("Mean validation loss", "val"), norm(), rates()]),
+            workspaces.Section(
+                "Optimisation",
+                panels=[curve("Loss", "loss"), curve("Mean validation loss", "val"), grad_norm_panel(), learning_rate_panel()],
+            ),
             workspaces.Section("Throughput", panels=[curve(title, key) for title, key in SPEED.items()]),
             workspaces.Section("Predictions", panels=[panels.WeavePanelSummaryTable(table_name="predictions")]),
         ],
@@ -40,13 +43,13 @@ def workspace(*, entity: str, project: str, mix: str) -> workspaces.Workspace:
 
 
 def scores() -> list:
-    """Bars with the image beside those with another image or none; without the gap a score says nothing about seeing."""
-    found = [
+    """Scores with the correct, shuffled and blank images, and their gaps, which show how much the answers depend on the image."""
+    bars = [
         panels.BarPlot(title=f"{name}: real, shuffled, blank", metrics=[f"vqa/pooled/{condition}/{key}" for condition in CONDITIONS])
         for name, key in SCORES.items()
     ]
     gaps = [f"vqa/pooled/real_minus_{other}/all/bleu1" for other in CONDITIONS[1:]]
-    return [*found, panels.BarPlot(title="BLEU-1 that the image is worth", metrics=gaps)]
+    return [*bars, panels.BarPlot(title="BLEU-1 gained from the correct image", metrics=gaps)]
 
 
 def curves(title: str, kind: str, sources: list[str]) -> list:
@@ -57,27 +60,29 @@ def curve(title: str, *keys: str) -> panels.LinePlot:
     return panels.LinePlot(title=title, x="step", y=list(keys))
 
 
-def norm() -> panels.LinePlot:
+def grad_norm_panel() -> panels.LinePlot:
     return panels.LinePlot(title="Gradient norm before clipping", x="step", y=["grad_norm"], log_y=True)
 
 
-def rates() -> panels.LinePlot:
+def learning_rate_panel() -> panels.LinePlot:
     return curve("Learning rate", *(f"lr/{part}" for part in ("vision", "projector", "language")))
 
 
 @report_user_errors
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    options = dict(word.split("=", 1) for word in words if "=" in word)
     entities = [word for word in words if "=" not in word]
-    for key in given.keys() - {"project", "mix"}:
+    for key in options.keys() - {"project", "mix"}:
         raise UserError(f"unknown key '{key}'{suggest(key, ('project', 'mix'))}")
     if len(entities) != 1:
-        raise UserError("name the wandb user or team: python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]")
-    mix = given.get("mix", "mini")
+        raise UserError(
+            "ENTITY: expected one wandb user or team; run python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]"
+        )
+    mix = options.get("mix", "mini")
     if not (CONF / "mix" / f"{mix}.yaml").exists():
         raise UserError(f"mix={mix}{suggest(mix, [path.stem for path in (CONF / 'mix').glob('*.yaml')])}")
-    wandb_run.check_login(LoggerConfig(wandb="online", project=given.get("project", "openmedq")))
-    print(workspace(entity=entities[0], project=given.get("project", "openmedq"), mix=mix).save().url)
+    wandb_run.check_login(LoggerConfig(wandb="online", project=options.get("project", "openmedq")))
+    print(workspace(entity=entities[0], project=options.get("project", "openmedq"), mix=mix).save().url)
 
 
 if __name__ == "__main__":

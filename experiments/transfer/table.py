@@ -1,10 +1,10 @@
-"""The cells of one or more transfer runs as a CSV, and as a table for people.
+"""Writes the cells of one or more transfer runs as CSV, and prints a readable table.
 
     python -m experiments.transfer.table outputs/transfer [more run folders] > experiments/transfer/cells.csv
 
-The CSV goes to standard output, the table to the terminal (standard error). A line is a cell and a score: macro_f1,
-balanced_accuracy, auroc, f1/<class>; of few images macro_f1 alone. Besides: the means over benchmarks, `average_rank`, and
-`macro_f1_difference` of two encoders, with Holm's p.
+The CSV goes to standard output, the table to standard error. A CSV line is one score of a cell: macro_f1, balanced_accuracy, auroc or
+f1/<class>; few-shot cells have macro_f1 only. Further lines are the means over benchmarks, `average_rank`, and the
+`macro_f1_difference` of two encoders with Holm's p.
 """
 
 import csv
@@ -20,36 +20,37 @@ SCORES = ("macro_f1", "balanced_accuracy", "auroc")
 
 
 def rows(folder: Path) -> list[dict]:
-    """One per cell and score, then means, ranks, differences and few-shot fits."""
+    """One row per cell and score, then means, ranks, differences and few-shot scores."""
     path = folder / "transfer.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist; run python -m src.transfer first")
-    said = json.loads(path.read_text())
-    tables = said["transfer"]
-    found = [row for cell in tables["cells"] for row in cell_rows(cell)]
-    found += [{"benchmark": "mean", "score": "macro_f1", **one} for one in tables["means"]]
+        raise UserError(f"{path}: does not exist; run python -m src.transfer first")
+    content = json.loads(path.read_text())
+    tables = content["transfer"]
+    result = [row for cell in tables["cells"] for row in cell_rows(cell)]
+    result += [{"benchmark": "mean", "score": "macro_f1", **mean} for mean in tables["means"]]
     for protocol, ranks in tables["ranks"].items():
-        about = {"benchmark": "mean", "protocol": protocol, "score": "average_rank"}
-        found += [about | {"encoder": encoder, "value": rank} for encoder, rank in ranks.items()]
-    for one in tables["differences"]:
-        found.append({"encoder": f"{one['ours']} - {one['other']}", "score": "macro_f1_difference", **one})
-    for one in tables["few_shot"]:
-        found.append({"protocol": f"probe_{one['shots']}shot", "score": "macro_f1", **one})
-    return [row | {"git": said["git"]} for row in found]
+        common = {"benchmark": "mean", "protocol": protocol, "score": "average_rank"}
+        result += [common | {"encoder": encoder, "value": rank} for encoder, rank in ranks.items()]
+    for difference in tables["differences"]:
+        encoders = f"{difference['ours']} - {difference['other']}"
+        result.append({"encoder": encoders, "score": "macro_f1_difference", **difference})
+    for few_shot in tables["few_shot"]:
+        result.append({"protocol": f"probe_{few_shot['shots']}shot", "score": "macro_f1", **few_shot})
+    return [row | {"git": content["git"]} for row in result]
 
 
 def cell_rows(cell: dict) -> list[dict]:
-    shown = cell["input"]
-    known = {name: cell[name] for name in ("benchmark", "encoder", "protocol", "seeds", "parameters")}
-    known |= {"pooling": " ".join(sorted(set(cell["pooling"]))), "unseen": unseen(cell["overlap"])}
-    known |= {"weights": f"{cell['weights']['id']} {cell['weights']['sha256'][:12]}".strip(), "side": shown["size"]}
-    known |= {key: " ".join(f"{value:.4f}" for value in shown[key]) for key in ("mean", "std")}
-    per_class = [known | {"score": f"f1/{one['class']}", "value": one["f1"], "n": one["n"]} for one in cell["per_class"]]
-    return [known | {"score": score} | cell[score] for score in SCORES] + per_class
+    pixels = cell["input"]
+    common = {name: cell[name] for name in ("benchmark", "encoder", "protocol", "seeds", "parameters")}
+    common |= {"pooling": " ".join(sorted(set(cell["pooling"]))), "unseen": unseen(cell["overlap"])}
+    common |= {"weights": f"{cell['weights']['id']} {cell['weights']['sha256'][:12]}".strip(), "side": pixels["size"]}
+    common |= {key: " ".join(f"{value:.4f}" for value in pixels[key]) for key in ("mean", "std")}
+    per_class = [common | {"score": f"f1/{one['class']}", "value": one["f1"], "n": one["n"]} for one in cell["per_class"]]
+    return [common | {"score": score} | cell[score] for score in SCORES] + per_class
 
 
 def unseen(overlap: dict | None) -> str:
-    """What may be said of an encoder and a benchmark: ours is asked through the audit of its shards, others cannot be."""
+    """Whether the encoder was trained without the test images. The audit answers this for our runs only."""
     if overlap is None or overlap["trained_on"] is None:
         return "unknown"
     if overlap["trained_on"]:
@@ -57,16 +58,16 @@ def unseen(overlap: dict | None) -> str:
     return "yes, where it started unknown" if overlap.get("start") else "yes"
 
 
-def table(found: list[dict]) -> str:
-    """Macro-F1, benchmarks down, encoders across, per protocol."""
+def table(rows: list[dict]) -> str:
+    """Macro-F1 per protocol, with a row per benchmark and a column per encoder."""
     lines = []
-    for protocol in dict.fromkeys(row["protocol"] for row in found):
-        cells = {(r["benchmark"], r["encoder"]): r for r in found if r["protocol"] == protocol and r["score"] == "macro_f1"}
+    for protocol in dict.fromkeys(row["protocol"] for row in rows):
+        cells = {(r["benchmark"], r["encoder"]): r for r in rows if r["protocol"] == protocol and r["score"] == "macro_f1"}
         encoders = list(dict.fromkeys(encoder for _, encoder in cells))
         lines += [f"{protocol:18}" + "".join(f"{encoder:>24}" for encoder in encoders)]
         for benchmark in dict.fromkeys(benchmark for benchmark, _ in cells):
-            said = (cells.get((benchmark, encoder)) for encoder in encoders)
-            texts = (f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" if r else "" for r in said)
+            scores = (cells.get((benchmark, encoder)) for encoder in encoders)
+            texts = (f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" if r else "" for r in scores)
             lines.append(f"{benchmark:18}" + "".join(f"{text:>24}" for text in texts))
     return "\n".join(lines)
 
@@ -74,13 +75,13 @@ def table(found: list[dict]) -> str:
 @report_user_errors
 def main(folders: list[str]) -> None:
     if not folders:
-        raise UserError("name at least one run folder, such as outputs/transfer")
-    found = [row for folder in folders for row in rows(Path(folder))]
+        raise UserError("no run folder given; pass at least one, such as outputs/transfer")
+    all_rows = [row for folder in folders for row in rows(Path(folder))]
     writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in found:
+    for row in all_rows:
         writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()})
-    print(table(found), file=sys.stderr)
+    print(table(all_rows), file=sys.stderr)
 
 
 if __name__ == "__main__":
