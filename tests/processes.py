@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from src.runtime.errors import UserError
-from src.training.callbacks.checkpoint import CheckpointCallback
+from src.training.lightning_module import VLMLightningModule
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["src.train"])
@@ -65,16 +65,16 @@ def _redirect(log: Path) -> None:
 
 
 def _signal_after(step: int, number: int) -> None:
-    """A signal from outside could arrive after the last step of a short run."""
-    usual, sent = CheckpointCallback.on_train_batch_end, []
+    """Sends the signal when the validation and the checkpoint of `step` are done. One from outside could arrive after the last step."""
+    usual, sent = VLMLightningModule.on_train_batch_start, []
 
-    def on_train_batch_end(self, trainer, *rest) -> None:
-        usual(self, trainer, *rest)
-        if trainer.global_step == step and not sent:
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        if self.trainer.global_step == step and not sent:
             sent.append(number)
             os.killpg(0, number)
+        usual(self, batch, batch_idx)
 
-    CheckpointCallback.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+    VLMLightningModule.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
 
 
 def wait(processes: list[BaseProcess], *, seconds: float = 150) -> list[int | None]:

@@ -85,7 +85,7 @@ def test_frame_selects_the_image_of_a_dicom_file(run, tmp_path):
     (tmp_path / "t.csv").write_text("question,image,frame\nwhich organ is shown?,scan.dcm,2\n")
     (line,) = ask_all(ask_config(folder, f"batch={tmp_path}/t.csv")).read_text().splitlines()
     assert json.loads(line)["confidence"] == pytest.approx(prediction["confidence"], abs=1e-6)
-    with pytest.raises(UserError, match=r"scan\.dcm holds 3 frames; choose one with frame=0 to frame=2"):
+    with pytest.raises(UserError, match=r"scan\.dcm: the file holds 3 frames; choose one with frame=0 to frame=2"):
         ask(ask_config(folder, "question=which organ is shown?", f"image={scan}"))
 
 
@@ -167,7 +167,7 @@ def test_invalid_settings_are_refused_in_one_line(run, settings, message):
         ("quesion,image\na,b\n", "row 1: unknown column 'quesion'; did you mean 'question'?"),
         ("question,image\n,a.png\n", "row 1 has no question"),
         ("question,frame\nq,two\n", "row 1: frame='two' is no number"),
-        ("question,image\nq,b.png\n", "id 1: {folder}/b.png: no such image file"),
+        ("question,image\nq,b.png\n", "{folder}/t.csv, id 1: {folder}/b.png: no such image file"),
     ],
 )
 def test_invalid_table_rows_are_named(run, tmp_path, table, message):

@@ -46,7 +46,7 @@ def exact(monkeypatch) -> float:
     def doubled(trained: TrainConfig):
         return build_vlm(trained).double()
 
-    monkeypatch.setattr("src.evaluate.build", doubled)
+    monkeypatch.setattr("src.evaluate.build_vlm", doubled)
     return rounding(15 + 330, 10)  # three operations of each of five norms, and the softmax over the vocabulary, are in float32
 
 

@@ -538,7 +538,8 @@ def test_export_is_refused_if_the_record_of_a_parent_is_missing(family, tmp_path
 
 
 def test_base_model_of_the_hub_is_linked(exported):
-    facts = CardFacts("tiny", finished_run(exported[0].parent, exported[0].name)[1], {"git": "0", "data": "0", "metrics": {}})
+    result = {"version": "0", "git": "0", "data": "0", "metrics": {}}
+    facts = CardFacts("tiny", finished_run(exported[0].parent, exported[0].name)[1], result)
     facts.config.language.path = "axiong/PMC_LLaMA_7B"
     fronts = {library: yaml.safe_load(model_card(facts, library=library, usage="").split("---")[1]) for library in LIBRARIES}
     assert {library: front.get("base_model") for library, front in fronts.items()} == {

@@ -196,7 +196,7 @@ def test_failures_of_trials_in_separate_jobs_are_reported(tmp_path, monkeypatch,
     with pytest.raises(SystemExit, match="1"):
         report.main()
     assert (tmp_path / "good" / "report.html").exists()
-    message = f"runs=gone finds no run in {tmp_path}/; it holds: good"
+    message = f"runs=gone matches no run in {tmp_path}/; it holds: good"
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "1 trial failed; the same command runs only what is missing:",
         f"  {tmp_path}/resamples=50,runs=gone: {message}",

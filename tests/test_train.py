@@ -205,7 +205,7 @@ def test_train_names_an_unusable_file_of_the_run_folder(configure, name):
 
 def test_run_folder_holds_result_checkpoints_and_log(configure, whole):
     result = json.loads((whole / "result.json").read_text())
-    assert set(result) == {"name", "commands", "git", "data", "seconds", "peak_rss_mb", "metrics"}
+    assert set(result) == {"name", "commands", "version", "git", "data", "seconds", "peak_rss_mb", "metrics"}
     assert set(result["metrics"]) == {"train/samples_per_second", "train/tokens_per_second", "train/fill"}
     assert 0.5 < result["metrics"]["train/fill"]["value"] <= 1
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"step=3.ckpt", "step=6.ckpt", "best.ckpt"}
@@ -568,7 +568,7 @@ def test_missing_shard_is_reported_from_any_worker(configure, shards, tmp_path, 
     (tmp_path / "root" / "alpha" / "train-000000.tar").unlink()
     with pytest.raises(UserError) as error:
         train(configure(f"data.root={tmp_path}/root", f"data.workers={workers}"))
-    assert re.fullmatch(r".*/train-000000.tar is named in the manifest but is not there; build it again with .*", f"{error.value}")
+    assert re.fullmatch(r".*/train-000000.tar: listed in the manifest but missing; .*", f"{error.value}")
 
 
 @pytest.mark.slow
