@@ -83,6 +83,7 @@ def restored() -> Iterator[None]:
         if os.environ != environment:
             os.environ.clear()
             os.environ.update(environment)
+        os.environ.pop("WANDB_SERVICE", None)  # the address of the service that has just ended
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         for number, handler in signals.items():
