@@ -85,8 +85,8 @@ def build_vlm(config: TrainConfig) -> VLM:
     window = getattr(base.config, "sliding_window", None)
     if window and window < config.data.max_seq_len:
         raise UserError(
-            f"language.path={settings.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
-            f"data.max_seq_len={config.data.max_seq_len} to that or less, so that no sample is longer"
+            f"language.path={settings.path} uses a sliding attention window of {window} tokens, which this code does not implement; set "
+            f"data.max_seq_len={window} or less"
         )
     model = assemble_vlm(vision, base, tokenizer, config)
     model.weights = {

@@ -21,8 +21,8 @@ class CSVLog(lightning.Callback):
     Its values also go to `trainer.callback_metrics`, where other callbacks read them under the names of the columns (`loss`,
     `loss/<source>`, `grad_norm`, `lr/<part>`, ...). They cover the steps since the last row, over all ranks.
 
-    This is a callback and not a Lightning `Logger`: a logger receives training and validation values apart and cannot add over ranks,
-    while a row holds both, and a resume removes the rows that follow the checkpoint, so that each step occurs once.
+    A Lightning `Logger` cannot do this. It gets training and validation values in separate calls and cannot sum over ranks. This callback
+    writes both in one row. On resume it deletes the rows after the checkpoint, so each step appears once.
     """
 
     def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
