@@ -23,7 +23,8 @@ def split_rows(shards: dict[str, Shards], mix: MixConfig, *, val_samples: int) -
     for source, opened in shards.items():
         train[source], val[source] = split_source(opened, decontaminate=mix.decontaminate, val_samples=val_samples)
         if len(train[source]) == 0:
-            raise UserError(f"mix.shares: no training record of '{source}' may be used; set mix.shares.{source}=0")
+            reason = "all its training records leak into test sets" if len(opened.rows("train")) else "it has no training split"
+            raise UserError(f"mix.shares: no training record of '{source}' may be used, {reason}; set mix.shares.{source}=0")
     return train, val
 
 

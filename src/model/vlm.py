@@ -49,7 +49,8 @@ class VLM(nn.Module):
             image_token_index_K = (input_ids_BT.flatten() == self.image_id).nonzero()[:, 0]
         if len(image_token_index_K) != len(images_NCHW) * self.vision.num_patches:
             raise ValueError(
-                f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches"
+                f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches; "
+                "the prompter and the image encoder disagree on num_patches"
             )
         if len(images_NCHW):
             patches_KH = self.encode_images(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
