@@ -83,7 +83,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
 
         module = VLMLightningModule(model, config, sources=data.mixture.sources, folder=folder).train()
         every = config.trainer.log_every
-        log = CSVLog(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=every, board=wandb)
+        log = CSVLog(folder / "log.csv", sources=module.sources, parts=list(model.parts()), log_every=every, wandb_run=wandb)
         checkpoints = CheckpointCallback(folder / "checkpoints", config=to_plain(config), keep_last=config.trainer.keep_last)
         trainer = build_trainer(
             config,

@@ -237,7 +237,10 @@ def test_source_without_training_records_raises(data, shards, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shards, root)
     mark_as_leaking(root / "gamma")
-    with pytest.raises(UserError, match=r"mix.shares: no training record of 'gamma' may be used; set mix.shares.gamma=0"):
+    with pytest.raises(
+        UserError,
+        match=r"no training record of 'gamma' may be used, all its training records leak into test sets; set mix.shares.gamma=0",
+    ):
         data(f"data.root={root}")
     assert len(data(f"data.root={root}", "mix.decontaminate=false").mixture.rows[2]) == 60
 

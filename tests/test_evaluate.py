@@ -212,7 +212,10 @@ def test_run_trained_without_images_is_evaluated_without_images(words, capsys):
     ("overrides", "message"),
     [
         (["run=tinny"], "no run 'tinny' in .*; found tiny"),
-        (["benchmarks=[alfa]"], "benchmark 'alfa': its shards .*alfa do not exist; did you mean 'alpha'"),
+        (
+            ["benchmarks=[alfa]"],
+            "benchmark 'alfa': its shards .*alfa do not exist; build them with `make shards SOURCES=alfa`; did you mean 'alpha'",
+        ),
         (["images=[reel]"], "images"),
         (["checkpoint=last"], "holds no checkpoint"),
     ],

@@ -261,7 +261,7 @@ def test_models_that_compute_what_llama_does_not_are_refused(language, tmp_path,
 def test_attention_window_shorter_than_max_seq_len_is_refused(configure, language, tmp_path):
     folder = write_random_weights(shutil.copytree(language, tmp_path / "other"), MistralForCausalLM, sliding_window=100)
     build_vlm(configure(f"language.path={folder}", "data.max_seq_len=100"))
-    with pytest.raises(UserError, match=r"attends to the last 100 tokens only.*; set data.max_seq_len=101 to that or less"):
+    with pytest.raises(UserError, match=r"sliding attention window of 100 tokens, which .*; set data.max_seq_len=100 or less$"):
         build_vlm(configure(f"language.path={folder}", "data.max_seq_len=101"))
 
 

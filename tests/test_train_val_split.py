@@ -8,10 +8,12 @@ import pytest
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.config.train import MixConfig
 from src.data.shards import Shards
 from src.data.token_budget import source_budgets
-from src.data.train_val_split import split_source
+from src.data.train_val_split import split_rows, split_source
 from src.plan import tokenizer_of
+from src.runtime.errors import UserError
 from src.training.optim import epochs_to_steps
 from tests.conftest import parts
 
@@ -35,6 +37,12 @@ def build(tmp_path):
         return Shards(tmp_path / "shards" / name)
 
     return build_source
+
+
+def test_source_without_training_split_raises(build):
+    mix = MixConfig({"delta": 1.0}, decontaminate=True)
+    with pytest.raises(UserError, match=r"no training record of 'delta' may be used, it has no training split; set mix.shares.delta=0"):
+        split_rows({"delta": build("delta", [], val=5)}, mix, val_samples=4)
 
 
 def test_validation_records_are_whole_groups_in_a_fixed_order(build):

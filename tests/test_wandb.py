@@ -103,10 +103,10 @@ def test_each_step_is_logged_once_after_a_kill_and_a_resume(trained_run, tmp_pat
         truncated.write_bytes(path.read_bytes()[:size])
         resumed_rows.clear()
         log = CSVLog(tmp_path / "log.csv", sources=["alpha", "beta", "gamma"], parts=["vision", "projector", "language"], log_every=2)
-        log.board = wandb_run.WandbRun(run, last=wandb_run.last_logged_step(run, tmp_path))
+        log.wandb_run = wandb_run.WandbRun(run, last=wandb_run.last_logged_step(run, tmp_path))
         log.on_train_start(trainer, None)
         log.on_train_end(trainer, None)
-        log.board.log({"step": 4})  # a repeated step
+        log.wandb_run.log({"step": 4})  # a repeated step
         assert [row["step"] for row in [*read_history(truncated), *resumed_rows]] == steps
         for key in ("samples/s", "tokens/s"):
             expected = [row[key] for row in history[len(steps) - len(resumed_rows) :]]

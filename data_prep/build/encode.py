@@ -29,7 +29,7 @@ def encode_image(data: bytes, *, max_side: int, quality: int) -> EncodedImage:
 
     An RGB JPEG within the bound keeps its compressed pixel data; only its metadata segments are removed. A larger one is
     decoded at the smallest eighth of its size that is not below the bound, then resized bicubically. All other images are
-    opened by Pillow and converted by `src.data.open_image.rgb`. Raises `InvalidImage`.
+    opened by Pillow and converted by `src.data.image_conversion.to_rgb`. Raises `InvalidImage`.
     """
     if simplejpeg.is_jpeg(data):
         try:
@@ -109,7 +109,7 @@ class _Segments:
 
 def _segments(data: bytes) -> _Segments:
     """Keeps the tables and the two segments that define the colour space (JFIF, Adobe). Removes the other APPn segments and
-    comments, which may name a patient. Raises ValueError like `segments`."""
+    comments, which may name a patient. Raises ValueError like `jpeg_segments`."""
     head, at = [data[:2]], 2
     for marker, at, end in jpeg_segments(data):
         body = data[at:end]

@@ -33,9 +33,8 @@ def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict]
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """The records of a run and of its ancestors, nearest first.
 
-    Copied records are used first. A parent without a copied record is read from its own folder. The list ends early where that folder
-    does not exist, or where its run has been trained anew and is a descendant now (two older runs that name each other as `init`);
-    `missing_parent` then names the parent.
+    Copied records are used first. A parent without a copied record is read from its own folder. The list stops early if the parent's
+    folder is missing, or if following `init` would loop (two runs that name each other). `missing_parent` then returns the parent's name.
     """
     records: list[dict[str, Any]] = []
     next_folder: Path | None = folder

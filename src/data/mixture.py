@@ -1,9 +1,9 @@
 """(seed, position) -> (source, row): the order of the training stream, as a pure function.
 
 The stream is divided into blocks of `BLOCK` positions. Each block is a shuffled schedule with a fixed number of positions per source,
-so the shares are exact in every block. Position n of a source is its draw number, and draw -> (epoch, k) -> entry k of the permutation
-of that epoch. No state is stored: seeking costs one block, and neither workers nor world size can change the order. Sources are
-numbered by name, so the order of `mix.shares` does not matter.
+so the shares are exact in every block. The n-th time (from 0) a source is drawn, epoch, k = divmod(n, records), and the sample is entry
+k of that epoch's permutation. Any position can be computed from the seed alone, at the cost of one block, so neither workers nor world
+size can change the order. Sources are numbered by name, so the order of `mix.shares` does not matter.
 """
 
 import numpy as np

@@ -115,9 +115,9 @@ def split_by_tokens(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
 def slot_sequences(sequences: list[list[IndexedSample]], *, rank: int, world: int, slot: int, slots: int) -> list[list[IndexedSample]]:
     """The part of the sequences of a step for one accumulation slot of one rank.
 
-    A single rank takes whole sequences. A step has few of them (17 of 2,048 tokens for 128 samples), so several ranks would wait for
-    each other. They split the samples instead, by tokens, first over ranks and then over slots; the samples of a slot form one sequence
-    without padding.
+    A single rank divides whole sequences among its slots. A step has only few (for 128 samples, 17 sequences of 2,048 tokens), so several
+    ranks would get unequal numbers of them and wait for each other. They divide the samples instead, so that each gets about the same
+    number of tokens: first over the ranks, then over the slots. The samples of a slot form one sequence without padding.
     """
     if world == 1:
         return [sequences[n] for n in split_evenly(len(sequences), slots, slot)]

@@ -118,7 +118,10 @@ class Shards:
         return np.flatnonzero(selected)
 
     def repeats_image(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Whether each of `rows` has an image that also one of the rows `of` has, in any encoding, by their perceptual hashes; bool."""
+        """For each of `rows` (bool): whether one of its images is also an image of a row in `of`.
+
+        Two images are the same if their perceptual hashes differ in at most `MAX_HASH_DISTANCE` bits, so the encoding may differ.
+        """
         row_N, hash_N = self.image_hashes()
         known, in_rows = np.unique(hash_N[np.isin(row_N, of)]), np.isin(row_N, rows)
         repeated = [bool((np.bitwise_count(known ^ image_hash) <= MAX_HASH_DISTANCE).any()) for image_hash in hash_N[in_rows]]

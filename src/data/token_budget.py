@@ -26,9 +26,8 @@ IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # per record, at
 class SourceBudget:
     """Size of one source.
 
-    `text` is the mean number of text tokens per record, without prompt and special tokens. It was counted by the tokenizer `counted_by`
-    when the shards were built, else it is estimated from characters; None before the source is built. It is `exact` if `counted_by` is
-    the tokenizer of the run.
+    `text`: mean text tokens per record, without prompt and special tokens. If the build counted tokens, `counted_by` names the tokenizer;
+    otherwise `text` is estimated from characters. None if the source is not built. `exact`: `counted_by` is the tokenizer of this run.
     """
 
     name: str

@@ -23,17 +23,18 @@ def split_rows(shards: dict[str, Shards], mix: MixConfig, *, val_samples: int) -
     for source, opened in shards.items():
         train[source], val[source] = split_source(opened, decontaminate=mix.decontaminate, val_samples=val_samples)
         if len(train[source]) == 0:
-            raise UserError(f"mix.shares: no training record of '{source}' may be used; set mix.shares.{source}=0")
+            reason = "all its training records leak into test sets" if len(opened.rows("train")) else "it has no training split"
+            raise UserError(f"mix.shares: no training record of '{source}' may be used, {reason}; set mix.shares.{source}=0")
     return train, val
 
 
 def split_source(shards: Shards, *, decontaminate: bool, val_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, at most `val_samples` validation rows) of one source, int64, ascending.
 
-    Validation records are the first ones of the validation split. With `decontaminate`, neither part has a record that leaks into a test
-    set, since the validation records choose the best checkpoint. A source without a validation record gives up training records:
-    whole groups in the order of their hash, until there are `val_samples` records. Groups of more than `MAX_VAL_SHARE` of the source
-    are skipped, and at most that share is given up. The split depends on no seed, so runs over several seeds train on the same data.
+    With a validation split: its first `val_samples` records. Without one: whole groups are moved from training to validation, smallest
+    hash first, until there are `val_samples` records or 5% of the source (`MAX_VAL_SHARE`). Groups larger than 5% stay in training.
+    `decontaminate` removes leaked records from both parts, because the validation records choose the best checkpoint. No seed is used,
+    so runs over several seeds train on the same data.
     """
     train, val = (shards.rows(split, decontaminate=decontaminate) for split in ("train", "val"))
     if len(val) or not val_samples or not len(train):

@@ -76,7 +76,10 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
     folder = Path(root) / config.source
     if not is_remote(root) and not (folder / "manifest.json").exists():
         available = [path.parent.name for path in Path(root).glob("*/manifest.json")]
-        raise UserError(f"benchmark '{name}': its shards {folder} do not exist{suggest(config.source, available)}")
+        raise UserError(
+            f"benchmark '{name}': its shards {folder} do not exist; build them with `make shards SOURCES={config.source}`"
+            + suggest(config.source, available)
+        )
     shards = open_shards(root, config.source, cache=cache or CacheConfig())
     rows = shards.rows(config.split)
     if config.disjoint:

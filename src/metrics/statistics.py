@@ -61,10 +61,11 @@ def interval(scores_RK: np.ndarray, *, clusters_K: np.ndarray, widest: tuple[flo
 
 
 def sign_flip(differences_CK: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Two-sided p-values (K,) of a permutation test that flips the signs of whole clusters; the two sides are exchangeable under H0.
+    """Two-sided p-values (K,) of a paired permutation test.
 
-    `differences_CK` are sums of paired differences per cluster. The observed signs count as one of the draws (Phipson & Smyth 2010),
-    so p is at least 1 / (resamples + 1).
+    `differences_CK` are sums of paired differences per cluster. Under H0 the two sides can be swapped, which flips the sign of a
+    difference. Each resample flips the signs of whole clusters at random. The observed signs count as one resample (Phipson & Smyth
+    2010), so p is at least 1 / (resamples + 1).
     """
     clusters, _ = differences_CK.shape
     observed_K = np.abs(differences_CK.sum(axis=0))

@@ -38,9 +38,9 @@ def normalise(text: str) -> str:
     """Answer normalisation of the VQA challenge (GT-Vision-Lab/VQA, `processPunctuation` and `processDigitArticle`).
 
     The result is in lower case. Punctuation becomes a space, or is removed if it is next to a space or the text contains a comma between
-    digits. The first 32 periods that no digit follows are removed; the published pattern was meant to keep those after a digit too, and
-    its 32 is a flag passed as the count. Number words up to ten become digits ('none' becomes 0), articles are removed, and lost
-    apostrophes are restored.
+    digits. At most 32 periods not followed by a digit are removed. This copies two bugs of the published code: it should also keep periods
+    after a digit, and 32 is a regex flag passed by mistake as `count`. Number words up to ten become digits ('none' becomes 0), articles
+    are removed, and lost apostrophes are restored.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     digits = DIGIT_COMMA.search(text) is not None

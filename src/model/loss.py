@@ -31,9 +31,10 @@ class _TokenLosses(torch.autograd.Function):
         for h_CH, targets_C in zip(h_SH.detach().split(chunk), targets_S.split(chunk), strict=True):
             logits_CV = head(h_CH)
             logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-            # In place and not normalised: a pass over the logits costs more than one over the gradients, which are divided instead.
             logits_CV.sub_(logits_CV.amax(-1, keepdim=True))
             target_C1 = logits_CV.gather(1, targets_C[:, None])
+            # `p_CV` holds exp(logit), not probabilities. Dividing the C x V logits by their sum is slow, so the C x H gradient is divided
+            # instead.
             p_CV = logits_CV.exp_()
             total_C1 = p_CV.sum(-1, keepdim=True)
             losses.append((total_C1.log() - target_C1)[:, 0])

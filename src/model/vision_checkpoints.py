@@ -212,9 +212,15 @@ def _create(name: str, kwargs: dict[str, int], *, pretrained: bool = False) -> n
     try:
         return timm.create_model(name, pretrained=pretrained, **(kwargs if pretrained else {**kwargs, "num_classes": 0}))
     except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"timm cannot build {name} with {kwargs}: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(
+            f"{name}: timm cannot build this model with {kwargs} ({reason}); correct vision.architecture_kwargs, "
+            "or timm_model_kwargs in the open_clip_config.json of vision.path"
+        ) from None
     except (RuntimeError, OSError, KeyError) as error:
-        raise UserError(f"timm could not load the weights of {name}: {one_line(error)}") from None
+        raise UserError(
+            f"{name}: timm could not load its weights ({one_line(error)}); check vision.architecture, vision.path and the network"
+        ) from None
 
 
 def _require_timm_model(name: str) -> None:

@@ -49,7 +49,8 @@ class VLM(nn.Module):
             image_token_index_K = (input_ids_BT.flatten() == self.image_id).nonzero()[:, 0]
         if len(image_token_index_K) != len(images_NCHW) * self.vision.num_patches:
             raise ValueError(
-                f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches"
+                f"{len(image_token_index_K)} <image> tokens for {len(images_NCHW)} images of {self.vision.num_patches} patches; "
+                "the prompter and the image encoder disagree on num_patches"
             )
         if len(images_NCHW):
             patches_KH = self.encode_images(images_NCHW).flatten(0, 1).to(e_BTH.dtype)
@@ -85,8 +86,8 @@ def build_vlm(config: TrainConfig) -> VLM:
     window = getattr(base.config, "sliding_window", None)
     if window and window < config.data.max_seq_len:
         raise UserError(
-            f"language.path={settings.path} attends to the last {window} tokens only, which attention over packed samples does not; set "
-            f"data.max_seq_len={config.data.max_seq_len} to that or less, so that no sample is longer"
+            f"language.path={settings.path} uses a sliding attention window of {window} tokens, which this code does not implement; set "
+            f"data.max_seq_len={window} or less"
         )
     model = assemble_vlm(vision, base, tokenizer, config)
     model.weights = {

@@ -89,12 +89,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{file} holds Python objects besides tensors (or is no torch file); it is not loaded") from None
+        raise UserError(f"{file}: holds Python objects besides tensors, or is no torch file; store only the state dict in it") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} cannot be read as tensors and may be truncated: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{file}: cannot be read as tensors ({str(error).splitlines()[0]}) and may be truncated; download or copy it again"
+        ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file} holds no state dict (a mapping of names to tensors)")
+        raise UserError(f"{file}: holds no state dict (a mapping of names to tensors); save model.state_dict() as this file")
     return state
 
 

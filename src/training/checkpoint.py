@@ -30,7 +30,9 @@ def restore_state(model: VLM, state: dict[str, Tensor], *, whole: bool = True) -
     for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes for", reshaped)):
         if names:
             listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            raise UserError(f"the checkpoint {problem} {listed}; was it made with another model?")
+            raise UserError(
+                f"the checkpoint {problem} {listed}; use the vision, projector and language settings in config.yaml of that run"
+            )
     with torch.no_grad():
         for name, value in state.items():
             params[name].copy_(value)

@@ -67,7 +67,8 @@ class VLMLightningModule(lightning.LightningModule):
         self.step_tokens += len(losses_S)
         self.step_losses.append((total.detach(), batch.keys))
         self._count(batch, losses_S.detach(), sources_S)
-        # Lightning divides by the accumulation steps and DDP by the ranks; `on_before_optimizer_step` divides by the tokens.
+        # Multiplying by `accumulate` undoes Lightning's division. `on_before_optimizer_step` undoes DDP's division by the ranks and divides
+        # the gradients by the supervised tokens of all ranks.
         return total * self.config.trainer.accumulate
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -102,7 +103,8 @@ class VLMLightningModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_same_weights(self.model, checkpoint["weights"])
-        # Lightning counts micro-batches and steps when their number is a multiple of the accumulation, which a resume may change.
+        # Lightning steps the optimizer when its micro-batch counter is a multiple of `accumulate`. A resume may use another `accumulate`,
+        # so the counters are recomputed from the number of steps.
         micro = checkpoint["global_step"] * self.config.trainer.accumulate
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):  # as for a checkpoint that is saved in on_train_batch_end

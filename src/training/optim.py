@@ -47,10 +47,10 @@ def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> Lambda
 
 
 def epochs_to_steps(config: Config) -> Config:
-    """Returns `config` with `optim.epochs` converted to `optim.steps`: the number of global batches that hold as many positions as
-    `optim.epochs` times the training records of the mix.
+    """Returns `config` with `optim.epochs` converted to `optim.steps`.
 
-    An epoch is one of the whole mix. If the shares differ from the numbers of records, a source is seen more or less often than that.
+    steps = epochs x training records of all sources / global_batch_size. Because sources are drawn by share, a single source may be seen
+    more or less often than `epochs` times.
 
     Raises `UserError` if the warm-up is not shorter than the run.
     """

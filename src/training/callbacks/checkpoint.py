@@ -43,7 +43,8 @@ class CheckpointCallback(Checkpoint):
         last = step == trainer.max_steps
         stop = self._agree_to_stop(trainer)
         if validates_after(trainer, step):
-            trainer.should_stop = stop or last  # also starts the validation after the last step; `on_validation_end` saves
+            # Setting `should_stop` makes Lightning validate now, then stop. The checkpoint is written in `on_validation_end`.
+            trainer.should_stop = stop or last
         elif stop or last:
             self._save_step(trainer)
             trainer.limit_val_batches = 0  # Lightning would validate before it stops
@@ -53,7 +54,8 @@ class CheckpointCallback(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         loss = float(trainer.callback_metrics.get("val", float("inf")))
-        if loss < self.best:  # first: a run that is killed between the two files does this step again
+        # Write best.ckpt before step=N.ckpt: if the run is killed in between, it resumes from the older step and repeats this validation.
+        if loss < self.best:
             self.best = loss
             self.save(trainer, "best.ckpt")
         self._save_step(trainer)

@@ -15,18 +15,18 @@ from src.training.trainer import validates_after
 
 
 class CSVLog(lightning.Callback):
-    """Writes a row of `log.csv` every `log_every` optimizer steps and after each validation, sends it to `board` (the wandb run), and shows
+    """Writes a row of `log.csv` every `log_every` optimizer steps and after each validation, sends it to `wandb_run`, and shows
     the progress.
 
     Its values also go to `trainer.callback_metrics`, where other callbacks read them under the names of the columns (`loss`,
     `loss/<source>`, `grad_norm`, `lr/<part>`, ...). They cover the steps since the last row, over all ranks.
 
-    This is a callback and not a Lightning `Logger`: a logger receives training and validation values apart and cannot add over ranks,
-    while a row holds both, and a resume removes the rows that follow the checkpoint, so that each step occurs once.
+    A Lightning `Logger` cannot do this. It gets training and validation values in separate calls and cannot sum over ranks. This callback
+    writes both in one row. On resume it deletes the rows after the checkpoint, so each step appears once.
     """
 
-    def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, board: Any = None):
-        self.path, self.log_every, self.board = path, log_every, board
+    def __init__(self, path: Path, *, sources: list[str], parts: list[str], log_every: int, wandb_run: Any = None):
+        self.path, self.log_every, self.wandb_run = path, log_every, wandb_run
         self.validation_columns = ["val", *(f"{kind}/{source}" for kind in ("val", "f1") for source in sources)]
         self.columns = ["step", "seconds", "samples", "tokens", "fill", "cut_tokens", "loss", "val", "grad_norm", "skipped", "data_wait"]
         self.columns += [f"lr/{part}" for part in parts] + [f"loss/{source}" for source in sources] + self.validation_columns[1:]
@@ -39,9 +39,9 @@ class CSVLog(lightning.Callback):
         self._batch_ended: float | None = self._since
         if trainer.is_global_zero:
             rows, before = self._keep_until(trainer.global_step), dict.fromkeys(self.totals, 0.0)
-            for row in rows if self.board else []:  # rows that a killed process did not send to wandb
+            for row in rows if self.wandb_run else []:  # rows that a killed process did not send to wandb
                 after = {name: float(value) for name, value in row.items() if value}
-                self.board.log(after | rates(before, after) | {"step": int(row["step"])})
+                self.wandb_run.log(after | rates(before, after) | {"step": int(row["step"])})
                 before = after
             self._progress = Progress(total=trainer.max_steps, initial=trainer.global_step, desc="train", unit="step")
 
@@ -122,8 +122,8 @@ class CSVLog(lightning.Callback):
             self._append(row)
             losses = [f"{name} {row[name]:.3f}" for name in ("loss", "val") if name in row]
             self._progress.set_postfix_str(", ".join([*losses, *(f"{rate:,.1f} {name}" for name, rate in speed.items())]), refresh=False)
-            if self.board:
-                self.board.log(row | speed)
+            if self.wandb_run:
+                self.wandb_run.log(row | speed)
         module.reset_sums()
         self._since, self._wait, self._written_step = time.perf_counter(), 0.0, row["step"]
 
