@@ -11,7 +11,7 @@ from experiments.bench import __main__ as bench
 from experiments.bench import ranks
 from experiments.bench.measurement import ratio, single, single_ratio, time_alternately
 from experiments.bench.synthetic_data import make_jpeg, replicate_shards
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.shards import Shards
 from src.runtime.errors import UserError
 
@@ -74,6 +74,6 @@ def test_replicated_index_reads_its_single_tar(shards, tmp_path):
 @pytest.mark.parametrize(("height", "width", "grain"), [(384, 512, 2.7), (768, 1024, 1.5)])
 def test_fast_decoding_of_synthetic_images_is_close_to_exact(height, width, grain):
     data = make_jpeg(np.random.default_rng(0), height=height, width=width, grain=grain)
-    difference = np.abs(decode_jpeg(data, size=224).astype(int) - decode_jpeg(data, size=224, exact=True))
+    difference = np.abs(decode_image(data, size=224).astype(int) - decode_image(data, size=224, exact=True))
     assert difference.mean() <= 1.5
     assert math.isclose(len(data) / 1024, {384: 42, 768: 131}[height], rel_tol=0.05)

@@ -9,7 +9,7 @@ from PIL import Image
 from src.classification import dataset
 from src.classification.dataset import FOLDER, build_dataset, image_batches, image_to_pixels, read_dataset
 from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.runtime.schema import to_typed
 
 rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def test_fingerprint_depends_on_the_reader_version(tmp_path, monkeypatch):
 def test_arrays_and_files_give_equal_pixels(tmp_path):
     grey = rng.integers(0, 256, (40, 40), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
-    assert np.array_equal(image_to_pixels(grey, size=24), decode_jpeg((tmp_path / "a.png").read_bytes(), size=24))
+    assert np.array_equal(image_to_pixels(grey, size=24), decode_image((tmp_path / "a.png").read_bytes(), size=24))
     assert np.array_equal(image_to_pixels(np.stack([grey] * 3, -1), size=40)[1], grey)
 
 

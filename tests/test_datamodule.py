@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from src.data.datamodule import data_fingerprint
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.prompt import IGNORE
 from src.data.record import SPLITS
 from src.data.train_val_split import open_sources
@@ -133,7 +133,7 @@ def test_batch_has_the_pixels_and_answers_of_its_records(data):
     for key in batch.keys:
         source, _, row = key.partition(":")
         record = module.shards[source][int(row)]
-        images += [decode_jpeg(image, size=32) for image in record.images]
+        images += [decode_image(image, size=32) for image in record.images]
         answers.append(record.answer)
     assert np.array_equal(batch.images_NCHW.numpy(), np.stack(images))
     assert int((batch.input_ids_BT == module.prompter.image_id).sum()) == len(images) * 4

@@ -9,7 +9,7 @@ from data_prep.audit.evaluation_sets import _open_raw
 from data_prep.build.encode import encode_image
 from src.classification.dataset import image_to_pixels
 from src.data.image_io import read_image
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -26,31 +26,31 @@ def pil(data: bytes, size: int) -> np.ndarray:
 
 def test_exact_decoding_equals_pillow():
     data = simplejpeg.encode_jpeg(smooth(500, 640), quality=92)
-    assert np.array_equal(decode_jpeg(data, size=96, exact=True), pil(data, 96))
+    assert np.array_equal(decode_image(data, size=96, exact=True), pil(data, 96))
 
 
 def test_fast_decoding_differs_from_pillow_by_at_most_1_5_grey_levels():
     for height, width, size in [(500, 640, 96), (384, 384, 224), (300, 1200, 64), (50, 40, 64)]:
         data = simplejpeg.encode_jpeg(smooth(height, width), quality=92)
-        assert np.abs(decode_jpeg(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
+        assert np.abs(decode_image(data, size=size).astype(int) - pil(data, size)).mean() <= 1.5
 
 
 def test_full_size_decoding_equals_pillow_except_for_rounding():
     data = simplejpeg.encode_jpeg(smooth(288, 384), quality=92)
-    difference = np.abs(decode_jpeg(data, size=224).astype(int) - pil(data, 224))
+    difference = np.abs(decode_image(data, size=224).astype(int) - pil(data, 224))
     assert difference.max() <= 2
     assert difference.mean() < 0.02
 
 
 def test_grey_and_other_formats_become_rgb():
     grey = simplejpeg.encode_jpeg(smooth(64, 64)[..., :1].copy(), colorspace="GRAY")
-    pixels = decode_jpeg(grey, size=32)
+    pixels = decode_image(grey, size=32)
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels[0], pixels[1])
     png = io.BytesIO()
     Image.fromarray(smooth(32, 32)).save(png, "PNG")
-    assert np.array_equal(decode_jpeg(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
+    assert np.array_equal(decode_image(png.getvalue(), size=32), smooth(32, 32).transpose(2, 0, 1))
 
 
 def file_of(image: Image.Image, kind: str, *, orientation: int | None = 1, **options) -> bytes:
@@ -84,7 +84,7 @@ def unusual_files() -> dict[str, bytes]:
 def test_transfer_audit_and_ask_read_the_pixels_of_the_shards(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(unusual_files()[name])
-    shard = decode_jpeg(encode_image(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
+    shard = decode_image(encode_image(path.read_bytes(), max_side=384, quality=95).jpeg, size=32, exact=True).astype(int)
     audit = np.asarray(_open_raw(path))
     assert np.array_equal(audit, np.asarray(read_image(path)))
     expected = np.asarray(Image.fromarray(audit).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
@@ -118,4 +118,4 @@ def test_image_with_damaged_exif_data_is_read(tmp_path, kind, at, damage, size):
     Image.fromarray(smooth(64, 96)).save(path, kind, exif=bytes(data))
     encoded = encode_image(path.read_bytes(), max_side=384, quality=95)
     assert (encoded.width, encoded.height) == read_image(path).size == size
-    assert np.abs(image_to_pixels(path, size=32).astype(int) - decode_jpeg(encoded.jpeg, size=32)).mean() < 1.5
+    assert np.abs(image_to_pixels(path, size=32).astype(int) - decode_image(encoded.jpeg, size=32)).mean() < 1.5

@@ -22,7 +22,7 @@ from experiments.bench.measurement import ROUNDS, Measurement, ratio, single, si
 from experiments.bench.synthetic_data import FULL_MIX_RECORDS, make_jpeg, memory_mb, replicate_shards, run_in_process, write_raw
 from src.config.train import DataConfig, MixConfig
 from src.data.datamodule import DataModule
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.prompt import IMAGE, Prompter
 from src.data.shards import Shards
 
@@ -61,7 +61,7 @@ def measure_images(folder: Path) -> Iterator[Measurement]:
 
 def decoding_error(jpegs: list[bytes]) -> float:
     return statistics.mean(
-        float(np.abs(decode_jpeg(data, size=SIZE).astype(int) - decode_jpeg(data, size=SIZE, exact=True)).mean()) for data in jpegs
+        float(np.abs(decode_image(data, size=SIZE).astype(int) - decode_image(data, size=SIZE, exact=True)).mean()) for data in jpegs
     )
 
 
@@ -89,7 +89,7 @@ def read_llava(raw: Path) -> None:
 
 def decode(jpegs: list[bytes]) -> None:
     for batch in batched(jpegs):
-        torch.from_numpy(np.stack([decode_jpeg(data, size=SIZE) for data in batch]))
+        torch.from_numpy(np.stack([decode_image(data, size=SIZE) for data in batch]))
 
 
 def batched(items: Iterable) -> Iterator[list]:

@@ -137,7 +137,7 @@ def make_model(workload: Workload) -> VLM:
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
     lora = LoraSettings(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
     language = Language(LlamaForCausalLM(text), tokenizer, lora, activation_checkpointing=ACTIVATION_CHECKPOINTING)  # type: ignore[arg-type]
-    return VLM(encoder, Projector(make_config(workload).projector, width=128, hidden=workload.hidden), language)
+    return VLM(encoder, Projector(make_config(workload).projector, vision_width=128, language_width=workload.hidden), language)
 
 
 def make_config(workload: Workload, *, steps: int = STEPS) -> TrainConfig:

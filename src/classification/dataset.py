@@ -18,7 +18,7 @@ from torch import Tensor
 
 from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
 from src.data.image_conversion import to_rgb
-from src.data.image_transform import decode_jpeg, resize_to_square
+from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
 from src.runtime import paths
 from src.runtime.errors import UserError, suggest
@@ -149,7 +149,7 @@ def image_batches(data: ClassificationDataset, rows: np.ndarray, *, size: int, b
 def image_to_pixels(image: Path | np.ndarray, *, size: int) -> np.ndarray:
     """An encoded file or a pixel array as uint8 (3, size, size), decoded and resized (without keeping the aspect ratio) as in training."""
     if isinstance(image, Path):
-        return decode_jpeg(image.read_bytes(), size=size)
+        return decode_image(image.read_bytes(), size=size)
     return resize_to_square(to_rgb(Image.fromarray(image)), size)
 
 

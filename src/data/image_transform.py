@@ -16,7 +16,7 @@ from src.data.image_conversion import FORMATS, decodes_directly, to_rgb
 from src.data.shards import Shards
 
 
-def decode_jpeg(data: bytes, *, size: int, exact: bool = False) -> np.ndarray:
+def decode_image(data: bytes, *, size: int, exact: bool = False) -> np.ndarray:
     """An encoded image -> uint8 (3, size, size), with the pixels of `src.data.image_conversion.to_rgb`.
 
     The fast path is for upright JPEG files that are not CMYK. It decodes at a half, a quarter or an eighth if that is not below `size`
@@ -37,7 +37,7 @@ def record_pixels(shards: Shards, row: int, *, size: int, exact: bool) -> list[n
     """The decoded images of a sample. Raises `UserError` if an image cannot be decoded, since the shard must have changed."""
     record = shards[row]
     try:
-        return [decode_jpeg(image, size=size, exact=exact) for image in record.images]
+        return [decode_image(image, size=size, exact=exact) for image in record.images]
     except (OSError, ValueError):
         raise shards.mismatch_error(row) from None
 

@@ -17,7 +17,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.shards import Shards
 from src.evaluation.benchmark import Benchmark, to_items
 
@@ -85,7 +85,7 @@ def row_histograms(shards: Shards, rows: list[int]) -> np.ndarray:
         images = shards[row].images
         digests.append(xxhash.xxh3_128_digest(images[0]) if images else b"")
         if digests[-1] not in histograms:
-            pixels = decode_jpeg(images[0], size=IMAGE_SIZE, exact=False) if images else np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+            pixels = decode_image(images[0], size=IMAGE_SIZE, exact=False) if images else np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
             histograms[digests[-1]] = colour_histogram(pixels)
     return np.stack([histograms[digest] for digest in digests])
 

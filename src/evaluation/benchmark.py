@@ -10,7 +10,7 @@ import xxhash
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.record import Record
 from src.data.remote import CacheConfig, is_remote, open_shards
 from src.data.shards import Shards
@@ -187,7 +187,7 @@ def condition_images(
             data = test.shards[source_rows[number]].images
             name = xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(image) for image in data))
             if name not in decoded:
-                decoded[name] = [torch.from_numpy(decode_jpeg(image, size=size, exact=exact)) for image in data]
+                decoded[name] = [torch.from_numpy(decode_image(image, size=size, exact=exact)) for image in data]
         else:
             count = int(test.shards.column("num_images")[test.rows[number]]) if condition == "blank" else 0
             name = f"blank {count}" if count else "none"

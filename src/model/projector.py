@@ -11,11 +11,11 @@ from src.config.train import ProjectorConfig
 class Projector(nn.Module):
     """v_NPD -> e_NPH. `mlp` is Linear-GELU-Linear as in LLaVA-1.5 (arXiv 2310.03744). Layers have the names of transformers' Llava."""
 
-    def __init__(self, config: ProjectorConfig, *, width: int, hidden: int):
+    def __init__(self, config: ProjectorConfig, *, vision_width: int, language_width: int):
         super().__init__()
-        inner = hidden if config.kind == "linear" else config.hidden or hidden
-        self.linear_1 = nn.Linear(width, inner)
-        self.linear_2 = nn.Linear(inner, hidden) if config.kind == "mlp" else None
+        inner = language_width if config.kind == "linear" else config.hidden or language_width
+        self.linear_1 = nn.Linear(vision_width, inner)
+        self.linear_2 = nn.Linear(inner, language_width) if config.kind == "mlp" else None
         self.act = nn.GELU()
 
     def forward(self, v_NPD: Tensor) -> Tensor:

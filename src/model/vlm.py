@@ -101,7 +101,7 @@ def assemble_vlm(vision: Vision, base: PreTrainedModel, tokenizer: PreTrainedTok
     """Adds LoRA adapters and a projector, which start at random, and applies the learning rates of 0 and activation checkpointing."""
     checkpointing = config.trainer.activation_checkpointing
     language = Language(base, tokenizer, config.language.lora, fast=config.language.fast, activation_checkpointing=checkpointing)
-    projector = Projector(config.projector, width=vision.width, hidden=language.hidden)
+    projector = Projector(config.projector, vision_width=vision.width, language_width=language.hidden)
     model = VLM(vision, projector, language)
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.data.image_transform import decode_jpeg
+from src.data.image_transform import decode_image
 from src.data.shards import Shards
 from src.model.vision_checkpoints import CLIP_MEAN, CLIP_STD, save_open_clip
 from src.runtime.progress import Progress
@@ -83,7 +83,7 @@ def captioned(shards: Shards) -> tuple[Tensor, Tensor]:
     """The training images (uint8 N3HW) and which words of the vocabulary their captions use (bool NW)."""
     rows = shards.rows("train").tolist()
     records = [shards[row] for row in rows]
-    images = np.stack([decode_jpeg(record.images[0], size=KWARGS["img_size"], exact=False) for record in records])
+    images = np.stack([decode_image(record.images[0], size=KWARGS["img_size"], exact=False) for record in records])
     said = [set(re.findall(r"[a-z]+", record.caption.lower())) for record in records]
     everything = sorted(set().union(*said))
     vocabulary = [word for word in everything if FREQUENT <= sum(word in words for words in said) < len(said)]
