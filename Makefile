@@ -86,6 +86,6 @@ demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini
 	@$(RUN) -m src.demo model=$(MODEL) $(ARGS)
 
 lock: $(READY)  ## resolve requirements.in into requirements.lock: every package with hashes, no addresses (needs uv)
-	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+	@uv pip compile requirements.in --quiet --universal --python-version 3.11 --override requirements.overrides.txt --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
 
 .PHONY: help setup mini test test-fast test-browser bench bench-gpu experiments ablation breadth soak check phantoms download shards audit card demo lock
