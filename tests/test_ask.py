@@ -174,7 +174,7 @@ def test_invalid_table_rows_are_named(run, tmp_path, table, message):
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(UserError) as error:
         ask_all(ask_config(run[0], f"batch={tmp_path}/t.csv"))
-    assert message in str(error.value)
+    assert message.format(folder=tmp_path) in str(error.value)
     assert not (tmp_path / "t.answers.jsonl").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from data_prep.audit import hamming_search as search
-from data_prep.audit.evaluation_sets import EvaluationSet, TestImage, evaluation_sets
+from data_prep.audit.evaluation_sets import EvaluationImage, EvaluationSet, evaluation_sets
 from data_prep.audit.hamming_search import RADIUS, hamming_pairs
 from data_prep.audit.leaks import AuditConfig, KnownTestData, _print_table, audit_all, main
 from data_prep.build.source import BuildConfig
@@ -276,7 +276,7 @@ def test_audit_prints_progress_lines_and_full_names_without_a_terminal(monkeypat
     row = capsys.readouterr().out.splitlines()[1]
     assert row.split() == ["vqa_med_2019_disjoint", *" 1, ".join(names).split(), "1", *"12345"]
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    KnownTestData([EvaluationSet("x", images=[TestImage(lambda: Image.new("L", (64, 64)))])])
+    KnownTestData([EvaluationSet("x", images=[EvaluationImage(lambda: Image.new("L", (64, 64)))])])
     assert "test images: image 1/1, " in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from src.runtime.errors import UserError
 
 
 @dataclass
-class TestImage:
+class EvaluationImage:
     """One image of a test set."""
 
     open: Callable[[], Image.Image]
@@ -32,7 +32,7 @@ class EvaluationSet:
     """The test split of one benchmark: its images, and the hashes of its texts and questions without an image."""
 
     name: str
-    images: list[TestImage] = field(default_factory=list)
+    images: list[EvaluationImage] = field(default_factory=list)
     texts: dict[int, list[str]] = field(default_factory=dict)  # hash -> keys of the test records with this text or question
     fingerprint: str = ""  # of the build or the files
 
@@ -73,12 +73,12 @@ def _question_set(source: str, split: str, shards: Shards) -> EvaluationSet | No
     groups, widths, heights = (shards.column(name) for name in ("group", "width", "height"))
     row_N, hash_N = shards.image_hashes()
     in_split_N = np.isin(row_N, rows)
-    images: dict[tuple, TestImage] = {}  # many questions share one image; blank images of different patients share one hash
+    images: dict[tuple, EvaluationImage] = {}  # many questions share one image; blank images of different patients share one hash
     positions: Counter[int] = Counter()  # row -> images of it so far
     for row, image_hash in zip(row_N[in_split_N].tolist(), hash_N[in_split_N].tolist(), strict=True):
         opener = partial(_open_from_shards, shards, row, positions[row])
         positions[row] += 1
-        image = images.setdefault((image_hash, groups[row], widths[row], heights[row]), TestImage(opener))
+        image = images.setdefault((image_hash, groups[row], widths[row], heights[row]), EvaluationImage(opener))
         image.keys.append(shards.arrow("key")[row].as_py())
     result.images = list(images.values())
     text_only = rows[shards.column("num_images")[rows] == 0].tolist()
@@ -102,7 +102,7 @@ def _classification_set(name: str, raw: Path) -> EvaluationSet:
     from src.classification import dataset  # imports torch, which only this function needs
 
     data = dataset.read_dataset(name, raw=raw)
-    images = [TestImage(partial(_open_raw, data.examples[row].image)) for row in data.rows("test")]
+    images = [EvaluationImage(partial(_open_raw, data.examples[row].image)) for row in data.rows("test")]
     return EvaluationSet(name, images=images, fingerprint=data.fingerprint)
 
 
