@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from src.config.ask import AskConfig
 from src.data.image_io import read_image
 from src.inference.query import Sampling, VQAQuery, find_model, validate_question
+from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError, suggest
 from src.runtime.progress import Progress
-from src.runtime.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from src.inference.vqa_model import VQAModel

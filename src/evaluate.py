@@ -1,6 +1,5 @@
 """`python -m src.evaluate run=NAME`: answers the test questions, writes every prediction, then scores the files."""
 
-import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ from src.runtime import distributed, run_folder
 from src.runtime.cli import command
 from src.runtime.distributed import Ranks
 from src.runtime.errors import UserError, suggest
+from src.runtime.hashing import file_sha256
 from src.runtime.progress import Progress
 from src.runtime.schema import check_choice, to_typed
 from src.tracking import wandb_run
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         prompter = model.prompter(budget=config.max_seq_len or train_config.data.max_seq_len)
         decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
         generator = Generator(model.to(select_device(config.accelerator, ranks)), prompter, batch=config.batch, **decoding)
-        settings = {"checkpoint": _file_digest(checkpoint), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
+        settings = {"checkpoint": file_sha256(checkpoint), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
         if ranks.is_first:  # only this rank writes the files
             result["seen"] = mark_seen(tests, checkpoint)
         for test in tests:
@@ -166,11 +166,6 @@ def to_list(names: str | list[str] | None) -> list[str]:
 
 def predictions_path(folder: Path, test: Benchmark, condition: str) -> Path:
     return folder / "predictions" / f"{test.name}.{condition}.jsonl"
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @command("evaluate", EvaluateConfig)

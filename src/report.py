@@ -8,9 +8,9 @@ from src.config.train import MixConfig
 from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
 from src.reporting.blocks import Section
 from src.reporting.run_data import RunData, find_runs, phantom_sources
+from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.errors import UserError
-from src.runtime.run_folder import write_atomically
 
 
 def report(config: ReportConfig) -> Path:

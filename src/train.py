@@ -177,7 +177,7 @@ def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
     """Prints a warning if the samples of the first window cannot keep the ranks busy."""
     world = config.trainer.devices * config.trainer.nodes
     if world > 1 and run_folder.is_first_rank():
-        lengths = [len(sample.ids) for row in data.stream().window(0) for sample, _, _ in row]
+        lengths = [len(sample.ids) for sequence in data.stream().window(0) for sample, _, _ in sequence]
         if warning := low_utilization_warning(lengths, world, data=config.data, slots=config.trainer.accumulate):
             print(warning)
 

@@ -23,6 +23,7 @@ from src.config.transfer import TransferConfig
 from src.data.record import PHANTOM_MARKER
 from src.evaluation.overlap import training_overlap
 from src.runtime import run_folder
+from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.schema import check_choice, to_plain
 from src.tracking import wandb_run
@@ -149,7 +150,7 @@ def _carry_over_cost(folder: Path) -> None:
     finished, partial = folder / "transfer.json", folder / "transfer.partial.json"
     if finished.exists() and not partial.exists():
         previous = json.loads(finished.read_text())
-        run_folder.write_atomically(partial, json.dumps({name: previous[name] for name in ("seconds", "peak_rss_mb")}))
+        write_atomically(partial, json.dumps({name: previous[name] for name in ("seconds", "peak_rss_mb")}))
 
 
 @command("transfer", TransferConfig)

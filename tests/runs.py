@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from data_prep.phantom.weights.language import train_tokenizer
 from src.config.train import TrainConfig
 from src.model.vlm import VLM, build_vlm
+from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import compose
-from src.runtime.run_folder import open_run, write_atomically
+from src.runtime.run_folder import open_run
 from src.runtime.schema import to_plain, to_typed
 from src.training.checkpoint import trained_state
 

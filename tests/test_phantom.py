@@ -93,14 +93,14 @@ def test_answers_and_captions_follow_the_scene():
         rng = item_rng(0, "answers", "test", n)
         scene = sample_scene(rng)
         answers = {kind: answer for kind, _, answer in questions(scene, rng) if kind != "presence"}
-        said = caption(scene, rng).lower()
-        assert MODALITIES[scene.modality].display_name in said
+        text = caption(scene, rng).lower()
+        assert MODALITIES[scene.modality].display_name in text
         assert answers["finding"] == scene.finding
         if scene.normal:
             assert not {"count", "side", "size"} & answers.keys()
         else:
             assert answers["side"] == scene.side
-            assert all(word in said for word in (answers["count"], scene.side, scene.size, scene.finding))
+            assert all(word in text for word in (answers["count"], scene.side, scene.size, scene.finding))
 
 
 @pytest.mark.parametrize("dataset", VQA)

@@ -15,9 +15,10 @@ from pathlib import Path
 from rich.table import Table
 
 from experiments.bench.measurement import Measurement
+from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import environment
 from src.runtime.errors import UserError, report_user_errors, suggest
-from src.runtime.run_folder import git_commit, write_atomically
+from src.runtime.run_folder import git_commit
 from src.runtime.tables import print_table
 
 GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep")

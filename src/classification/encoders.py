@@ -6,7 +6,6 @@ scratch:<run or file>      the same architecture with random weights; its label 
 timm:<id>, hf:<id>         published weights: a timm name; a Hub repository or local folder of open_clip, transformers or timm
 """
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from src.model.vision_checkpoints import untrained_copy
 from src.model.weight_files import UNVERIFIED, find_file, read_json
 from src.runtime.cli import CONF
 from src.runtime.errors import UserError, suggest
+from src.runtime.hashing import file_sha256
 from src.runtime.run_folder import read_run
 from src.runtime.schema import to_typed
 from src.training.checkpoint import choose_checkpoint
@@ -53,9 +53,12 @@ class Encoder:
         base = identity(self.config)
         if self.checkpoint is None:
             return base
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"id": self.name, "revision": self.checkpoint.name, "sha256": digest, "base": f"{base['id']} {base['sha256']}".strip()}
+        return {
+            "id": self.name,
+            "revision": self.checkpoint.name,
+            "sha256": file_sha256(self.checkpoint),
+            "base": f"{base['id']} {base['sha256']}".strip(),
+        }
 
     def build(self, *, seed: int) -> Vision:
         """The encoder with its weights, in evaluation mode. `seed` is used for random weights."""

@@ -14,7 +14,7 @@ import numpy as np
 from src.classification.dataset import ClassificationDataset
 from src.classification.encoders import Encoder, to_label
 from src.classification.scores import TransferResult
-from src.runtime.run_folder import write_atomically
+from src.runtime.atomic_file import write_atomically
 from src.runtime.schema import to_plain
 
 

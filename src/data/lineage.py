@@ -16,7 +16,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.config.train import MixConfig
-from src.runtime.run_folder import read_config, write_atomically
+from src.runtime.atomic_file import write_atomically
+from src.runtime.run_folder import read_config
 from src.runtime.schema import to_typed
 
 FILE = "lineage.json"

@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 
 from src.data.shards import Shards
 from src.runtime.errors import UserError, suggest
+from src.runtime.hashing import file_sha256
 
 ATTEMPTS, FIRST_DELAY = 6, 0.5  # per file; seconds before the second attempt, doubled each time
 TIMEOUT = 60  # seconds without a byte after which a connection counts as lost
@@ -128,7 +129,7 @@ def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: C
         received = partial_path.stat().st_size
         if size and received != size:
             reason = f"received {received:,} of {size:,} bytes"
-        elif sha256 and _digest(partial_path) != sha256:
+        elif sha256 and file_sha256(partial_path) != sha256:
             reason, mismatches = "the checksum differs from the manifest", mismatches + 1
             if mismatches == 2:
                 raise UserError(f"{url}: the checksum differs from the manifest in two downloads; upload this shard again")
@@ -218,11 +219,6 @@ def _open_cached(path: Path, size: int) -> int:
         raise FileNotFoundError(path)
     os.utime(descriptor)  # marks it as used
     return descriptor
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from src.runtime.atomic_file import write_atomically
 from src.runtime.distributed import Ranks
-from src.runtime.run_folder import write_atomically
 
 
 class PredictionsFile:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from src.runtime.errors import UserError
+from src.runtime.hashing import file_sha256
 from src.runtime.progress import Progress
 
 UNVERIFIED = "unverified"  # a revision that is not pinned to a commit
@@ -149,8 +150,7 @@ def weight_files(path: str, names: Sequence[str], *, revision: str, key: str) ->
 
 @lru_cache(maxsize=64)
 def _sha256(file: Path, size: int, modified: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 def read_json(file: Path) -> dict:

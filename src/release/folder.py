@@ -1,7 +1,6 @@
 """Export folders: written completely or not at all, and uploaded to the Hugging Face Hub."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from src.runtime.errors import UserError
+from src.runtime.hashing import file_sha256
 
 CHECKSUMS = "SHA256SUMS"  # in the format of `sha256sum -c`
 # part -> (suffix of its repository name, kind of repository)
@@ -44,7 +44,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 by relative path of every file, without the list of checksums."""
     files = [path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS]
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _check_equal(out: Path, partial: Path) -> None:
@@ -53,11 +53,6 @@ def _check_equal(out: Path, partial: Path) -> None:
     if different:
         names = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
         raise UserError(f"out={out} exists and differs from this export in {names}; remove it or choose another out=")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def repository_name(push: str, part: str) -> str:

@@ -28,7 +28,7 @@ def section(run: RunData) -> Section:
 
 
 def verdicts(differences: list[dict]) -> list[str]:
-    """One sentence per baseline: on the mean over the benchmarks if there is one, else on each benchmark."""
+    """The comparison with each baseline, in words: on the mean over the benchmarks if there is one, else on each benchmark."""
     means = [row for row in differences if row["benchmark"] == "mean"]
     lines = []
     for row in means or differences:

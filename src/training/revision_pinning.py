@@ -8,6 +8,7 @@ import yaml
 from src.config.train import TrainConfig
 from src.model.weight_files import UNVERIFIED
 from src.runtime import run_folder
+from src.runtime.atomic_file import write_atomically
 from src.runtime.schema import to_plain
 
 
@@ -29,9 +30,7 @@ def pin_revisions(config: TrainConfig, folder: Path, weights: dict[str, dict[str
             if getattr(pinned, part) != getattr(config, part):
                 print(f"{part}.revision: {weights[part]['id']} is at {weights[part]['revision']}, which this run keeps")
         if run_folder.is_first_rank():
-            run_folder.write_atomically(
-                folder / "config.yaml", yaml.safe_dump(run_folder.redact_secrets(to_plain(pinned)), sort_keys=False)
-            )
+            write_atomically(folder / "config.yaml", yaml.safe_dump(run_folder.redact_secrets(to_plain(pinned)), sort_keys=False))
     return pinned
 
 

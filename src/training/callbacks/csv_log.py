@@ -9,8 +9,8 @@ from typing import Any
 import lightning
 
 from src.data.packing import Batch
+from src.runtime.atomic_file import write_atomically
 from src.runtime.progress import Progress
-from src.runtime.run_folder import write_atomically
 from src.training.trainer import validates_after
 
 
