@@ -17,7 +17,7 @@ from src.runtime.cli import compose
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.rounding import forward_steps, rounding
 from tests.runs import finish, tokenizer_without_bytes
 
@@ -89,6 +89,7 @@ def test_frame_selects_the_image_of_a_dicom_file(run, tmp_path):
         ask(ask_config(folder, "question=which organ is shown?", f"image={scan}"))
 
 
+@pytest.mark.slow
 def test_table_gets_the_same_answers_as_single_questions(run, tmp_path):
     folder, pictures = run
     table = tmp_path / "questions.csv"

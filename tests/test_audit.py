@@ -157,6 +157,7 @@ def test_audit_checks_the_test_split_of_own_data(tmp_path):
     assert set(audit["test_records_in_train"]["my_scans"]) == {key for key in keys if key in [f"test{n}" for n in range(5)] or "no" in key}
 
 
+@pytest.mark.slow
 def test_audit_names_every_test_record_in_the_training_split(out):
     """Also those with a mirrored or cropped image, and those with the same text."""
     audit = audit_all(AuditConfig(out=out))["mix"]
@@ -193,6 +194,7 @@ def test_audit_of_an_earlier_build_is_ignored(tmp_path):
     assert Shards(out / "own").audit is None
 
 
+@pytest.mark.slow
 def test_rebuilding_an_index_discards_its_audit(tmp_path):
     """The rebuilt index of the same build has no leaks."""
     lines = [{"question": f"Is {n} odd?", "answer": "no"} for n in range(4)]

@@ -192,6 +192,7 @@ QUARANTINED = {
 
 
 @pytest.mark.parametrize("damage", QUARANTINED)
+@pytest.mark.slow
 def test_damaged_row_is_quarantined_alone(raw, tmp_path, damage):
     name, apply_damage, reason = QUARANTINED[damage]
     shutil.copytree(raw / name, tmp_path / "raw" / name)

@@ -17,7 +17,7 @@ from src.evaluation.baselines import row_histograms
 from src.evaluation.benchmark import BenchmarkConfig, _closed, condition_images, image_conditions, image_rows, read_benchmark
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
-from tests.conftest import jpeg
+from tests.fixtures import jpeg
 
 NAMES = sorted(path.stem for path in benchmark.FOLDER.glob("*.yaml") if "layout:" not in path.read_text())
 

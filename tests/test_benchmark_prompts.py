@@ -20,7 +20,7 @@ from src.model.generate import make_request
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.runs import finish
 from tests.test_readers import image, put, put_lines, put_parquet, put_zip
 

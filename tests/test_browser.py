@@ -12,7 +12,7 @@ from src.demo import running_demo
 from src.inference.query import Sampling, VQAQuery
 from src.inference.vqa_model import load_vqa_model
 from src.serving.limits import Limits
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.runs import finish
 from tests.test_demo import loaded_handlers
 

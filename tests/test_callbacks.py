@@ -16,7 +16,7 @@ from src.runtime.sweep import expand_trials, trial_slug
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import RESERVED, build_trainer
-from tests.conftest import parts
+from tests.fixtures import parts
 from tests.test_train import same, steps, stop_after, trained
 
 train = src.train.train
@@ -51,6 +51,7 @@ def worsening(monkeypatch) -> None:
     monkeypatch.setattr(VLMLightningModule, "validation_losses", lambda self: {"alpha": float(self.trainer.global_step)})
 
 
+@pytest.mark.slow
 def test_callback_metrics_hold_the_values_of_the_log(configure):
     recorder = Recorder()
     folder = train(configure(), callbacks=[recorder])
@@ -63,6 +64,7 @@ def test_callback_metrics_hold_the_values_of_the_log(configure):
     assert "val" not in dict(recorder.after_batch)[2]
 
 
+@pytest.mark.slow
 def test_early_stopping_by_val_ends_the_run(configure, monkeypatch, capsys):
     worsening(monkeypatch)
     config = configure("callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.val_every=1")
@@ -190,6 +192,7 @@ def sweep_jobs(words, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_best_validation_value_of_each_trial(sweep_jobs, tmp_path):
     """What the Hydra task returns is what a sweeper (Optuna, Ax, ...) optimises."""
     jobs = sweep_jobs("optim.lr.projector=1e-4,1e-2", "trainer.val_every=2")
@@ -214,6 +217,7 @@ def test_trial_of_an_interval_is_checked_at_its_start():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.slow
 def test_ranks_get_equally_many_validation_batches(configure, world):
     """DDP synchronises every forward pass: a rank without a batch would let the others wait."""
     _, data = parts(configure("data.max_seq_len=60"))

@@ -118,6 +118,7 @@ def test_nothing_is_marked_unseen_where_an_older_parent_left_no_record(out, trai
     assert "run 'parent': its init=run:grandparent has no training record" in result["vqa_rad"]["notes"][-1]
 
 
+@pytest.mark.slow
 def test_known_overlap_is_marked_where_the_rest_is_unknown(out, train):
     audit_all(AuditConfig(out=out))
     train("parent", "mix.decontaminate=false", "init=run:gone")

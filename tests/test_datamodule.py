@@ -17,7 +17,7 @@ from src.data.record import SPLITS
 from src.data.train_val_split import open_sources
 from src.runtime.errors import UserError
 from src.train import warn_if_ranks_wait
-from tests.conftest import parts
+from tests.fixtures import parts
 
 STEPS = 5
 
@@ -180,11 +180,13 @@ def test_state_is_the_number_of_steps_and_the_fingerprint(data):
         ("mix.decontaminate=false", "decontaminate"),
     ],
 )
+@pytest.mark.slow
 def test_resume_with_another_order_of_the_data_raises(data, override, key):
     with pytest.raises(UserError, match=rf"cannot resume: .* \({key}\S* was .*, now "):
         data(override).load_state_dict(data().state_dict())
 
 
+@pytest.mark.slow
 def test_resume_with_reordered_shares_continues_the_same_stream(configure):
     config, reordered = configure(), configure()
     reordered.mix.shares = dict(reversed(config.mix.shares.items()))
@@ -194,6 +196,7 @@ def test_resume_with_reordered_shares_continues_the_same_stream(configure):
         assert one.stream().batch(step, slot=0).keys == other.stream().batch(step, slot=0).keys
 
 
+@pytest.mark.slow
 def test_resume_from_a_checkpoint_with_an_earlier_data_order_raises(data):
     state = data().state_dict()
     state["fingerprint"].pop("version")
@@ -286,6 +289,7 @@ def test_images_that_do_not_fit_raise_before_the_first_step(data, max_seq_len, m
             data(*words)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_a_step_can_fill_print_a_warning(configure, capsys):
     for ranks in (1, 2, 16):
         config = configure(f"trainer.devices={ranks}")

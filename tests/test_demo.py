@@ -35,7 +35,7 @@ from src.runtime.schema import to_typed
 from src.serving.handlers import DemoHandlers
 from src.serving.limits import Limits
 from src.serving.upload_middleware import UploadCleaner
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.rounding import forward_steps, rounding
 from tests.runs import finish, tokenizer_without_bytes
 
@@ -224,6 +224,7 @@ def test_upload_becomes_a_clean_image_under_an_unguessable_name(demo):
     assert not [path for path in demo.folder.rglob("*") if path.is_file() and b"Secret" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_dicom_upload_becomes_an_image(demo, client, tmp_path):
     path = dicom(tmp_path / "a.dcm", RAMP)
     (clean,) = post(demo, path.read_bytes(), "a.dcm").json()
@@ -370,6 +371,7 @@ def file_data(path: str) -> dict:
 
 @pytest.mark.parametrize("route", ["call/ask", "run/ask", "queue/join"])
 @pytest.mark.parametrize("place", ["picture", "conversation", "deep"])
+@pytest.mark.slow
 def test_url_in_a_request_is_not_fetched(demo, other_server, file, route, place):
     address, fetched = other_server
     (clean,) = post(demo, file.read_bytes()).json()
@@ -495,6 +497,7 @@ FILE_HEADER = b'Content-Disposition: form-data; name="files"; filename="a.png"'
         ([b"nothing"], 400, "Invalid multipart data"),
     ],
 )
+@pytest.mark.slow
 def test_malformed_forms_are_refused_and_leave_no_files(demo, parts, status, message):
     before = sorted(demo.folder.rglob("*"))
     body = b"".join(b"--X\r\n" + part + b"\r\n\r\n" + picture("PNG", (8, 8)) + b"\r\n" for part in parts) + b"--X--\r\n"
@@ -518,6 +521,7 @@ def test_aborted_upload_leaves_no_files(demo):
     assert post(demo, picture("PNG")).status_code == 200
 
 
+@pytest.mark.slow
 def test_requests_that_break_gradio_are_handled(demo):
     for route in ("queue/join", "run/ask"):
         for index in (-1, 9999):

@@ -261,6 +261,7 @@ def vqa_med(split: str) -> str:
     return sources.load_sources()["vqa_med_2019"].files[split][0]
 
 
+@pytest.mark.slow
 def test_zenodo_record_is_downloaded_verified_and_unpacked(server, tmp_path):
     members = {vqa_med("train"): b"synpic1|what?|ct\n" * 500, vqa_med("test"): b"s|modality|what?|ct\n"}
     server.zenodo[10499039] = {"VQA-Med.zip": zip_bytes(members)}

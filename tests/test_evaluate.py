@@ -21,7 +21,7 @@ from src.runtime.distributed import Ranks
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests import processes
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.rounding import rounding
 from tests.runs import finish
 
@@ -72,6 +72,7 @@ def test_evaluate_answers_each_question_once_per_condition(run):
         assert all(set(line) - {"cut"} == FIELDS for line in answers)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_progress_lines_without_a_terminal(run, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     evaluate(config(run))
@@ -194,6 +195,7 @@ def test_text_only_benchmark_rejects_image_conditions(run):
     assert {path.name for path in (run / "predictions").glob("gamma.*.jsonl")} == {"gamma.none.jsonl", "gamma.majority.jsonl"}
 
 
+@pytest.mark.slow
 def test_run_trained_without_images_is_evaluated_without_images(words, capsys):
     folder, _ = finish(words, "data.images=false")
     with pytest.raises(UserError, match=r"images=\['real'\]: the run was trained without images \(data.images=false\)"):

@@ -49,7 +49,7 @@ from src.release.space import APP, REQUIREMENTS, imported_files, texts
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
-from tests.conftest import ORGANS, overrides
+from tests.fixtures import ORGANS, overrides
 from tests.rounding import float32_norms, forward_steps, gap, rounding
 from tests.runs import finish
 from tests.test_vision_checkpoints import OTHER_MEAN, hf_folder, randomise, tiny_clip
@@ -512,6 +512,7 @@ def family(words):
     return folders
 
 
+@pytest.mark.slow
 def test_card_of_a_child_names_data_licences_and_phantoms_of_all_ancestors(family):
     grandparent, parent, child = family
     shutil.rmtree(grandparent)
@@ -527,6 +528,7 @@ def test_card_of_a_child_names_data_licences_and_phantoms_of_all_ancestors(famil
         assert "**Trained in part on phantoms.** A program generated the images and texts of slake in run `parent` in" in card
 
 
+@pytest.mark.slow
 def test_export_is_refused_if_the_record_of_a_parent_is_missing(family, tmp_path):
     grandparent, parent, child = family
     for folder in (parent, child):

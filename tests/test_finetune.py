@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from src.classification.dataset import build_dataset
@@ -36,6 +37,7 @@ def run(tmp_path, **changes):
     return data, finetune(build, data, pooling="cls", seed=0, config=config, threads=1, device=torch.device("cpu"), folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_finetune_chooses_the_learning_rate_on_the_validation_split(tmp_path):
     data, fit = run(tmp_path)
     assert fit.setting == {"lr": 3e-3}

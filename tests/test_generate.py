@@ -5,7 +5,7 @@ import torch
 from src.data.record import Record
 from src.model.generate import GenerationRequest, Generator, make_request
 from src.model.vlm import VLM, build_vlm
-from tests.conftest import ORGANS
+from tests.fixtures import ORGANS
 from tests.rounding import float32_norms, gap, rounding
 
 MAX_NEW_TOKENS = 12

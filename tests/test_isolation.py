@@ -86,6 +86,7 @@ def test_environment_of_the_user_is_hidden():
     assert importlib.util.find_spec("foreign") is None
 
 
+@pytest.mark.slow
 def test_environment_of_the_user_is_hidden_from_xdist_workers(tmp_path):
     suite = tmp_path / "suite"
     suite.mkdir()

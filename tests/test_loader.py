@@ -4,7 +4,10 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,14 +176,25 @@ def test_loader_reports_a_worker_that_cannot_be_started(monkeypatch, error):
         next(iter(loader(Numbers())))
 
 
-def test_loader_passes_an_error_of_the_dataset_unchanged():
+def test_loader_passes_an_error_of_the_dataset_unchanged_and_ends_its_workers():
     def act() -> None:
         raise ValueError("not a record")
 
     batches = iter(loader(Numbers(act)))
     next(batches)
+    workers = batches.gi_frame.f_locals["workers"].processes
     with pytest.raises(ValueError, match="Caught ValueError in DataLoader worker process 0"):
         next(batches)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_process_exits_although_an_iterator_of_the_loader_is_still_open():
+    """The workers ignore SIGTERM, and Python waits at its exit until they have ended."""
+    command = "from tests.test_loader import Numbers, loader; batches = iter(loader(Numbers())); next(batches)"
+    subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parent.parent, check=True, timeout=200)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -29,7 +29,7 @@ from src.runtime.schema import to_typed
 from src.train import train
 from src.training.checkpoint import load_checkpoint, trained_state
 from src.training.lightning_module import VLMLightningModule
-from tests.conftest import parts
+from tests.fixtures import parts
 
 STORED = Path(__file__).parent / "stored_runs" / "before_renamed_keys"
 
@@ -114,6 +114,7 @@ def test_resuming_an_old_run_is_refused_with_advice(folder, config):
         train(config)
 
 
+@pytest.mark.slow
 def test_new_run_starts_from_the_weights_of_an_old_run(folder, config):
     config.name, config.init, config.optim.steps, config.trainer.val_every = "next", "run:tiny", 3, 3
     config.optim.lr.vision = config.optim.lr.projector = 0

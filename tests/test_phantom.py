@@ -65,6 +65,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("source", ["pathvqa", "pubmedqa"])
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, source):
     mine = files(raw / source)
     assert files(written(source, tmp_path / "same")) == mine

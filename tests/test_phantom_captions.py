@@ -69,6 +69,7 @@ def table(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", NUM)
+@pytest.mark.slow
 def test_the_bytes_are_a_function_of_the_seed(raw, tmp_path, name):
     few = dict.fromkeys(NUM[name], 4)
     same, other = (files(put(tmp_path / folder, name, num=few)) for folder in "ab")
@@ -77,6 +78,7 @@ def test_the_bytes_are_a_function_of_the_seed(raw, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NUM)
+@pytest.mark.slow
 def test_the_reader_finds_what_was_written_and_the_build_would_accept_it(raw, name):
     splits = [split for split in SPLITS if rows(raw, name, split)]
     assert splits == [split for split in SPLITS if split in NUM[name]]
@@ -101,6 +103,7 @@ def test_quilt_1m_has_several_captions_per_picture_and_frames_of_something_else(
     assert len(videos) == 20
 
 
+@pytest.mark.slow
 def test_medicat_is_mostly_compound_and_licensed_by_article(raw):
     lines = [json.loads(line) for line in (raw / "medicat/release" / medicat.TABLE).read_text().splitlines()]
     found = {record.key: record for record in records(raw, "medicat")}

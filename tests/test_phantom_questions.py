@@ -25,7 +25,7 @@ from src.evaluate import evaluate
 from src.evaluation import benchmark
 from src.runtime.cli import compose
 from src.runtime.schema import to_typed
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.runs import finish
 
 NUM = {
@@ -76,6 +76,7 @@ def right(choices: list[str], answer: str) -> int:
 
 
 @pytest.mark.parametrize("name", NUM)
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, name):
     mine = files(raw / name)
     assert files(written(name, tmp_path / "same")) == mine
@@ -85,6 +86,7 @@ def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NUM)
+@pytest.mark.slow
 def test_every_row_ends_somewhere(built, name):
     out, manifests = built
     entry = sources.load_sources()[name]

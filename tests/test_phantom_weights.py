@@ -37,6 +37,7 @@ def words(shards, out) -> list[str]:
     return [f"out={out}", f"shards={shards}", "language_steps=3", "vision_steps=2"]
 
 
+@pytest.mark.slow
 def test_the_language_model_opens_as_any_folder_of_transformers(weights, shards):
     model, tokenizer = load_language(str(weights / "language"), revision="unverified", dtype=torch.float32)
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)

@@ -19,7 +19,7 @@ from src.runtime.errors import UserError
 from src.runtime.run_folder import open_run
 from src.runtime.schema import to_plain, to_typed
 from src.train import train
-from tests.conftest import ORGANS
+from tests.fixtures import ORGANS
 from tests.test_packing import samples
 
 
@@ -124,6 +124,7 @@ def test_selective_checkpointing_without_the_fast_path_is_refused(configure):
     assert configure().language.checkpointing_choices == ("none", "selective", "full")
 
 
+@pytest.mark.slow
 def test_run_may_be_resumed_on_the_other_path(configure, tmp_path):
     for fast in ("true", "false", "true"):
         open_run(tmp_path / "run", to_plain(configure(f"language.fast={fast}")))

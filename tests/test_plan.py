@@ -17,7 +17,7 @@ from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import to_typed
 from src.training.optim import optimizer
-from tests.conftest import parts
+from tests.fixtures import parts
 from tests.processes import server
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192}
@@ -139,6 +139,7 @@ def test_no_micro_batch_of_several_ranks_exceeds_the_estimate(configure, ranks, 
     assert largest <= largest_micro_batch(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
 
 
+@pytest.mark.slow
 def test_expected_time_includes_waiting_for_the_fullest_rank(words, capsys):
     """With sixteen samples for sixteen ranks, all wait for the longest one."""
     keys = ["plan.images=1", "plan.text=12", "plan.supervised=6", "plan.tflops=1e-9", "plan.reserve=0"]

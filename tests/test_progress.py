@@ -110,6 +110,7 @@ def test_progress_is_written_by_the_first_rank_only(clock, monkeypatch):
     assert stream.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_train_writes_a_line_per_validation_with_loss_rate_and_time_left(configure, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", float("inf"))
     train(configure())
@@ -200,6 +201,7 @@ def library_lines(lines: list[str]) -> list[str]:
     return [line for line in lines if not re.fullmatch(own_patterns, line)]
 
 
+@pytest.mark.slow
 def test_train_prints_no_library_messages_and_each_line_once(words, tmp_path):
     """Frozen batch norms, activation checkpointing and a second rank each make a library print a message."""
     others = [word for word in words if not word.startswith(("vision.architecture", "+vision.architecture_kwargs"))]
@@ -215,6 +217,7 @@ def test_train_prints_no_library_messages_and_each_line_once(words, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "transfer", "export", "plan", "ask"])
+@pytest.mark.slow
 def test_command_prints_no_library_messages(words, tmp_path, command):
     folder, _ = finish(words)
     write_set(tmp_path / "raw" / "dots")

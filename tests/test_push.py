@@ -18,7 +18,7 @@ from src.release.folder import check_push, push_folder
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.runs import finish
 
 
@@ -165,6 +165,7 @@ def large(out, monkeypatch) -> bytes:
     return data
 
 
+@pytest.mark.slow
 def test_large_files_are_uploaded_in_parts(hub, out, large):
     push_folder(out, "user/name", parts=["hf"], texts={})
     (parts,) = hub.parts.values()
@@ -173,6 +174,7 @@ def test_large_files_are_uploaded_in_parts(hub, out, large):
     assert hub.store["model"]["user/name"]["config.json"] == b"hf/config.json\n"
 
 
+@pytest.mark.slow
 def test_storage_failure_is_reported_and_nothing_is_committed(hub, out, large):
     hub.storage_fails = True
     with pytest.raises(UserError, match=r"push=user/name: Error while uploading 'model\.safetensors' to the Hub\. .*403") as caught:
@@ -181,6 +183,7 @@ def test_storage_failure_is_reported_and_nothing_is_committed(hub, out, large):
     assert hub.store["model"]["user/name"] == {}
 
 
+@pytest.mark.slow
 def test_rejection_by_the_hub_is_reported_without_the_token(hub, out):
     hub.rejects_requests = True
     with pytest.raises(UserError, match="push=user/name: the Hugging Face Hub rejected hf") as caught:

@@ -22,7 +22,7 @@ from data_prep.readers.zip_members import ZipMembers
 from src.data.record import SPLITS, Record
 from src.runtime.cli import CONF
 from src.runtime.errors import UserError
-from tests.conftest import jpeg
+from tests.fixtures import jpeg
 
 RNG = np.random.default_rng(0)
 IMAGES = [jpeg(RNG, height=16, width=16) for _ in range(4)]

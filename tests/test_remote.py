@@ -20,7 +20,7 @@ from src.data.remote import CacheConfig, RemoteShards
 from src.evaluation import benchmark
 from src.runtime.errors import UserError
 from src.training.optim import epochs_to_steps
-from tests.conftest import parts
+from tests.fixtures import parts
 
 TAR = "/alpha/train-000000.tar"
 
@@ -110,6 +110,7 @@ def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configur
     assert {path.rpartition("/")[2] for path in server.requests - before} == {"manifest.json", "audit.json"}  # everything else is cached
 
 
+@pytest.mark.slow
 def test_audit_removed_at_the_address_is_removed_from_the_cache(data, shards, server, tmp_path):
     server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
     audit_all(AuditConfig(out=server.folder))
@@ -130,6 +131,7 @@ def test_workers_fetch_each_tar_once(data, server):
 
 
 @pytest.mark.parametrize("faults", [["slow"], ["cut", "cut"], ["busy", "cut"], ["corrupt"]])
+@pytest.mark.slow
 def test_failed_download_is_repeated(server, tmp_path, faults):
     server.faults[TAR] = list(faults)
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
@@ -162,6 +164,7 @@ def test_truncated_file_in_the_cache_is_fetched_again(server, tmp_path, name):
         (["cut"] * remote.ATTEMPTS, f"{TAR}: not fetched in {remote.ATTEMPTS} attempts"),
     ],
 )
+@pytest.mark.slow
 def test_download_that_keeps_failing_raises(server, tmp_path, faults, message):
     server.faults[TAR] = list(faults)
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
@@ -170,6 +173,7 @@ def test_download_that_keeps_failing_raises(server, tmp_path, faults, message):
     assert not tars(tmp_path)
 
 
+@pytest.mark.slow
 def test_small_cache_holds_the_last_used_tar(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     for row in (0, 60, 70, 0):  # one of each split
@@ -196,6 +200,7 @@ def test_cache_smaller_than_the_mix_prints_one_warning_with_the_required_size(da
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_prefetch_fetches_a_shard_before_it_is_read(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
     shards.prefetch(0)
@@ -207,6 +212,7 @@ def test_prefetch_fetches_a_shard_before_it_is_read(server, tmp_path):
     assert server.requests[TAR] == 1
 
 
+@pytest.mark.slow
 def test_another_build_at_the_same_address_replaces_the_cached_one(server, shards, tmp_path):
     server.folder = tmp_path / "served"
     shutil.copytree(shards / "alpha", server.folder / "alpha")
@@ -229,6 +235,7 @@ def test_address_is_not_treated_as_a_path(configure, data, server):
         RemoteShards("ssss://bucket/alpha", CacheConfig())
 
 
+@pytest.mark.slow
 def test_benchmarks_are_read_from_an_address(server, tmp_path):
     read = benchmark.read_benchmark("alpha", root=server.url, cache=CacheConfig(str(tmp_path / "cache")))
     assert len(read.items) == 8

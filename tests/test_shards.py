@@ -33,7 +33,7 @@ from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_
 from src.data.shards import SCHEMA, Shards
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError
-from tests.conftest import jpeg
+from tests.fixtures import jpeg
 
 
 @pytest.fixture
@@ -182,6 +182,7 @@ def test_tars_equal_those_of_tarfile(raw, tmp_path):
     assert tar_bytes(built[2]) in tar.read_bytes()
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path, monkeypatch, small_shards):
     build(raw, tmp_path / "one")
     build(raw, tmp_path / "two", workers=2)
@@ -213,6 +214,7 @@ def test_missing_or_truncated_shards_are_rewritten(raw, tmp_path, small_shards):
 
 
 @pytest.mark.parametrize("change", ["settings", "raw"])
+@pytest.mark.slow
 def test_changed_state_triggers_a_rebuild(raw, tmp_path, change, small_shards):
     old = build(raw, tmp_path / "out").manifest["fingerprint"]
     if change == "settings":
@@ -267,6 +269,7 @@ def test_unusable_rows_are_quarantined_with_reasons_and_counts_add_up(raw, tmp_p
     assert "twin" not in built.column("key")
 
 
+@pytest.mark.slow
 def test_manifest_counts_licences_of_written_records(raw, tmp_path, small_shards):
     assert build(raw, tmp_path / "none").manifest["licences"] == {"": 150}
     fields = {"image": "0.jpg", "answer": "yes", "licence": "CC BY"}
@@ -371,6 +374,7 @@ def test_full_disk_leaves_no_partial_files(raw, tmp_path, monkeypatch, small_sha
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_worker_is_reported_and_the_build_resumes(raw, tmp_path, monkeypatch, small_shards):
     def write_and_kill(folder, shard, chunks):
         if shard == "train-000001":

@@ -87,6 +87,7 @@ def test_without_a_tokenizer_nothing_is_counted_and_the_samples_are_the_same(raw
     assert built.manifest["shards"] == counted.manifest["shards"]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_for_any_number_of_workers_jobs_and_after_an_interruption(raw, language, tmp_path, monkeypatch):
     build(raw, tmp_path / "one", language)
     whole = contents(tmp_path / "one" / "own")
@@ -173,6 +174,7 @@ def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_p
         RemoteShards(f"file://{tmp_path}/out/own", CacheConfig(str(tmp_path / "cache")))
 
 
+@pytest.mark.slow
 def test_a_build_without_a_tokenizer_imports_nothing_heavy():
     said = "import sys, data_prep.shards; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -31,7 +31,7 @@ from src.training.lightning_module import VLMLightningModule, disable_lora_input
 from src.training.optim import epochs_to_steps
 from src.training.trainer import validates_after
 from tests import processes
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.rounding import forward_steps, rounding
 
 
@@ -64,6 +64,7 @@ def whole(whole_once, tmp_path):
     return Path(shutil.copytree(whole_once, tmp_path / "outputs" / "whole"))
 
 
+@pytest.mark.slow
 def test_train_warns_of_sources_without_an_audit_and_records_audits(configure, shards, tmp_path, capsys):
     root = Path(shutil.copytree(shards, tmp_path / "shards"))
     audit_all(AuditConfig(out=root))
@@ -114,6 +115,7 @@ def test_signals_save_first_and_the_same_command_resumes(configure, whole, tmp_p
     assert [row["step"] for row in steps(folder)] == list("123456")
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(configure, whole, capsys):
     before = (whole / "result.json").read_text()
     capsys.readouterr()
@@ -191,6 +193,7 @@ def test_run_restarts_if_all_checkpoints_are_damaged(configure, whole, capsys):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "checkpoints"])
+@pytest.mark.slow
 def test_train_names_an_unusable_file_of_the_run_folder(configure, name):
     """A folder in place of a file, or a file in place of a folder, represents every path that the system refuses to open."""
     path = Path(configure().outputs) / "tiny" / name
@@ -218,6 +221,7 @@ def test_run_folder_holds_result_checkpoints_and_log(configure, whole):
     assert float(rows[-1]["lr/projector"]) < float(rows[0]["lr/projector"])
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_same_folder_is_rejected(configure, whole):
     with pytest.raises(
         UserError, match=r"holds a different configuration \(optim.clip was 1.0, now 2.0\); choose another name=... with init=run:whole"
@@ -313,6 +317,7 @@ def stop_after(config: TrainConfig, step: int) -> None:
         module.CheckpointCallback = usual
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_best_checkpoint(configure, monkeypatch):
     """The run is killed right after the best validation; the later ones are worse."""
     monkeypatch.setattr(VLMLightningModule, "validation_losses", lambda self: {"alpha": {2: 1.0, 4: 3.0, 6: 2.0}[self.trainer.global_step]})
@@ -514,6 +519,7 @@ def test_killed_data_worker_is_reported(configure, monkeypatch):
 
 
 @pytest.mark.parametrize(("subject", "method"), [(CheckpointCallback, "save"), (ValidationScores, "scores")])
+@pytest.mark.slow
 def test_data_worker_killed_during_validation_or_save_does_not_interrupt_it(configure, monkeypatch, subject, method):
     """The checkpoint is complete, and the next batch raises the error."""
     usual = getattr(subject, method)
@@ -746,6 +752,7 @@ def test_run_records_which_sources_are_phantoms(configure, shards, tmp_path):
     assert json.loads((folder / "train.json").read_text())["phantoms"] == ["beta"]
 
 
+@pytest.mark.slow
 def test_child_run_carries_the_records_of_its_ancestors(configure, shards, tmp_path):
     root = shutil.copytree(shards, tmp_path / "shards")
     manifest = json.loads((root / "beta" / "manifest.json").read_text())
@@ -762,6 +769,7 @@ def test_child_run_carries_the_records_of_its_ancestors(configure, shards, tmp_p
     assert json.loads((child / "train.json").read_text())["phantoms"] == ["beta"]
 
 
+@pytest.mark.slow
 def test_resumed_child_keeps_the_records_of_its_first_start(configure):
     train(configure("name=parent", "optim.steps=1", "optim.warmup=0"))
     config = configure("name=child", "init=run:parent", "trainer.val_every=2")

@@ -15,7 +15,7 @@ from src.data.train_val_split import split_rows, split_source
 from src.plan import tokenizer_of
 from src.runtime.errors import UserError
 from src.training.optim import epochs_to_steps
-from tests.conftest import parts
+from tests.fixtures import parts
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def run(root, *overrides):
     return transfer.transfer(config)
 
 
+@pytest.mark.slow
 def test_transfer_writes_progress_lines_without_a_terminal(root, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     run(root, "encoder=run:mini", "benchmark=dots", "name=lines", "protocol=[probe,finetune]", "seeds=1")
@@ -115,6 +116,7 @@ def test_results_are_written_into_the_run_folder(root):
     assert [row["shots"] for row in shots] == [10, 1, 50, 5]
 
 
+@pytest.mark.slow
 def test_results_of_a_changed_checkpoint_are_computed_again(root):
     folder = run(root, "encoder=run:mini", "benchmark=dots", "name=two")
     before = (folder / "transfer/dots/run:mini/probe.jsonl").read_text()
@@ -181,6 +183,7 @@ def test_results_on_changed_images_are_left_out(root, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_with_other_weights_are_left_out(root, capsys):
     folder = run(root, "encoder=[run:mini,scratch:mini]", "benchmark=[dots,spots]", "protocol=knn", "name=eleven")
     path = root / "outputs/mini/checkpoints/best.ckpt"
@@ -200,6 +203,7 @@ def test_results_with_other_weights_are_left_out(root, capsys):
     assert "transfer/mean/run:mini/knn/macro_f1" not in result["metrics"]
 
 
+@pytest.mark.slow
 def test_results_with_other_seeds_or_settings_are_left_out(root):
     both = ["encoder=scratch:mini", "benchmark=[dots,spots]", "protocol=[knn,finetune]", "name=twelve"]
     folder = run(root, *both)

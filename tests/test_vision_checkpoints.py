@@ -164,6 +164,7 @@ def pmc_clip():
     return model
 
 
+@pytest.mark.slow
 def test_pmc_clip_features_match_modified_resnet(pmc_clip, tmp_path):
     """In float64: in float32 the rounding of fifty convolutions would hide a difference."""
     tower = {f"module.visual.{name}": value for name, value in pmc_clip.state_dict().items()}

@@ -3,7 +3,7 @@ import torch
 
 from src.data.packing import collate
 from src.model.vlm import build_vlm, parameter_summary, summary_table
-from tests.conftest import parts
+from tests.fixtures import parts
 from tests.rounding import float32_norms, forward_steps, rounding
 from tests.test_packing import samples
 

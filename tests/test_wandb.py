@@ -21,7 +21,7 @@ from src.tracking import wandb_run
 from src.tracking.wandb_history import read_history, read_records, record_items
 from src.training.callbacks.csv_log import CSVLog
 from src.training.lightning_module import VLMLightningModule
-from tests.conftest import overrides
+from tests.fixtures import overrides
 from tests.stored import write_run
 
 
@@ -167,6 +167,7 @@ def test_each_trial_has_its_own_run_and_a_failed_one_is_resumed(words, monkeypat
     assert "weights_only" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_later_commands_add_the_result_and_a_table_to_the_run(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setattr(wandb_run, "ROWS", 5)

@@ -1,5 +1,6 @@
 """A `DataLoader` that reports a lost worker process as one kind of error, raised where a batch is fetched."""
 
+import atexit
 import contextlib
 import errno
 import multiprocessing.queues
@@ -29,13 +30,17 @@ class Loader(DataLoader):
         with workers.watch():
             iterator: Any = super().__iter__()
             workers.processes = iterator._workers
-        end = object()
-        while True:
-            with workers.watch():
-                batch = next(iterator, end)
-            if batch is end:
-                return
-            yield batch
+        atexit.register(workers.kill)
+        try:
+            end = object()
+            while True:
+                with workers.watch():
+                    batch = next(iterator, end)
+                if batch is end:
+                    return
+                yield batch
+        finally:
+            atexit.unregister(workers.kill)
 
 
 class _Workers:
@@ -45,6 +50,11 @@ class _Workers:
         self.count = count
         self.processes: list = []
         self.active = False
+
+    def kill(self) -> None:
+        """Ends all workers. They ignore the SIGTERM with which Python ends its children, so that its exit would wait for them forever."""
+        for process in self.processes:
+            process.kill()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -63,6 +73,8 @@ class _Workers:
                 self.active = False  # first, because `signal.signal` runs the handlers of pending signals
                 signal.signal(signal.SIGCHLD, handler)
         except Exception as error:
+            death = self._death()  # before the workers are killed
+            self.kill()
             message = str(error)
             if message.startswith("Caught ") and not isinstance(error, MemoryError) and "can't allocate memory" not in message:
                 raise
@@ -71,9 +83,7 @@ class _Workers:
                 hint = "too many files are open; raise `ulimit -n` or use fewer workers"
             else:
                 hint = "usually because the machine or its /dev/shm is out of memory; use fewer workers"
-            reason = self._death() or f"{type(error).__name__}: {message}".removesuffix(": ").splitlines()[0]
-            for process in self.processes:
-                process.kill()  # the others ignore the SIGTERM with which Python ends its children, and the exit would wait forever
+            reason = death or f"{type(error).__name__}: {message}".removesuffix(": ").splitlines()[0]
             raise UserError(f"data.workers={self.count}: a data worker was lost ({reason}), {hint}; the same command resumes") from None
 
     def _check(self, *_) -> None:
