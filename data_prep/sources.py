@@ -19,6 +19,7 @@ class Licence:
     source: str = ""  # `from:` in the file: where the licence is stated
     redistribute: str = "unverified"  # yes, no or unverified
     non_commercial: str = "unverified"
+    credentialed: str = "no"  # yes: only credentialed users have access, and texts, weights and demos may not be passed on
 
 
 @dataclass(frozen=True)
