@@ -118,7 +118,7 @@ def check_plan_config(config: PlanConfig) -> None:
 def plan(config: PlanConfig) -> None:
     """Prints the tables of data, parameters, memory and devices, and the expected time."""
     check_plan_config(config)
-    config = epochs_to_steps(config)
+    config = with_planned_steps(config)
     assumed, trainer = config.plan, config.trainer
     sample = AverageSample(assumed.images, assumed.text, assumed.supervised)
     model = build_on_meta(config)
@@ -150,6 +150,19 @@ def plan(config: PlanConfig) -> None:
     if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, slots=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
+
+
+def with_planned_steps(config: PlanConfig) -> PlanConfig:
+    """Converts `optim.epochs` to `optim.steps`, with the counts of `data_prep/sources.yaml` for sources that are not built yet."""
+    if config.optim.epochs is None:
+        return config
+    sources = token_budget.source_budgets(config.mix, config.data, steps=0, tokenizer=tokenizer_of(config.language))
+    if unknown := [source.name for source in sources if not source.records]:
+        raise UserError(
+            f"optim.epochs={config.optim.epochs:g}: no training records of {', '.join(unknown)} are known; build the shards, leave these "
+            "sources out, or give optim.steps and set optim.epochs=null"
+        )
+    return epochs_to_steps(config, records=sum(source.records for source in sources))
 
 
 def tokenizer_of(language: LanguageConfig) -> dict[str, str]:

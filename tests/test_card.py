@@ -123,6 +123,6 @@ def test_histogram_counts_every_value():
 def test_unknown_mix_or_mix_without_shares_raises(tmp_path):
     with pytest.raises(UserError, match="mix=ful: no such file in conf/mix; did you mean 'full'"):
         render.mix_shares("ful")
-    with pytest.raises(UserError, match="mix=own: the file states no shares; choose one of full"):
+    with pytest.raises(UserError, match="mix=own: the file states no shares; choose one of broad"):
         render.mix_shares("own")
-    assert sum(render.mix_shares("full").values()) == 3_343_055
+    assert sum(render.mix_shares("full").values()) == 2_665_908

@@ -1,4 +1,4 @@
-"""The data card of a mix as HTML, Markdown and Croissant: `python -m data_prep.card mix=full out=data/shards to=outputs/card`."""
+"""The data card of a mix as HTML, Markdown and Croissant: `python -m data_prep.card mix=open out=data/shards to=outputs/card`."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CONF = paths.CONF / "mix"
 class CardConfig:
     """Writes card.html, card.md and croissant.json of a mix: counts, excluded records, licences and examples.
 
-    python -m data_prep.card mix=full out=data/shards to=outputs/card
+    python -m data_prep.card mix=open out=data/shards to=outputs/card
 
     mix  name of a file in conf/mix
     out  folder with the shards OUT/<source> of every source of the mix

@@ -46,20 +46,22 @@ def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> Lambda
     return LambdaLR(optimizer, lambda step: lr_factor(step, config))
 
 
-def epochs_to_steps(config: Config) -> Config:
+def epochs_to_steps(config: Config, *, records: int | None = None) -> Config:
     """Returns `config` with `optim.epochs` converted to `optim.steps`.
 
     steps = epochs x training records of all sources / global_batch_size. Because sources are drawn by share, a single source may be seen
-    more or less often than `epochs` times.
+    more or less often than `epochs` times. `records` replaces the count in the shards.
 
     Raises `UserError` if the warm-up is not shorter than the run.
     """
     epochs = config.optim.epochs
     if epochs is None:
         return config
-    shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
-    rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
-    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch_size))
+    if records is None:
+        shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
+        rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
+        records = sum(map(len, rows.values()))
+    steps = max(1, round(epochs * records / config.data.global_batch_size))
     if config.optim.warmup >= steps:
         raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
     return replace(config, optim=replace(config.optim, steps=steps))

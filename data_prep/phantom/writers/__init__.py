@@ -36,6 +36,6 @@ def _named(*modules) -> dict:
 
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
 FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
-OPEN = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in the open mix besides
+FURTHER = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in no mix
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-WRITERS = FULL | OPEN | UNSEEN
+WRITERS = FULL | FURTHER | UNSEEN
