@@ -31,6 +31,7 @@ class Source:
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
     columns: dict[str, str] = field(default_factory=dict)  # image, question, answer, ... -> column name of the table
     title: str = ""
+    options: dict[str, str] = field(default_factory=dict)  # of the reader: name -> value
     images: bool = True  # False: text only
     hub: str = ""  # dataset id on the Hugging Face hub
     zenodo: int = 0  # record number

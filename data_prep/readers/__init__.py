@@ -15,6 +15,7 @@ from data_prep.readers import (
     medicat,
     medmcqa,
     medqa,
+    mimic_cxr,
     pmc_oa,
     pmc_vqa,
     pubmedqa,
@@ -35,6 +36,7 @@ READERS: dict[str, Callable[[Path, str, Source], Iterator[Row]]] = {
     "medicat": medicat.read,
     "medmcqa": medmcqa.read,
     "medqa": medqa.read,
+    "mimic_cxr": mimic_cxr.read,
     "pmc_oa": pmc_oa.read,
     "pmc_vqa": pmc_vqa.read,
     "pubmedqa": pubmedqa.read,
@@ -44,3 +46,5 @@ READERS: dict[str, Callable[[Path, str, Source], Iterator[Row]]] = {
     "ubench": ubench.read,
     "vqa_med_2019": vqa_med_2019.read,
 }
+
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {"mimic_cxr": mimic_cxr.OPTIONS}  # reader -> option -> allowed values

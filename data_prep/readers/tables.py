@@ -1,6 +1,8 @@
-"""Rows of a table file: parquet, Arrow as saved by `datasets`, CSV, a JSON array or JSON lines."""
+"""Rows of a table file: parquet, Arrow as saved by `datasets`, CSV (also compressed by gzip), a JSON array or JSON lines."""
 
 import csv
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,8 @@ def table_rows(
     surrogates, which the build rejects row by row. Raises `UserError` if the first row lacks a required column or the file
     cannot be read to its end.
     """
-    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](
-        path, required, optional or []
-    )
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[kind](path, required, optional or [])
     try:
         for number, row in enumerate(rows):
             if isinstance(row, InvalidRow) or not (missing := [column for column in required if column not in row]):
@@ -38,9 +39,9 @@ def table_rows(
                 raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{suggest(missing[0], row, these='columns')}")
             else:
                 yield InvalidRow(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
-    except (pa.ArrowException, OSError, csv.Error) as error:
+    except (pa.ArrowException, OSError, csv.Error, EOFError, zlib.error) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path.name} of {entry.name}: cannot be read as {path.suffix[1:]} ({reason}); download it again") from None
+        raise UserError(f"{path.name} of {entry.name}: cannot be read as {kind[1:]} ({reason}); download it again") from None
 
 
 def _select_columns(names: list[str], required: list[str], optional: list[str]) -> list[str]:
@@ -84,7 +85,8 @@ def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | InvalidRow]:
 
 def _csv(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
     csv.field_size_limit(MAX_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, row in enumerate(table := csv.DictReader(file, strict=True)):  # strict: an unclosed quote is an error
             is_complete = None not in row and None not in row.values()
             reason = f"wrong number of fields: line {table.line_num} of {path.name}"

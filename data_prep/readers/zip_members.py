@@ -1,14 +1,17 @@
 """Reads single members of a large zip file without unpacking it.
 
-`zipfile` takes about 700 bytes per member, 1.1 GB for the 1.6 million images of PMC-OA. This class takes 16: a hash of the
-name and the position of the directory entry. Member names are only looked up, never used as paths.
+`zipfile` takes about 700 bytes per member, 1.1 GB for the 1.6 million images of PMC-OA. `ZipMembers` takes 16: a hash of the
+name and the position of the directory entry. `ZipDirectory` streams the directory and takes none. Member names are only looked
+up, never used as paths.
 """
 
 import struct
 import zlib
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import xxhash
@@ -22,65 +25,41 @@ MAX_MEMBER_BYTES = 256 << 20  # no image is larger; protects against decompressi
 STORED, DEFLATED = 0, 8
 
 
-class ZipMembers:
-    """A zip file whose members are read by name. Use as a context manager."""
+class ZipDirectory:
+    """A zip file whose members are read by the position of their directory entry. Use as a context manager."""
 
-    def __init__(self, path: Path, *, flat: bool = False):
-        """Reads the directory. Raises `UserError` if the file is missing or not a complete zip file.
-
-        `flat` looks members up by the last part of their name, as `unzip -j` unpacks them.
-        """
-        self.path, self.flat = path, flat
+    def __init__(self, path: Path):
+        """Raises `UserError` if the file is missing."""
+        self.path = path
         try:
             self.file = path.open("rb")
         except OSError:
             raise UserError(f"{path}: missing; download it again") from None
-        try:
-            hashes, positions = self._read_directory()
-        except (struct.error, ValueError):
-            self.file.close()
-            raise UserError(f"{path}: not a complete zip file; download it again") from None
-        order = np.argsort(hashes)
-        self.hashes, self.positions = hashes[order], positions[order]
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def __enter__(self) -> "ZipMembers":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.file.close()
 
-    def read(self, name: str, key: str) -> bytes | InvalidRow:
-        """The content of one member, verified by its checksum, or an `InvalidRow` with the reason."""
-        encoded = name.encode(errors="surrogatepass")
-        target = np.uint64(xxhash.xxh3_64_intdigest(encoded))
-        index = int(np.searchsorted(self.hashes, target))
-        while index < len(self.hashes) and self.hashes[index] == target:
-            entry = self._read_entry(int(self.positions[index]))
-            if self._lookup_name(entry[0]) == encoded:
-                return self._read_content(name, key, *entry[1:])
-            index += 1
-        return InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+    def entries(self) -> Iterator[tuple[bytes, int]]:
+        """Yields (name, position) of every directory entry, in file order. Raises `UserError` if this is not a complete zip file."""
+        try:
+            count, position = self._locate_directory()
+            for _ in range(count):
+                self.file.seek(position)
+                fields = ENTRY.unpack(self.file.read(ENTRY.size))
+                if fields[0] != b"PK\1\2":
+                    raise ValueError
+                yield self.file.read(fields[10]), position
+                position += ENTRY.size + fields[10] + fields[11] + fields[12]
+        except (struct.error, ValueError):
+            raise UserError(f"{self.path}: not a complete zip file; download it again") from None
 
-    def _lookup_name(self, name: bytes) -> bytes:
-        return name.rpartition(b"/")[2] if self.flat else name
-
-    def _read_directory(self) -> tuple[np.ndarray, np.ndarray]:
-        """The name hashes and the positions of all directory entries."""
-        count, position = self._locate_directory()
-        hashes, positions = array("Q"), array("Q")
-        self.file.seek(position)
-        for _ in range(count):
-            fields = ENTRY.unpack(self.file.read(ENTRY.size))
-            if fields[0] != b"PK\1\2":
-                raise ValueError
-            hashes.append(xxhash.xxh3_64_intdigest(self._lookup_name(self.file.read(fields[10]))))
-            positions.append(position)
-            self.file.seek(fields[11] + fields[12], 1)
-            position += ENTRY.size + fields[10] + fields[11] + fields[12]
-        return np.frombuffer(hashes, np.uint64), np.frombuffer(positions, np.uint64)
+    def read_at(self, position: int, key: str) -> bytes | InvalidRow:
+        """The content of the member whose directory entry is at `position`, verified by its checksum, or an `InvalidRow`."""
+        name, *fields = self._read_entry(position)
+        return self._read_content(name.decode(errors="replace"), key, *fields)
 
     def _locate_directory(self) -> tuple[int, int]:
         """(number of members, start of the directory), from the end record or the 64-bit end record."""
@@ -125,6 +104,46 @@ class ZipMembers:
             except zlib.error:
                 return InvalidRow(key, f"zip member damaged: {name}")
         return content if zlib.crc32(content) == crc else InvalidRow(key, f"zip member damaged: {name}")
+
+
+class ZipMembers(ZipDirectory):
+    """A zip file whose members are read by name. Use as a context manager."""
+
+    def __init__(self, path: Path, *, flat: bool = False):
+        """Reads the directory. Raises `UserError` if the file is missing or not a complete zip file.
+
+        `flat` looks members up by the last part of their name, as `unzip -j` unpacks them.
+        """
+        super().__init__(path)
+        self.flat = flat
+        hashes, positions = array("Q"), array("Q")
+        try:
+            for name, position in self.entries():
+                hashes.append(xxhash.xxh3_64_intdigest(self._lookup_name(name)))
+                positions.append(position)
+        except UserError:
+            self.file.close()
+            raise
+        order = np.argsort(np.frombuffer(hashes, np.uint64))
+        self.hashes, self.positions = np.frombuffer(hashes, np.uint64)[order], np.frombuffer(positions, np.uint64)[order]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def read(self, name: str, key: str) -> bytes | InvalidRow:
+        """The content of one member, verified by its checksum, or an `InvalidRow` with the reason."""
+        encoded = name.encode(errors="surrogatepass")
+        target = np.uint64(xxhash.xxh3_64_intdigest(encoded))
+        index = int(np.searchsorted(self.hashes, target))
+        while index < len(self.hashes) and self.hashes[index] == target:
+            entry = self._read_entry(int(self.positions[index]))
+            if self._lookup_name(entry[0]) == encoded:
+                return self._read_content(name, key, *entry[1:])
+            index += 1
+        return InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+
+    def _lookup_name(self, name: bytes) -> bytes:
+        return name.rpartition(b"/")[2] if self.flat else name
 
 
 def _read_zip64(extra: bytes, compressed: int, size: int, start: int) -> list[int]:

@@ -9,6 +9,7 @@ from data_prep.phantom.writers import (
     medicat,
     medmcqa,
     medqa,
+    mimic_cxr,
     octmnist,
     organcmnist,
     pad_ufes_20,
@@ -38,4 +39,5 @@ UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist,
 FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
 FURTHER = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in no mix
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-WRITERS = FULL | FURTHER | UNSEEN
+CREDENTIALED = _named(mimic_cxr)  # access is personal
+WRITERS = FULL | FURTHER | CREDENTIALED | UNSEEN
