@@ -24,10 +24,10 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build import chunking, shard_writer, slurm
 from data_prep.build import source as building
-from data_prep.build.hash_set import HashSet
 from data_prep.build.source import BuildConfig
 from data_prep.build.state import BYTE_MODULES
 from data_prep.readers import READERS
+from data_prep.readers.hash_set import HashSet
 from data_prep.shards import build_all, main
 from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
