@@ -32,7 +32,7 @@ def main(words: list[str]) -> None:
 def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
     """Builds all sources; returns their manifests by name. Checks every source before it builds the first."""
     _validate(config)
-    entries = _with_options([sources.find_source(name, config.raw) for name in config.sources], config.options)
+    entries = [_with_options(sources.find_source(name, config.raw), config.options) for name in config.sources]
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
@@ -53,6 +53,9 @@ def _validate(config: BuildConfig) -> None:
         raise UserError("sources=: names no source; give one or more")
     if config.executor not in EXECUTORS:
         raise UserError(f"executor={config.executor!r}: unknown executor{suggest(config.executor, EXECUTORS)}")
+    for word in config.options:
+        if word.partition(".")[0] not in config.sources:
+            raise UserError(f"options={word}: not an option of a source in sources=; give <source>.<option>=<value>")
     for name, low, high in (
         ("workers", 1, 1024),
         ("jobs", 1, 1024),
@@ -66,14 +69,17 @@ def _validate(config: BuildConfig) -> None:
         raise UserError(f"out={config.out}: same folder as raw=; give another one")
 
 
-def _with_options(entries: list[sources.Source], options: dict[str, str]) -> list[sources.Source]:
-    """The entries with the options of the command line, which are named SOURCE.NAME."""
-    allowed = [f"{entry.name}.{name}" for entry in entries for name in OPTIONS.get(entry.reader, ())]
-    for name in options:
+def _with_options(entry: sources.Source, words: list[str]) -> sources.Source:
+    """The entry with the options of the command line in place of its own. Raises `UserError` for an unknown option or value."""
+    given = (word.removeprefix(f"{entry.name}.").partition("=") for word in words if word.startswith(f"{entry.name}."))
+    options = {**entry.options, **{name: value for name, _, value in given}}
+    allowed = OPTIONS.get(entry.reader, {})
+    for name, value in options.items():
         if name not in allowed:
-            raise UserError(f"unknown key 'options.{name}'{suggest(name, allowed)}")
-    by_source = [{name.partition(".")[2]: value for name, value in options.items() if name.startswith(f"{e.name}.")} for e in entries]
-    return [replace(entry, options=values) for entry, values in zip(entries, by_source, strict=True)]
+            raise UserError(f"options={entry.name}.{name}: unknown option{suggest(name, allowed)}")
+        if allowed[name] and value not in allowed[name]:
+            raise UserError(f"options={entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
+    return replace(entry, options=options)
 
 
 def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:

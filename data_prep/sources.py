@@ -36,6 +36,7 @@ class Source:
     reader: str
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
     columns: dict[str, str] = field(default_factory=dict)  # image, question, answer, ... -> column name of the table
+    options: dict[str, str] = field(default_factory=dict)  # of the reader: name -> value
     title: str = ""
     images: bool = True  # False: text only
     hub: str = ""  # dataset id on the Hugging Face hub
@@ -51,7 +52,6 @@ class Source:
     steps: str = ""  # manual steps
     citation: str = ""
     notes: str = ""
-    options: dict[str, str] = field(default_factory=dict)  # of the reader, from the command line
 
     def tables(self, raw: Path, split: str) -> list[Path]:
         """The existing table files of a split, sorted within each glob."""

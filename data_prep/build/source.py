@@ -41,7 +41,8 @@ class BuildConfig:
     quarantine_limit  largest share of unusable rows before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
-    options           of a reader, as options.SOURCE.NAME=value; folders of classes: question (options.brain.question="which tumour?")
+    options           <source>.<option>=<value>, separated by commas: options of readers, in place of those in sources.yaml; a value with
+                      commas is given alone: options.brain.question="which tumour, if any?" (question: of a folder of classes)
     """
 
     sources: list[str]
@@ -54,7 +55,7 @@ class BuildConfig:
     quarantine_limit: float = 0.05
     executor: str = "process"
     jobs: int = 4
-    options: dict[str, str] = field(default_factory=dict)  # SOURCE.NAME -> value
+    options: list[str] = field(default_factory=list)
 
 
 def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer: TokenizerFile | None = None) -> dict[str, Any]:
@@ -72,17 +73,25 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
             globs = ", ".join(chain(*entry.files.values()))
             raise UserError(f"source '{entry.name}': {raw} holds no rows; put files there that match one of {globs}")
         extra = {"phantom": (raw / PHANTOM_MARKER).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
-        return finalize_source(folder, shards, entry, settings=_settings(config), extra=extra, quarantine_limit=config.quarantine_limit)
+        return finalize_source(
+            folder, shards, entry, settings=_settings(entry, config), extra=extra, quarantine_limit=config.quarantine_limit
+        )
 
 
 def prepare_folder(entry: Source, config: BuildConfig, tokenizer: TokenizerFile | None) -> bool:
     """Whether the folder holds a part of the same build; removes a build with another state."""
-    settings = _settings(config) | {"tokenizer": tokenizer.identity["sha256"] if tokenizer else ""}
+    settings = _settings(entry, config) | {"tokenizer": tokenizer.identity["sha256"] if tokenizer else ""}
     return can_resume(config.out / entry.name, build_state(config.raw / entry.name, entry, settings))
 
 
-def _settings(config: BuildConfig) -> dict[str, Any]:
-    return {"max_side": config.max_side, "quality": config.quality, "shard_rows": chunking.SHARD_ROWS, "shard_bytes": chunking.SHARD_BYTES}
+def _settings(entry: Source, config: BuildConfig) -> dict[str, Any]:
+    limits = {
+        "max_side": config.max_side,
+        "quality": config.quality,
+        "shard_rows": chunking.SHARD_ROWS,
+        "shard_bytes": chunking.SHARD_BYTES,
+    }
+    return limits | ({"options": entry.options} if entry.options else {})
 
 
 def write_shards(

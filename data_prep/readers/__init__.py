@@ -47,4 +47,7 @@ READERS: dict[str, Callable[[Path, str, Source], Iterator[Row | Note]]] = {
     "ubench": ubench.read,
     "vqa_med_2019": vqa_med_2019.read,
 }
-OPTIONS: dict[str, tuple[str, ...]] = {"folder": ("question",), "classification": ("question",)}  # names of Source.options by reader
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {  # reader -> option -> allowed values; none: any text
+    "classification": classification.OPTIONS,
+    "folder": classification.OPTIONS,
+}

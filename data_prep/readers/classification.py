@@ -15,6 +15,7 @@ from data_prep.sources import Source
 from src.data.record import Record
 
 QUESTION = "what does the image show?"
+OPTIONS: dict[str, tuple[str, ...]] = {"question": ()}
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:

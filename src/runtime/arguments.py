@@ -13,8 +13,8 @@ Schema = TypeVar("Schema")
 def parse_arguments(schema: type[Schema], arguments: list[str]) -> Schema:
     """Fills `schema`; a field without a default is required. `--help` prints the docstring of `schema`.
 
-    A field is a str, int, float, Path (or None), list[str] (`sources=a,b`) or dict[str, str] (`options.a.b=c` gives `{"a.b": "c"}`).
-    Unknown keys, missing keys and values of the wrong type raise `UserError`.
+    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`; `options.a=b, c` adds the item `a=b, c`). Unknown
+    keys, missing keys and values of the wrong type raise `UserError`.
     """
     if {"-h", "--help"} & set(arguments):
         print(schema.__doc__)
@@ -26,8 +26,8 @@ def parse_arguments(schema: type[Schema], arguments: list[str]) -> Schema:
         if not equals:
             raise UserError(f"'{argument}' is not of the form key=value")
         field, _, name = key.partition(".")
-        if name and types.get(field) == dict[str, str]:
-            values.setdefault(field, {})[name] = text
+        if name and types.get(field) == list[str]:
+            values.setdefault(field, []).append(f"{name}={text}")
             continue
         if key not in types:
             raise UserError(f"unknown key '{key}'{suggest(key, types)}")
