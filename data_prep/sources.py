@@ -15,7 +15,8 @@ from src.runtime.errors import UserError, suggest
 
 SOURCES_YAML = Path(__file__).with_name("sources.yaml")
 OWN_DATA = ("jsonl", "chat", "folder")  # entries without a dataset: the readers for folders of own data
-TABLES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
+TABLES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+NOT_TABLES = ("labels.csv", "dataset_dict.json", "state.json", "dataset_info.json", "dataset_infos.json")  # the last four of `datasets`
 SPLIT_NAMES = SPLIT_FOLDERS | {"dev": "val"}
 
 
@@ -106,7 +107,7 @@ def find_source(name: str, raw: Path) -> Source:
     types = Counter(path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file()).most_common(5)
     contents = ", ".join(f"{count:,} {suffix}" for suffix, count in types) or "no files"
     raise UserError(
-        f"source '{name}' is not in sources.yaml, and {folder} holds neither a table ({', '.join(TABLES)}) "
+        f"source '{name}' is not in sources.yaml, and {folder} holds neither a table ({', '.join(TABLES)}, or saved by datasets) "
         f"nor a folder of images per class; it holds {contents}; see 'Your own data' in docs/data.md"
     )
 
@@ -117,28 +118,25 @@ def _own_tables(folder: Path) -> dict[str, list[Path]]:
     The first word of the file name, or of its folder, is the split. A single table without a split is the training split.
     Raises `UserError` if a split would be ambiguous.
     """
-    paths = [path for place in (folder, folder / "data") for path in sorted(place.glob("[!.]*")) if path.suffix in TABLES[:-1]]
-    saved = [path for at in ("data-*.arrow", "dataset.arrow") for path in sorted([*folder.glob(at), *folder.glob(f"*/{at}")])]
-    paths = [path for path in paths if path.name not in _NOT_TABLES] + saved
+    paths = [path for place in (folder, folder / "data") for path in sorted(place.glob("[!.]*")) if path.suffix in TABLES]
+    paths = [path for path in paths if path.name not in NOT_TABLES]
+    saved = [path for at in ("data-*.arrow", "*/data-*.arrow") for path in sorted(folder.glob(at))]
     tables: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for path in paths:
-        names = (path.parent.name if path in saved and path.parent != folder else path.name).lower()
-        word = re.match(r"[a-z]*", names)
+    for path in [*paths, *saved]:
+        name = path.parent.name if path in saved and path.parent != folder else path.name
+        word = re.match(r"[a-z]*", name.lower())
         if word and word[0] in SPLIT_NAMES:
             tables[SPLIT_NAMES[word[0]]].append(path)
-    if paths and not any(tables.values()):
-        if len({(path.parent, path.suffix) for path in paths}) > 1 or (len(paths) > 1 and paths != saved):
+    if not any(tables.values()):
+        if len(paths) > 1:
             names = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
             raise UserError(f"{folder}: the split of {names} is unknown; let each name start with train, val or test")
-        tables["train"] = paths
+        tables["train"] = paths or [path for path in saved if path.parent == folder]
     for split, files in tables.items():
         if len({path.suffix for path in files}) > 1:
             names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
             raise UserError(f"{folder}: the {split} split has several formats: {names}; keep one")
     return {split: files for split, files in tables.items() if files}
-
-
-_NOT_TABLES = ("labels.csv", "dataset_dict.json", "state.json", "dataset_info.json", "dataset_infos.json")
 
 
 def _parse_entry(name: str, entry: dict[str, Any]) -> Source:
