@@ -15,7 +15,7 @@ from data_prep.build.finalize import COUNTS
 from data_prep.build.process_pool import process_map
 from data_prep.build.source import BuildConfig, build_source
 from data_prep.build.token_counts import tokenizer_file
-from data_prep.readers import OPTIONS
+from data_prep.readers import OPTIONS, own_data
 from src.runtime import arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
@@ -36,6 +36,8 @@ def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
+        if entry.reader in ("jsonl", "chat"):
+            own_data.check_tables(config.raw / entry.name, entry)
     manifests = {}
     with tokenizer_file(config.tokenizer) as tokenizer, process_map(config.workers) as map_chunks:
         if config.executor == "slurm":
@@ -75,7 +77,7 @@ def _with_options(entry: sources.Source, words: list[str]) -> sources.Source:
     for name, value in options.items():
         if name not in allowed:
             raise UserError(f"options={entry.name}.{name}: unknown option{suggest(name, allowed)}")
-        if value not in allowed[name]:
+        if allowed[name] and value not in allowed[name]:
             raise UserError(f"options={entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
     return replace(entry, options=options)
 
@@ -87,8 +89,9 @@ def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:
             expected = entry.expected.get(split)
             table.add_row(entry.name, split, *(f"{counts[name]:,}" for name in COUNTS), f"{expected:,}" if expected else "")
     print_table(table)
-    if manifest.get("filtered"):
-        print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
+    for name in ("filtered", "notes"):
+        if manifest.get(name):
+            print(f"{entry.name} {name}: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest[name].items()))
     for split, expected in entry.expected.items():
         rows = manifest["counts"][split]["in"]
         if abs(rows - expected) > ROW_TOLERANCE * expected and not manifest["phantom"]:

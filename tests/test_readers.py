@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep import sources
 from data_prep.build.chunking import record_fault
-from data_prep.readers import READERS
+from data_prep.readers import OPTIONS, READERS
 from data_prep.readers.json_stream import iter_items
 from data_prep.readers.rows import FilteredRow, InvalidRow
 from data_prep.readers.zip_members import ZipMembers
@@ -196,7 +196,7 @@ def test_latin_1_line_is_rejected_alone(tmp_path):
 def test_own_data_needs_no_entry_in_sources_yaml(tmp_path):
     put_lines(tmp_path / "scans" / "test.jsonl", {"question": "q", "answer": "a"})
     put_parquet(tmp_path / "table" / "train.parquet", [{"image": image(0), "question": "q", "answer": "a"}])
-    for name, reader in (("scans", "jsonl"), ("table", "hf_parquet")):
+    for name, reader in (("scans", "jsonl"), ("table", "jsonl")):
         entry = sources.find_source(name, tmp_path)
         assert (entry.name, entry.reader) == (name, reader)
         rows = [row for split in SPLITS for row in READERS[reader](tmp_path / name, split, entry)]
@@ -204,7 +204,7 @@ def test_own_data_needs_no_entry_in_sources_yaml(tmp_path):
 
 
 def test_unknown_source_suggests_the_closest(tmp_path):
-    with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.*did you mean 'pathvqa'"):
+    with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.* does not exist; did you mean 'pathvqa'"):
         sources.find_source("pathvaq", tmp_path)
     with pytest.raises(UserError, match="letters, digits"):
         sources.find_source("../../etc", tmp_path)
@@ -462,6 +462,7 @@ def test_every_reader_has_an_entry():
         assert set(entry.columns) <= {"image", "question", "answer", "caption", "id", "type", "group", "licence"}
         assert not entry.columns or entry.reader == "hf_parquet"
         assert entry.reader in (entry.name, "hf_parquet", "classification")
+    assert set(OPTIONS) <= set(READERS)
 
 
 PAPER = ["pathvqa", "mimic_cxr", "iu_xray", "vqa_rad", "roco", "omnimedvqa", "ubench"]  # the fourteen names of the paper
@@ -526,7 +527,9 @@ def test_misspelt_entry_is_an_error(tmp_path):
 
 def test_caption_table_uses_the_columns_of_its_entry(tmp_path):
     entry = replace(
-        sources.load_sources()["hf_parquet"], name="roco", columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"}
+        sources.load_sources()["pathvqa"],
+        files={"train": ["train.parquet"]},
+        columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"},
     )
     put_parquet(tmp_path / "train.parquet", [{"image": image(0), "text": " a caption", "number": 7, "pmc": "PMC1"}])
     (row,) = READERS["hf_parquet"](tmp_path, "train", entry)

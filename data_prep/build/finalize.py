@@ -45,8 +45,8 @@ def finalize_source(
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     # The fingerprint identifies the samples, so the entries below are not part of it.
     manifest |= extra
-    manifest["filtered"] = dict(sum((part.filtered for part in parts), Counter()).most_common())
-    manifest["licences"] = dict(sum((part.licences for part in parts), Counter()).most_common())
+    for name in ("filtered", "notes", "licences"):
+        manifest[name] = dict(sum((getattr(part, name) for part in parts), Counter()).most_common())
     with atomic_file(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest

@@ -34,6 +34,7 @@ class ShardPart:
     counts: Counter
     rejected: list[tuple[str, str]]  # (key, reason)
     filtered: Counter  # reason -> rows
+    notes: Counter  # change by the reader -> rows
     licences: Counter  # licence -> records; "" for records that state none
     tar: dict[str, Any]  # name, sha256, bytes, records; empty if the shard has no records
 
@@ -65,6 +66,7 @@ def read_part(folder: Path, shard: str) -> ShardPart:
         counts=Counter(metadata["counts"]),
         rejected=[tuple(pair) for pair in metadata["refused"]],
         filtered=Counter(metadata["filtered"]),
+        notes=Counter(metadata["notes"]),
         licences=Counter(metadata["licences"]),
         tar=metadata["tar"],
     )
@@ -75,6 +77,7 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     counts: Counter = Counter({"written": 0, "quarantined": 0})
     rejected: list[tuple[str, str]] = []
     filtered: Counter = Counter()
+    notes: Counter = Counter()
     licences: Counter = Counter()
     rows: list[dict[str, Any]] = []
     path = folder / f"{shard}.tar"
@@ -87,6 +90,7 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
             rejected += chunk.rejected + serialized.rejected
             counts.update(chunk.counts)
             filtered.update(chunk.filtered)
+            notes.update(chunk.notes)
             licences.update(serialized.licences)
             writer.write(serialized.data)
         writer.write(END_OF_TAR)
@@ -95,7 +99,8 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     if not rows:
         path.unlink()
         tar = {}
-    _write_part(folder, shard, rows, {"counts": counts, "refused": rejected, "filtered": filtered, "licences": licences, "tar": tar})
+    metadata = {"counts": counts, "refused": rejected, "filtered": filtered, "notes": notes, "licences": licences, "tar": tar}
+    _write_part(folder, shard, rows, metadata)
     return counts
 
 

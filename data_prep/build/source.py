@@ -10,13 +10,13 @@ from typing import Any
 
 from data_prep.build import chunking
 from data_prep.build.finalize import finalize_source
-from data_prep.build.hash_set import HashSet
 from data_prep.build.process_pool import Map
 from data_prep.build.serialize import SerializedChunk, serialize_chunk
 from data_prep.build.shard_writer import is_finished, write_shard
 from data_prep.build.state import build_state, can_resume
 from data_prep.build.token_counts import TokenizerFile
 from data_prep.readers import READERS
+from data_prep.readers.hash_set import HashSet
 from data_prep.readers.raw_files import rows_in
 from data_prep.sources import Source
 from src.data.record import PHANTOM_MARKER, SPLITS
@@ -41,7 +41,8 @@ class BuildConfig:
     quarantine_limit  largest share of unusable rows before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
-    options           <source>.<option>=<value>, separated by commas: options of readers, in place of those in sources.yaml
+    options           <source>.<option>=<value>, separated by commas: options of readers, in place of those in sources.yaml; a value with
+                      commas is given alone: options.brain.question="which tumour, if any?" (question: of a folder of classes)
     """
 
     sources: list[str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
-from data_prep.readers import READERS, json_stream, mimic_sections, raw_files, rows, tables, zip_members
+from data_prep.readers import READERS, chat, hash_set, json_stream, mimic_sections, raw_files, rows, tables, zip_members
 from data_prep.sources import Source
 from src.data import record
 from src.data.shards import SCHEMA
@@ -19,6 +19,8 @@ from src.runtime.errors import UserError
 
 # The modules that decide the bytes of any source, together with its reader.
 BYTE_MODULES = (
+    chat,
+    hash_set,
     json_stream,
     mimic_sections,
     raw_files,

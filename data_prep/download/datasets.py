@@ -87,7 +87,7 @@ def download_all(config: DownloadConfig) -> None:
 
 
 def _find_entry(name: str) -> Source:
-    entries = {entry.name: entry for entry in sources.load_sources().values() if entry.name not in ("jsonl", "hf_parquet")}
+    entries = {entry.name: entry for entry in sources.load_sources().values() if entry.name not in sources.OWN_DATA}
     if name not in entries:
         raise UserError(f"source '{name}' is not in sources.yaml{suggest(name, entries)}")
     return entries[name]

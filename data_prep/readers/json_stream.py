@@ -84,7 +84,7 @@ class _Text:
             self._read_more()
 
     def _read_more(self) -> None:
-        text = self.file.read(CHUNK)
+        text = self.file.read(max(CHUNK, len(self.buffer) - self.position))  # doubles, so that a long item is not parsed again per chunk
         if not text:
             raise EOFError("the file ends too early")
         self.buffer, self.position = self.buffer[self.position :] + text, 0

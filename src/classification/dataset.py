@@ -55,12 +55,14 @@ def read_dataset(name: str, *, raw: str | Path) -> ClassificationDataset:
     """Reads the set in `raw/<name>` as described by `conf/benchmark/<name>.yaml`.
 
     Without that file, a `labels.csv` or one folder per class is expected. A set without splits is split 60/20/20, stratified by class,
-    with each group in one split. Raises `UserError` for an unknown label, an empty class, a group in two given splits and a wrong checksum.
+    with each group in one split; a set without val has a fifth of its train split as val. Raises `UserError` for an unknown label, an
+    empty class, a group in two given splits and a wrong checksum.
     """
     folder, path = Path(raw) / name, FOLDER / f"{name}.yaml"
     if not folder.is_dir():
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
-        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{suggest(name, known - {name})}")
+        advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
+        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
     default = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
     config = to_typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
     if config.layout not in LAYOUTS:
@@ -80,11 +82,14 @@ def build_dataset(name: str, examples: list[Example], *, classes: list[str], arr
         if example.label not in classes:
             raise UserError(f"benchmark '{name}': {example.key} has the label '{example.label}'{suggest(example.label, classes)}")
     if len(labels) < 2:
-        raise UserError(f"benchmark '{name}': there is only one class ('{examples[0].label}'); give at least two")
+        one = f"there is only one class ('{examples[0].label}') in {len(examples):,} images"
+        raise UserError(f"benchmark '{name}': {one}; give at least two, as one folder per class")
     labels_N = np.array([classes.index(example.label) for example in examples])
     generated_split = not all(example.split for example in examples)
     if generated_split:
         examples = assign_splits(examples, labels_N)
+    elif not any(example.split == "val" for example in examples):
+        examples = hold_out_val(examples, labels_N)
     data = ClassificationDataset(name, classes, examples, labels_N, generated_split, dataset_fingerprint(examples, array_file))
     _check_splits(data)
     return data
@@ -102,6 +107,12 @@ def assign_splits(examples: list[Example], labels_N: np.ndarray) -> list[Example
         raise UserError(f"cannot split {len(unassigned_N)} images of {len(set(groups))} groups into fifths: {error}") from None
     assigned = dict.fromkeys(unassigned_N[folds[0]].tolist(), "test") | dict.fromkeys(unassigned_N[folds[1]].tolist(), "val")
     return [example if example.split else example._replace(split=assigned.get(n, "train")) for n, example in enumerate(examples)]
+
+
+def hold_out_val(examples: list[Example], labels_N: np.ndarray) -> list[Example]:
+    """Assigns a fifth of the training examples of a set without val to val, as `assign_splits` does."""
+    assigned = assign_splits([example._replace(split=example.split.removeprefix("train")) for example in examples], labels_N)
+    return [new if new.split == "val" else given for given, new in zip(examples, assigned, strict=True)]
 
 
 def dataset_fingerprint(examples: Iterable[Example], array_file: Path | None = None) -> str:
