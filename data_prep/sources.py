@@ -60,6 +60,10 @@ class Source:
         return [path for glob in self.files.get(split, []) for path in sorted(raw.glob(glob))]
 
     @property
+    def credentialed(self) -> bool:
+        return self.licence.credentialed == "yes"
+
+    @property
     def by_hand(self) -> bool:
         """Whether the files have to be downloaded by hand."""
         return not (self.hub or self.zenodo or self.urls)

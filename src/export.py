@@ -8,6 +8,7 @@ import torch
 
 from src.config.export import ExportConfig
 from src.config.train import TrainConfig
+from src.data.credentialed import credentialed_notice
 from src.inference.query import finished_run
 from src.model.vlm import build_vlm
 from src.release import card, space, usage
@@ -22,16 +23,22 @@ from src.runtime.schema import check_choice
 from src.training.checkpoint import choose_checkpoint, load_checkpoint
 
 PARTS = ("hf", "adapter", "timm", "space")
+MIN_REASON_WORDS = 5
 
 
 def export(config: ExportConfig) -> Path:
     """Writes the folders of `parts=` below `out`, compares the logits of `out/hf` with those of the run, and uploads with `push=`."""
     folder, trained = finished_run(config.outputs, config.run)
     check_export_config(config, trained)
-    path = choose_checkpoint(folder, config.checkpoint)
     facts = card.collect_facts(folder, trained)
+    repository, reason = config.push.repository, (config.push.credentialed or "").strip()
+    if facts.credentialed:
+        check_credentialed_push(config, facts.credentialed)
+        print(f"warning: {credentialed_notice(facts.credentialed)}")
+    path = choose_checkpoint(folder, config.checkpoint)
     out = Path(config.out)
     with run_folder.record(folder, "export") as result, atomic_folder(out) as partial:
+        result["credentialed"] = {"sources": facts.credentialed, "push": repository, "reason": reason if repository else None}
         model = build_vlm(trained)
         load_checkpoint(model, path)
         model.eval()
@@ -47,8 +54,9 @@ def export(config: ExportConfig) -> Path:
             space.save_space(partial / "space")
         for name, text in render_texts(facts, config.parts).items():
             (partial / name).write_text(text)
-    if config.push:
-        push_folder(out, config.push, parts=config.parts, texts=render_texts(facts, config.parts, repository=config.push))
+    if repository:
+        facts.push_reason = reason
+        push_folder(out, repository, parts=config.parts, texts=render_texts(facts, config.parts, repository=repository))
     return out
 
 
@@ -64,8 +72,18 @@ def check_export_config(config: ExportConfig, trained: TrainConfig) -> None:
         raise UserError(f"run '{config.run}' was trained without images (data.images=false); export only its adapter with parts=[adapter]")
     if "space" in config.parts and "hf" not in config.parts:
         raise UserError("parts=: the part space runs the part hf; add hf to parts=")
-    if config.push:
-        check_push(config.push)
+    if config.push.repository:
+        check_push(config.push.repository)
+
+
+def check_credentialed_push(config: ExportConfig, sources: list[str]) -> None:
+    """Raises `UserError` for an upload of any part without a reason. A sentence is at least five words, so that no `yes` passes."""
+    if config.push.repository and len((config.push.credentialed or "").split()) < MIN_REASON_WORDS:
+        raise UserError(
+            f"push={config.push.repository}: the run was trained on credentialed data ({', '.join(sources)}), and what is derived from it "
+            "may be shared only under the same agreement; leave push= out, or state in a sentence why this upload is permitted with "
+            "push.credentialed='...', which export.json and the cards will hold"
+        )
 
 
 def render_texts(facts: card.CardFacts, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
@@ -93,5 +111,5 @@ def main(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("run", "out", "push"))
+    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("run", "out", "push", "push.repository", "push.credentialed"))
     main()

@@ -17,6 +17,7 @@ import torch
 from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.data import lineage
+from src.data.credentialed import credentialed_notice
 from src.data.datamodule import DataModule, fingerprint_id
 from src.data.packing import low_utilization_warning
 from src.data.shards import Shards
@@ -96,6 +97,8 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         if run_folder.is_first_rank() and not (resume and (folder / lineage.FILE).exists()):
             manifests = {source: opened.manifest for source, opened in data.shards.items()}
             lineage.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests)
+            if notice := credentialed_notice(lineage.credentialed(lineage.lineage(folder))):
+                print(notice)
         with explained_failures(config, folder):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         if checkpoints.stop_signal and trainer.global_step < trainer.max_steps:
@@ -106,6 +109,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
             print(f"stopped by a callback at step {trainer.global_step} of {trainer.max_steps} and saved; the run is finished")
         result |= {"data": fingerprint_id(data.fingerprint), "shards": data.fingerprint["shards"], "records": data.fingerprint["records"]}
         result["phantoms"] = lineage.phantoms(lineage.lineage(folder))
+        result["credentialed"] = lineage.credentialed(lineage.lineage(folder))
         result["metrics"] = throughput(log.totals)
     return folder
 

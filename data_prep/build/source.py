@@ -1,7 +1,9 @@
 """Builds the folder of shards of one dataset."""
 
 import json
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -72,7 +74,8 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
         if not shards:
             globs = ", ".join(chain(*entry.files.values()))
             raise UserError(f"source '{entry.name}': {raw} holds no rows; put files there that match one of {globs}")
-        extra = {"phantom": (raw / PHANTOM_MARKER).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
+        extra: dict[str, Any] = {"phantom": (raw / PHANTOM_MARKER).exists(), "credentialed": entry.credentialed}
+        extra["tokenizer"] = tokenizer.identity if tokenizer else None
         return finalize_source(
             folder, shards, entry, settings=_settings(entry, config), extra=extra, quarantine_limit=config.quarantine_limit
         )
@@ -116,11 +119,28 @@ def write_shards(
 
     file = tokenizer.file if tokenizer else None
     serialize = partial(serialize_chunk, max_side=config.max_side, quality=config.quality, tokenizer=file)
-    with Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
+    with withheld_messages(entry), Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
         results = map_chunks(serialize, pending_chunks())
         for first in results:
-            write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)))
+            write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)), credentialed=entry.credentialed)
     return list(pending)
+
+
+@contextmanager
+def withheld_messages(entry: Source) -> Iterator[None]:
+    """Replaces the message of an unexpected error, which may quote a row, by its place in the code if the source is credentialed."""
+    try:
+        yield
+    except (UserError, OSError):  # these name files
+        raise
+    except Exception as error:
+        if not entry.credentialed:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"source '{entry.name}': {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}; the message is withheld, "
+            "because it may quote a credentialed record; correct the reader or the raw data there, and run the same command again"
+        ) from None
 
 
 def _rest_of_shard(

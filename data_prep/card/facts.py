@@ -15,12 +15,14 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build.finalize import COUNTS
 from data_prep.sources import Source
+from src.data.credentialed import is_credentialed, withheld_record
 from src.data.record import SPLITS, Record, phantom_notice
 from src.data.shards import Shards
 
 NUM_EXAMPLES, EXAMPLE_SIDE = 6, 112  # per source; pixels
 BINS = 24
 UNSTATED = "none stated"
+CREDENTIALED = "credentialed: records and what is derived from them are sensitive and may be shared only under the agreement of the data"
 NON_COMMERCIAL, NO_DERIVATIVES = (
     r"(?<![a-z])nc(?![a-z])|non-?commercial|research",
     r"(?<![a-z])nd(?![a-z])|no-?deriv",
@@ -43,6 +45,10 @@ class SourceFacts:
     @property
     def total(self) -> dict[str, int]:
         return {name: sum(counts[name] for counts in self.counts.values()) for name in COUNTS}
+
+    @property
+    def credentialed(self) -> bool:
+        return is_credentialed(self.entry.name, self.shards.manifest)
 
     @property
     def num_trainable(self) -> int:
@@ -69,11 +75,16 @@ class SourceFacts:
         return longer[longer > 0]
 
     def examples(self) -> list[tuple[str, str]]:
-        """(image as a data URL, text) of training records spread over the source; the URL is empty for text-only sources."""
+        """(image as a data URL, text) of training records spread over the source; the URL is empty for text-only sources.
+
+        Records of a credentialed source are replaced by their keys.
+        """
         rows = self.shards.rows("train")
         with_images = rows[self.shards.column("num_images")[rows] > 0]
         candidates = with_images if len(with_images) else rows
         chosen = candidates[np.linspace(0, len(candidates) - 1, min(NUM_EXAMPLES, len(candidates))).astype(int)]
+        if self.credentialed:
+            return [("", withheld_record(self.shards.arrow("key")[int(row)].as_py())) for row in chosen]
         return [_example(self.shards[int(row)]) for row in chosen]
 
 
@@ -97,6 +108,7 @@ def usage_restrictions(facts: list[SourceFacts]) -> str:
     """Restrictions on the use of the whole mix, from the licences of its sources and of single records."""
     restrictions = []
     for restriction, limits in (
+        (CREDENTIALED, {one.entry.name: one.credentialed for one in facts}),
         (
             "non-commercial use only",
             {one.entry.name: one.entry.licence.non_commercial == "yes" or _any_licence_matches(one, NON_COMMERCIAL) for one in facts},

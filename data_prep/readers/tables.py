@@ -37,11 +37,13 @@ def table_rows(
             if isinstance(row, InvalidRow) or not (missing := [column for column in required if column not in row]):
                 yield row
             elif number == 0:
-                raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{suggest(missing[0], row, these='columns')}")
+                # Without a header, the first row would be listed as the columns.
+                columns = "; compare its header" if entry.credentialed else suggest(missing[0], row, these="columns")
+                raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{columns}")
             else:
                 yield InvalidRow(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
     except (pa.ArrowException, OSError, csv.Error, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
+        reason = type(error).__name__ if entry.credentialed else str(error).splitlines()[0]
         raise UserError(f"{path.name} of {entry.name}: cannot be read as {kind[1:]} ({reason}); download it again") from None
 
 
