@@ -34,30 +34,44 @@ class ClassificationConfig:
     classes: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     group: str = ""
+    multilabel: bool = False
 
 
 class Example(NamedTuple):
-    """One labelled image. `split` is empty if the set has no splits; `group` is the patient or slide, or the key if that is unknown."""
+    """One labelled image. `split` is empty if the set has no splits; `group` is the patient or slide, or the key if that is unknown.
+
+    `label` is the class, or in a multi-label set the tuple of the positive classes, which may be empty.
+    """
 
     key: str
     split: str
-    label: str
+    label: str | tuple[str, ...]
     group: str
     image: Path | np.ndarray  # encoded file, or uint8 pixels (H, W) or (H, W, 3)
 
 
 def npz_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
-    """MedMNIST (Yang et al., Scientific Data 2023): `{train,val,test}_{images,labels}`, with class numbers (N, 1) as labels."""
+    """MedMNIST (Yang et al., Scientific Data 2023): `{train,val,test}_{images,labels}`.
+
+    Labels are class numbers (N, 1), or 0/1 per class (N, L) in a multi-label set (ChestMNIST).
+    """
     path = folder / config.path
     for split in SPLITS:
         images, labels = npz_array(path, f"{split}_images"), npz_array(path, f"{split}_labels")
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            raise UserError(f"{path}: {split}_labels has {labels.shape[1]} labels per image; use a set with one label per image")
+        if labels.ndim == 2 and labels.shape[1] > 1 and not config.multilabel:
+            raise UserError(f"{path}: {split}_labels has {labels.shape[1]} labels per image; set multilabel: true in its file")
+        if config.multilabel and (labels.ndim != 2 or labels.shape[1] != len(config.classes) or not np.isin(labels, (0, 1)).all()):
+            expected = f"0/1 of shape (N, {len(config.classes)}), one column per class of its file"
+            raise UserError(f"{path}: {split}_labels of shape {labels.shape} must be {expected}; correct the classes, or download it again")
         if len(images) != len(labels):
             raise UserError(f"{path}: {len(images)} {split}_images but {len(labels)} {split}_labels; download it again")
-        for n, number in enumerate(labels.reshape(-1).tolist()):
-            name = config.classes[number] if number < len(config.classes) else f"class number {number}"
-            yield Example(f"{split}-{n:06d}", split, name, f"{split}-{n:06d}", images[n])
+        for n, row in enumerate(labels.reshape(len(labels), -1).tolist()):
+            label: str | tuple[str, ...]
+            if config.multilabel:
+                label = tuple(name for name, positive in zip(config.classes, row, strict=True) if positive)
+            else:
+                label = config.classes[row[0]] if row[0] < len(config.classes) else f"class number {row[0]}"
+            yield Example(f"{split}-{n:06d}", split, label, f"{split}-{n:06d}", images[n])
 
 
 def npz_array(path: Path, name: str) -> np.ndarray:
