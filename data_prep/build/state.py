@@ -12,13 +12,26 @@ from typing import Any
 from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
 from data_prep.readers import READERS, json_stream, raw_files, rows, tables, zip_members
 from data_prep.sources import Source
-from src.data import record
+from src.data import near_duplicates, record
 from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 from src.runtime.errors import UserError
 
 # The modules that decide the bytes of any source, together with its reader.
-BYTE_MODULES = (json_stream, raw_files, rows, tables, zip_members, chunking, encode, serialize, token_counts, shard_writer, record)
+BYTE_MODULES = (
+    json_stream,
+    raw_files,
+    rows,
+    tables,
+    zip_members,
+    chunking,
+    encode,
+    near_duplicates,
+    serialize,
+    token_counts,
+    shard_writer,
+    record,
+)
 
 
 def build_state(raw: Path, entry: Source, settings: dict[str, Any]) -> str:

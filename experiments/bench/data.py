@@ -20,7 +20,6 @@ import webdataset
 from PIL import Image
 
 from data_prep import sources
-from data_prep.audit import hamming_search
 from data_prep.build import serialize
 from data_prep.build.chunking import SHARD_ROWS, Chunk
 from data_prep.build.encode import EncodedImage
@@ -30,6 +29,7 @@ from data_prep.build.source import BuildConfig, build_source
 from data_prep.shards import build_all
 from experiments.bench.measurement import ROUNDS, Measurement, ratio, single, single_ratio, time_alternately
 from experiments.bench.synthetic_data import FULL_MIX_RECORDS, memory_mb, replicate_shards, run_in_process, write_raw
+from src.data import hamming_search
 from src.data.record import Record
 from src.data.shards import Shards
 
