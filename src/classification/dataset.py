@@ -16,7 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
-from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
+from src.classification.groups import apply_group_rules
+from src.classification.layouts import ClassificationConfig, Example
+from src.classification.published_layouts import LAYOUTS
 from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
@@ -31,7 +33,10 @@ CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before t
 
 @dataclass
 class ClassificationDataset:
-    """`labels_N` are indices into `classes`. `generated_split` is true if the set has no splits and `assign_splits` created them."""
+    """`labels_N` are indices into `classes`, or 0/1 of shape (N, L) in a multi-label set.
+
+    `generated_split` is true if the set has no splits and `assign_splits` created them.
+    """
 
     name: str
     classes: list[str]
@@ -48,7 +53,8 @@ class ClassificationDataset:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of images per split and class."""
-        return {split: {name: int((self.labels_N[self.rows(split)] == k).sum()) for k, name in enumerate(self.classes)} for split in SPLITS}
+        one_hot = self.labels_N if self.labels_N.ndim == 2 else self.labels_N[:, None] == np.arange(len(self.classes))
+        return {split: dict(zip(self.classes, one_hot[self.rows(split)].sum(0).tolist(), strict=True)) for split in SPLITS}
 
 
 def read_dataset(name: str, *, raw: str | Path) -> ClassificationDataset:
@@ -67,6 +73,8 @@ def read_dataset(name: str, *, raw: str | Path) -> ClassificationDataset:
         raise UserError(f"benchmark '{name}': layout={config.layout!r}{suggest(config.layout, LAYOUTS)}")
     _verify_checksums(folder)
     examples = list(LAYOUTS[config.layout](folder, config))
+    origin = dataset_fingerprint(examples, folder / config.path) if config.duplicates else ""
+    examples = apply_group_rules(name, examples, config, origin=origin, cache=Path(raw) / f".{name}-duplicates.json")
     return build_dataset(name, examples, classes=list(config.classes), array_file=folder / config.path)
 
 
@@ -74,14 +82,18 @@ def build_dataset(name: str, examples: list[Example], *, classes: list[str], arr
     """Validates the examples and splits those without a split. `array_file` is the file of their arrays, for the fingerprint."""
     if not examples:
         raise UserError(f"benchmark '{name}': no image found; check its folder and layout")
-    labels = {example.label for example in examples}
+    label_sets = [(example.label,) if isinstance(example.label, str) else example.label for example in examples]
+    labels = {label for labels in label_sets for label in labels}
     classes = classes or sorted(labels)
-    for example in examples:
-        if example.label not in classes:
-            raise UserError(f"benchmark '{name}': {example.key} has the label '{example.label}'{suggest(example.label, classes)}")
+    for example, names in zip(examples, label_sets, strict=True):
+        for label in set(names).difference(classes):
+            raise UserError(f"benchmark '{name}': {example.key} has the label '{label}'{suggest(label, classes)}")
     if len(labels) < 2:
         raise UserError(f"benchmark '{name}': there is only one class ('{examples[0].label}'); give at least two")
-    labels_N = np.array([classes.index(example.label) for example in examples])
+    if all(isinstance(example.label, tuple) for example in examples):
+        labels_N = np.array([[label in names for label in classes] for names in label_sets], np.int64)
+    else:
+        labels_N = np.array([classes.index(names[0]) for names in label_sets])
     generated_split = not all(example.split for example in examples)
     if generated_split:
         examples = assign_splits(examples, labels_N)
@@ -94,6 +106,8 @@ def assign_splits(examples: list[Example], labels_N: np.ndarray) -> list[Example
     """Assigns examples without a split to one: five folds, stratified by label, with whole groups; one is test, one is val."""
     unassigned_N = np.array([n for n, example in enumerate(examples) if not example.split])
     groups = [examples[n].group for n in unassigned_N]
+    if labels_N.ndim == 2:  # one stratum per combination of labels
+        labels_N = np.unique(labels_N, axis=0, return_inverse=True)[1].ravel()
     ungrouped = len(set(groups)) == len(groups)
     splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(5, shuffle=True, random_state=0)
     try:
@@ -108,7 +122,8 @@ def dataset_fingerprint(examples: Iterable[Example], array_file: Path | None = N
     """Hash of keys, splits, labels, groups, and of the size and time of the image files. Images are not read."""
     state = xxhash.xxh3_128(READER_VERSION)
     for example in examples:
-        state.update("\t".join(example[:4]).encode())
+        key, split, label, group, _ = example
+        state.update("\t".join((key, split, label if isinstance(label, str) else "|".join(label), group)).encode())
         if isinstance(example.image, Path):
             state.update(_size_and_time(example.image))
     if array_file and array_file.is_file():
