@@ -48,9 +48,12 @@ def render(
     if findings is None:
         findings = [] if scene.normal else [Findings(scene.shape, scene.count, scene.side, scene.size)]
     masks = []
-    for shape, count, side, size in findings:
-        centres = place(rng, c, count, side, RADIUS[size], ground.allowed)
-        masks.append(finding_mask(rng, c, shape, centres, RADIUS[size]))
+    for side in dict.fromkeys(one.side for one in findings):
+        here = [one for one in findings if one.side == side]
+        centres = place(rng, c, sum(one.count for one in here), side, max(RADIUS[one.size] for one in here), ground.allowed)
+        for one in here:
+            masks.append(finding_mask(rng, c, one.shape, centres[: one.count], RADIUS[one.size]))
+            centres = centres[one.count :]
     distractors(ground, rng, c)
     for mask_HW, clear_HW in masks:
         calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
