@@ -28,7 +28,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             source=entry.name,
             split=split,
             images=[_encode(example.image)],
-            turns=[(QUESTION, example.label)],
+            turns=[(QUESTION, ", ".join(dataset.label_names(example)) or "none of these")],
             choices=list(data.classes),
             type="finding",
             group=example.group,
