@@ -1,4 +1,4 @@
-"""Any classification dataset of `conf/benchmark`, as questions whose answer is the class, or the list of classes in a multi-label set.
+"""Any classification dataset of `conf/benchmark`, as questions whose answer is the class.
 
 Used for the data card and for training on such a dataset. Encoder transfer reads the raw files itself.
 """
@@ -15,7 +15,6 @@ from data_prep.sources import Source
 from src.data.record import Record
 
 QUESTION = "what does the image show?"
-MULTILABEL_QUESTION, NOTHING = "which findings does the image show?", "none"
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
@@ -24,16 +23,13 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     data = dataset.read_dataset(raw.name, raw=raw.parent)
     for row in data.rows(split):
         example = data.examples[row]
-        label = example.label
-        single = isinstance(label, str)
-        answer = label if isinstance(label, str) else ", ".join(label) or NOTHING
         yield Record(
             key=f"{split}-{row:06d}",
             source=entry.name,
             split=split,
             images=[_encode(example.image)],
-            turns=[(QUESTION if single else MULTILABEL_QUESTION, answer)],
-            choices=list(data.classes) if single else [],
+            turns=[(QUESTION, ", ".join(dataset.label_names(example)) or "none of these")],
+            choices=list(data.classes) if isinstance(example.label, str) else [],
             type="finding",
             group=example.group,
             meta={"name": example.key},
