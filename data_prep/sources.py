@@ -37,7 +37,6 @@ class Source:
     reader: str
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
     columns: dict[str, str] = field(default_factory=dict)  # image, question, answer, ... -> column name of the table
-    options: dict[str, str] = field(default_factory=dict)  # of the reader: name -> value
     title: str = ""
     options: dict[str, str] = field(default_factory=dict)  # of the reader: name -> value
     images: bool = True  # False: text only

@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
 from data_prep.readers import READERS, chat, hash_set, json_stream, mimic_sections, raw_files, rows, tables, zip_members
 from data_prep.sources import Source
-from src.data import record
+from src.data import near_duplicates, record
 from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 from src.runtime.errors import UserError
@@ -29,6 +29,7 @@ BYTE_MODULES = (
     zip_members,
     chunking,
     encode,
+    near_duplicates,
     serialize,
     token_counts,
     shard_writer,

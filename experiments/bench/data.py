@@ -20,7 +20,6 @@ import webdataset
 from PIL import Image
 
 from data_prep import sources
-from data_prep.audit import hamming_search
 from data_prep.build import serialize
 from data_prep.build.chunking import SHARD_ROWS, Chunk
 from data_prep.build.encode import EncodedImage
@@ -39,6 +38,7 @@ from experiments.bench.synthetic_data import (
     write_raw,
     write_roco,
 )
+from src.data import hamming_search
 from src.data.record import Record
 from src.data.shards import Shards
 

@@ -14,6 +14,15 @@ class FineTuneConfig:
 
 
 @dataclass
+class PaperConfig:
+    epochs: int
+    batch: int
+    lr: list[float]
+    warmup: float
+    weight_decay: float
+
+
+@dataclass
 class TransferConfig:
     encoder: Any  # a name or a list of names; so are benchmarks and protocol
     benchmarks: Any
@@ -29,3 +38,5 @@ class TransferConfig:
     seeds: int
     resamples: int
     finetune: FineTuneConfig
+    paper: PaperConfig
+    benchmark_lists: dict[str, list[str]]

@@ -20,7 +20,7 @@ DEFINITIONS = {
     "exact": "fraction of answers that equal a reference after normalisation",
     "f1": "token F1 against the best reference, mean over questions",
     "accuracy": "fraction of closed or multiple-choice questions that were answered correctly",
-    "macro_f1": "unweighted mean of the F1 of the classes",
+    "macro_f1": "unweighted mean of the F1 of the classes; of the labels of a multi-label set at thresholds chosen on validation",
 }
 CONDITIONS = {
     "real": "with the image",

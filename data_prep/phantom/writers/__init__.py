@@ -2,9 +2,14 @@
 
 from data_prep.phantom.writers import (
     breastmnist,
+    busi,
+    cxr8,
     healthcaremagic,
     iu_xray,
     malaria,
+    medfmc_chest,
+    medfmc_colon,
+    medfmc_endo,
     medical_flashcards,
     medicat,
     medmcqa,
@@ -36,6 +41,7 @@ def _named(*modules) -> dict:
 
 
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
+UNSEEN |= _named(cxr8, medfmc_chest, medfmc_colon, medfmc_endo, busi)  # the transfer sets that the paper names
 FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
 FURTHER = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in no mix
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
