@@ -31,7 +31,7 @@ class Findings(NamedTuple):
     """`count` findings of one shape on one side of the image."""
 
     shape: str
-    count: int
+    count: int  # type: ignore[assignment]
     side: str
     size: str
 
