@@ -25,7 +25,7 @@ from src.classification.layouts import (
 )
 from src.runtime.errors import UserError, suggest
 
-NIH_LABELS = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax")
+NIH_LABELS: tuple[str, ...] = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax")
 NIH_LABELS += ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia")
 NIH_COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 MEDFMC_LISTS = {"train_20.txt": "train", "val_20.txt": "val", "test_WithLabel.txt": "test"}
@@ -75,7 +75,7 @@ def cxr8_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]
     """
     root = folder / config.path
     table = next(iter(sorted(root.glob("Data_Entry_2017*.csv"))), root / "Data_Entry_2017_v2020.csv")
-    split_of = {}
+    split_of: dict[str, str] = {}
     for split, name in (("", "train_val_list.txt"), ("test", "test_list.txt")):
         require(root / name)
         split_of |= dict.fromkeys((root / name).read_text().split(), split)
