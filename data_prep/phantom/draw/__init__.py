@@ -28,10 +28,10 @@ SIDES = (96, 112, 128, 144, 160, 192)  # pixels
 
 
 class Findings(NamedTuple):
-    """`count` findings of one shape on one side of the image."""
+    """`number` findings of one shape on one side of the image."""
 
     shape: str
-    count: int  # type: ignore[assignment]
+    number: int
     side: str
     size: str
 
@@ -50,10 +50,10 @@ def render(
     masks = []
     for side in dict.fromkeys(one.side for one in findings):
         here = [one for one in findings if one.side == side]
-        centres = place(rng, c, sum(one.count for one in here), side, max(RADIUS[one.size] for one in here), ground.allowed)
+        centres = place(rng, c, sum(one.number for one in here), side, max(RADIUS[one.size] for one in here), ground.allowed)
         for one in here:
-            masks.append(finding_mask(rng, c, one.shape, centres[: one.count], RADIUS[one.size]))
-            centres = centres[one.count :]
+            masks.append(finding_mask(rng, c, one.shape, centres[: one.number], RADIUS[one.size]))
+            centres = centres[one.number :]
     distractors(ground, rng, c)
     for mask_HW, clear_HW in masks:
         calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
