@@ -15,8 +15,7 @@ import yaml
 from data_prep import sources
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.chunking import hash64
-from data_prep.build.shard_writer import without_text
-from data_prep.build.source import BuildConfig
+from data_prep.build.source import BuildConfig, without_text
 from data_prep.card import render
 from data_prep.readers import READERS
 from data_prep.readers.tables import table_rows

@@ -6,7 +6,6 @@ shard is finished once its part exists. Index, quarantine and manifest are built
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.build.chunking import Chunk, hash64
+from data_prep.build.chunking import Chunk
 from data_prep.build.serialize import SerializedChunk
 from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 
 END_OF_TAR = bytes(1024)
-PLAIN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,80}")
 VARIABLE = (pa.string(), pa.binary())  # types with offsets
 PART = pa.schema([field for field in SCHEMA if field.name not in ("shard", "split", "leaks_into")])  # these three are added later
 
@@ -74,8 +72,8 @@ def read_part(folder: Path, shard: str) -> ShardPart:
     )
 
 
-def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, SerializedChunk]], *, credentialed: bool = False) -> Counter:
-    """Writes the chunks of one shard as they arrive; returns its counts. `credentialed` keeps texts of rejected rows out of the part."""
+def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, SerializedChunk]]) -> Counter:
+    """Writes the chunks of one shard as they arrive; returns its counts."""
     counts: Counter = Counter({"written": 0, "quarantined": 0})
     rejected: list[tuple[str, str]] = []
     filtered: Counter = Counter()
@@ -97,7 +95,6 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
             writer.write(serialized.data)
         writer.write(END_OF_TAR)
     counts.update(written=len(rows), quarantined=len(rejected))
-    rejected = [without_text(*pair) for pair in rejected] if credentialed else rejected
     tar = {"name": path.name, "sha256": writer.digest.hexdigest(), "bytes": writer.size, "records": len(rows)}
     if not rows:
         path.unlink()
@@ -105,12 +102,6 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     metadata = {"counts": counts, "refused": rejected, "filtered": filtered, "notes": notes, "licences": licences, "tar": tar}
     _write_part(folder, shard, rows, metadata)
     return counts
-
-
-def without_text(key: str, reason: str) -> tuple[str, str]:
-    """Key and reason of a rejected row without any text of it: the reason loses its detail, and a key that is no plain identifier (a reader
-    may use the fields of a broken row as its key) becomes a hash."""
-    return key if PLAIN_KEY.fullmatch(key) else f"row-{hash64(key):016x}", reason.partition(":")[0]
 
 
 def _write_part(folder: Path, shard: str, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """Builds the folder of shards of one dataset."""
 
 import json
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,8 @@ from src.data.record import PHANTOM_MARKER, SPLITS
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,80}")
 
 
 @dataclass
@@ -121,9 +124,23 @@ def write_shards(
     serialize = partial(serialize_chunk, max_side=config.max_side, quality=config.quality, tokenizer=file)
     with withheld_messages(entry), Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
         results = map_chunks(serialize, pending_chunks())
+        if entry.credentialed:
+            results = (_without_texts(*result) for result in results)
         for first in results:
-            write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)), credentialed=entry.credentialed)
+            write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)))
     return list(pending)
+
+
+def _without_texts(chunk: chunking.Chunk, serialized: SerializedChunk) -> tuple[chunking.Chunk, SerializedChunk]:
+    """A result with rejected rows that hold no text."""
+    rejected, more = ([without_text(*pair) for pair in part.rejected] for part in (chunk, serialized))
+    return replace(chunk, rejected=rejected), replace(serialized, rejected=more)
+
+
+def without_text(key: str, reason: str) -> tuple[str, str]:
+    """Key and reason of a rejected row without any text of it: the reason loses its detail, and a key that is no plain identifier (a reader
+    may use the fields of a broken row as its key) becomes a hash."""
+    return key if PLAIN_KEY.fullmatch(key) else f"row-{chunking.hash64(key):016x}", reason.partition(":")[0]
 
 
 @contextmanager
