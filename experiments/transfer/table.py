@@ -27,7 +27,9 @@ def rows(folder: Path) -> list[dict]:
     content = json.loads(path.read_text())
     tables = content["transfer"]
     result = [row for cell in tables["cells"] for row in cell_rows(cell)]
-    result += [{"benchmark": "mean", "score": "macro_f1", **mean} for mean in tables["means"]]
+    for mean in tables["means"]:
+        for score in (score for score in SCORES if score == "macro_f1" or score in mean):
+            result.append({"benchmark": "mean", "score": score, **mean, **mean.get(score, {})})
     for protocol, ranks in tables["ranks"].items():
         common = {"benchmark": "mean", "protocol": protocol, "score": "average_rank"}
         result += [common | {"encoder": encoder, "value": rank} for encoder, rank in ranks.items()]

@@ -60,15 +60,11 @@ class TransferResultFile:
                 line |= {"seed": seed, "probabilities": [float(f"{p:.6g}") for p in p_K]}
                 lines.append(json.dumps(line, ensure_ascii=False))
         write_atomically(self.path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-        names: dict[str, object] = {
-            "benchmark": self.benchmark,
-            "encoder": self.encoder,
-            "protocol": self.protocol,
-            "classes": data.classes,
-        }
+        names = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol}
+        metadata = {**names, "classes": data.classes, **metadata}
         if data.multilabel:
-            names |= {"multilabel": True, "thresholds": [fit.thresholds_K.tolist() for fit in fits if fit.thresholds_K is not None]}
-        write_atomically(self.path, json.dumps({**names, **metadata}, indent=1))
+            metadata |= {"multilabel": True, "thresholds": [fit.thresholds_K.tolist() for fit in fits if fit.thresholds_K is not None]}
+        write_atomically(self.path, json.dumps(metadata, indent=1))
 
 
 # Key of `depends_on` -> its name in the message about a result that differs.
