@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from data_prep.build.source import BuildConfig
-from data_prep.phantom.writers import FULL, OPEN
+from data_prep.phantom.writers import FULL, OPEN, PAPER
 from data_prep.shards import build_all
 from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
@@ -28,9 +28,9 @@ def trials(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Shards of all eighteen sources of the mixes, with a few records each."""
+    """Shards of all sources of the mixes, with a few records each."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
-    writers = FULL | OPEN
+    writers = FULL | OPEN | PAPER
     for name, writer in writers.items():
         (raw / name).mkdir()
         writer.write(raw / name, seed=0, num={split: min(size, 24 if split == "train" else 4) for split, size in writer.SIZES.items()})

@@ -10,6 +10,7 @@ from data_prep.phantom.writers import (
     medmcqa,
     medqa,
     octmnist,
+    omnimedvqa,
     organcmnist,
     pad_ufes_20,
     pathvqa,
@@ -38,4 +39,5 @@ UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist,
 FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
 OPEN = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in the open mix besides
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-WRITERS = FULL | OPEN | UNSEEN
+PAPER = _named(omnimedvqa)  # in the mix of the paper besides
+WRITERS = FULL | OPEN | PAPER | UNSEEN
