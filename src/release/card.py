@@ -10,6 +10,7 @@ import yaml
 
 from src.config.train import TrainConfig
 from src.data.lineage import lineage, missing_parent
+from src.data.subsets import usage_texts
 from src.runtime import paths
 from src.runtime.errors import UserError
 
@@ -87,6 +88,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
                     "title": entry.get("title", source["name"]),
                     "share": source["share"],
                     "records": source["records"],
+                    "subsets": source.get("subsets", {}),
                     "licence": source["licence"] or licence.get("name", "unverified"),
                     "from": licence.get("from", "unsourced"),
                     "non_commercial": _yes_no(licence.get("non_commercial", "unverified")),
@@ -164,6 +166,10 @@ def data_statement(facts: CardFacts) -> str:
             f"| {source['title']} (`{source['name']}`){_ancestor(source)} | {source['share']:.1%} | {records} | {source['licence']} "
             f"| {source['from']} | {source['non_commercial']} | {source['redistribute']} |"
         )
+    for source in facts.sources:
+        if source["subsets"]:
+            used = "; ".join(f"{name} {text}" for name, text in usage_texts(source["subsets"]).items())
+            lines += ["", f"Sub-sets of {source['name']}{_ancestor(source)}: {used}."]
     citations = dict.fromkeys(f"- {source['citation']}" for source in facts.sources if source["citation"])
     return "\n".join(lines) + ("\n\n" + "\n".join(citations) if citations else "") + "\n"
 
