@@ -50,6 +50,8 @@ class Source:
     licence: Licence = field(default_factory=Licence)
     gated: str = "unverified"
     counts: dict[str, Any] = field(default_factory=dict)  # split -> expected rows, and from
+    subsets: dict[str, int] = field(default_factory=dict)  # datasets that it was compiled from -> published records
+    exclude: list[str] = field(default_factory=list)  # sub-sets that training leaves out unless mix.exclude names the source
     steps: str = ""  # manual steps
     citation: str = ""
     notes: str = ""
@@ -154,6 +156,9 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> Source:
     for split in entry.get("counts", {}):
         if split not in (*SPLITS, "from"):
             raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{suggest(split, SPLITS)}")
+    for subset in entry.get("exclude", []):
+        if subset not in entry.get("subsets", {}):
+            raise UserError(f"sources.yaml: {name}.exclude has an unknown sub-set '{subset}'{suggest(subset, entry.get('subsets', {}))}")
     licence = {"source" if key == "from" else key: _yes_or_no(value) for key, value in entry.get("licence", {}).items()}
     files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
     return Source(

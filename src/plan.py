@@ -14,6 +14,7 @@ from src.config.train import LanguageConfig, TrainConfig
 from src.config.train_rules import check_values
 from src.data import token_budget
 from src.data.packing import Batch, RankBalance, low_utilization_warning
+from src.data.subsets import with_default_exclusions
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
@@ -118,7 +119,7 @@ def check_plan_config(config: PlanConfig) -> None:
 def plan(config: PlanConfig) -> None:
     """Prints the tables of data, parameters, memory and devices, and the expected time."""
     check_plan_config(config)
-    config = with_planned_steps(config)
+    config = with_planned_steps(replace(config, mix=with_default_exclusions(config.mix)))
     assumed, trainer = config.plan, config.trainer
     sample = AverageSample(assumed.images, assumed.text, assumed.supervised)
     model = build_on_meta(config)

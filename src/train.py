@@ -20,7 +20,10 @@ from src.data import lineage
 from src.data.credentialed import credentialed_notice
 from src.data.datamodule import DataModule, fingerprint_id
 from src.data.packing import low_utilization_warning
+from src.data.remote import CacheConfig
 from src.data.shards import Shards
+from src.data.subsets import mix_usage, with_default_exclusions
+from src.data.train_val_split import open_sources, split_rows
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.plan import memory_advice
 from src.runtime import run_folder, sweep
@@ -58,6 +61,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[lightning.Callback] = ()) 
 
 
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Callback]) -> Path:
+    config = replace(config, mix=with_default_exclusions(config.mix))
     config = restore_revisions(epochs_to_steps(config), folder)
     run_folder.open_run(folder, to_plain(config))
     if (folder / "train.json").exists():
@@ -80,6 +84,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         result["audits"] = audits(data.shards, config)
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {fingerprint_id(data.fingerprint)}: {', '.join(counts)}")
+        subsets = mix_usage(data.shards, dict(zip(data.mixture.sources, data.mixture.rows, strict=True)), config.mix)
         warn_if_ranks_wait(config, data)
 
         module = VLMLightningModule(model, config, sources=data.mixture.sources, folder=folder).train()
@@ -96,7 +101,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
             print(f"resuming from {resume}")
         if run_folder.is_first_rank() and not (resume and (folder / lineage.FILE).exists()):
             manifests = {source: opened.manifest for source, opened in data.shards.items()}
-            lineage.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests)
+            lineage.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests, subsets=subsets)
             if notice := credentialed_notice(lineage.credentialed(lineage.lineage(folder))):
                 print(notice)
         with explained_failures(config, folder):
@@ -223,6 +228,9 @@ def check_devices(config: TrainConfig) -> None:
 def check_train(config: TrainConfig) -> None:
     check_train_config(config)
     check_extra(config.trainer.extra)
+    if config.mix.exclude or config.mix.max_per_subset:
+        cache = CacheConfig(config.data.cache, config.data.cache_gb)
+        split_rows(open_sources(config.data.root, config.mix, cache=cache), config.mix, val_samples=0)
     wandb_run.check_login(config.logger)
 
 

@@ -30,10 +30,10 @@ def trials(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Shards of all sources of the mixes that have a phantom writer, with a few records each."""
+    """Shards of all sources of the mixes, with a few records each."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     names = {name for mix, shares in MIXES.items() if mix != "own" for name in shares}
-    writers = {name: writer for name, writer in WRITERS.items() if name in names}
+    writers = {name: WRITERS[name] for name in names}
     for name, writer in writers.items():
         (raw / name).mkdir()
         writer.write(raw / name, seed=0, num={split: min(size, 24 if split == "train" else 4) for split, size in writer.SIZES.items()})

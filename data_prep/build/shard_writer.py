@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,7 @@ class ShardPart:
     filtered: Counter  # reason -> rows
     notes: Counter  # change by the reader -> rows
     licences: Counter  # licence -> records; "" for records that state none
+    subsets: list[tuple[str, int]]  # runs of consecutive rows of one sub-set: name, "" for none, and number of rows
     tar: dict[str, Any]  # name, sha256, bytes, records; empty if the shard has no records
 
     def rows(self) -> pa.RecordBatch:
@@ -68,6 +70,7 @@ def read_part(folder: Path, shard: str) -> ShardPart:
         filtered=Counter(metadata["filtered"]),
         notes=Counter(metadata["notes"]),
         licences=Counter(metadata["licences"]),
+        subsets=[(name, count) for name, count in metadata["subsets"]],
         tar=metadata["tar"],
     )
 
@@ -99,7 +102,9 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     if not rows:
         path.unlink()
         tar = {}
-    metadata = {"counts": counts, "refused": rejected, "filtered": filtered, "notes": notes, "licences": licences, "tar": tar}
+    subsets = [(name, len(list(run))) for name, run in groupby(row["subset"] for row in rows)]
+    metadata = {"counts": counts, "refused": rejected, "filtered": filtered, "notes": notes, "licences": licences}
+    metadata |= {"subsets": subsets, "tar": tar}
     _write_part(folder, shard, rows, metadata)
     return counts
 

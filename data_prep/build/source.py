@@ -23,6 +23,7 @@ from data_prep.readers.hash_set import HashSet
 from data_prep.readers.raw_files import rows_in
 from data_prep.sources import Source
 from src.data.record import PHANTOM_MARKER, SPLITS
+from src.data.shards import SUBSETS
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
@@ -68,8 +69,9 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
     raw, folder = config.raw / entry.name, config.out / entry.name
     with explain_full_disk(entry.name, folder):
         resumed = prepare_folder(entry, config, tokenizer)
-        if resumed and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
-            manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads((folder / "manifest.json").read_bytes()) if resumed and (folder / "manifest.json").exists() else {}
+        indices = ["index.arrow", *([SUBSETS] if "subsets" in manifest else [])]
+        if manifest and all((folder / name).exists() for name in indices):
             if not all(is_finished(folder, Path(tar["name"]).stem) for tar in manifest["shards"]):
                 write_shards(entry, config, map_chunks, tokenizer)  # rewrites the same bytes: index, audit and manifest stay valid
             return manifest

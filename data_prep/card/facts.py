@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build.finalize import COUNTS
 from data_prep.sources import Source
+from src.config.train import MixConfig
 from src.data.credentialed import is_credentialed, withheld_record
 from src.data.record import SPLITS, Record, phantom_notice
 from src.data.shards import Shards
+from src.data.subsets import check_subsets, subset_usage, usage_texts, with_default_exclusions
+from src.data.train_val_split import split_source
 
 NUM_EXAMPLES, EXAMPLE_SIDE = 6, 112  # per source; pixels
 BINS = 24
@@ -37,6 +40,7 @@ class SourceFacts:
     share: float  # of the mix, 0 to 1
     shards: Shards
     audit: dict[str, Any]  # empty if it was not audited
+    selection: dict[str, Any] = field(default_factory=lambda: {"decontaminate": True})  # of the mix, see MixConfig.selection
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -52,8 +56,15 @@ class SourceFacts:
 
     @property
     def num_trainable(self) -> int:
-        """Training records that leak into no test set."""
-        return len(self.shards.rows("train", decontaminate=True))
+        """Training records that leak into no test set and that the mix does not exclude."""
+        return len(self._trainable())
+
+    def _trainable(self) -> np.ndarray:
+        return split_source(self.shards, **{**self.selection, "decontaminate": True}, val_samples=0)[0]
+
+    def subsets(self) -> dict[str, str]:
+        """Per sub-set of the source, how many of its training records the mix uses; empty for a source without sub-sets."""
+        return usage_texts(subset_usage(self.shards, self._trainable(), exclude=self.selection.get("exclude", ())))
 
     def reasons(self) -> list[tuple[str, int]]:
         """Reasons of quarantined rows with their counts, most frequent first."""
@@ -88,14 +99,17 @@ class SourceFacts:
         return [_example(self.shards[int(row)]) for row in chosen]
 
 
-def gather_facts(out: Path, shares: dict[str, float]) -> list[SourceFacts]:
+def gather_facts(out: Path, mix: MixConfig) -> list[SourceFacts]:
     """Facts of every source of a mix, in its order."""
-    entries, total = sources.load_sources(), sum(shares.values())
+    mix = with_default_exclusions(mix)
+    entries, shares = sources.load_sources(), mix.sampling_weights
+    total = sum(shares.values())
     facts = []
     for name, share in shares.items():
         shards = Shards(out / name)
         entry = entries.get(name) or Source(name=name, reader="", files={}, title=name, licence=entries["jsonl"].licence)
-        facts.append(SourceFacts(entry, share / total, shards, shards.audit or {}))
+        check_subsets(shards, mix, name)
+        facts.append(SourceFacts(entry, share / total, shards, shards.audit or {}, mix.selection(name)))
     return facts
 
 

@@ -1,10 +1,13 @@
 """Reads large JSON files one item at a time."""
 
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 from src.runtime.errors import UserError
 
@@ -18,11 +21,16 @@ def iter_items(path: Path) -> Iterator[tuple[str, Any]]:
     Memory is bounded by the size of one item. Bytes that are not UTF-8 become surrogates, which the build rejects row by row.
     Raises `UserError` if the file is not one complete object or array.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            yield from _items(_Text(file))
-        except (ValueError, EOFError, RecursionError) as error:
-            raise UserError(f"{path.name}: not complete, valid JSON: {error}; download it again") from None
+    with path.open("rb") as file:
+        yield from iter_stream(file, path.name)
+
+
+def iter_stream(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    """`iter_items` of an open file, which may be a member of an archive."""
+    try:
+        yield from _items(_Text(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")))
+    except (ValueError, EOFError, RecursionError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{name}: not complete, valid JSON: {error}; download it again") from None
 
 
 def _items(text: "_Text") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,8 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
+from zipfile import ZipExtFile, ZipInfo
 
 import numpy as np
 import xxhash
@@ -79,18 +80,20 @@ class ZipDirectory:
             count, _, position = struct.unpack("<QQQ", record[32:56])
         return count, position
 
-    def _read_entry(self, position: int) -> tuple[bytes, int, int, int, int, int]:
-        """(name, flags, method, checksum, compressed size, start of the local header) of the directory entry at `position`."""
+    def _read_entry(self, position: int) -> tuple[bytes, int, int, int, int, int, int]:
+        """(name, flags, method, checksum, compressed size, size, start of the local header) of the directory entry at `position`."""
         self.file.seek(position)
         _, _, _, flags, method, _, _, crc, compressed, size, name_length, extra_length, *_, start = ENTRY.unpack(self.file.read(ENTRY.size))
         name = self.file.read(name_length)
         extra = self.file.read(extra_length)
         if 0xFFFFFFFF in (compressed, size, start):
             compressed, size, start = _read_zip64(extra, compressed, size, start)
-        return name, flags, method, crc, compressed if size <= MAX_MEMBER_BYTES else MAX_MEMBER_BYTES + 1, start
+        return name, flags, method, crc, compressed, size, start
 
-    def _read_content(self, name: str, key: str, flags: int, method: int, crc: int, compressed: int, start: int) -> bytes | InvalidRow:
-        if flags & 1 or method not in (STORED, DEFLATED) or compressed > MAX_MEMBER_BYTES:
+    def _read_content(
+        self, name: str, key: str, flags: int, method: int, crc: int, compressed: int, size: int, start: int
+    ) -> bytes | InvalidRow:
+        if flags & 1 or method not in (STORED, DEFLATED) or max(compressed, size) > MAX_MEMBER_BYTES:
             return InvalidRow(key, f"zip member cannot be read: {name} is encrypted, compressed with method {method} or larger than 256 MB")
         self.file.seek(start)
         header = self.file.read(LOCAL.size)
@@ -132,15 +135,39 @@ class ZipMembers(ZipDirectory):
 
     def read(self, name: str, key: str) -> bytes | InvalidRow:
         """The content of one member, verified by its checksum, or an `InvalidRow` with the reason."""
+        entry = self._find_entry(name)
+        return self._read_content(name, key, *entry) if entry else InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+
+    def names(self) -> Iterator[str]:
+        """The full names of all members in the order of the directory, without keeping them in memory."""
+        return (name.decode(errors="replace") for name, _ in self.entries())
+
+    def open(self, name: str) -> IO[bytes]:
+        """One member as a stream, for members of any size. Raises `UserError` if there is none that can be read.
+
+        A damaged member raises `zipfile.BadZipFile` or `zlib.error` while it is read.
+        """
+        entry = self._find_entry(name)
+        if not entry or entry[0] & 1 or entry[1] not in (STORED, DEFLATED):
+            raise UserError(f"{self.path}: holds no {name} that can be read; download it again")
+        info = ZipInfo(name)
+        _, info.compress_type, info.CRC, info.compress_size, info.file_size, start = entry
+        file = self.path.open("rb")  # its own position: other members are read meanwhile
+        file.seek(start)
+        file.seek(sum(LOCAL.unpack(file.read(LOCAL.size))[-2:]), 1)
+        return cast(IO[bytes], ZipExtFile(file, "r", info, None, True))
+
+    def _find_entry(self, name: str) -> tuple[int, int, int, int, int, int] | None:
+        """`_read_entry` of the member with this name, without the name."""
         encoded = name.encode(errors="surrogatepass")
         target = np.uint64(xxhash.xxh3_64_intdigest(encoded))
         index = int(np.searchsorted(self.hashes, target))
         while index < len(self.hashes) and self.hashes[index] == target:
             entry = self._read_entry(int(self.positions[index]))
             if self._lookup_name(entry[0]) == encoded:
-                return self._read_content(name, key, *entry[1:])
+                return entry[1:]
             index += 1
-        return InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+        return None
 
     def _lookup_name(self, name: bytes) -> bytes:
         return name.rpartition(b"/")[2] if self.flat else name

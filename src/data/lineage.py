@@ -6,7 +6,8 @@ run can be published and checked for leaks after its parents or their data have 
     name         of the run
     config       content of its config.yaml
     fingerprint  of its data: "shards" and "records" per source; empty if unknown
-    sources      [{name, share, licence, licences, records, phantom, credentialed}] from the manifests of the shards; None if unknown
+    sources      [{name, share, licence, licences, records, phantom, credentialed}] from the manifests of the shards; None if unknown. A
+                 source with sub-sets has also `subsets`, see `src.data.subsets.subset_usage`
     pretrained_on  credentialed sources of the exported models that the run took as its encoder or language model
 """
 
@@ -25,11 +26,12 @@ from src.runtime.schema import to_typed
 FILE = "lineage.json"
 
 
-def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict]) -> None:
-    """Writes `lineage.json` of a run that starts from the weights of its parent."""
+def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict], subsets: dict[str, dict] | None = None) -> None:
+    """Writes `lineage.json` of a run that starts from the weights of its parent. `subsets` are the sub-sets of each source."""
     config = read_config(folder)
     parent = parent_folder(folder, config)
-    records = [training_record(config, fingerprint=fingerprint, manifests=manifests), *(lineage(parent) if parent else [])]
+    record = training_record(config, fingerprint=fingerprint, manifests=manifests, subsets=subsets)
+    records = [record, *(lineage(parent) if parent else [])]
     write_atomically(folder / FILE, json.dumps(records, indent=1))
 
 
@@ -85,8 +87,10 @@ def parent_folder(folder: Path, config: dict) -> Path | None:
     return outputs / config["init"].removeprefix("run:")
 
 
-def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dict]) -> dict[str, Any]:
-    """The record of one run, from its configuration and the manifests of its sources."""
+def training_record(
+    config: dict, *, fingerprint: dict, manifests: dict[str, dict], subsets: dict[str, dict] | None = None
+) -> dict[str, Any]:
+    """The record of one run, from its configuration and the manifests and sub-sets of its sources."""
     shares = to_typed(MixConfig, DictConfig(config["mix"])).sampling_weights
     sources = []
     for name, share in sorted(shares.items()):
@@ -100,6 +104,7 @@ def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dic
                 "records": manifest.get("counts", {}).get("train", {}).get("written"),
                 "phantom": manifest.get("phantom"),
                 "credentialed": is_credentialed(name, manifest),
+                **({"subsets": subsets[name]} if subsets and subsets.get(name) else {}),
             }
         )
     pretrained = {name for part in ("vision", "language") for name in exported_sources(config.get(part, {}).get("path"))}

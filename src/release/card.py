@@ -11,6 +11,7 @@ import yaml
 from src.config.train import TrainConfig
 from src.data.credentialed import TERMS, is_credentialed
 from src.data.lineage import credentialed, lineage, missing_parent
+from src.data.subsets import usage_texts
 from src.runtime import paths
 from src.runtime.errors import UserError
 
@@ -107,6 +108,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
                     "title": entry.get("title", source["name"]),
                     "share": source["share"],
                     "records": source["records"],
+                    "subsets": source.get("subsets", {}),
                     "licence": source["licence"] or licence.get("name", "unverified"),
                     "from": licence.get("from", "unsourced"),
                     "non_commercial": _yes_no(licence.get("non_commercial", "unverified")),
@@ -191,6 +193,10 @@ def data_statement(facts: CardFacts) -> str:
             f"| {source['title']} (`{source['name']}`){_ancestor(source)} | {source['share']:.1%} | {records} | {source['licence']} "
             f"| {source['from']} | {source['non_commercial']} | {source['redistribute']} |"
         )
+    for source in facts.sources:
+        if source["subsets"]:
+            used = "; ".join(f"{name} {text}" for name, text in usage_texts(source["subsets"]).items())
+            lines += ["", f"Sub-sets of {source['name']}{_ancestor(source)}: {used}."]
     citations = dict.fromkeys(f"- {source['citation']}" for source in facts.sources if source["citation"])
     return "\n".join(lines) + ("\n\n" + "\n".join(citations) if citations else "") + "\n"
 

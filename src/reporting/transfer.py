@@ -2,6 +2,7 @@
 
 from src.reporting.blocks import Figure, Folded, Graph, Section, Table, Text
 from src.reporting.plots import Curve, colour, plot_confusion_matrix, plot_curves
+from src.reporting.releases import release_blocks
 from src.reporting.run_data import RunData, interval
 
 
@@ -18,6 +19,7 @@ def section(run: RunData) -> Section:
     blocks += [Text(f"{result['file']} is left out, because {result['why']}.", "gap") for result in tables.get("left_out", [])]
     blocks.append(score_table(tables, colours))
     blocks += multilabel_table(cells)
+    blocks += release_blocks(run, cells)
     blocks += encoder_table(cells)
     if differences:
         blocks.append(difference_table(differences))

@@ -16,6 +16,7 @@ from data_prep.phantom.writers import (
     medqa,
     mimic_cxr,
     octmnist,
+    omnimedvqa,
     organcmnist,
     pad_ufes_20,
     pathvqa,
@@ -45,5 +46,5 @@ UNSEEN |= _named(cxr8, medfmc_chest, medfmc_colon, medfmc_endo, busi)  # the tra
 FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
 FURTHER = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in no mix
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-CREDENTIALED = _named(mimic_cxr)  # access is personal
-WRITERS = FULL | FURTHER | CREDENTIALED | UNSEEN
+PAPER = _named(mimic_cxr, omnimedvqa)  # in the mix of the paper besides
+WRITERS = FULL | FURTHER | PAPER | UNSEEN
