@@ -12,6 +12,7 @@ from data_prep.readers.zip_members import ZipDirectory
 from data_prep.sources import Source
 from src.data.record import PHANTOM_MARKER, SPLITS
 from src.runtime.errors import UserError
+from src.runtime.progress import Progress
 
 SAMPLE = 1000  # images to look for, evenly spaced over the studies
 
@@ -28,7 +29,8 @@ def verify_files(entry: Source, folder: Path, *, every_image: bool) -> None:
     looked_for, missing, example = 0, 0, ""
     with ZipDirectory(folder / "mimic-cxr-reports.zip") as reports, closing(StudyTables(folder, entry, reports)) as tables:
         for split in SPLITS:
-            for number, study in enumerate(tables.studies(split)):
+            studies = Progress(tables.studies(split), total=entry.expected[split], unit="study", desc=f"{entry.name} {split}")
+            for number, study in enumerate(studies):
                 report = read_report(study, reports)
                 counts[split].update(studies=1, images=len(study.images), unreadable=isinstance(report, InvalidRow))
                 if isinstance(report, str):
