@@ -9,6 +9,7 @@ import yaml
 from data_prep.build.source import BuildConfig
 from data_prep.phantom.writers import WRITERS
 from data_prep.shards import build_all
+from experiments.ablations import run
 from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.runtime import sweep
@@ -98,6 +99,32 @@ def test_every_trial_differs_in_one_setting(name):
     for overrides in all_overrides:
         assert len(overrides) <= 2 or name == "tune_rates", "the experiment and one swept value; a search sets all of its keys"
         to_typed(TrainConfig, compose("train", overrides))
+
+
+def test_compared_recipes_keep_their_values_and_cost_the_same():
+    """Only what the small models need differs from the recipes at full size."""
+    samples = set()
+    for small, full in (("mini_paper", "full_mix"), ("mini_recommended", "recommended")):
+        mini, recipe = compose("train", [f"+experiment={small}"]), compose("train", [f"+experiment={full}"])
+        samples.add(mini.optim.steps * mini.data.global_batch_size)
+        assert mini.projector == recipe.projector
+        assert mini.data.global_batch_size == recipe.data.global_batch_size
+        for key in ("schedule", "weight_decay", "betas", "clip"):
+            assert mini.optim[key] == recipe.optim[key]
+        assert {part: rate / 10 for part, rate in mini.optim.lr.items()} == pytest.approx(dict(recipe.optim.lr))
+        assert mini.callbacks.early_stopping is None
+    assert len(samples) == 1
+
+
+def test_commands_of_a_comparison_name_every_trial():
+    *prepare, recommended, paper, evaluate, report = run.commands("recipes")
+    assert all(command.startswith("data_prep.") for command in prepare)
+    assert recommended == "src.train -m +experiment=mini_recommended seed=0,1,2"
+    assert paper == "src.train -m +experiment=mini_paper seed=0,1,2"
+    runs = [f"recipes/{recipe}/seed={seed}" for recipe in ("recommended", "paper") for seed in range(3)]
+    assert evaluate.endswith(" run=" + ",".join(f'"{name}"' for name in runs))
+    assert report == f"src.report runs=recipes/** baseline='{runs[0]}'"
+    assert run.main(["recipe"]) == 2
 
 
 @pytest.mark.slow
