@@ -8,9 +8,9 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 from zipfile import ZipExtFile, ZipInfo
 
 import numpy as np
@@ -65,7 +65,7 @@ class ZipMembers:
         for position in np.sort(self.positions).tolist():
             yield self._read_entry(position)[0].decode(errors="replace")
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """One member as a stream, for members of any size. Raises `UserError` if there is none that can be read.
 
         A damaged member raises `zipfile.BadZipFile` or `zlib.error` while it is read.
