@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 from src.runtime.errors import UserError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # characters; an item that does not fit doubles the buffer
 MAX_ITEM = 64 << 20  # characters of one item; a longer one is taken for a damaged file
 
 
@@ -25,10 +25,10 @@ def iter_items(path: Path) -> Iterator[tuple[str, Any]]:
         yield from iter_stream(file, path.name)
 
 
-def iter_stream(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def iter_stream(file: io.BufferedIOBase, name: str) -> Iterator[tuple[str, Any]]:
     """`iter_items` of an open file, which may be a member of an archive."""
     try:
-        yield from _items(_Text(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")))
+        yield from _items(_Text(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")))  # type: ignore[type-var]  # ZipExtFile has no `raw`
     except (ValueError, EOFError, RecursionError, BadZipFile, zlib.error) as error:
         raise UserError(f"{name}: not complete, valid JSON: {error}; download it again") from None
 
@@ -92,7 +92,8 @@ class _Text:
             self._read_more()
 
     def _read_more(self) -> None:
-        text = self.file.read(max(CHUNK, len(self.buffer) - self.position))  # doubles, so that a long item is not parsed again per chunk
+        rest = self.buffer[self.position :]
+        text = self.file.read(max(CHUNK, len(rest)))  # doubles, so that a long item is not parsed again per chunk
         if not text:
             raise EOFError("the file ends too early")
-        self.buffer, self.position = self.buffer[self.position :] + text, 0
+        self.buffer, self.position = rest + text, 0

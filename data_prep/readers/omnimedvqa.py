@@ -8,8 +8,8 @@ It is a benchmark with one split. Because the reference mix trains on it, all of
 
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 from data_prep.readers.json_stream import iter_stream
 from data_prep.readers.raw_files import clean_text, image_file
@@ -40,7 +40,7 @@ class Folder:
         for pattern in ("QA_information/*-access/*.json", "Images/*/*"):
             yield from (path.relative_to(self.raw).as_posix() for root in ("", "*/") for path in self.raw.glob(root + pattern))
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         return (self.raw / name).open("rb")
 
     def read(self, name: str, key: str) -> bytes | InvalidRow:

@@ -9,9 +9,10 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import Self
 from zipfile import ZipExtFile, ZipInfo
 
 import numpy as np
@@ -142,7 +143,7 @@ class ZipMembers(ZipDirectory):
         """The full names of all members in the order of the directory, without keeping them in memory."""
         return (name.decode(errors="replace") for name, _ in self.entries())
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """One member as a stream, for members of any size. Raises `UserError` if there is none that can be read.
 
         A damaged member raises `zipfile.BadZipFile` or `zlib.error` while it is read.
@@ -155,7 +156,7 @@ class ZipMembers(ZipDirectory):
         file = self.path.open("rb")  # its own position: other members are read meanwhile
         file.seek(start)
         file.seek(sum(LOCAL.unpack(file.read(LOCAL.size))[-2:]), 1)
-        return cast(IO[bytes], ZipExtFile(file, "r", info, None, True))
+        return ZipExtFile(file, "r", info, None, True)
 
     def _find_entry(self, name: str) -> tuple[int, int, int, int, int, int] | None:
         """`_read_entry` of the member with this name, without the name."""

@@ -19,7 +19,8 @@ COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 def section(run: RunData) -> Section:
     shares = MixConfig(**run.config["mix"]).sampling_weights if "mix" in run.config else {}
-    subsets = {source["name"]: source.get("subsets", {}) for record in lineage(run.folder)[:1] for source in record["sources"]}
+    records = lineage(run.folder)[:1] if shares else []
+    subsets = {source["name"]: source.get("subsets", {}) for record in records for source in record["sources"]}
     root = Path(run.config.get("data", {}).get("root", ""))
     total_share = sum(shares.values())
     rows, reasons, missing = [], [], []

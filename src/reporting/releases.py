@@ -14,7 +14,7 @@ CAPTION = (
 
 def release_blocks(run: RunData, cells: list[dict]) -> list:
     """A table for the benchmarks of `cells`, and the benchmarks without a known overlap; nothing for a folder without a training record."""
-    records = lineage(run.folder)
+    records = lineage(run.folder) if "mix" in run.config else []
     found: dict[str, dict[str, int]] = {}  # benchmark -> source -> records, as the audit found them
     for cell in cells:
         found.setdefault(cell["benchmark"], {}).update((cell.get("overlap") or {}).get("found", {}))
