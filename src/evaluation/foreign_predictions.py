@@ -122,7 +122,8 @@ def _string(value: object, name: str, place: str) -> str:
 
 def _kind(value: object) -> str:
     """A JSON value in words. Its text is left out, because a message may be shared and the data may not."""
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value)) or json.dumps(value)
+    names: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value)) or json.dumps(value)
 
 
 def check_references(items: list[dict], expected: dict[str, list[str]], path: Path) -> None:
