@@ -124,7 +124,7 @@ def _own_tables(folder: Path) -> dict[str, list[Path]]:
     The first word of the file name, or of its folder, is the split. A single table without a split is the training split.
     Raises `UserError` if a split would be ambiguous.
     """
-    paths = [path for place in (folder, folder / "data") for path in sorted(place.glob("[!.]*")) if path.suffix in TABLES]
+    paths = [path for place in (folder, folder / "data") for suffix in TABLES for path in sorted(place.glob(f"[!.]*{suffix}"))]
     paths = [path for path in paths if path.name not in NOT_TABLES]
     saved = [path for at in ("data-*.arrow", "*/data-*.arrow") for path in sorted(folder.glob(at))]
     tables: dict[str, list[Path]] = {split: [] for split in SPLITS}

@@ -344,7 +344,7 @@ def test_single_row_without_the_keys_is_quarantined_with_those_found(tmp_path):
         ([], "holds neither a table .* it holds no files; see 'Your own data'"),
         (["a.dcm", "b.dcm", "notes.txt"], r"holds neither a table .* it holds 2 \.dcm, 1 \.txt; see"),
         (["a.json", "b.csv"], r"the split of a\.json, b\.csv is unknown; let each name start with train, val or test"),
-        (["train.jsonl", "train.csv"], r"the train split has several formats: train\.csv, train\.jsonl; keep one"),
+        (["train.jsonl", "train.csv"], r"the train split has several formats: train\.jsonl, train\.csv; keep one"),
         (["yes/_mask.txt", "yes/a_mask.png", "no/Thumbs.db", "no/.b.png"], "holds neither a table"),
     ],
 )

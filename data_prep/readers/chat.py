@@ -45,7 +45,9 @@ def parse_chat(fields: dict, images: list[Any], key: str) -> Chat | InvalidRow:
         return InvalidRow(key, f"{name} is not a list of turns: {str(messages)[:80]}")
     turns: list[_Turn] = []
     for message in messages:
-        role, content = (next((message[k] for k in keys if message.get(k) is not None), None) for keys in (("from", "role"), _TEXT_KEYS))
+        role = message.get("role") or message.get("from")
+        content = message.get("content")
+        content = message.get("value") if content is None else content
         if not isinstance(role, str) or content is None:
             present = [k for k, value in message.items() if value is not None]
             return InvalidRow(key, f"turn without role and text: found keys {', '.join(present)[:200]}")
@@ -57,9 +59,6 @@ def parse_chat(fields: dict, images: list[Any], key: str) -> Chat | InvalidRow:
         return InvalidRow(key, f"{reason}: roles {', '.join(turn.role for turn in turns)[:200]}")
     system = turns.pop(0) if ROLES[turns[0].role] == "system" else None
     return _join(turns, system, images, key)
-
-
-_TEXT_KEYS = ("value", "content")
 
 
 @dataclass
@@ -93,18 +92,22 @@ def _parse_content(role: str, content: Any) -> _Turn | str:
 
 def _remove_tokens(text: str) -> tuple[str, list[None], bool]:
     """(text without image tokens, a None per token, whether a token was inside a sentence)."""
-    if TOKEN not in text:
+    if not (count := text.count(TOKEN)):
         return text.strip(), [], False
-    pieces = text.split(TOKEN)
-    without = re.sub(rf"(\s*{TOKEN}\s*)+", lambda match: "\n" if "\n" in match[0] else " ", text).strip()
-    return without, [None] * (len(pieces) - 1), sum(bool(piece.strip()) for piece in pieces) > 1
+    text = _OUTER_TOKENS.sub("", text)
+    without = _TOKENS.sub(lambda match: "\n" if "\n" in match[0] else " ", text) if TOKEN in text else text
+    return without.strip(), [None] * count, TOKEN in text
+
+
+_TOKENS = re.compile(rf"(?:\s*{TOKEN}\s*)+")
+_OUTER_TOKENS = re.compile(rf"^(?:\s*{TOKEN})+|(?:{TOKEN}\s*)+$")
 
 
 def _order_fault(turns: list[_Turn]) -> str:
     """The reason why the roles are not (system,) user, assistant, user, assistant, ...; empty if they are."""
-    if unknown := [turn.role for turn in turns if turn.role not in ROLES]:
-        return f"unknown role: {unknown[0][:40]!r}"
-    roles = [ROLES[turn.role] for turn in turns]
+    roles = [ROLES.get(turn.role, "") for turn in turns]
+    if "" in roles:
+        return f"unknown role: {turns[roles.index('')].role[:40]!r}"
     roles = roles[1:] if roles[0] == "system" else roles
     if "system" in roles:
         return "system turn after the first turn"
@@ -121,8 +124,8 @@ def _join(turns: list[_Turn], system: _Turn | None, listed: list[Any], key: str)
     """Resolves the image tokens and pairs questions with answers. `turns` alternate."""
     if any(turn.images for turn in turns[1::2]):
         return InvalidRow(key, "image in an assistant turn")
-    all_turns = [system, *turns] if system else turns
-    tokens = [image for turn in all_turns for image in turn.images]
+    later = [system, *turns[1:]] if system else turns[1:]
+    tokens = [image for turn in ([system, *turns] if system else turns) for image in turn.images]
     if tokens.count(None) > len(listed):
         count = len(listed) + len(tokens) - tokens.count(None)
         return InvalidRow(key, f"more image tokens than images: {len(tokens)} tokens, {count} images")
@@ -130,7 +133,7 @@ def _join(turns: list[_Turn], system: _Turn | None, listed: list[Any], key: str)
     images = [next(rest) if image is None else image for image in tokens] + list(rest)
     reasons = {
         "system text stored in meta": system is not None,
-        "image token outside the first question": any(turn.images for turn in all_turns if turn is not turns[0]),
+        "image token outside the first question": any(turn.images for turn in later),
         "image token inside a sentence": any(turn.inside for turn in turns),
         "fewer image tokens than images": 0 < len(tokens) < len(images),
     }

@@ -9,6 +9,7 @@ to the folder or to its folder `images`, a data URI, `{bytes, path}` as written 
 import base64
 import binascii
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,7 @@ CHECKED_ROWS = 100  # rows of a table among which one must have the keys of a re
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row | Note]:
     ids, previous = HashSet(), 0
     for path in entry.tables(raw, split):
-        folders = list(dict.fromkeys((path.parent, raw, path.parent / "images", raw / "images")))
+        folders = [folder for folder in dict.fromkeys((path.parent, raw, path.parent / "images", raw / "images")) if folder.is_dir()]
         number = 0
         for number, fields in _table_rows(path, entry):
             if isinstance(fields, InvalidRow):
@@ -85,7 +86,7 @@ def _has_json_lines(path: Path) -> bool:
 
 def _missing_key(fields: dict) -> str:
     """The first key that a row needs and lacks, with the keys found; empty if it has them all."""
-    if fields.get("caption") or any(name in fields for name in CONVERSATIONS):
+    if "messages" in fields or "conversations" in fields or fields.get("caption"):
         return ""
     missing = next((name for name in ("question", "answer") if name not in fields), "")
     return missing and f"no key {missing}: found {', '.join(map(str, fields))[:200]}"
@@ -100,7 +101,7 @@ def _make_record(
         return InvalidRow(key, missing)
     sources = _as_list(fields.get("image") or fields.get("images"))
     chat: Chat | None = None
-    if any(fields.get(name) is not None for name in CONVERSATIONS):
+    if fields.get("messages") is not None or fields.get("conversations") is not None:
         parsed = parse_chat(fields, sources, key)
         if isinstance(parsed, InvalidRow):
             return parsed
@@ -159,11 +160,10 @@ def _read_image(source: Any, raw: Path, folders: list[Path], key: str) -> bytes 
         return InvalidRow(key, f"image is an address: {name[:200]}; download it and give its path")
     if name.startswith("/") and Path(name).is_relative_to(raw.absolute()):
         name = str(Path(name).relative_to(raw.absolute()))
-    first = image_file(folders[0], name, key)
-    if isinstance(first, bytes) or not first.reason.startswith("image missing"):
-        return first
-    others = (image_file(folder, name, key) for folder in folders[1:])
-    return next((image for image in others if isinstance(image, bytes)), first)
+    folder = folders[0]
+    if len(folders) > 1:
+        folder = next((each for each in folders if os.path.exists(os.path.join(each, name))), folder)
+    return image_file(folder, name, key)
 
 
 def _decode_data_uri(uri: str, key: str) -> bytes | InvalidRow:
