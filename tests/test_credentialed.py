@@ -26,7 +26,7 @@ from src.config.ask import AskConfig
 from src.config.evaluate import EvaluateConfig
 from src.config.export import ExportConfig, PushConfig
 from src.config.report import ReportConfig
-from src.config.train import TrainConfig
+from src.config.train import MixConfig, TrainConfig
 from src.data import credentialed as rules
 from src.data.lineage import FILE, credentialed, lineage, write_lineage
 from src.demo import examples_from_run
@@ -86,7 +86,7 @@ def run_everything(root: Path, language: Path) -> None:
     build_config = BuildConfig(sources=["closed", "public"], raw=root / "raw", out=shards, workers=1, quarantine_limit=1)
     build_all(build_config)
     audit_all(AuditConfig(out=shards))
-    render.write_card("own", {"closed": 1, "public": 1}, shards, root / "card")
+    render.write_card("own", MixConfig({"closed": 1, "public": 1}, decontaminate=True), shards, root / "card")
     words = [word for word in overrides(shards, language, outputs) if not word.startswith("mix.shares")]
     words += ["mix.shares={closed: 1, public: 1}", "logger=wandb"]
     train(to_typed(TrainConfig, compose("train", words)))

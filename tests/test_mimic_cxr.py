@@ -188,7 +188,7 @@ def cut(path: Path, missing: int) -> None:
         ),
         (
             lambda raw: put_table(raw, "split", ["dicom_id,study,subject_id,split", "0,1,1,train"], compressed=True),
-            r"no column 'study_id'; did you mean 'study'\?",
+            r"no column 'study_id'; compare its header",
         ),
     ],
 )

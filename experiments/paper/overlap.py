@@ -21,9 +21,8 @@ published questions of the sub-set (`data_prep/sources.yaml`).
 
 The report of a run shows the rows of its own mix beside what `make audit` found by image, so a reader sees both.
 `+experiment=full_mix_clean` is `full_mix` without the sub-sets marked `left out`, {records:,} of {total:,} published questions of
-OmniMedVQA.
-A source that overlaps as a whole stays in that mix: there the audit leaves out the images that it finds (`mix.decontaminate=true`), and
-`mix.leave_out=[slake]` leaves out the rest. The names of the 31 restricted sub-sets of OmniMedVQA could not be read.
+OmniMedVQA among them. A row without sub-set is left to the audit, which removes the images that it finds (`mix.decontaminate=true`). The
+names of the 31 restricted sub-sets of OmniMedVQA could not be read.
 
 {table}
 """

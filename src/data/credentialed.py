@@ -18,7 +18,9 @@ TERMS = "What is derived from it (weights, encoder, adapter, demo) is sensitive 
 
 
 def is_credentialed(source: str, manifest: dict[str, Any]) -> bool:
-    """Whether the manifest of a build or the entry of the source in `sources.yaml` says so. Either is enough."""
+    """Whether the manifest of a build or the entry of the source in `sources.yaml` says so. Phantoms are synthetic and hence open."""
+    if manifest.get("phantom"):
+        return False
     return bool(manifest.get("credentialed")) or source in listed_sources()
 
 

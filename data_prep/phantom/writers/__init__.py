@@ -43,8 +43,8 @@ def _named(*modules) -> dict:
 
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
 UNSEEN |= _named(cxr8, medfmc_chest, medfmc_colon, medfmc_endo, busi)  # the transfer sets that the paper names
-FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
-FURTHER = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in no mix
+FULL = _named(pmc_oa, mimic_cxr, pubmedqa, medmcqa, pmc_vqa, omnimedvqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake)
+FULL |= _named(vqa_rad)
+FURTHER = _named(quilt_1m, medicat, pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # not in the mix of the paper
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-PAPER = _named(mimic_cxr, omnimedvqa)  # in the mix of the paper besides
-WRITERS = FULL | FURTHER | PAPER | UNSEEN
+WRITERS = FULL | FURTHER | UNSEEN
