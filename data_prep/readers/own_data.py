@@ -27,8 +27,10 @@ from data_prep.sources import Source
 from src.data.record import QUESTION_TYPES, SPLITS, Record, question_type
 from src.runtime.errors import UserError, suggest
 
-RECORD_KEYS = ("id", "image", "images", "question", "answer", "caption", *CONVERSATIONS)
-RECORD_KEYS += ("choices", "type", "group", "references", "licence")
+RECORD_KEYS = (
+    *("id", "image", "images", "question", "answer", "caption", *CONVERSATIONS),
+    *("choices", "type", "group", "references", "licence"),
+)
 CHECKED_ROWS = 100  # rows of a table among which one must have the keys of a record
 
 
@@ -100,11 +102,12 @@ def _make_record(
     if missing := _missing_key(fields):
         return InvalidRow(key, missing)
     sources = _as_list(fields.get("image") or fields.get("images"))
-    chat = None
+    chat: Chat | None = None
     if fields.get("messages") is not None or fields.get("conversations") is not None:
-        chat = parse_chat(fields, sources, key)
-        if isinstance(chat, InvalidRow):
-            return chat
+        parsed = parse_chat(fields, sources, key)
+        if isinstance(parsed, InvalidRow):
+            return parsed
+        chat = parsed
         sources, notes[:] = chat.images, chat.notes
         if not ids.add(xxhash.xxh3_64_intdigest(key.encode(errors="surrogateescape"))):
             key = f"{key}-{default_key}"  # LLaVA-Instruct uses the id of the image for several conversations
