@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from src.config.demo import DemoConfig
 from src.config.train import TrainConfig
 from src.data.image_io import read_image, to_png
-from src.data.shards import Shards
 from src.inference.query import ModelSource, find_model
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -160,6 +159,8 @@ def read_examples(folder: Path) -> list[tuple[Path, str]]:
 
 def examples_from_run(config: TrainConfig, folder: Path) -> list[tuple[Path, str]]:
     """Test images and questions of the run's sources, in turn from each source; empty if the shards are missing."""
+    from src.data.shards import Shards  # imports pyarrow
+
     folders = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
     sources = [Shards(source) for source in folders if (source / "manifest.json").exists()]
     test_rows = [rows[shards.column("num_images")[rows] > 0] for shards in sources for rows in [shards.rows("test")]]

@@ -4,81 +4,24 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
-from src.config.export import ExportConfig
-from src.config.train import TrainConfig
+from src.config.export import ExportConfig, check_export_config
 from src.inference.query import finished_run
-from src.model.vlm import build_vlm
-from src.release import card, space, usage
-from src.release.folder import atomic_folder, check_push, push_folder, repository_name
-from src.release.llava import max_logit_difference, save_llava
-from src.release.parts import save_adapter, save_timm
 from src.runtime import run_folder
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
-from src.runtime.errors import UserError, suggest
-from src.runtime.schema import check_choice
-from src.training.checkpoint import choose_checkpoint, load_checkpoint
-
-PARTS = ("hf", "adapter", "timm", "space")
 
 
 def export(config: ExportConfig) -> Path:
     """Writes the folders of `parts=` below `out`, compares the logits of `out/hf` with those of the run, and uploads with `push=`."""
     folder, trained = finished_run(config.outputs, config.run)
-    check_export_config(config, trained)
-    path = choose_checkpoint(folder, config.checkpoint)
-    facts = card.collect_facts(folder, trained)
-    out = Path(config.out)
-    with run_folder.record(folder, "export") as result, atomic_folder(out) as partial:
-        model = build_vlm(trained)
-        load_checkpoint(model, path)
-        model.eval()
-        if "hf" in config.parts:
-            dtype = getattr(torch, config.dtype or trained.language.dtype)
-            save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.max_seq_len))
-            result["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | max_logit_difference(model, partial / "hf")
-        if "adapter" in config.parts:
-            save_adapter(model, partial / "adapter", base=trained.language.path, revision=trained.language.revision)
-        if "timm" in config.parts:
-            save_timm(model.vision, partial / "timm")
-        if "space" in config.parts:
-            space.save_space(partial / "space")
-        for name, text in render_texts(facts, config.parts).items():
-            (partial / name).write_text(text)
+    check_export_config(config, images=trained.data.images)
     if config.push:
-        push_folder(out, config.push, parts=config.parts, texts=render_texts(facts, config.parts, repository=config.push))
-    return out
+        from src.release.folder import check_push
 
-
-def check_export_config(config: ExportConfig, trained: TrainConfig) -> None:
-    """Raises `UserError` for settings that cannot work, before anything is loaded."""
-    for part in config.parts:
-        if part not in PARTS:
-            raise UserError(f"parts={part!r} is unknown{suggest(part, PARTS)}")
-    check_choice("checkpoint", config.checkpoint, ("best", "last"))
-    if config.dtype is not None:
-        check_choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
-    if not trained.data.images and {"hf", "space"} & set(config.parts):
-        raise UserError(f"run '{config.run}' was trained without images (data.images=false); export only its adapter with parts=[adapter]")
-    if "space" in config.parts and "hf" not in config.parts:
-        raise UserError("parts=: the part space runs the part hf; add hf to parts=")
-    if config.push:
         check_push(config.push)
+    from src.commands.export import export_run  # imports torch, which takes seconds: mistakes are reported before
 
-
-def render_texts(facts: card.CardFacts, parts: list[str], *, repository: str | None = None) -> dict[str, str]:
-    """Cards and files of the Space by path in `out`, with the addresses of the folder or, with `repository`, of the Hub."""
-    repositories = {part: repository_name(repository, part) if repository else None for part in PARTS}
-    rendered = {}
-    for part, (library, *_) in usage.PARTS.items():
-        if part in parts:
-            text = usage.usage_text(part, base=facts.config.language.path, repository=repositories[part])
-            rendered[f"{part}/README.md"] = card.model_card(facts, library=library, usage=text)
-    if "space" in parts:
-        rendered |= {f"space/{name}": text for name, text in space.texts(facts, repository=repositories["hf"]).items()}
-    return rendered
+    return export_run(config, folder, trained)
 
 
 @command("export", ExportConfig)

@@ -14,7 +14,8 @@ from data_prep.shards import build_all
 from src.data.record import Record
 from src.evaluation import benchmark
 from src.evaluation.baselines import row_histograms
-from src.evaluation.benchmark import BenchmarkConfig, _closed, condition_images, image_conditions, image_rows, read_benchmark
+from src.evaluation.benchmark import BenchmarkConfig, _closed, image_conditions, image_rows, read_benchmark
+from src.evaluation.condition_images import condition_images
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.fixtures import jpeg

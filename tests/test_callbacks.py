@@ -11,11 +11,12 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import src.train
+from src.config.trainer_extra import ALLOWED, RESERVED
 from src.runtime.errors import UserError
 from src.runtime.sweep import expand_trials, trial_slug
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
-from src.training.trainer import RESERVED, build_trainer
+from src.training.trainer import build_trainer
 from tests.fixtures import parts
 from tests.test_train import same, steps, stop_after, trained
 
@@ -145,7 +146,7 @@ def test_every_argument_that_the_trainer_gets_from_the_configuration_is_reserved
     assert arguments.pop("max_time") == "00:01:00:00"
     assert arguments.keys() - RESERVED.keys() == {"enable_progress_bar", "enable_model_summary"}
     monkeypatch.undo()
-    assert RESERVED.keys() <= inspect.signature(lightning.Trainer).parameters.keys()
+    assert {*RESERVED, *ALLOWED} == inspect.signature(lightning.Trainer).parameters.keys()
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
-from src.evaluate import score_predictions
 from src.evaluation import benchmark, predictions_file, summary
 from src.runtime.cli import compose, normalise_override
 from src.runtime.errors import UserError

@@ -293,7 +293,7 @@ def test_accumulation_may_change_between_stop_and_resume(configure, before, afte
 
 def stop_after(config: TrainConfig, step: int) -> None:
     """Runs `train` until `step` and its checkpoint, if it has one, and ends it there like a kill."""
-    import src.train as module
+    import src.commands.train as module
 
     class Killed(Exception):
         pass
@@ -465,13 +465,13 @@ def test_out_of_memory_error_recommends_settings(configure, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(VLMLightningModule, "training_step", training_step)
-    monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
+    monkeypatch.setattr("src.commands.plan.device_memory", lambda: 3.0)
     message = (
         "out of memory with trainer.accumulate=1; set trainer.accumulate=2 and trainer.activation_checkpointing=selective, with which "
     )
     with pytest.raises(UserError, match=message):
         train(configure())
-    monkeypatch.setattr("src.plan.device_memory", lambda: 2.0)
+    monkeypatch.setattr("src.commands.plan.device_memory", lambda: 2.0)
     with pytest.raises(UserError, match=r"expects it to fit into 2 GB with no trainer.accumulate and trainer.activation_checkpointing"):
         train(configure())
 
@@ -495,7 +495,7 @@ def test_missing_memory_or_disk_space_is_reported(configure, monkeypatch, error,
         raise error
 
     monkeypatch.setattr(VLMLightningModule, "training_step", training_step)
-    monkeypatch.setattr("src.plan.device_memory", lambda: 3.0)
+    monkeypatch.setattr("src.commands.plan.device_memory", lambda: 3.0)
     with pytest.raises(UserError, match=message):
         train(configure())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from src.config.fields import check_fields
 from src.config.train import MixConfig, TrainConfig
+from src.config.trainer_extra import check_extra
 from src.runtime.errors import UserError, suggest
 
 
@@ -19,6 +20,7 @@ def check_values(config: TrainConfig) -> None:
     """Checks the values without access to the disk; raises `UserError`."""
     reject_unsupported(config)
     check_fields(config)
+    check_extra(config.trainer.extra)
     _check_mix(config.mix)
     data, trainer, optim = config.data, config.trainer, config.optim
     if data.packing_window % data.global_batch_size:

@@ -1,7 +1,7 @@
 """Silences library messages that do not help a user, each by name. All other warnings are shown."""
 
 import logging
-import sys
+import os
 import warnings
 
 
@@ -11,10 +11,7 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # unused devices, ranks, advertisements
     # `src.model.weight_files.raise_mismatches` reports unknown and missing tensors instead.
     logging.getLogger("transformers.modeling_utils").addFilter(_is_not_load_report)
-    if "transformers" in sys.modules:  # its import takes seconds; commands without a model do without it
-        from transformers.utils import logging as transformers
-
-        transformers.disable_progress_bar()  # of weights; downloads use `src.runtime.progress`
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers reads it at import; downloads use `src.runtime.progress`
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft reads `is_gradient_checkpointing`
     warnings.filterwarnings("ignore", message=".*treespec.*")  # Lightning calls a deprecated function of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
