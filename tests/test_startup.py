@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,11 @@ def start(commands: list[tuple[str, ...]]) -> list[tuple[int, str, list[str]]]:
     """Runs the commands one after another in a new process; returns exit code, stderr and the slow modules imported so far."""
     done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True, check=True)
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_every_command_is_started_with_help_and_with_a_mistake():
+    commands = {path.stem for path in Path("src").glob("*.py")} - {"__init__"}
+    assert commands == set(HELP) == {words[0] for words in MISTAKES}
 
 
 @pytest.mark.slow

@@ -17,14 +17,13 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
+from src.classification.names import FOLDER, dataset_folder
 from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
-from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 from src.runtime.schema import to_typed
 
-FOLDER = paths.CONF / "benchmark"
 READER_VERSION = b"2"  # changes when images are read differently, so that stored results are computed again
 CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before the set is read
 
@@ -57,10 +56,7 @@ def read_dataset(name: str, *, raw: str | Path) -> ClassificationDataset:
     Without that file, a `labels.csv` or one folder per class is expected. A set without splits is split 60/20/20, stratified by class,
     with each group in one split. Raises `UserError` for an unknown label, an empty class, a group in two given splits and a wrong checksum.
     """
-    folder, path = Path(raw) / name, FOLDER / f"{name}.yaml"
-    if not folder.is_dir():
-        known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
-        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{suggest(name, known - {name})}")
+    folder, path = dataset_folder(name, raw), FOLDER / f"{name}.yaml"
     default = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
     config = to_typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
     if config.layout not in LAYOUTS:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from src.runtime.schema import check_choice
+
+PROTOCOLS = ("probe", "knn", "few_shot", "finetune")
+
 
 @dataclass
 class FineTuneConfig:
@@ -29,3 +33,13 @@ class TransferConfig:
     seeds: int
     resamples: int
     finetune: FineTuneConfig
+
+
+def check_transfer_config(config: TransferConfig) -> None:
+    for protocol in to_list(config.protocol):
+        check_choice("protocol", protocol, PROTOCOLS)
+    check_choice("checkpoint", config.checkpoint, ("best", "last"))
+
+
+def to_list(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
