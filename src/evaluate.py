@@ -10,6 +10,7 @@ from src.config.evaluate import EvaluateConfig, check_evaluate_config
 from src.config.train import TrainConfig
 from src.runtime import run_folder
 from src.runtime.cli import command
+from src.runtime.run_names import follow_up, match_runs
 from src.runtime.schema import to_typed
 
 
@@ -35,19 +36,20 @@ def main(config: EvaluateConfig) -> None:
     if config.predictions:
         from src.commands.score import score_predictions
 
-        print_scores(score_predictions(config))
+        folder = score_predictions(config)
+        print_scores(folder, folder.name, config.outputs)
         return
-    for name in run_folder.match_runs(config.outputs, config.run or ""):
+    for name in match_runs(config.outputs, config.run or ""):
         folder = evaluate(replace(config, run=name))
         if run_folder.is_first_rank():
-            print_scores(folder)
+            print_scores(folder, name, config.outputs)
 
 
-def print_scores(folder: Path) -> None:
+def print_scores(folder: Path, name: str, outputs: str) -> None:
     from src.evaluation import summary
 
     print(summary.summary_text(json.loads((folder / "evaluate.json").read_text())))
-    print(f"{folder}/evaluate.json")
+    print(f"{folder}/evaluate.json; next: {follow_up('report', name, outputs)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.runtime import run_folder, sweep
 from src.runtime.cli import command
+from src.runtime.run_names import follow_up
 from src.tracking import wandb_run
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def main(config: TrainConfig) -> float | None:
 
     result = json.loads((folder / "result.json").read_text())
     print(f"{folder}/result.json: {result['metrics']['train/samples_per_second']['value']:.1f} samples/s")
+    if not sweep.is_multirun():
+        print(f"next: {follow_up('evaluate', config.name, config.outputs)}")
     return best_validation_value(folder / "log.csv")
 
 

@@ -46,7 +46,6 @@ def error_of(overrides: list[str]) -> str:
         ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
         ("trainer.activation_checkpointing=ful", "trainer.activation_checkpointing='ful'; did you mean 'full'?"),
         ("projector.kind=mpl", "projector.kind='mpl'; did you mean 'mlp'?"),
-        ("optim.warmup=6", "optim.warmup=6 must be smaller than optim.steps=6"),
         ("optim.betas=[0.9]", "optim.betas must be two numbers from 0 to below 1, found [0.9]"),
         ("optim.schedule=cosin", "optim.schedule='cosin'; did you mean 'cosine'?"),
         ("trainer.precision=bf16-mix", "trainer.precision='bf16-mix'; did you mean 'bf16-mixed'?"),

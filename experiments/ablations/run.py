@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.mini.run import SMALL, STAGES, run_command
 from experiments.tables import store_metrics
 from src.runtime.cli import expand_experiment_sweep
-from src.runtime.sweep import expand_trials, trial_slug
+from src.runtime.sweep import common_keys, expand_trials, trial_slug
 
 EXPERIMENT = "leave_kind_out"
 BENCHMARKS, LIMIT = "pathvqa,vqa_med_2019,slake,vqa_rad", 150
@@ -42,7 +42,8 @@ def commands(*, small: bool = False) -> list[str]:
     stages = ("raw data and shards", "language model", "vision stand-in")
     prepare = [f"{command} {extra.get(command.split()[0], '')}".strip() for stage in stages for command in STAGES[stage][1]]
     words = [f"+experiment={EXPERIMENT}", *extra.get("src.train", "").split()]
-    names = [f"{EXPERIMENT}/{trial_slug(trial)}" for trial in expand_trials(expand_experiment_sweep("train", words))]
+    trials = expand_trials(expand_experiment_sweep("train", words))
+    names = [f"{EXPERIMENT}/{trial_slug(trial, common=common_keys(trials))}" for trial in trials]
     limits = extra.get("src.evaluate", f"limit={LIMIT}")
     runs = ",".join(f'"{name}"' for name in names)
     evaluate = f"src.evaluate -m benchmarks=[{BENCHMARKS}] images=[real,shuffled,blank] {limits} run={runs}"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning
+import numpy as np
 import torch
 
 from src.commands.plan import memory_advice
@@ -18,11 +19,14 @@ from src.config.train import TrainConfig
 from src.data import lineage
 from src.data.datamodule import DataModule, fingerprint_id
 from src.data.packing import low_utilization_warning
+from src.data.prompt import IGNORE
 from src.data.shards import Shards
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.runtime import run_folder
+from src.runtime.environment import busy_cores_note
 from src.runtime.errors import UserError
 from src.runtime.schema import to_plain
+from src.runtime.silence_libraries import silence_libraries
 from src.tracking import wandb_run
 from src.training.callbacks.checkpoint import CheckpointCallback
 from src.training.callbacks.configured import configured_callbacks
@@ -35,10 +39,16 @@ from src.training.revision_pinning import pin_revisions, restore_revisions
 from src.training.run_logger import RunLogger
 from src.training.trainer import build_trainer
 
+MAX_CUT = 0.01  # share of supervised tokens that may be cut without a warning
+MAX_UNKNOWN = 0.5  # share of text tokens that may be unknown to the tokenizer without a warning
+
 
 def start_training(config: TrainConfig, callbacks: Sequence[lightning.Callback]) -> Path:
     """Implements `src.train.train` for a checked configuration."""
+    silence_libraries()
     check_devices(config)
+    if config.trainer.accelerator == "cpu" and run_folder.is_first_rank() and (note := busy_cores_note(torch.get_num_threads())):
+        print(note)
     folder = Path(config.outputs) / config.name
     if config.trainer.extra.get("fast_dev_run"):
         with tempfile.TemporaryDirectory() as temporary:
@@ -71,7 +81,12 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         result["audits"] = audits(data.shards, config)
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {fingerprint_id(data.fingerprint)}: {', '.join(counts)}")
+        if held_out := held_out_counts(data):
+            print(f"held out of training for validation: {', '.join(held_out)} (data.val_samples={config.data.val_samples})")
         warn_if_ranks_wait(config, data)
+        if run_folder.is_first_rank():
+            for warning in text_warnings(config, data):
+                print(f"warning: {warning}")
 
         module = VLMLightningModule(model, config, sources=data.mixture.sources, folder=folder).train()
         every = config.trainer.log_every
@@ -165,6 +180,12 @@ def is_rank_failure(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistBackendError) or any(message in str(error) for message in messages)
 
 
+def held_out_counts(data: DataModule) -> list[str]:
+    """`source N` for each source without a validation split, from which N training records choose the best checkpoint instead."""
+    rows = {source: data.val_rows[source] for source, shards in data.shards.items() if not len(shards.rows("val"))}
+    return [f"{source} {len(held):,}" for source, held in rows.items() if len(held)]
+
+
 def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
     """Prints a warning if the samples of the first window cannot keep the ranks busy."""
     world = config.trainer.devices * config.trainer.nodes
@@ -172,6 +193,27 @@ def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
         lengths = [len(sample.ids) for sequence in data.stream().window(0) for sample, _, _ in sequence]
         if warning := low_utilization_warning(lengths, world, data=config.data, slots=config.trainer.accumulate):
             print(warning)
+
+
+def text_warnings(config: TrainConfig, data: DataModule) -> list[str]:
+    """What training would lose without an error: answers that are cut, and words that the tokenizer does not know. Of the first window."""
+    samples = [item.sample for sequence in data.stream().window(0) for item in sequence]
+    text = np.concatenate([sample.ids[sample.ids != data.prompter.image_id] for sample in samples])
+    supervised = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
+    cut = sum(sample.num_answer_truncated for sample in samples)
+    unknown = np.mean(text == data.prompter.tokenizer.unk_token_id) if data.prompter.tokenizer.unk_token_id is not None else 0
+    warnings, scope = [], f"of the first {len(samples):,} samples"
+    if cut > MAX_CUT * (supervised + cut):
+        warnings.append(
+            f"{cut / (supervised + cut):.1%} of the supervised tokens {scope} are cut, because a sample, its images included, has at most "
+            f"data.max_seq_len={config.data.max_seq_len} tokens; raise it, or split long texts"
+        )
+    if unknown > MAX_UNKNOWN:
+        warnings.append(
+            f"{unknown:.1%} of the text tokens {scope} are unknown to the tokenizer of language.path={config.language.path}, so the model "
+            "cannot learn these words; choose another language="
+        )
+    return warnings
 
 
 def throughput(totals: dict) -> dict:

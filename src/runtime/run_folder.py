@@ -115,22 +115,6 @@ def read_run(outputs: str | Path, name: str) -> tuple[Path, dict]:
     return folder, read_config(folder)
 
 
-def match_runs(outputs: str | Path, pattern: str) -> list[str]:
-    """The names of the runs that match a name or a glob such as `sweep/*`; of a glob, those that have finished training.
-
-    Raises `UserError` if a glob matches no such run.
-    """
-    if (Path(outputs) / pattern / "config.yaml").exists() or not set(pattern) & set("*?"):
-        return [pattern]
-    found = [path.parent for path in sorted(Path(outputs).glob(f"{pattern.strip('/')}/config.yaml"))]
-    names = [str(folder.relative_to(outputs)) for folder in found if (folder / "train.json").exists()]
-    if not names:
-        raise UserError(f"run={pattern}: {len(found)} runs in {outputs}/ match, none of which has finished training; give another name")
-    if len(names) < len(found):
-        print(f"run={pattern}: {len(found) - len(names)} of {len(found)} runs have not finished training and are not evaluated")
-    return names
-
-
 def trial_failure(folder: Path) -> str | None:
     """The error of a failed trial of a sweep, or None."""
     path = folder / FAILURE_FILE
