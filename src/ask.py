@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from src.config.ask import AskConfig
 from src.data.image_io import read_image
-from src.inference.query import Sampling, VQAQuery, find_model, validate_question
+from src.inference.query import ModelSource, Sampling, VQAQuery, find_model, trained_on, validate_question
 from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -110,8 +110,12 @@ def _image_paths(image) -> list[Path]:
     return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
 
 
+def _source(config: AskConfig) -> ModelSource:
+    return find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+
+
 def _load(config: AskConfig) -> "VQAModel":
-    source = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    source = _source(config)
     from src.inference.vqa_model import vqa_model_from_source  # imports torch: all checks before this line run without the wait for it
 
     return vqa_model_from_source(source)
@@ -130,6 +134,8 @@ def _prediction(row: QuestionRow, answer: "Answer") -> dict:
 def main(config: AskConfig) -> None:
     if (config.question is None) == (config.batch is None):
         raise UserError('give either question="..." or batch=FILE')
+    if note := trained_on(_source(config)):
+        print(f"note: {note}", file=sys.stderr)
     if config.batch:
         print(ask_all(config))
         return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from src.config.demo import DemoConfig
 from src.config.train import TrainConfig
 from src.data.image_io import read_image, to_png
-from src.inference.query import ModelSource, find_model
+from src.inference.query import ModelSource, find_model, trained_on
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
@@ -43,7 +43,8 @@ def serve(source: ModelSource, limits: Limits, **options) -> None:
     """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; earlier questions wait and show a message."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as on Ctrl-C, so that uploaded images are deleted
     handlers: Future[DemoHandlers] = Future()
-    with contextlib.suppress(KeyboardInterrupt), running_demo(handlers, limits, name=source.name, **options) as demo:
+    options |= {"name": source.name, "note": trained_on(source)}
+    with contextlib.suppress(KeyboardInterrupt), running_demo(handlers, limits, **options) as demo:
         print(f"{demo.url}   (stop with Ctrl-C)", flush=True)
         try:
             handlers.set_result(_load_handlers(source, limits))
@@ -68,6 +69,7 @@ def running_demo(
     limits: Limits,
     *,
     name: str,
+    note: str = "",
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
@@ -94,7 +96,7 @@ def running_demo(
 
         is_own_host = is_loopback if is_loopback(host) else (lambda name: True)  # other machines may know this one by any name
         copies = [(str(path), question) for path, question in _copy_examples(examples or [], folder)]
-        page = build(handlers, limits, name=name, examples=copies)
+        page = build(handlers, limits, name=name, note=note, examples=copies)
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
             _, url, _ = page.launch(

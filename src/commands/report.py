@@ -32,13 +32,14 @@ def write_report(config: ReportConfig, runs: list[RunData]) -> Path:
 
 def single_run_report(run: RunData, config: ReportConfig) -> list[Section]:
     headline = [Section("Result", [answers.tiles(run)])] if run.metrics else []
+    trained = [data.section(run), training.section(run)] if run.config else []
+    measured = [transfer.section(run)] if run.config or "transfer" in run.results else []
     return [
         *headline,
-        data.section(run),
-        training.section(run),
+        *trained,
         answers.section(run, blind=_blind_run(config), resamples=config.resamples, seed=config.seed),
         examples.section(run, count=config.examples),
-        transfer.section(run),
+        *measured,
         definitions.section(),
         environment.section(run),
     ]

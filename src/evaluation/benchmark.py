@@ -115,7 +115,8 @@ def benchmarks_of_mix(mix: MixConfig, root: str | Path, *, cache: CacheConfig) -
 
 def _has_questions(root: str | Path, source: str, cache: CacheConfig) -> bool:
     shards = open_shards(root, source, cache=cache)
-    return bool((shards.column("type")[shards.rows("test")] != "caption").any())
+    rows = shards.rows("test")
+    return len(rows) > 0 and bool(shards.text(int(rows[0])).turns)  # a source has questions or captions
 
 
 def to_items(shards: Shards, rows: list[int]) -> list[dict]:
