@@ -1,10 +1,10 @@
 # `make help` lists what there is. Every target that needs the environment makes it first.
 SHELL := /bin/bash
 PYTHON ?= python3
-SOURCES ?= pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad
+MIX ?= open
+SOURCES ?= $(shell sed -n 's/^  \([a-z0-9_]*\):.*/\1/p' conf/mix/$(MIX).yaml | paste -sd, -)
 RAW ?= data/raw
 OUT ?= data/shards
-MIX ?= full
 MODEL ?= run:mini
 ARGS ?=
 export OMP_NUM_THREADS ?= 2
@@ -51,7 +51,7 @@ bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ON
 experiments: $(READY)  ## every table of experiments/*/README.md anew from the CSV file beside it
 	@$(RUN) -m experiments.tables
 
-ablation: $(READY)  ## six data mixes on phantoms, from nothing to their comparison: minutes on two cores
+ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=recipes), from nothing to their comparison: minutes on two cores
 	@$(RUN) -m experiments.ablations.run $(ARGS)
 
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
@@ -69,17 +69,17 @@ check: $(READY)  ## lint, format and types
 phantoms: $(READY)  ## contact sheet of the procedural images: data/phantom/sheet.png
 	@$(RUN) -m data_prep.phantom sheet=data/phantom/sheet.png
 
-download: $(READY)  ## fetch raw datasets: make download SOURCES=pathvqa,slake RAW=data/raw [ACCEPT=quilt_1m]
+download: $(READY)  ## fetch raw datasets: make download MIX=open, or SOURCES=pathvqa,slake RAW=data/raw [ACCEPT=quilt_1m]
 	@$(RUN) -m data_prep.download sources=$(SOURCES) raw=$(RAW) $(if $(ACCEPT),accept=$(ACCEPT)) $(ARGS)
 
-shards: $(READY)  ## raw datasets to shards, then the audit: make shards SOURCES=pathvqa,slake RAW=data/raw OUT=data/shards [TOKENIZER=id]
+shards: $(READY)  ## raw datasets to shards, then the audit: make shards MIX=open, or SOURCES=pathvqa,slake RAW=data/raw OUT=data/shards [TOKENIZER=id]
 	@$(RUN) -m data_prep.shards sources=$(SOURCES) raw=$(RAW) out=$(OUT) $(if $(EXECUTOR),executor=$(EXECUTOR)) $(if $(TOKENIZER),tokenizer=$(TOKENIZER)) $(ARGS)
 	@$(RUN) -m data_prep.audit out=$(OUT) raw=$(RAW)
 
 audit: $(READY)  ## mark training records that stand in an evaluation set: make audit OUT=data/shards
 	@$(RUN) -m data_prep.audit out=$(OUT) $(if $(wildcard $(RAW)),raw=$(RAW)) $(ARGS)
 
-card: $(READY)  ## data card of a mix (HTML, Markdown, Croissant): make card MIX=full OUT=data/shards
+card: $(READY)  ## data card of a mix (HTML, Markdown, Croissant): make card MIX=open OUT=data/shards
 	@$(RUN) -m data_prep.card mix=$(MIX) out=$(OUT) to=outputs/card-$(MIX)
 
 demo: $(READY)  ## ask a trained model in the browser: make demo MODEL=run:mini

@@ -4,6 +4,7 @@ python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards
 """
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Column, Table
@@ -14,6 +15,7 @@ from data_prep.build.finalize import COUNTS
 from data_prep.build.process_pool import process_map
 from data_prep.build.source import BuildConfig, build_source
 from data_prep.build.token_counts import tokenizer_file
+from data_prep.readers import OPTIONS, own_data
 from src.runtime import arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
@@ -30,10 +32,12 @@ def main(words: list[str]) -> None:
 def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
     """Builds all sources; returns their manifests by name. Checks every source before it builds the first."""
     _validate(config)
-    entries = [sources.find_source(name, config.raw) for name in config.sources]
+    entries = [_with_options(sources.find_source(name, config.raw), config.options) for name in config.sources]
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
+        if entry.reader in ("jsonl", "chat"):
+            own_data.check_tables(config.raw / entry.name, entry)
     manifests = {}
     with tokenizer_file(config.tokenizer) as tokenizer, process_map(config.workers) as map_chunks:
         if config.executor == "slurm":
@@ -49,6 +53,9 @@ def _validate(config: BuildConfig) -> None:
         raise UserError("sources=: names no source; give one or more")
     if config.executor not in EXECUTORS:
         raise UserError(f"executor={config.executor!r}: unknown executor{suggest(config.executor, EXECUTORS)}")
+    for word in config.options:
+        if word.partition(".")[0] not in config.sources:
+            raise UserError(f"options={word}: not an option of a source in sources=; give <source>.<option>=<value>")
     for name, low, high in (
         ("workers", 1, 1024),
         ("jobs", 1, 1024),
@@ -62,6 +69,19 @@ def _validate(config: BuildConfig) -> None:
         raise UserError(f"out={config.out}: same folder as raw=; give another one")
 
 
+def _with_options(entry: sources.Source, words: list[str]) -> sources.Source:
+    """The entry with the options of the command line in place of its own. Raises `UserError` for an unknown option or value."""
+    given = (word.removeprefix(f"{entry.name}.").partition("=") for word in words if word.startswith(f"{entry.name}."))
+    options = {**entry.options, **{name: value for name, _, value in given}}
+    allowed = OPTIONS.get(entry.reader, {})
+    for name, value in options.items():
+        if name not in allowed:
+            raise UserError(f"options={entry.name}.{name}: unknown option{suggest(name, allowed)}")
+        if allowed[name] and value not in allowed[name]:
+            raise UserError(f"options={entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
+    return replace(entry, options=options)
+
+
 def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:
     table = Table("source", "split", *(Column(name, justify="right") for name in (*COUNTS, "expected")), box=None, pad_edge=False)
     for split, counts in manifest["counts"].items():
@@ -69,8 +89,9 @@ def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:
             expected = entry.expected.get(split)
             table.add_row(entry.name, split, *(f"{counts[name]:,}" for name in COUNTS), f"{expected:,}" if expected else "")
     print_table(table)
-    if manifest.get("filtered"):
-        print(f"{entry.name} filtered: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest["filtered"].items()))
+    for name in ("filtered", "notes"):
+        if manifest.get(name):
+            print(f"{entry.name} {name}: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest[name].items()))
     for split, expected in entry.expected.items():
         rows = manifest["counts"][split]["in"]
         if abs(rows - expected) > ROW_TOLERANCE * expected and not manifest["phantom"]:

@@ -1,16 +1,23 @@
 """Typed entries of `sources.yaml`, and default entries for folders of own data."""
 
+import glob
 import re
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from src.classification.layouts import SPLIT_FOLDERS, list_images
 from src.data.record import SPLITS
 from src.runtime.errors import UserError, suggest
 
 SOURCES_YAML = Path(__file__).with_name("sources.yaml")
+OWN_DATA = ("jsonl", "chat", "folder")  # entries without a dataset: the readers for folders of own data
+TABLES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+NOT_TABLES = ("labels.csv", "dataset_dict.json", "state.json", "dataset_info.json", "dataset_infos.json")  # the last four of `datasets`
+SPLIT_NAMES = SPLIT_FOLDERS | {"dev": "val"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Source:
     files: dict[str, list[str]]  # split -> globs of its tables, relative to the raw folder
     columns: dict[str, str] = field(default_factory=dict)  # image, question, answer, ... -> column name of the table
     title: str = ""
+    options: dict[str, str] = field(default_factory=dict)  # of the reader: name -> value
     images: bool = True  # False: text only
     hub: str = ""  # dataset id on the Hugging Face hub
     zenodo: int = 0  # record number
@@ -42,6 +50,8 @@ class Source:
     licence: Licence = field(default_factory=Licence)
     gated: str = "unverified"
     counts: dict[str, Any] = field(default_factory=dict)  # split -> expected rows, and from
+    subsets: dict[str, int] = field(default_factory=dict)  # datasets that it was compiled from -> published records
+    exclude: list[str] = field(default_factory=list)  # sub-sets that training leaves out unless mix.exclude names the source
     steps: str = ""  # manual steps
     citation: str = ""
     notes: str = ""
@@ -49,6 +59,10 @@ class Source:
     def tables(self, raw: Path, split: str) -> list[Path]:
         """The existing table files of a split, sorted within each glob."""
         return [path for glob in self.files.get(split, []) for path in sorted(raw.glob(glob))]
+
+    @property
+    def credentialed(self) -> bool:
+        return self.licence.credentialed == "yes"
 
     @property
     def by_hand(self) -> bool:
@@ -78,23 +92,57 @@ def load_sources(path: Path = SOURCES_YAML) -> dict[str, Source]:
 
 
 def find_source(name: str, raw: Path) -> Source:
-    """The entry of a source. A folder `raw/name` with JSON lines or parquet tables needs no entry.
+    """The entry of a source. A folder `raw/name` with own data, tables or one folder of images per class, needs no entry.
 
     Raises `UserError` if there is neither an entry nor such a folder.
     """
     entries = load_sources()
-    if name in entries:
+    if name in entries and name not in OWN_DATA:
         return entries[name]
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"source '{name}': invalid name; use letters, digits, '-' and '_' only")
-    for layout in ("jsonl", "hf_parquet"):
-        default = entries[layout]
-        if any(default.tables(raw / name, split) for split in SPLITS):
-            return Source(name=name, reader=layout, files=default.files, columns=default.columns, licence=default.licence)
+    folder = raw / name
+    if not folder.is_dir():
+        known = {*entries, *(path.name for path in raw.glob("*/"))} - set(OWN_DATA)
+        raise UserError(f"source '{name}' is not in sources.yaml, and the folder {folder} does not exist{suggest(name, known)}")
+    if tables := _own_tables(folder):
+        files = {split: [glob.escape(str(path.relative_to(folder))) for path in tables[split]] for split in tables}
+        return replace(entries["jsonl"], name=name, title=name, files=files)
+    if (folder / "labels.csv").exists() or any(list_images(path) for path in folder.glob("[!.]*/")):
+        return replace(entries["folder"], name=name, title=name)
+    types = Counter(path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file()).most_common(5)
+    contents = ", ".join(f"{count:,} {suffix}" for suffix, count in types) or "no files"
     raise UserError(
-        f"source '{name}' is not in sources.yaml, and {raw / name} contains neither train.jsonl, val.jsonl or test.jsonl "
-        f"nor parquet tables{suggest(name, entries)}"
+        f"source '{name}' is not in sources.yaml, and {folder} holds neither a table ({', '.join(TABLES)}, or saved by datasets) "
+        f"nor a folder of images per class; it holds {contents}; see 'Your own data' in docs/data.md"
     )
+
+
+def _own_tables(folder: Path) -> dict[str, list[Path]]:
+    """Split -> tables of a folder of own data, in its top folder, in `data`, or as saved by `datasets` in a folder per split.
+
+    The first word of the file name, or of its folder, is the split. A single table without a split is the training split.
+    Raises `UserError` if a split would be ambiguous.
+    """
+    paths = [path for place in (folder, folder / "data") for suffix in TABLES for path in sorted(place.glob(f"[!.]*{suffix}"))]
+    paths = [path for path in paths if path.name not in NOT_TABLES]
+    saved = [path for at in ("data-*.arrow", "*/data-*.arrow") for path in sorted(folder.glob(at))]
+    tables: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for path in [*paths, *saved]:
+        name = path.parent.name if path in saved and path.parent != folder else path.name
+        word = re.match(r"[a-z]*", name.lower())
+        if word and word[0] in SPLIT_NAMES:
+            tables[SPLIT_NAMES[word[0]]].append(path)
+    if not any(tables.values()):
+        if len(paths) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
+            raise UserError(f"{folder}: the split of {names} is unknown; let each name start with train, val or test")
+        tables["train"] = paths or [path for path in saved if path.parent == folder]
+    for split, files in tables.items():
+        if len({path.suffix for path in files}) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
+            raise UserError(f"{folder}: the {split} split has several formats: {names}; keep one")
+    return {split: files for split, files in tables.items() if files}
 
 
 def _parse_entry(name: str, entry: dict[str, Any]) -> Source:
@@ -108,6 +156,9 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> Source:
     for split in entry.get("counts", {}):
         if split not in (*SPLITS, "from"):
             raise UserError(f"sources.yaml: {name}.counts has an unknown split '{split}'{suggest(split, SPLITS)}")
+    for subset in entry.get("exclude", []):
+        if subset not in entry.get("subsets", {}):
+            raise UserError(f"sources.yaml: {name}.exclude has an unknown sub-set '{subset}'{suggest(subset, entry.get('subsets', {}))}")
     licence = {"source" if key == "from" else key: _yes_or_no(value) for key, value in entry.get("licence", {}).items()}
     files = {split: [globs] if isinstance(globs, str) else globs for split, globs in entry["files"].items()}
     return Source(

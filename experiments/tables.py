@@ -15,6 +15,7 @@ from src.runtime.errors import UserError, report_user_errors
 
 FOLDER = Path(__file__).parent
 Rows = list[dict[str, str]]
+IMAGE_COLUMNS = {"real": "real", "shuffled": "shuffled", "blank": "blank", "real - shuffled": "real_minus_shuffled"}
 
 
 def read_rows(path: Path) -> Rows:
@@ -63,13 +64,25 @@ def transfer(rows: Rows) -> str:
 def ablation(rows: Rows) -> str:
     """One line per trial: the setting that differs, and BLEU-1 on all image questions for each kind of image."""
     (setting,) = set(rows[0]) - {"run", "seed", "git", "data", "metric", "value", "low", "high", "n"}
-    columns = {"real": "real", "shuffled": "shuffled", "blank": "blank", "real - shuffled": "real_minus_shuffled"}
     lines = []
     for run in dict.fromkeys(row["run"] for row in rows):
         metrics = {row["metric"]: row for row in rows if row["run"] == run}
         line = {setting: metrics["train/fill"][setting].strip("[]") or "nothing"}
-        line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in columns.items()}
+        line |= {name: interval(metrics[f"vqa/pooled/{key}/all/bleu1"]) for name, key in IMAGE_COLUMNS.items()}
         lines.append(line)
+    return markdown(lines)
+
+
+def recipes(rows: Rows) -> str:
+    """One line per recipe and kind of image: BLEU-1 on all image questions, mean over seeds and each seed."""
+    lines = []
+    for recipe in dict.fromkeys(row["run"].split("/")[1] for row in rows):
+        own = [row for row in rows if row["run"].split("/")[1] == recipe]
+        for label, key in IMAGE_COLUMNS.items():
+            scores = [float(row["value"]) for row in own if row["metric"] == f"vqa/pooled/{key}/all/bleu1"]
+            lines.append(
+                {"recipe": recipe, "images": label, "mean": f"{fmean(scores):.3f}", "seeds": ", ".join(f"{one:.3f}" for one in scores)}
+            )
     return markdown(lines)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.config.ask import AskConfig
+from src.data.credentialed import credentialed_notice
 from src.data.image_io import read_image
-from src.inference.query import ModelSource, Sampling, VQAQuery, find_model, trained_on, validate_question
+from src.inference.query import Sampling, VQAQuery, find_model, trained_on, validate_question
 from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -110,12 +111,10 @@ def _image_paths(image) -> list[Path]:
     return [Path(image)] if isinstance(image, str) else [Path(str(name)) for name in image]
 
 
-def _source(config: AskConfig) -> ModelSource:
-    return find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-
-
 def _load(config: AskConfig) -> "VQAModel":
-    source = _source(config)
+    source = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
+    for note in filter(None, (trained_on(source), credentialed_notice(source.credentialed))):
+        print(f"note: {note}", file=sys.stderr)
     from src.inference.vqa_model import vqa_model_from_source  # imports torch: all checks before this line run without the wait for it
 
     return vqa_model_from_source(source)
@@ -134,8 +133,6 @@ def _prediction(row: QuestionRow, answer: "Answer") -> dict:
 def main(config: AskConfig) -> None:
     if (config.question is None) == (config.batch is None):
         raise UserError('give either question="..." or batch=FILE')
-    if note := trained_on(_source(config)):
-        print(f"note: {note}", file=sys.stderr)
     if config.batch:
         print(ask_all(config))
         return

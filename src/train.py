@@ -30,6 +30,12 @@ def train(config: TrainConfig, *, callbacks: "Sequence[lightning.Callback]" = ()
 
 def check_train(config: TrainConfig) -> None:
     check_train_config(config)
+    if config.mix.exclude or config.mix.max_per_subset:
+        from src.data.remote import CacheConfig  # imports pyarrow, as the next module does
+        from src.data.train_val_split import open_sources, split_rows
+
+        cache = CacheConfig(config.data.cache, config.data.cache_gb)
+        split_rows(open_sources(config.data.root, config.mix, cache=cache), config.mix, val_samples=0)
     wandb_run.check_login(config.logger)
 
 

@@ -16,8 +16,8 @@ def transfer(config: TransferConfig) -> Path:
     check_transfer_config(config)
     for name in to_list(config.encoder):
         check_encoder_name(name, outputs=config.outputs)
-    for name in to_list(config.benchmarks):
-        dataset_folder(name, config.raw)
+    for name in config.benchmark_names:
+        dataset_folder(name, config.raw, lists=config.benchmark_lists)
     from src.commands import transfer as implementation  # imports torch, which takes seconds: mistakes are reported before
 
     return implementation.transfer(config)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from data_prep.audit import hamming_search as search
 from data_prep.audit.evaluation_sets import EvaluationImage, EvaluationSet, evaluation_sets
-from data_prep.audit.hamming_search import RADIUS, hamming_pairs
 from data_prep.audit.leaks import AuditConfig, KnownTestData, _print_table, audit_all, main
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.data import hamming_search as search
+from src.data.hamming_search import RADIUS, hamming_pairs
 from src.data.shards import Shards
 from src.runtime import progress
 from src.runtime.errors import UserError

@@ -15,6 +15,7 @@ from data_prep.card import markdown, render
 from data_prep.card.facts import gather_facts, histogram, usage_restrictions
 from data_prep.phantom.__main__ import main as draw
 from data_prep.shards import build_all
+from src.config.train import MixConfig
 from src.runtime.errors import UserError
 
 
@@ -23,7 +24,7 @@ def card(shards, tmp_path):
     """Folder with the card of a mix of three sources. A copy is audited, because other tests read the shards of the session."""
     shards = Path(shutil.copytree(shards, tmp_path / "shards"))
     audit_all(AuditConfig(out=shards))
-    render.write_card("own", {"alpha": 2, "beta": 1, "gamma": 1}, shards, tmp_path / "card")
+    render.write_card("own", MixConfig({"alpha": 2, "beta": 1, "gamma": 1}, decontaminate=True), shards, tmp_path / "card")
     return tmp_path / "card"
 
 
@@ -65,14 +66,14 @@ def test_card_states_the_number_of_distinct_images(card, shards):
 
 
 def test_excluded_text_names_the_filters(shards):
-    (one,) = gather_facts(shards, {"gamma": 1})
+    (one,) = gather_facts(shards, MixConfig({"gamma": 1}, decontaminate=True))
     assert "filtered" not in markdown.excluded_text(one)
     one.shards.manifest["filtered"] = {"language": 1200, "not histology": 3}
     assert markdown.excluded_text(one).startswith("1,200 filtered: language; 3 filtered: not histology")
 
 
 def test_usage_restrictions_name_the_sources_that_impose_them(shards):
-    facts = gather_facts(shards, {"alpha": 1, "beta": 1})
+    facts = gather_facts(shards, MixConfig({"alpha": 1, "beta": 1}, decontaminate=True))
     facts[0].entry = card_entry("quilt_1m")
     facts[1].entry = card_entry("slake")
     assert usage_restrictions(facts) == "non-commercial use only (quilt_1m); must not be redistributed (quilt_1m)"
@@ -81,7 +82,7 @@ def test_usage_restrictions_name_the_sources_that_impose_them(shards):
 
 
 def test_licences_of_records_are_counted_and_restrict_the_mix(shards):
-    facts = gather_facts(shards, {"alpha": 1, "beta": 1})
+    facts = gather_facts(shards, MixConfig({"alpha": 1, "beta": 1}, decontaminate=True))
     facts[0].entry = facts[1].entry = card_entry("vqa_rad")
     assert facts[0].licences() == {}  # no record of alpha states a licence
     facts[0].shards.manifest["licences"] = {"CC BY": 1200, "": 30, "CC_BY-NC-ND 4.0": 2}
@@ -105,10 +106,10 @@ def test_phantoms_are_recognised_by_the_marker_in_their_raw_folder(tmp_path):
     manifests = build_all(BuildConfig(sources=["medqa", "own_data"], raw=raw, out=out, workers=1))
     assert {name: manifest["phantom"] for name, manifest in manifests.items()} == {"medqa": True, "own_data": False}
     notice = "Phantoms (synthetic records in the file layout of the named dataset, without any of its data): medqa."
-    render.write_card("own", {"medqa": 1, "own_data": 1}, out, tmp_path / "card")
+    render.write_card("own", MixConfig({"medqa": 1, "own_data": 1}, decontaminate=True), out, tmp_path / "card")
     for name in ("card.md", "card.html", "croissant.json"):
         assert notice in (tmp_path / "card" / name).read_text()
-    render.write_card("own", {"own_data": 1}, out, tmp_path / "card")
+    render.write_card("own", MixConfig({"own_data": 1}, decontaminate=True), out, tmp_path / "card")
     assert "Phantom" not in (tmp_path / "card" / "card.md").read_text()
 
 
@@ -122,7 +123,7 @@ def test_histogram_counts_every_value():
 
 def test_unknown_mix_or_mix_without_shares_raises(tmp_path):
     with pytest.raises(UserError, match="mix=ful: no such file in conf/mix; did you mean 'full'"):
-        render.mix_shares("ful")
-    with pytest.raises(UserError, match="mix=own: the file states no shares; choose one of full"):
-        render.mix_shares("own")
-    assert sum(render.mix_shares("full").values()) == 3_343_055
+        render.read_mix("ful")
+    with pytest.raises(UserError, match="mix=own: the file states no shares; choose one of broad"):
+        render.read_mix("own")
+    assert sum(render.read_mix("full").shares.values()) == 2_665_908

@@ -8,7 +8,8 @@ from PIL import Image
 
 from src.classification import dataset
 from src.classification.dataset import FOLDER, build_dataset, image_batches, image_to_pixels, read_dataset
-from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
+from src.classification.layouts import ClassificationConfig, Example
+from src.classification.published_layouts import LAYOUTS
 from src.data.image_transform import decode_image
 from src.runtime.schema import to_typed
 
@@ -55,7 +56,7 @@ def test_generated_split_keeps_groups_together():
 
 def test_config_files_have_a_layout_and_at_least_two_classes():
     files = [path for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)]
-    assert len(files) == 8
+    assert len(files) == 14
     for path in files:
         config = to_typed(ClassificationConfig, OmegaConf.load(path))
         assert config.layout in LAYOUTS

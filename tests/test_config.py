@@ -169,7 +169,7 @@ def test_every_key_has_a_comment_in_a_file_of_its_group(group: Path):
         for line in re.split(r"^hydra:", path.read_text(), flags=re.MULTILINE)[0].splitlines():
             if match := re.match(r" *([a-z_0-9]+): *[^ #]", line):
                 keys.add(match[1])
-                explained |= {match[1]} if "#" in line or previous.startswith("#") else set()
+                explained |= {match[1]} if "#" in line or previous.lstrip().startswith("#") else set()
             previous = line
     assert keys - explained - {"vision", "projector"} == set()  # keys of `lr`, whose own comment explains them
 

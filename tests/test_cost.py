@@ -44,7 +44,7 @@ def test_7b_costs_little_more_than_the_minimum():
     costs = {}
     for how in ("none", "selective", "full"):
         config = to_typed(
-            TrainConfig, compose("train", ["+experiment=full_mix", f"trainer.activation_checkpointing={how}", "data.max_seq_len=1032"])
+            TrainConfig, compose("train", ["+experiment=recommended", f"trainer.activation_checkpointing={how}", "data.max_seq_len=1032"])
         )
         assert config.trainer.precision == "bf16-mixed"
         costs[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), checkpointing=how)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.commands.train import held_out_counts, text_warnings, warn_if_ranks_wait
 from src.data.datamodule import data_fingerprint
 from src.data.image_transform import decode_image
 from src.data.prompt import IGNORE
 from src.data.record import SPLITS
 from src.data.train_val_split import open_sources
 from src.runtime.errors import UserError
+from src.training.data_warnings import held_out_counts, text_warnings, warn_if_ranks_wait
 from tests.fixtures import parts
 
 STEPS = 5

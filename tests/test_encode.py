@@ -9,8 +9,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.build.encode import InvalidImage, encode_image, perceptual_hash
+from data_prep.build.encode import InvalidImage, encode_image
 from src.data.image_conversion import MAX_PIXELS
+from src.data.near_duplicates import perceptual_hash
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

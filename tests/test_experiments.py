@@ -1,13 +1,15 @@
 """conf/experiment: the keys of every experiment take effect, and each of its trials trains three steps on phantoms."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from data_prep.build.source import BuildConfig
-from data_prep.phantom.writers import FULL, OPEN
+from data_prep.phantom.writers import WRITERS
 from data_prep.shards import build_all
+from experiments.ablations import run
 from src.config.train import TrainConfig
 from src.config.train_rules import check_train_config
 from src.runtime import sweep
@@ -18,7 +20,8 @@ from src.train import train
 
 FILES = {path.stem: path for path in sorted((CONF / "experiment").glob("*.yaml"))}
 ABLATIONS = [name for name in FILES if "- mini\n" in FILES[name].read_text()]
-FINETUNING = ("finetune_pathvqa", "finetune_vqa_med")  # start from the run of full_mix
+FINETUNING = ("finetune_pathvqa", "finetune_vqa_med")  # start from the run of recommended
+MIXES = {path.stem: yaml.safe_load(path.read_text())["shares"] for path in (CONF / "mix").glob("*.yaml")}
 
 
 def trials(name: str) -> list[list[str]]:
@@ -28,9 +31,10 @@ def trials(name: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Shards of all eighteen sources of the mixes, with a few records each."""
+    """Shards of all sources of the mixes, with a few records each."""
     raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
-    writers = FULL | OPEN
+    names = {name for mix, shares in MIXES.items() if mix != "own" for name in shares}
+    writers = {name: WRITERS[name] for name in names}
     for name, writer in writers.items():
         (raw / name).mkdir()
         writer.write(raw / name, seed=0, num={split: min(size, 24 if split == "train" else 4) for split, size in writer.SIZES.items()})
@@ -60,6 +64,7 @@ def small(phantoms, language, tmp_path_factory) -> list[str]:
         "trainer=cpu",
         "trainer.accumulate=1",
         "optim.steps=3",
+        "optim.epochs=null",
         "optim.warmup=1",
     ]
 
@@ -96,14 +101,42 @@ def test_every_trial_differs_in_one_setting(name):
         to_typed(TrainConfig, compose("train", overrides))
 
 
+def test_compared_recipes_keep_their_values_and_cost_the_same():
+    """Only what the small models need differs from the recipes at full size."""
+    samples = set()
+    for small, full in (("mini_paper", "full_mix"), ("mini_recommended", "recommended")):
+        mini, recipe = compose("train", [f"+experiment={small}"]), compose("train", [f"+experiment={full}"])
+        samples.add(mini.optim.steps * mini.data.global_batch_size)
+        assert mini.projector == recipe.projector
+        assert mini.data.global_batch_size == recipe.data.global_batch_size
+        for key in ("schedule", "weight_decay", "betas", "clip"):
+            assert mini.optim[key] == recipe.optim[key]
+        assert {part: rate / 10 for part, rate in mini.optim.lr.items()} == pytest.approx(dict(recipe.optim.lr))
+        assert mini.callbacks.early_stopping is None
+    assert len(samples) == 1
+
+
+def test_commands_of_a_comparison_name_every_trial():
+    *prepare, recommended, paper, evaluate, report = run.commands("recipes")
+    assert all(command.startswith("data_prep.") for command in prepare)
+    assert recommended == "src.train -m +experiment=mini_recommended seed=0,1,2"
+    assert paper == "src.train -m +experiment=mini_paper seed=0,1,2"
+    runs = [f"recipes/{recipe}/seed={seed}" for recipe in ("recommended", "paper") for seed in range(3)]
+    assert evaluate.endswith(" run=" + ",".join(f'"{name}"' for name in runs))
+    assert report == f"src.report runs=recipes/** baseline='{runs[0]}'"
+    assert run.main(["recipe"]) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_every_trial_trains_three_steps(name, small):
-    """The fine-tuning experiments start from the run of full_mix, which is trained first."""
-    for experiment in ["full_mix", name] if name in FINETUNING else [name]:
+def test_every_trial_trains_three_steps(name, small, phantoms):
+    """The fine-tuning experiments start from the run of recommended, which is trained first."""
+    for experiment in ["recommended", name] if name in FINETUNING else [name]:
         for number, overrides in enumerate(trials(experiment)):
             run_name = f"name={experiment}" if number == 0 else f"name={experiment}{number}"
             config = to_typed(TrainConfig, compose("train", [*shrink(overrides, small), run_name]))
+            shares = {source: share for source, share in config.mix.shares.items() if (phantoms / source).exists()}
+            config = replace(config, mix=replace(config.mix, shares=shares))  # a source without a phantom writer is left out
             check_train_config(config)
             assert (train(config) / "result.json").exists(), overrides
 

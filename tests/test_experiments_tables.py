@@ -88,11 +88,17 @@ def test_mini_has_one_line_per_benchmark_with_the_score_of_its_questions():
 
 
 @pytest.mark.slow
-def test_readmes_state_the_hours_of_plan(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["src/plan.py", "+experiment=full_mix"])
+@pytest.mark.parametrize(("experiment", "readmes"), [("recommended", ("ablations", "breadth")), ("full_mix", ("transfer",))])
+def test_readmes_state_the_hours_of_plan(monkeypatch, capsys, experiment, readmes):
+    monkeypatch.setattr("sys.argv", ["src/plan.py", f"+experiment={experiment}"])
     plan.main()
-    hours = re.search(r"take ([\d.]+ h) on 1 x H200 at (\d+)", " ".join(capsys.readouterr().out.split()))
-    for name in ("ablations", "breadth", "transfer"):
+    samples, hours, tflops = re.search(
+        r"([\d,]+) samples take ([\d.]+) h on 1 x H200 at (\d+)", " ".join(capsys.readouterr().out.split())
+    ).groups()
+    for name in readmes:
         text = " ".join((FOLDER / name / "README.md").read_text().split())
-        assert f"`python -m src.plan +experiment=full_mix` estimates {hours[1]}" in text, name
-        assert f"{hours[2]} TFLOP/s" in text
+        assert f"`python -m src.plan +experiment={experiment}` estimates {hours} h" in text, name
+        assert f"{tflops} TFLOP/s" in text
+    assert f"| `python -m src.train +experiment={experiment}` | {hours} |" in (FOLDER / "vqa" / "README.md").read_text()
+    costs = [line for line in (FOLDER / "paper" / "README.md").read_text().splitlines() if line.startswith(f"| `{experiment}`, ")]
+    assert any(f"1 x H100 at {tflops} TFLOP/s | {samples} | {hours} |" in line for line in costs)

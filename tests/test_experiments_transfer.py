@@ -4,14 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.bench.transfer import measure
-from experiments.transfer.table import COLUMNS, SCORES, rows, table, unseen
+from experiments.bench.transfer import measure, multilabel_scores
+from experiments.transfer.table import COLUMNS, rows, table, unseen
 from src.classification import dataset
 from src.runtime.errors import UserError
 
@@ -55,10 +56,12 @@ def test_csv_has_every_score_and_the_encoder_details(tmp_path):
     score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
     cell = {"benchmark": "a", "encoder": "run:x", "protocol": "probe", "seeds": 1, "pooling": ["mean"], "overlap": None, "parameters": 9}
     cell |= {"input": {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}, "weights": {"id": "run:x", "sha256": "0123456789abcdef"}}
-    cell |= dict.fromkeys(("macro_f1", "balanced_accuracy", "auroc"), score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
+    single, multi = ("macro_f1", "balanced_accuracy", "auroc"), ("macro_f1", "auroc", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5")
+    labels = cell | {"benchmark": "b", "per_class": []} | dict.fromkeys(multi, score)
+    cell |= dict.fromkeys(single, score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
     tables = {
-        "cells": [cell],
-        "means": [{"encoder": "run:x", "protocol": "probe", **score}],
+        "cells": [cell, labels],
+        "means": [{"encoder": "run:x", "protocol": "probe", **score, "macro_f1@0.5": score | {"value": 0.3}}],
         "ranks": {"probe": {"run:x": 1.5}},
         "differences": [{"benchmark": "a", "protocol": "probe", "ours": "run:x", "other": "y", "p_holm": 0.03, **score}],
         "few_shot": [{"benchmark": "a", "encoder": "run:x", "shots": 5, **score}],
@@ -66,14 +69,16 @@ def test_csv_has_every_score_and_the_encoder_details(tmp_path):
     (tmp_path / "transfer.json").write_text(json.dumps({"git": "abc", "transfer": tables}))
     result = rows(tmp_path)
     assert [(row["benchmark"], row["encoder"], row["protocol"], row["score"], row["value"]) for row in result] == [
-        *(("a", "run:x", "probe", score, 0.5) for score in SCORES),
+        *(("a", "run:x", "probe", score, 0.5) for score in single),
         ("a", "run:x", "probe", "f1/benign", 0.4),
+        *(("b", "run:x", "probe", score, 0.5) for score in multi),
         ("mean", "run:x", "probe", "macro_f1", 0.5),
+        ("mean", "run:x", "probe", "macro_f1@0.5", 0.3),
         ("mean", "run:x", "probe", "average_rank", 1.5),
         ("a", "run:x - y", "probe", "macro_f1_difference", 0.5),
         ("a", "run:x", "probe_5shot", "macro_f1", 0.5),
     ]
-    assert result[6]["p_holm"] == 0.03
+    assert result[13]["p_holm"] == 0.03
     assert {name: result[0][name] for name in COLUMNS[-6:-1]} == {
         "weights": "run:x 0123456789ab",
         "parameters": 9,
@@ -85,7 +90,11 @@ def test_csv_has_every_score_and_the_encoder_details(tmp_path):
 
 @pytest.mark.slow
 def test_probe_overhead_is_measured_on_both_sides():
-    overhead, grid = measure(25, "vit_tiny_patch16_224")
+    overhead, grid = islice(measure(25, "vit_tiny_patch16_224"), 2)
     assert overhead.low <= overhead.value <= overhead.high
     assert overhead.n == 5
     assert min(overhead.ours, overhead.peer, grid.value) > 0
+
+
+def test_multilabel_scores_are_measured():
+    assert multilabel_scores(images=100, labels=3, resamples=20).value > 0

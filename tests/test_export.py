@@ -397,7 +397,7 @@ def test_other_architectures_are_exact(shards, language, tmp_path, changes, part
         ([], ["parts=[hf,onnx]"], "parts='onnx' is unknown"),
         ([], ["parts=[space]"], "add hf to parts="),
         ([], ["dtype=int8"], "dtype='int8'"),
-        ([], ["push=nonsense"], "is not a repository name"),
+        ([], ["push.repository=nonsense"], "is not a repository name"),
         ([], ["run=tinny"], "no run 'tinny'"),
     ],
 )

@@ -42,7 +42,7 @@ def test_finetune_chooses_the_learning_rate_on_the_validation_split(tmp_path):
     data, fit = run(tmp_path)
     assert fit.setting == {"lr": 3e-3}
     assert fit.validation == 1.0
-    assert (fit.probabilities_NK.argmax(1) == data.labels_N[data.rows("test")]).all()
+    assert (fit.probabilities_NK.argmax(1) == data.labels[data.rows("test")]).all()
 
 
 def test_finetune_is_deterministic_for_a_seed(tmp_path):
@@ -59,7 +59,7 @@ def test_loader_yields_the_given_number_of_batches_of_permutations():
     assert len(labels) == 72
     rows = loader.rows
     assert sorted(rows[:36]) == sorted(rows[36:]) == data.rows("train").tolist()
-    assert torch.equal(labels, torch.from_numpy(data.labels_N[rows]))
+    assert torch.equal(labels, torch.from_numpy(data.labels[rows]))
 
 
 def test_augment_shifts_slightly_and_never_mirrors():

@@ -2,11 +2,15 @@ import re
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from openpyxl import Workbook
 from PIL import Image
 
-from src.classification.layouts import ClassificationConfig, folder_layout, npz_array, npz_layout, sicap_layout, table_layout
+from src.classification.layouts import ClassificationConfig, folder_layout, npz_array, npz_layout, table_layout
+from src.classification.published_layouts import NIH_LABELS, cxr8_layout, medfmc_layout, sicap_layout
 from src.runtime.errors import UserError
+from src.runtime.paths import CONF
+from src.runtime.schema import to_typed
 
 rng = np.random.default_rng(0)
 
@@ -172,3 +176,154 @@ def test_sicap_reports_a_missing_or_truncated_spreadsheet(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"Test\.xlsx does not exist"):
         list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+
+
+NIH_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],"
+NIH_HEADER += "OriginalImagePixelSpacing[x,y],"
+NIH_CLASSES = list(NIH_LABELS)
+
+
+def nih_folder(root, labels, *, header=NIH_HEADER, images="images_001/images", visits=1):
+    """Patients numbered from 1, with one label text each and `visits` images; number 2 is the test list."""
+    rows = [(f"{n:08d}_{visit:03d}.png", n, text) for n, text in enumerate(labels, 1) for visit in range(visits)]
+    for name, *_ in rows:
+        save_image(root / images / name, side=8)
+    lines = [f"{name},{text},0,{n},58,M,PA,2682,2749,0.143,0.143," for name, n, text in rows]
+    (root / "Data_Entry_2017_v2020.csv").write_text("\ufeff" + "\n".join([header, *lines]) + "\n")
+    (root / "train_val_list.txt").write_text("\n".join(name for name, n, _ in rows if n != 2))
+    (root / "test_list.txt").write_text("\n".join(name for name, n, _ in rows if n == 2))
+
+
+@pytest.mark.parametrize("images", ["images", "images_001/images", "."])
+def test_nih_header_with_brackets_is_read_by_name(tmp_path, images):
+    nih_folder(tmp_path, ["Effusion|Hernia", "No Finding", "Mass"], images=images)
+    examples = list(cxr8_layout(tmp_path, ClassificationConfig("cxr8", classes=NIH_CLASSES)))
+    assert [(e.label, e.group) for e in examples] == [(("Effusion", "Hernia"), "patient 1"), ((), "patient 2"), (("Mass",), "patient 3")]
+    assert examples[1].split == "test"
+    assert examples[0].image.name == "00000001_000.png"
+    eight = list(cxr8_layout(tmp_path, ClassificationConfig("cxr8", classes=NIH_CLASSES[:8])))
+    assert [e.label for e in eight] == [("Effusion",), (), ("Mass",)]
+
+
+def test_nih_validation_is_a_fixed_eighth_of_the_patients(tmp_path):
+    nih_folder(tmp_path, ["Mass"] * 200, visits=2)
+    examples = list(cxr8_layout(tmp_path, ClassificationConfig("cxr8", classes=NIH_CLASSES)))
+    splits = {}
+    for example in examples:
+        splits.setdefault(example.group, set()).add(example.split)
+    assert len(examples) == 400
+    assert all(len(names) == 1 for names in splits.values())
+    assert 15 <= sum(names == {"val"} for names in splits.values()) <= 35
+    assert {group for group, names in splits.items() if names == {"test"}} == {"patient 2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "images_001/images/00000001_000.png").unlink(), r"1 of 2 images are not below .*, such as 00000001_000\.png"),
+        (
+            lambda root: (root / "test_list.txt").write_text(""),
+            r"00000002_000\.png is neither in train_val_list\.txt nor in test_list\.txt",
+        ),
+        (lambda root: (root / "test_list.txt").unlink(), r"test_list\.txt does not exist"),
+        (lambda root: nih_folder(root, ["Mass", "Efusion"]), r"00000002_000\.png has the label 'Efusion'; did you mean 'Effusion'"),
+        (
+            lambda root: nih_folder(root, ["Mass"], header="Image Index,Labels"),
+            r"no column 'Finding Labels'; did you mean 'Labels'",
+        ),
+        (lambda root: (root / "Data_Entry_2017_v2020.csv").unlink(), r"Data_Entry_2017_v2020\.csv does not exist"),
+        (
+            lambda root: (root / "Data_Entry_2017_v2020.csv").write_text(f"{NIH_HEADER}\n1.png,Mass\n"),
+            "line 2 has 2 columns; download it again",
+        ),
+    ],
+)
+def test_invalid_nih_folder_is_reported(tmp_path, change, message):
+    nih_folder(tmp_path, ["Mass", "No Finding"])
+    change(tmp_path)
+    with pytest.raises(UserError, match=message):
+        list(cxr8_layout(tmp_path, ClassificationConfig("cxr8", classes=NIH_CLASSES)))
+
+
+def medfmc(name):
+    return to_typed(ClassificationConfig, OmegaConf.load(CONF / f"benchmark/medfmc_{name}.yaml"))
+
+
+def medfmc_folder(root, name, lists, *, place="MedFMC_train"):
+    folder = root / place / name
+    for file, lines in lists.items():
+        for line in lines:
+            save_image(folder / "images" / (line[: line.index(".png")] + ".png"), side=8)
+        (folder / file).write_text("\n".join(lines) + "\n")
+
+
+COLON = "2019-{}-1-1-1_2019-05-28 17_55_39-lv1-47692-11609-5464-5695p{:04d}.png {}"
+
+
+@pytest.mark.parametrize("place", ["MedFMC_train", "."])
+def test_medfmc_lists_are_read_from_the_right(tmp_path, place):
+    medfmc_folder(
+        tmp_path,
+        "colon",
+        {"train_20.txt": [COLON.format(1, 7, 1)], "val_20.txt": [], "test_WithLabel.txt": [COLON.format(2, 8, 0)]},
+        place=place,
+    )
+    train, test = medfmc_layout(tmp_path, medfmc("colon"))
+    assert train[:4] == (COLON.format(1, 7, 1)[:-2], "train", "tumor", "2019-1-1-1-1_2019-05-28 17_55_39")
+    assert (test.split, test.label) == ("test", "no tumor")
+    endo = {
+        "train_20.txt": ["13333_2021.11_0002_1.png 0 1 0 1"],
+        "val_20.txt": [],
+        "test_WithLabel.txt": ["13333_2021.12_0002_2.png 0 0 0 0"],
+    }
+    medfmc_folder(tmp_path, "endo", endo, place=place)
+    train, test = medfmc_layout(tmp_path, medfmc("endo"))
+    assert (train.label, train.group, test.label) == (("erosion", "tumor"), "13333_2021.11_0002", ())
+    labels = ",".join("1" if n in (0, 18) else "0" for n in range(19))
+    chest = {"trainval.txt": [f"DX.1.2.{n}.png {labels}" for n in range(40)], "test_WithLabel.txt": [f"5E.png {labels}"]}
+    medfmc_folder(tmp_path, "chest", chest, place=place)
+    examples = list(medfmc_layout(tmp_path, medfmc("chest")))
+    assert {e.label for e in examples} == {("pleural_effusion", "consolidation")}
+    assert {e.split for e in examples[:-1]} == {"train", "val"}
+    assert examples[-1].group == "5E.png"
+
+
+def test_medfmc_table_of_the_challenge_is_read_by_name(tmp_path):
+    medfmc_folder(tmp_path, "endo", {"unused.txt": ["13333_2021.11_0002_1.png", "x y.png"]})
+    header = "img_id,study_id,place,ulcer,erosion,polyp,tumor"
+    rows = ["13333_2021.11_0002_1.png,s1,stomach,1,0,0,0", "x y.png,s2,stomach,0,0,0,1"]
+    (tmp_path / "MedFMC_train/endo/endo_train.csv").write_text("\n".join([header, *rows]))
+    examples = list(medfmc_layout(tmp_path, medfmc("endo")))
+    assert [(e.split, e.label, e.group) for e in examples] == [("", ("ulcer",), "13333_2021.11_0002"), ("", ("tumor",), "s2")]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        (
+            {"train_20.txt": ["a b.png 1 0 0"], "val_20.txt": [], "test_WithLabel.txt": []},
+            r"'a b\.png 1 0 0' does not end with 4 labels 0 or 1",
+        ),
+        ({"train_20.txt": ["a b.png"], "val_20.txt": [], "test_WithLabel.txt": []}, r"'a b\.png' does not end with 4 labels"),
+        ({"endo_train.csv": ["img_id.png,study_id"]}, r"endo_train\.csv: no column 'img_id'"),
+        (
+            {"val_20.txt": ["a.png 1 0 0 0"]},
+            r"neither train_20\.txt, val_20\.txt, test_WithLabel\.txt, nor trainval\.txt and .*, nor endo_train\.csv",
+        ),
+    ],
+)
+def test_invalid_medfmc_folder_is_reported(tmp_path, lists, message):
+    medfmc_folder(tmp_path, "endo", lists)
+    with pytest.raises(UserError, match=message):
+        list(medfmc_layout(tmp_path, medfmc("endo")))
+
+
+def test_medfmc_reports_a_missing_folder_image_and_value(tmp_path):
+    with pytest.raises(UserError, match=r"neither endo nor \*/endo is a folder"):
+        list(medfmc_layout(tmp_path, medfmc("endo")))
+    medfmc_folder(tmp_path, "colon", {"unused.txt": ["a.png"]})
+    table = tmp_path / "MedFMC_train/colon/colon_train.csv"
+    for row, message in (("a.png,s,2", "a.png has the label value '2'; allowed: 0, 1"), ("b.png,s,1", "the image 'b.png' is not below")):
+        table.write_text(f"img_id,study_id,tumor\n{row}\n")
+        with pytest.raises(UserError, match=re.escape(message)):
+            list(medfmc_layout(tmp_path, medfmc("colon")))

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.mini import run
 from src.runtime.cli import compose
@@ -96,6 +97,14 @@ def test_every_target_that_runs_python_depends_on_setup():
     for target, prerequisites, recipe in re.findall(r"^([a-z][a-z-]*):(.*?)##.*\n((?:\t.*\n)*)", MAKEFILE, re.M):
         if "$(RUN)" in recipe or "$(TEST)" in recipe or ".venv" in recipe:
             assert "$(READY)" in prerequisites, target
+
+
+@pytest.mark.parametrize(("words", "mix"), [([], "open"), (["MIX=full"], "full")])
+def test_default_sources_are_those_of_the_mix(words, mix):
+    command = [shutil.which("make"), "-n", "-o", ".venv/.ready", "download", *words]
+    output = subprocess.run(command, cwd=ROOT, env={"PATH": os.defpath}, capture_output=True, text=True, check=True).stdout
+    shares = yaml.safe_load((ROOT / f"conf/mix/{mix}.yaml").read_text())["shares"]
+    assert f" sources={','.join(shares)} " in output
 
 
 def test_lock_has_a_hash_for_every_package_and_no_address():

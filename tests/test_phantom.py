@@ -22,7 +22,7 @@ from data_prep.phantom.draw.canvas import canvas
 from data_prep.phantom.draw.marks import RADIUS, finding_mask, place
 from data_prep.phantom.scene.wording import article, caption, questions
 from data_prep.phantom.scene.world import MODALITIES, NORMAL, OPTICAL, RADIOLOGY, item_rng, sample_scene
-from data_prep.phantom.writers import FULL, OPEN, WRITERS, pathvqa, vqa_med_2019
+from data_prep.phantom.writers import FULL, WRITERS, pathvqa, vqa_med_2019
 from data_prep.phantom.writers.folder import scenes
 from data_prep.readers import READERS
 from src.data.record import QUESTION_TYPES, question_type
@@ -263,7 +263,7 @@ def test_a_normal_scene_has_no_finding():
 
 
 def test_every_source_of_the_mixes_has_a_writer():
-    mixes = {name: yaml.safe_load((CONF / f"mix/{name}.yaml").read_text())["shares"] for name in ("full", "open", "mini")}
-    assert set(mixes["full"]) == set(mixes["mini"]) == set(FULL)
-    assert set(mixes["open"]) <= set(FULL | OPEN)
-    assert set(OPEN) <= set(mixes["open"])
+    mixes = {name: yaml.safe_load((CONF / f"mix/{name}.yaml").read_text())["shares"] for name in ("full", "broad", "open", "mini")}
+    assert set(mixes["mini"]) == set(FULL)
+    assert set(mixes["full"]) == set(FULL)
+    assert set().union(*mixes.values()) <= set(WRITERS)

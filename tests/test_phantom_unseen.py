@@ -8,11 +8,12 @@ from PIL import Image
 
 from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers import UNSEEN, octmnist, organcmnist, pneumoniamnist, retinamnist, sicapv2
+from data_prep.phantom.writers.unseen import MULTILABEL_LOOKS
 from src.classification import dataset
 from src.classification.dataset import image_to_pixels
 from src.classification.layouts import SUFFIXES
 
-SMALL = {"breastmnist": 24, "organcmnist": 22, "sicapv2": 80, "pad_ufes_20": 120}
+SMALL = {"cxr8": 240, "medfmc_chest": 180, "medfmc_endo": 120} | {"breastmnist": 24, "organcmnist": 22, "sicapv2": 80, "pad_ufes_20": 120}
 
 
 def write(name, root, *, seed=0):
@@ -41,7 +42,7 @@ def test_a_phantom_is_read_as_the_real_set_would_be(tmp_path, name):
     folder = write(name, tmp_path)
     data = dataset.read_dataset(name, raw=tmp_path)
     assert min(count for counts in data.counts().values() for count in counts.values()) >= 1
-    assert data.generated_split == (name in ("pad_ufes_20", "malaria"))
+    assert data.generated_split == (name in ("pad_ufes_20", "malaria", "medfmc_endo", "busi"))
     for example in data.examples[:3]:
         assert image_to_pixels(example.image, size=32).shape == (3, 32, 32)
     write(name, tmp_path / "again")
@@ -77,3 +78,33 @@ def test_the_warts_are_there(tmp_path):
     assert {Image.open(path).mode for path in folders["pad_ufes_20"].rglob("*.png")} == {"RGB", "RGBA"}
     data = dataset.read_dataset("pad_ufes_20", raw=tmp_path)
     assert len(set(data.groups(np.arange(len(data.examples))))) < len(data.examples)
+
+
+@pytest.mark.slow
+def test_the_warts_of_the_paper_sets_are_there(tmp_path, capsys):
+    folders = {name: write(name, tmp_path) for name in ("cxr8", "medfmc_colon", "medfmc_endo", "busi")}
+    assert "OriginalImage[Width,Height]" in next(folders["cxr8"].glob("Data_Entry_2017*.csv")).read_text().splitlines()[0]
+    assert {Image.open(path).mode for path in folders["cxr8"].rglob("*.png")} == {"L", "RGBA"}
+    colon, endo = (folders[f"medfmc_{name}"] / "MedFMC_train" / name for name in ("colon", "endo"))
+    assert all(" " in path.name for path in (colon / "images").iterdir())
+    assert {line[-1] for line in (endo / "test_WithLabel.txt").read_text().splitlines()} == {"0"}
+    assert any(line[-1] == "1" for line in (endo / "train_20.txt").read_text().splitlines())
+    patients = [
+        {line[:18] for line in (endo / name).read_text().splitlines()} for name in ("train_20.txt", "val_20.txt", "test_WithLabel.txt")
+    ]
+    assert patients[0] & patients[1]
+    assert not patients[0] & patients[2]
+    dataset.read_dataset("medfmc_colon", raw=tmp_path)
+    assert "medfmc_colon: left out 12 of 60 val images, 12 of 60 test images" in capsys.readouterr().out
+    assert list(folders["busi"].rglob("*_mask_1.png"))
+    data = dataset.read_dataset("busi", raw=tmp_path)
+    assert not any("_mask" in example.key for example in data.examples)
+    assert (
+        "busi: 8 of 64 images are near-identical to another one, in 4 groups that each stay in one split; 1 of" in capsys.readouterr().out
+    )
+
+
+def test_looks_of_multilabel_phantoms_are_distinct_and_unnamed():
+    assert len(set(MULTILABEL_LOOKS)) == len(MULTILABEL_LOOKS) >= 19
+    named = {finding.shape for name in ("xray", "dermoscopy") for finding in MODALITIES[name].findings.values()}
+    assert not named & {look.shape for look in MULTILABEL_LOOKS}

@@ -2,13 +2,14 @@
 
 import ctypes
 import resource
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from src.commands.plan import batch_to_meta, estimate_memory, largest_micro_batch, measure_cost, measure_layers, plan
+from src.commands.plan import batch_to_meta, estimate_memory, largest_micro_batch, measure_cost, measure_layers, plan, with_planned_steps
 from src.config.plan import PlanConfig
 from src.config.train import ACTIVATION_CHECKPOINTING, TrainConfig
 from src.model import loss
@@ -16,7 +17,7 @@ from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import to_typed
-from src.training.optim import optimizer
+from src.training.optim import epochs_to_steps, optimizer
 from tests.fixtures import parts
 from tests.processes import server
 
@@ -67,6 +68,20 @@ def test_plan_shows_no_warning_of_a_library(words, recwarn):
 def test_plan_rejects_impossible_values(words, override, message):
     with pytest.raises(UserError, match=message):
         plan(to_typed(PlanConfig, compose("plan", [*words, override])))
+
+
+def test_epochs_are_planned_from_the_counts_of_sources_that_are_not_built(tmp_path):
+    words = ["+experiment=recommended", "mix=own", "mix.shares={slake: 1, vqa_rad: 1}", "optim.epochs=2", f"data.root={tmp_path}"]
+    config = to_typed(PlanConfig, compose("plan", [*words, "optim.warmup=0"]))
+    assert with_planned_steps(config).optim.steps == round(2 * (9_835 + 1_793) / 128)
+    config = replace(config, mix=replace(config.mix, shares={"slake": 1, "my_scans": 1}))
+    with pytest.raises(UserError, match=r"optim.epochs=2: no training records of my_scans are known; build the shards, leave"):
+        with_planned_steps(config)
+
+
+def test_epochs_are_planned_from_the_shards_as_in_training(words):
+    config = to_typed(PlanConfig, compose("plan", [*words, "optim.steps=null", "optim.epochs=3"]))
+    assert with_planned_steps(config) == epochs_to_steps(config)
 
 
 @pytest.mark.slow

@@ -23,14 +23,14 @@ def test_pooling_is_chosen_on_validation(method):
     fit = method(train, val, test, classes=3)
     assert fit.pooling == "mean"
     assert fit.validation == 1.0
-    assert (fit.probabilities_NK.argmax(1) == test.labels_N).all()
+    assert (fit.probabilities_NK.argmax(1) == test.labels).all()
     assert fit.probabilities_NK.sum(1) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("method", [linear_probe, knn_probe])
 def test_probes_do_not_use_test_labels(method):
     train, val, test = splits()
-    other = Split(test.features, test.labels_N[::-1].copy())
+    other = Split(test.features, test.labels[::-1].copy())
     assert np.array_equal(method(train, val, test, classes=3).probabilities_NK, method(train, val, other, classes=3).probabilities_NK)
 
 
@@ -40,7 +40,7 @@ def test_linear_probe_ignores_features_constant_in_training():
         split.features["mean"][:, 7] = 5.0
     test.features["mean"][:, 7] = 500.0  # constant in training, so it is ignored
     fit = linear_probe(train, val, test, classes=2)
-    assert (fit.probabilities_NK.argmax(1) == test.labels_N).mean() > 0.9
+    assert (fit.probabilities_NK.argmax(1) == test.labels).mean() > 0.9
 
 
 def test_linear_probe_equals_sklearn():
@@ -52,7 +52,7 @@ def test_linear_probe_equals_sklearn():
     fit = linear_probe(train, val, test, classes=3)
     scaler = StandardScaler().fit(train.features["mean"])
     model = LogisticRegression(C=fit.setting["C"], class_weight="balanced", max_iter=1000).fit(
-        scaler.transform(train.features["mean"]), train.labels_N
+        scaler.transform(train.features["mean"]), train.labels
     )
     assert fit.probabilities_NK == pytest.approx(model.predict_proba(scaler.transform(test.features["mean"])), abs=5e-3)
 

@@ -207,7 +207,7 @@ def test_existing_export_can_be_pushed(hub, shards, language, tmp_path):
     export_overrides = [f"run={folder.name}", f"outputs={folder.parent}", f"out={out}"]
     export(to_typed(ExportConfig, compose("export", export_overrides)))
     before = (out / "SHA256SUMS").read_bytes()
-    export(to_typed(ExportConfig, compose("export", [*export_overrides, "push=user/name"])))
+    export(to_typed(ExportConfig, compose("export", [*export_overrides, "push.repository=user/name"])))
     assert (out / "SHA256SUMS").read_bytes() == before
     models, space = hub.store["model"], hub.store["space"]["user/name"]
     assert sorted(models) == ["user/name", "user/name-adapter", "user/name-timm"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep import sources
 from data_prep.build.chunking import record_fault
-from data_prep.readers import READERS
+from data_prep.readers import OPTIONS, READERS
 from data_prep.readers.json_stream import iter_items
 from data_prep.readers.rows import FilteredRow, InvalidRow
 from data_prep.readers.zip_members import ZipMembers
@@ -196,7 +196,7 @@ def test_latin_1_line_is_rejected_alone(tmp_path):
 def test_own_data_needs_no_entry_in_sources_yaml(tmp_path):
     put_lines(tmp_path / "scans" / "test.jsonl", {"question": "q", "answer": "a"})
     put_parquet(tmp_path / "table" / "train.parquet", [{"image": image(0), "question": "q", "answer": "a"}])
-    for name, reader in (("scans", "jsonl"), ("table", "hf_parquet")):
+    for name, reader in (("scans", "jsonl"), ("table", "jsonl")):
         entry = sources.find_source(name, tmp_path)
         assert (entry.name, entry.reader) == (name, reader)
         rows = [row for split in SPLITS for row in READERS[reader](tmp_path / name, split, entry)]
@@ -204,7 +204,7 @@ def test_own_data_needs_no_entry_in_sources_yaml(tmp_path):
 
 
 def test_unknown_source_suggests_the_closest(tmp_path):
-    with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.*did you mean 'pathvqa'"):
+    with pytest.raises(UserError, match=r"source 'pathvaq' is not in sources\.yaml.* does not exist; did you mean 'pathvqa'"):
         sources.find_source("pathvaq", tmp_path)
     with pytest.raises(UserError, match="letters, digits"):
         sources.find_source("../../etc", tmp_path)
@@ -455,19 +455,53 @@ def test_classification_dataset_becomes_questions_with_choices(tmp_path):
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(rows[2].images[0]))), arrays["test_images"][2])
 
 
-def test_every_reader_has_an_entry_and_mixes_use_the_published_counts():
+def test_every_reader_has_an_entry():
     entries = sources.load_sources()
     assert {entry.reader for entry in entries.values()} == set(READERS)
     for entry in entries.values():
         assert set(entry.columns) <= {"image", "question", "answer", "caption", "id", "type", "group", "licence"}
         assert not entry.columns or entry.reader == "hf_parquet"
         assert entry.reader in (entry.name, "hf_parquet", "classification")
-    exceptions = {"pubmedqa": 211_269, "iu_xray": 7_470, "slake": 4_919}  # PQA-A only, images, English only; see the comments of the mixes
-    for mix, total in (("full", 3_343_055), ("open", 3_352_660)):
-        shares = yaml.safe_load((CONF / "mix" / f"{mix}.yaml").read_text())["shares"]
-        assert {name: exceptions.get(name, entries[name].expected["train"]) for name in shares} == shares
-        assert len(shares) == 14
-        assert sum(shares.values()) == total
+    assert set(OPTIONS) <= set(READERS)
+
+
+PAPER = ["pathvqa", "mimic_cxr", "iu_xray", "vqa_rad", "roco", "omnimedvqa", "ubench"]  # the fourteen names of the paper
+PAPER += ["slake", "pmc_oa", "pmc_vqa", "vqa_med_2019", "medqa", "medmcqa", "pubmedqa"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "exceptions", "total"),
+    [
+        ("full", {}, 2_665_908),
+        ("open", {}, 2_265_126),
+        ("broad", {"pubmedqa": 211_269, "iu_xray": 7_470}, 3_343_055),  # PQA-A only, images; see the comments of the mix
+    ],
+)
+def test_shares_of_a_mix_are_the_counts_of_its_sources(mix, exceptions, total):
+    entries = sources.load_sources()
+    text = (CONF / "mix" / f"{mix}.yaml").read_text()
+    shares = yaml.safe_load(text)["shares"]
+    exceptions = {"slake": 4_919} | exceptions  # English only; the entry counts all languages
+    assert {name: exceptions.get(name, entries[name].expected["train"]) for name in shares} == shares
+    assert sum(shares.values()) == total
+    assert f"{total:,}" in text
+
+
+def test_full_mix_has_the_names_of_the_paper():
+    assert sorted(yaml.safe_load((CONF / "mix" / "full.yaml").read_text())["shares"]) == sorted(PAPER)
+
+
+def test_open_mix_is_what_may_be_had_and_passed_on():
+    """The rule of conf/mix/open.yaml, applied to every source of a mix of conf/mix."""
+    mixes = [yaml.safe_load((CONF / "mix" / f"{mix}.yaml").read_text())["shares"] for mix in ("full", "broad", "open")]
+    entries = sources.load_sources()
+    restricted = {
+        name
+        for name, entry in entries.items()
+        if "yes" in (entry.licence.credentialed, entry.gated, entry.licence.non_commercial) or entry.licence.redistribute != "yes"
+    }
+    assert set(mixes[-1]) == {name for mix in mixes for name in mix} - restricted
+    assert {"mimic_cxr", "iu_xray", "omnimedvqa", "roco", "pathvqa", "quilt_1m", "medicat"} <= restricted
 
 
 def test_every_entry_states_the_sources_of_its_numbers():
@@ -493,7 +527,9 @@ def test_misspelt_entry_is_an_error(tmp_path):
 
 def test_caption_table_uses_the_columns_of_its_entry(tmp_path):
     entry = replace(
-        sources.load_sources()["hf_parquet"], name="roco", columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"}
+        sources.load_sources()["pathvqa"],
+        files={"train": ["train.parquet"]},
+        columns={"image": "image", "caption": "text", "id": "number", "group": "pmc"},
     )
     put_parquet(tmp_path / "train.parquet", [{"image": image(0), "text": " a caption", "number": 7, "pmc": "PMC1"}])
     (row,) = READERS["hf_parquet"](tmp_path, "train", entry)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.reporting.blocks import Figure, Table, Text
+from src.reporting.blocks import Figure, Folded, Table, Text
 from src.reporting.run_data import RunData
 from src.reporting.transfer import section
 from tests.stored import write_result, write_run
@@ -82,3 +82,27 @@ def test_report_lists_the_results_that_are_left_out(blocks):
     left_out = [{"file": "transfer/x/clip/knn.json", "why": "seeds= of clip changed"}]
     result = blocks([cell("x", "clip", "mean")], left_out=left_out)
     assert Text("transfer/x/clip/knn.json is left out, because seeds= of clip changed.", "gap") in result
+
+
+def test_multilabel_set_states_what_its_macro_f1_is_averaged_over(blocks):
+    labels = {"scored": 3, "labels": 4, "without_positive": ["tumor"]}
+    row = {"class": "ulcer", "n": 9, "precision": 0.5, "recall": 0.5, "f1": 0.5, "f1@0.5": 0.4, "auroc": None, "average_precision": 0.3}
+    values = {"macro_f1@val": 0.7, "macro_f1@0.5": 0.65, "map": 0.6, "cf1@0.5": 0.61}
+    endo = cell("endo", "clip", "mean") | {"multilabel": True, "labels_scored": labels, "per_class": [row]}
+    endo |= {name: SCORE | {"value": value} for name, value in values.items()}
+    del endo["confusion"], endo["balanced_accuracy"]
+    mean = {"encoder": "clip", "protocol": "probe", "benchmarks": ["endo", "x"], **SCORE, "macro_f1@0.5": SCORE | {"value": 0.68}}
+    report = blocks([endo, cell("x", "clip", "mean")], means=[mean])
+    scores, multilabel, *_ = (block for block in report if isinstance(block, Table))
+    rows = [dict(zip(scores.columns, row, strict=True)) for row in scores.rows]
+    assert [(row["benchmark"], row["mean over"], row["macro-F1"].value) for row in rows] == [
+        ("endo", "3 of 4 labels (not tumor)", 0.7),
+        ("x", "2 classes", 0.7),
+        ("mean", "2 benchmarks", 0.7),
+        ("mean", "2 benchmarks, labels at 0.5", 0.68),
+    ]
+    (row,) = (dict(zip(multilabel.columns, row, strict=True)) for row in multilabel.rows)
+    assert [row[name].value for name in ("macro-F1@val", "macro-F1@0.5", "mAP", "CF1@0.5")] == [0.7, 0.65, 0.6, 0.61]
+    folded = {block.title: block.blocks[0] for block in report if isinstance(block, Folded)}
+    assert len(folded["Confusion matrices"].plots) == 1
+    assert folded["Scores per class"].rows == [["endo", "clip", "probe", "ulcer", 9, 0.5, 0.5, 0.5, 0.4, None, 0.3]]

@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import binary_auroc, multiclass_accu
 
 from src.classification.scores import (
     TransferResult,
-    auroc,
+    auroc_and_precision,
     average_ranks,
     balanced_accuracy,
     confusion,
@@ -42,8 +42,8 @@ def torch_scores(labels_N, p_NK):
 @pytest.mark.parametrize("classes", [2, 3, 11])
 def test_resampled_scores_equal_torchmetrics_on_the_repeated_images(classes):
     result = make_result(classes=classes, n=300)
-    w_RG = resampling_weights(40, resamples=5, seed=0, name="x")
-    scores = resampled_scores(result, w_RG, seed=0)
+    (w_RG,) = resampling_weights(40, resamples=5, seed=0, name="x")
+    scores = resampled_scores(result, [w_RG[:2], w_RG[2:]], seed=0)
     for r in range(5):
         rows = np.repeat(np.arange(300), w_RG[r, result.groups_N].astype(int))
         for name, value in torch_scores(result.labels_N[rows], result.probabilities_SNK[0][rows]).items():
@@ -59,7 +59,7 @@ def test_scores_ignore_absent_classes():
 
 def test_auroc_counts_ties_half():
     labels, p = np.array([0, 1, 0, 1]), np.array([0.5, 0.5, 0.2, 0.9])
-    assert auroc(labels, np.stack([1 - p, p], 1), np.ones((1, 4)))[0] == pytest.approx((0.5 + 1 + 1 + 1) / 4)
+    assert auroc_and_precision(labels[:, None], p[:, None], np.ones((4, 1)))[0] == pytest.approx((0.5 + 1 + 1 + 1) / 4)
 
 
 def test_score_values_are_means_over_seeds():

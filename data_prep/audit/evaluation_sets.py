@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.audit.near_duplicates import open_grey
 from data_prep.build.chunking import text_hash
 from data_prep.build.encode import InvalidImage, open_image
 from src.data.image_conversion import to_rgb
+from src.data.near_duplicates import open_grey
 from src.data.record import Record
 from src.data.shards import Shards
 from src.data.test_sets import benchmark_configs, benchmark_name

@@ -13,10 +13,10 @@ import xxhash
 from rich.table import Table
 
 from data_prep.audit.evaluation_sets import EvaluationSet, evaluation_sets, question_hashes
-from data_prep.audit.hamming_search import hamming_pairs
-from data_prep.audit.near_duplicates import MIN_CORRELATION, correlation, open_grey, thumbnail_variants, variant_hashes
 from data_prep.build.index import write_index
 from data_prep.build.shard_writer import column
+from src.data.hamming_search import hamming_pairs
+from src.data.near_duplicates import MIN_CORRELATION, correlation, open_grey, thumbnail_variants, variant_hashes
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA, Shards
 from src.runtime import arguments

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from data_prep.build.hash_set import HashSet
-from data_prep.readers.rows import FilteredRow, InvalidRow, Row
+from data_prep.readers.hash_set import HashSet
+from data_prep.readers.rows import FilteredRow, InvalidRow, Note, Row
 from src.data.record import Record, encode_json
 
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
 CHUNK_ROWS, CHUNK_BYTES = 64, 4 << 20
+MAX_TEXT = 1 << 20  # characters of a record; a longer text is taken for a damaged file
 KEY_LENGTH = 80  # a USTAR member name is limited to 100 bytes, including the extension
 
 
@@ -27,11 +28,12 @@ class Chunk:
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason) of rows quarantined before their images are decoded
     counts: Counter = field(default_factory=Counter)  # in, duplicates, filtered
     filtered: Counter = field(default_factory=Counter)  # reason -> rows
+    notes: Counter = field(default_factory=Counter)  # change by the reader -> rows
     last: bool = False  # the last chunk of its shard
     size: int = 0  # bytes of the raw images and text
 
 
-def to_chunks(rows: Iterable[Row], *, split: str, keys: HashSet) -> Iterator[Chunk]:
+def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Iterator[Chunk]:
     """Yields chunks of at most 64 rows or 4 MB, grouped into shards of at most 4,096 rows or 64 MB.
 
     A single row above a limit forms its own chunk or shard. A row without a usable question, answer or key is rejected. A
@@ -41,6 +43,9 @@ def to_chunks(rows: Iterable[Row], *, split: str, keys: HashSet) -> Iterator[Chu
     content_hashes, number, shard_rows, shard_bytes = HashSet(), 0, 0, 0
     chunk = Chunk(f"{split}-{number:06d}")
     for row in rows:
+        if isinstance(row, Note):
+            chunk.notes[row.text] += 1
+            continue
         size = _size(row)
         if shard_rows and (shard_rows == SHARD_ROWS or shard_bytes + size > SHARD_BYTES):
             chunk.last = True
@@ -92,6 +97,8 @@ def record_fault(record: Record) -> str:
         return "empty question"
     if any(not answer.strip() for _, answer in record.turns):
         return "empty answer"
+    if (length := sum(map(len, record_texts(record)))) > MAX_TEXT:
+        return f"text too long: {length:,} characters; at most {MAX_TEXT:,}"
     try:
         "".join((record.key, record.group, record.licence, record_text(record), *record.references, *record.choices)).encode()
         encode_json(record.meta)

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, Resampling
 
 from src.data.image_conversion import FORMATS, MAX_PIXELS, MIN_SIDE, SCAN, decodes_directly, jpeg_segments, to_rgb
+from src.data.near_duplicates import HASH_SIDE, perceptual_hash
 
 
 class InvalidImage(Exception):
@@ -116,31 +117,3 @@ def _segments(data: bytes) -> _Segments:
         if marker != SCAN and (not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body[4:9] == b"JFIF\0" or body[4:9] == b"Adobe"):
             head.append(body)
     return _Segments(b"".join(head), at)
-
-
-HASH_SIDE = 32
-_FREQUENCY = np.arange(8)[:, None] * (np.arange(HASH_SIDE)[None] + 0.5) * np.pi / HASH_SIDE
-_COSINES = np.cos(_FREQUENCY)  # (8, 32): the lowest frequencies of a DCT-II
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """64-bit hash of the 32 x 32 grey thumbnail; never 0, which stands for 'no image' in the index."""
-    return dct_hash(thumbnail(image))
-
-
-def thumbnail(image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """The image, or its `box`, as 32 x 32 grey pixels (float, x_HW).
-
-    The filter overlaps, so that the hash does not depend on the pixel grid. With a plain mean over blocks, one in five
-    copies at half size is missed.
-    """
-    small = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Resampling.BILINEAR, box, reducing_gap=3.0)
-    return np.asarray(small, np.float64)
-
-
-def dct_hash(x_HW: np.ndarray) -> int:
-    """64-bit perceptual hash: the lowest 8 x 8 DCT coefficients of a grey thumbnail, compared with their median (pHash, Zauner
-    2010). An image without contrast gets 1."""
-    low = (_COSINES @ x_HW @ _COSINES.T).ravel()
-    bits = low > np.partition(low[1:], 31)[31]  # the median of 63
-    return int(np.packbits(bits).view(">u8")[0]) or 1

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.build.index import join_parts
+from data_prep.build.index import join_parts, write_subsets
 from data_prep.build.shard_writer import ShardPart, read_part
 from data_prep.sources import Source
 from src.data.record import SPLITS
@@ -19,7 +19,7 @@ COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 def finalize_source(
     folder: Path, shards: list[str], entry: Source, *, settings: dict[str, Any], extra: dict[str, Any], quarantine_limit: float
 ) -> dict[str, Any]:
-    """Writes `index.arrow`, `quarantine.jsonl` and `manifest.json`; returns the manifest.
+    """Writes `index.arrow`, `subsets.arrow` of a source with sub-sets, `quarantine.jsonl` and `manifest.json`; returns the manifest.
 
     `settings` enter the fingerprint of the manifest, `extra` entries do not. Raises `UserError` if more than
     `quarantine_limit` of the rows are quarantined; then the quarantine is written, the manifest is not.
@@ -45,8 +45,10 @@ def finalize_source(
     manifest["fingerprint"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     # The fingerprint identifies the samples, so the entries below are not part of it.
     manifest |= extra
-    manifest["filtered"] = dict(sum((part.filtered for part in parts), Counter()).most_common())
-    manifest["licences"] = dict(sum((part.licences for part in parts), Counter()).most_common())
+    if subsets := write_subsets(folder, tars):
+        manifest["subsets"] = subsets
+    for name in ("filtered", "notes", "licences"):
+        manifest[name] = dict(sum((getattr(part, name) for part in parts), Counter()).most_common())
     with atomic_file(folder / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest

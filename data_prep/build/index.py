@@ -1,16 +1,20 @@
-"""Writes `index.arrow`: one uncompressed record batch, so that every column is a NumPy view of the file."""
+"""Writes `index.arrow`: one uncompressed record batch, so that every column is a NumPy view of the file.
+
+A source with sub-sets (`meta.dataset` of its records) also gets `subsets.arrow`, a dictionary-encoded column with the sub-set of each row.
+"""
 
 from collections import Counter
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.build.shard_writer import PART, VARIABLE, ShardPart
+from data_prep.build.shard_writer import PART, VARIABLE, ShardPart, column
 from src.data.record import SPLITS
-from src.data.shards import SCHEMA, numpy_view
+from src.data.shards import SCHEMA, SUBSETS, numpy_view
 from src.runtime.atomic_file import atomic_file
+from src.runtime.hashing import file_sha256
 
 OFFSET = np.dtype(np.int32)  # of a string or binary value in its column
 
@@ -50,6 +54,22 @@ def join_parts(folder: Path, parts: list[ShardPart]) -> None:
                 else:
                     _write_values(file, positions[name][0], row_start, numpy_view(rows.column(name)))
             row_start += len(rows)
+
+
+def write_subsets(folder: Path, parts: list[ShardPart]) -> dict[str, Any]:
+    """Writes `subsets.arrow`; returns its size and checksum, and the records per sub-set. Without sub-sets: no file, and no entry."""
+    runs = [run for part in parts for run in part.subsets]
+    names = sorted({name for name, _ in runs})
+    if names in ([], [""]):
+        (folder / SUBSETS).unlink(missing_ok=True)
+        return {}
+    numbers, lengths = [names.index(name) for name, _ in runs], [count for _, count in runs]
+    values = pa.DictionaryArray.from_arrays(column(np.repeat(numbers, lengths), pa.int32()), column(names, pa.string()))
+    batch = pa.record_batch([values], names=["subset"])
+    with atomic_file(folder / SUBSETS) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    records = dict(zip(names, np.bincount(numbers, lengths).astype(int).tolist(), strict=True))
+    return {"bytes": (folder / SUBSETS).stat().st_size, "sha256": file_sha256(folder / SUBSETS), "records": records}
 
 
 def _offsets(rows: pa.RecordBatch, name: str) -> np.ndarray:

@@ -62,4 +62,5 @@ def _index_row(record: Record, images: list[EncodedImage], *, offset: int, lengt
         "image_hash": first.hash,
         "more_hashes": b"".join([image.hash.to_bytes(8, "little") for image in images[1:]]),
         "text_hash": text_hash(text),
+        "subset": str(record.meta.get("dataset") or ""),  # not a column of the index, see data_prep/build/index.py
     }

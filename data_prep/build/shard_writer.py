@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +35,9 @@ class ShardPart:
     counts: Counter
     rejected: list[tuple[str, str]]  # (key, reason)
     filtered: Counter  # reason -> rows
+    notes: Counter  # change by the reader -> rows
     licences: Counter  # licence -> records; "" for records that state none
+    subsets: list[tuple[str, int]]  # runs of consecutive rows of one sub-set: name, "" for none, and number of rows
     tar: dict[str, Any]  # name, sha256, bytes, records; empty if the shard has no records
 
     def rows(self) -> pa.RecordBatch:
@@ -65,7 +68,9 @@ def read_part(folder: Path, shard: str) -> ShardPart:
         counts=Counter(metadata["counts"]),
         rejected=[tuple(pair) for pair in metadata["refused"]],
         filtered=Counter(metadata["filtered"]),
+        notes=Counter(metadata["notes"]),
         licences=Counter(metadata["licences"]),
+        subsets=[(name, count) for name, count in metadata["subsets"]],
         tar=metadata["tar"],
     )
 
@@ -75,6 +80,7 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     counts: Counter = Counter({"written": 0, "quarantined": 0})
     rejected: list[tuple[str, str]] = []
     filtered: Counter = Counter()
+    notes: Counter = Counter()
     licences: Counter = Counter()
     rows: list[dict[str, Any]] = []
     path = folder / f"{shard}.tar"
@@ -87,6 +93,7 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
             rejected += chunk.rejected + serialized.rejected
             counts.update(chunk.counts)
             filtered.update(chunk.filtered)
+            notes.update(chunk.notes)
             licences.update(serialized.licences)
             writer.write(serialized.data)
         writer.write(END_OF_TAR)
@@ -95,7 +102,10 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
     if not rows:
         path.unlink()
         tar = {}
-    _write_part(folder, shard, rows, {"counts": counts, "refused": rejected, "filtered": filtered, "licences": licences, "tar": tar})
+    subsets = [(name, len(list(run))) for name, run in groupby(row["subset"] for row in rows)]
+    metadata = {"counts": counts, "refused": rejected, "filtered": filtered, "notes": notes, "licences": licences}
+    metadata |= {"subsets": subsets, "tar": tar}
+    _write_part(folder, shard, rows, metadata)
     return counts
 
 

@@ -1,8 +1,11 @@
 """Builds the folder of shards of one dataset."""
 
 import json
+import re
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -10,19 +13,22 @@ from typing import Any
 
 from data_prep.build import chunking
 from data_prep.build.finalize import finalize_source
-from data_prep.build.hash_set import HashSet
 from data_prep.build.process_pool import Map
 from data_prep.build.serialize import SerializedChunk, serialize_chunk
 from data_prep.build.shard_writer import is_finished, write_shard
 from data_prep.build.state import build_state, can_resume
 from data_prep.build.token_counts import TokenizerFile
 from data_prep.readers import READERS
+from data_prep.readers.hash_set import HashSet
 from data_prep.readers.raw_files import rows_in
 from data_prep.sources import Source
 from src.data.record import PHANTOM_MARKER, SPLITS
+from src.data.shards import SUBSETS
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError
 from src.runtime.progress import Progress
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_./-]{1,80}")
 
 
 @dataclass
@@ -41,6 +47,8 @@ class BuildConfig:
     quarantine_limit  largest share of unusable rows before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
+    options           <source>.<option>=<value>, separated by commas: options of readers, in place of those in sources.yaml; a value with
+                      commas is given alone: options.brain.question="which tumour, if any?" (question: of a folder of classes)
     """
 
     sources: list[str]
@@ -53,6 +61,7 @@ class BuildConfig:
     quarantine_limit: float = 0.05
     executor: str = "process"
     jobs: int = 4
+    options: list[str] = field(default_factory=list)
 
 
 def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer: TokenizerFile | None = None) -> dict[str, Any]:
@@ -60,8 +69,9 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
     raw, folder = config.raw / entry.name, config.out / entry.name
     with explain_full_disk(entry.name, folder):
         resumed = prepare_folder(entry, config, tokenizer)
-        if resumed and (folder / "manifest.json").exists() and (folder / "index.arrow").exists():
-            manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads((folder / "manifest.json").read_bytes()) if resumed and (folder / "manifest.json").exists() else {}
+        indices = ["index.arrow", *([SUBSETS] if "subsets" in manifest else [])]
+        if manifest and all((folder / name).exists() for name in indices):
             if not all(is_finished(folder, Path(tar["name"]).stem) for tar in manifest["shards"]):
                 write_shards(entry, config, map_chunks, tokenizer)  # rewrites the same bytes: index, audit and manifest stay valid
             return manifest
@@ -69,18 +79,27 @@ def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer:
         if not shards:
             globs = ", ".join(chain(*entry.files.values()))
             raise UserError(f"source '{entry.name}': {raw} holds no rows; put files there that match one of {globs}")
-        extra = {"phantom": (raw / PHANTOM_MARKER).exists(), "tokenizer": tokenizer.identity if tokenizer else None}
-        return finalize_source(folder, shards, entry, settings=_settings(config), extra=extra, quarantine_limit=config.quarantine_limit)
+        extra: dict[str, Any] = {"phantom": (raw / PHANTOM_MARKER).exists(), "credentialed": entry.credentialed}
+        extra["tokenizer"] = tokenizer.identity if tokenizer else None
+        return finalize_source(
+            folder, shards, entry, settings=_settings(entry, config), extra=extra, quarantine_limit=config.quarantine_limit
+        )
 
 
 def prepare_folder(entry: Source, config: BuildConfig, tokenizer: TokenizerFile | None) -> bool:
     """Whether the folder holds a part of the same build; removes a build with another state."""
-    settings = _settings(config) | {"tokenizer": tokenizer.identity["sha256"] if tokenizer else ""}
+    settings = _settings(entry, config) | {"tokenizer": tokenizer.identity["sha256"] if tokenizer else ""}
     return can_resume(config.out / entry.name, build_state(config.raw / entry.name, entry, settings))
 
 
-def _settings(config: BuildConfig) -> dict[str, Any]:
-    return {"max_side": config.max_side, "quality": config.quality, "shard_rows": chunking.SHARD_ROWS, "shard_bytes": chunking.SHARD_BYTES}
+def _settings(entry: Source, config: BuildConfig) -> dict[str, Any]:
+    limits = {
+        "max_side": config.max_side,
+        "quality": config.quality,
+        "shard_rows": chunking.SHARD_ROWS,
+        "shard_bytes": chunking.SHARD_BYTES,
+    }
+    return limits | ({"options": entry.options} if entry.options else {})
 
 
 def write_shards(
@@ -105,11 +124,42 @@ def write_shards(
 
     file = tokenizer.file if tokenizer else None
     serialize = partial(serialize_chunk, max_side=config.max_side, quality=config.quality, tokenizer=file)
-    with Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
+    with withheld_messages(entry), Progress(total=_expected_rows(entry, raw), unit="row", desc=entry.name) as progress:
         results = map_chunks(serialize, pending_chunks())
+        if entry.credentialed:
+            results = (_without_texts(*result) for result in results)
         for first in results:
             write_shard(folder, first[0].shard, chain([first], _rest_of_shard(first[0], results)))
     return list(pending)
+
+
+def _without_texts(chunk: chunking.Chunk, serialized: SerializedChunk) -> tuple[chunking.Chunk, SerializedChunk]:
+    """A result with rejected rows that hold no text."""
+    rejected, more = ([without_text(*pair) for pair in part.rejected] for part in (chunk, serialized))
+    return replace(chunk, rejected=rejected), replace(serialized, rejected=more)
+
+
+def without_text(key: str, reason: str) -> tuple[str, str]:
+    """Key and reason of a rejected row without any text of it: the reason loses its detail, and a key that is no plain identifier (a reader
+    may use the fields of a broken row as its key) becomes a hash."""
+    return key if PLAIN_KEY.fullmatch(key) else f"row-{chunking.hash64(key):016x}", reason.partition(":")[0]
+
+
+@contextmanager
+def withheld_messages(entry: Source) -> Iterator[None]:
+    """Replaces the message of an unexpected error, which may quote a row, by its place in the code if the source is credentialed."""
+    try:
+        yield
+    except (UserError, OSError):  # these name files
+        raise
+    except Exception as error:
+        if not entry.credentialed:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"source '{entry.name}': {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}; the message is withheld, "
+            "because it may quote a credentialed record; correct the reader or the raw data there, and run the same command again"
+        ) from None
 
 
 def _rest_of_shard(

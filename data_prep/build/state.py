@@ -10,20 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build import chunking, encode, serialize, shard_writer, token_counts
-from data_prep.readers import READERS, json_stream, raw_files, rows, tables, zip_members
+from data_prep.readers import READERS, chat, hash_set, json_stream, mimic_sections, raw_files, rows, tables, zip_members
 from data_prep.sources import Source
-from src.data import record
+from src.data import near_duplicates, record
 from src.data.shards import SCHEMA
 from src.runtime.atomic_file import atomic_file
 from src.runtime.errors import UserError
 
 # The modules that decide the bytes of any source, together with its reader.
-BYTE_MODULES = (json_stream, raw_files, rows, tables, zip_members, chunking, encode, serialize, token_counts, shard_writer, record)
+BYTE_MODULES = (
+    chat,
+    hash_set,
+    json_stream,
+    mimic_sections,
+    raw_files,
+    rows,
+    tables,
+    zip_members,
+    chunking,
+    encode,
+    near_duplicates,
+    serialize,
+    token_counts,
+    shard_writer,
+    record,
+)
 
 
 def build_state(raw: Path, entry: Source, settings: dict[str, Any]) -> str:
     """A digest of everything that decides the bytes: raw files (name, size and time), settings, entry and code."""
-    digest = hashlib.sha256(json.dumps([settings, asdict(entry), str(SCHEMA)], sort_keys=True).encode())
+    deciding = {key: value for key, value in asdict(entry).items() if key not in ("exclude", "subsets")}  # these two concern training
+    digest = hashlib.sha256(json.dumps([settings, deciding, str(SCHEMA)], sort_keys=True).encode())
     for module in (sys.modules[READERS[entry.reader].__module__], *BYTE_MODULES):
         digest.update(Path(str(module.__file__)).read_bytes())
     for folder, folders, files in os.walk(raw):
@@ -44,7 +61,7 @@ def can_resume(folder: Path, state: str) -> bool:
     if path.exists():
         if json.loads(path.read_bytes())["state"] == state:
             return True
-        for name in ("manifest.json", "parts/state.json", "index.arrow", "audit.json", "quarantine.jsonl"):
+        for name in ("manifest.json", "parts/state.json", "index.arrow", "subsets.arrow", "audit.json", "quarantine.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for old in chain(folder.glob("parts/*-??????.arrow"), folder.glob("*-??????.tar")):
             old.unlink()

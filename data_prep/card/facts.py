@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from PIL import Image
 from data_prep import sources
 from data_prep.build.finalize import COUNTS
 from data_prep.sources import Source
+from src.config.train import MixConfig
+from src.data.credentialed import is_credentialed, withheld_record
 from src.data.record import SPLITS, Record, phantom_notice
 from src.data.shards import Shards
+from src.data.subsets import check_subsets, subset_usage, usage_texts, with_default_exclusions
+from src.data.train_val_split import split_source
 
 NUM_EXAMPLES, EXAMPLE_SIDE = 6, 112  # per source; pixels
 BINS = 24
 UNSTATED = "none stated"
+CREDENTIALED = "credentialed: records and what is derived from them are sensitive and may be shared only under the agreement of the data"
 NON_COMMERCIAL, NO_DERIVATIVES = (
     r"(?<![a-z])nc(?![a-z])|non-?commercial|research",
     r"(?<![a-z])nd(?![a-z])|no-?deriv",
@@ -35,6 +40,7 @@ class SourceFacts:
     share: float  # of the mix, 0 to 1
     shards: Shards
     audit: dict[str, Any]  # empty if it was not audited
+    selection: dict[str, Any] = field(default_factory=lambda: {"decontaminate": True})  # of the mix, see MixConfig.selection
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -45,9 +51,20 @@ class SourceFacts:
         return {name: sum(counts[name] for counts in self.counts.values()) for name in COUNTS}
 
     @property
+    def credentialed(self) -> bool:
+        return is_credentialed(self.entry.name, self.shards.manifest)
+
+    @property
     def num_trainable(self) -> int:
-        """Training records that leak into no test set."""
-        return len(self.shards.rows("train", decontaminate=True))
+        """Training records that leak into no test set and that the mix does not exclude."""
+        return len(self._trainable())
+
+    def _trainable(self) -> np.ndarray:
+        return split_source(self.shards, **{**self.selection, "decontaminate": True}, val_samples=0)[0]
+
+    def subsets(self) -> dict[str, str]:
+        """Per sub-set of the source, how many of its training records the mix uses; empty for a source without sub-sets."""
+        return usage_texts(subset_usage(self.shards, self._trainable(), exclude=self.selection.get("exclude", ())))
 
     def reasons(self) -> list[tuple[str, int]]:
         """Reasons of quarantined rows with their counts, most frequent first."""
@@ -69,22 +86,30 @@ class SourceFacts:
         return longer[longer > 0]
 
     def examples(self) -> list[tuple[str, str]]:
-        """(image as a data URL, text) of training records spread over the source; the URL is empty for text-only sources."""
+        """(image as a data URL, text) of training records spread over the source; the URL is empty for text-only sources.
+
+        Records of a credentialed source are replaced by their keys.
+        """
         rows = self.shards.rows("train")
         with_images = rows[self.shards.column("num_images")[rows] > 0]
         candidates = with_images if len(with_images) else rows
         chosen = candidates[np.linspace(0, len(candidates) - 1, min(NUM_EXAMPLES, len(candidates))).astype(int)]
+        if self.credentialed:
+            return [("", withheld_record(self.shards.arrow("key")[int(row)].as_py())) for row in chosen]
         return [_example(self.shards[int(row)]) for row in chosen]
 
 
-def gather_facts(out: Path, shares: dict[str, float]) -> list[SourceFacts]:
+def gather_facts(out: Path, mix: MixConfig) -> list[SourceFacts]:
     """Facts of every source of a mix, in its order."""
-    entries, total = sources.load_sources(), sum(shares.values())
+    mix = with_default_exclusions(mix)
+    entries, shares = sources.load_sources(), mix.sampling_weights
+    total = sum(shares.values())
     facts = []
     for name, share in shares.items():
         shards = Shards(out / name)
         entry = entries.get(name) or Source(name=name, reader="", files={}, title=name, licence=entries["jsonl"].licence)
-        facts.append(SourceFacts(entry, share / total, shards, shards.audit or {}))
+        check_subsets(shards, mix, name)
+        facts.append(SourceFacts(entry, share / total, shards, shards.audit or {}, mix.selection(name)))
     return facts
 
 
@@ -97,6 +122,7 @@ def usage_restrictions(facts: list[SourceFacts]) -> str:
     """Restrictions on the use of the whole mix, from the licences of its sources and of single records."""
     restrictions = []
     for restriction, limits in (
+        (CREDENTIALED, {one.entry.name: one.credentialed for one in facts}),
         (
             "non-commercial use only",
             {one.entry.name: one.entry.licence.non_commercial == "yes" or _any_licence_matches(one, NON_COMMERCIAL) for one in facts},

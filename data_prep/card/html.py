@@ -3,7 +3,7 @@
 from html import escape
 
 from data_prep.card.facts import SourceFacts, histogram, phantom_sources, splits_present, usage_restrictions
-from data_prep.card.markdown import duplicate_text, excluded_text, licence_text
+from data_prep.card.markdown import duplicate_text, excluded_text, licence_text, subset_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
@@ -72,6 +72,7 @@ def _source(one: SourceFacts) -> str:
         f"<h2>{escape(one.entry.title or one.entry.name)}</h2>"
         f"<p class='notes'>{escape(one.entry.citation)} {escape(one.entry.notes)}</p>"
         f"<p><b>Excluded:</b> {escape(excluded_text(one))}.</p>"
+        f"{f'<p><b>Sub-sets:</b> {escape(subset_text(one))}.</p>' if one.subsets() else ''}"
         f"<p><b>Images:</b> {escape(duplicate_text(one))}.</p>"
         f"<div class='charts'>{_chart('characters of text per record', *histogram(one.lengths()))}"
         f"{_chart('longer side of the image before resizing, pixels', *histogram(one.sides()))}</div>"

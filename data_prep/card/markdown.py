@@ -17,6 +17,7 @@ def render(mix: str, facts: list[SourceFacts]) -> str:
         "\n".join([HEADER, *(row for one in facts for row in count_rows(one))]),
         "## Excluded",
         "\n".join(f"- {one.entry.name}: {excluded_text(one)}" for one in facts),
+        *(f"Sub-sets of {one.entry.name}: {subset_text(one)}." for one in facts if one.subsets()),
         "## Images\n\nA repeated image has another text or is in another split; with the same text it counts as a duplicate.",
         "\n".join(f"- {one.entry.name}: {duplicate_text(one)}" for one in facts),
         "## Licences",
@@ -48,6 +49,10 @@ def excluded_text(one: SourceFacts) -> str:
     if one.audit.get("groups_on_two_sides"):
         parts.append(f"{one.audit['groups_on_two_sides']:,} groups are in test and another split")
     return "; ".join(parts) or "nothing"
+
+
+def subset_text(one: SourceFacts) -> str:
+    return "; ".join(f"{name} {text}" for name, text in one.subsets().items())
 
 
 def duplicate_text(one: SourceFacts) -> str:

@@ -1,4 +1,4 @@
-"""The data card of a mix as HTML, Markdown and Croissant: `python -m data_prep.card mix=full out=data/shards to=outputs/card`."""
+"""The data card of a mix as HTML, Markdown and Croissant: `python -m data_prep.card mix=open out=data/shards to=outputs/card`."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import yaml
 from data_prep.card import html, markdown
 from data_prep.card.croissant import croissant
 from data_prep.card.facts import gather_facts
+from src.config.train import MixConfig
 from src.runtime import arguments, paths
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
@@ -20,7 +21,7 @@ CONF = paths.CONF / "mix"
 class CardConfig:
     """Writes card.html, card.md and croissant.json of a mix: counts, excluded records, licences and examples.
 
-    python -m data_prep.card mix=full out=data/shards to=outputs/card
+    python -m data_prep.card mix=open out=data/shards to=outputs/card
 
     mix  name of a file in conf/mix
     out  folder with the shards OUT/<source> of every source of the mix
@@ -35,23 +36,23 @@ class CardConfig:
 @report_user_errors
 def main(words: list[str]) -> None:
     config = arguments.parse_arguments(CardConfig, words)
-    write_card(config.mix, mix_shares(config.mix), config.out, config.to)
+    write_card(config.mix, read_mix(config.mix), config.out, config.to)
     print(f"wrote {config.to / 'card.html'}, card.md and croissant.json")
 
 
-def mix_shares(mix: str) -> dict[str, float]:
+def read_mix(mix: str) -> MixConfig:
     path = CONF / f"{mix}.yaml"
     names = [file.stem for file in CONF.glob("*.yaml")]
     if not path.exists():
         raise UserError(f"mix={mix}: no such file in conf/mix{suggest(mix, names)}")
-    shares = yaml.safe_load(path.read_text())["shares"]
-    if not isinstance(shares, dict):
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content["shares"], dict):
         raise UserError(f"mix={mix}: the file states no shares; choose one of {', '.join(sorted(set(names) - {mix}))}")
-    return {name: share for name, share in shares.items() if share > 0}
+    return MixConfig(**{key: content[key] for key in ("shares", "decontaminate", "exclude", "max_per_subset") if key in content})
 
 
-def write_card(mix: str, shares: dict[str, float], out: Path, to: Path) -> None:
-    facts = gather_facts(out, shares)
+def write_card(mix: str, config: MixConfig, out: Path, to: Path) -> None:
+    facts = gather_facts(out, config)
     files = {
         "card.md": markdown.render(mix, facts),
         "card.html": html.render(mix, facts),

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from data_prep import sources
-from data_prep.download import http, hub, lock
+from data_prep.download import http, hub, lock, mimic_cxr
 from data_prep.download.http import RemoteFile, checksum
 from data_prep.download.unpack import unpack_tar, unpack_zip
 from data_prep.sources import Source
@@ -34,6 +34,7 @@ class DownloadConfig:
     sources  names from data_prep/sources.yaml, separated by commas
     raw      folder to write RAW/<source> to
     accept   names of sources whose restricted licence you accept
+    images   mimic_cxr only: sample (default) looks for 1,000 of the images, all for each of them
     hub      address of the hub (default: HF_ENDPOINT, else https://huggingface.co)
     zenodo   address of Zenodo (default: https://zenodo.org)
     """
@@ -41,6 +42,7 @@ class DownloadConfig:
     sources: list[str]
     raw: Path
     accept: list[str] = field(default_factory=list)
+    images: str = "sample"
     hub: str = field(default_factory=lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     zenodo: str = "https://zenodo.org"
 
@@ -59,6 +61,8 @@ def main(words: list[str]) -> None:
 
 def download_all(config: DownloadConfig) -> None:
     """Downloads all sources. Names, licences, remote files and disk space are checked before the first download."""
+    if config.images not in ("sample", "all"):
+        raise UserError(f"images={config.images}: unknown value{suggest(config.images, ('sample', 'all'))}")
     entries = [_find_entry(name) for name in config.sources]
     _check_licences(entries, [_find_entry(name).name for name in config.accept])
     locked = lock.read_lock(config.raw)
@@ -75,13 +79,15 @@ def download_all(config: DownloadConfig) -> None:
     problems = {entry.name: message for entry in entries if (message := _missing_files(entry, config.raw / entry.name))}
     for entry in entries:
         if entry.by_hand and entry.name not in problems:
+            if entry.reader == "mimic_cxr":
+                mimic_cxr.verify_files(entry, config.raw / entry.name, every_image=config.images == "all")
             lock.lock_tables(entry, config.raw, locked)
     if problems:
         raise UserError("; ".join(problems.values()))
 
 
 def _find_entry(name: str) -> Source:
-    entries = {entry.name: entry for entry in sources.load_sources().values() if entry.name not in ("jsonl", "hf_parquet")}
+    entries = {entry.name: entry for entry in sources.load_sources().values() if entry.name not in sources.OWN_DATA}
     if name not in entries:
         raise UserError(f"source '{name}' is not in sources.yaml{suggest(name, entries)}")
     return entries[name]
@@ -97,6 +103,7 @@ def _check_licences(entries: list[Source], accepted: list[str]) -> None:
 def _restrictions(entry: Source) -> str:
     licence = entry.licence
     limits = ["non-commercial"] * (licence.non_commercial == "yes") + ["not redistributable"] * (licence.redistribute == "no")
+    limits += ["for credentialed users only"] * (licence.credentialed == "yes")
     return f"source '{entry.name}' is {' and '.join(limits)} ({licence.name})" if limits else ""
 
 
@@ -176,7 +183,7 @@ def _missing_files(entry: Source, folder: Path) -> str:
     """An error message if files that the reader needs are missing, else empty. Prints whether the folder is complete."""
     missing = [pattern for pattern in entry.also if not any(_has_content(path) for path in folder.glob(pattern))]
     if not any(entry.tables(folder, split) for split in SPLITS):
-        missing = [globs[0] for globs in entry.files.values()] + missing
+        missing = list(dict.fromkeys(globs[0] for globs in entry.files.values())) + missing
     if missing and entry.by_hand:
         pages = ", ".join(entry.pages)
         return f"source '{entry.name}': download it by hand into {folder}: {entry.steps} ({pages}); missing: {', '.join(missing)}"

@@ -1,6 +1,6 @@
-"""Any classification dataset of `conf/benchmark`, as questions whose answer is the class.
+"""Any classification dataset of `conf/benchmark`, and any folder of classes, as questions whose answer is the class.
 
-Used for the data card and for training on such a dataset. Encoder transfer reads the raw files itself.
+Used for the data card and for training on such a dataset. Encoder transfer reads the raw files itself, with the same splits.
 """
 
 import io
@@ -15,6 +15,7 @@ from data_prep.sources import Source
 from src.data.record import Record
 
 QUESTION = "what does the image show?"
+OPTIONS: dict[str, tuple[str, ...]] = {"question": ()}
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
@@ -28,8 +29,8 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             source=entry.name,
             split=split,
             images=[_encode(example.image)],
-            turns=[(QUESTION, example.label)],
-            choices=list(data.classes),
+            turns=[(entry.options.get("question", QUESTION), ", ".join(dataset.label_names(example)) or "none of these")],
+            choices=list(data.classes) if isinstance(example.label, str) else [],
             type="finding",
             group=example.group,
             meta={"name": example.key},

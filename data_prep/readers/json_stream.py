@@ -1,14 +1,17 @@
 """Reads large JSON files one item at a time."""
 
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 from src.runtime.errors import UserError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # characters; an item that does not fit doubles the buffer
 MAX_ITEM = 64 << 20  # characters of one item; a longer one is taken for a damaged file
 
 
@@ -18,11 +21,16 @@ def iter_items(path: Path) -> Iterator[tuple[str, Any]]:
     Memory is bounded by the size of one item. Bytes that are not UTF-8 become surrogates, which the build rejects row by row.
     Raises `UserError` if the file is not one complete object or array.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            yield from _items(_Text(file))
-        except (ValueError, EOFError, RecursionError) as error:
-            raise UserError(f"{path.name}: not complete, valid JSON: {error}; download it again") from None
+    with path.open("rb") as file:
+        yield from iter_stream(file, path.name)
+
+
+def iter_stream(file: io.BufferedIOBase, name: str) -> Iterator[tuple[str, Any]]:
+    """`iter_items` of an open file, which may be a member of an archive."""
+    try:
+        yield from _items(_Text(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")))  # type: ignore[type-var]  # ZipExtFile has no `raw`
+    except (ValueError, EOFError, RecursionError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{name}: not complete, valid JSON: {error}; download it again") from None
 
 
 def _items(text: "_Text") -> Iterator[tuple[str, Any]]:
@@ -84,7 +92,8 @@ class _Text:
             self._read_more()
 
     def _read_more(self) -> None:
-        text = self.file.read(CHUNK)
+        rest = self.buffer[self.position :]
+        text = self.file.read(max(CHUNK, len(rest)))  # doubles, so that a long item is not parsed again per chunk
         if not text:
             raise EOFError("the file ends too early")
-        self.buffer, self.position = self.buffer[self.position :] + text, 0
+        self.buffer, self.position = rest + text, 0

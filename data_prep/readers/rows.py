@@ -24,6 +24,13 @@ class FilteredRow:
     reason: str
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a reader changed in the record before it; notes are counted in the manifest."""
+
+    text: str
+
+
 Row = Record | InvalidRow | FilteredRow
 
 

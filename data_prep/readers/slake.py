@@ -26,6 +26,10 @@ TYPES = {
 }
 
 
+# `dataset` is the sub-set: the X-rays come from ChestX-ray8, for example (data_prep/overlaps.yaml).
+META = {"answer_type": "answer_type", "content_type": "content_type", "dataset": "modality"}
+
+
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
     for path in entry.tables(raw, split):
         archive = path.parent / "imgs.zip"
@@ -53,5 +57,5 @@ def _make_record(split: str, entry: Source, fields: dict, key: str, read_image: 
         turns=[(question, answer)],
         type=TYPES.get(fields.get("content_type", "")) or question_type(question, answer),
         group=name.partition("/")[0],
-        meta={name: fields[name] for name in ("answer_type", "content_type") if fields.get(name)},
+        meta={name: fields[key] for name, key in META.items() if fields.get(key)},
     )

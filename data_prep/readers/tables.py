@@ -1,6 +1,8 @@
-"""Rows of a table file: parquet, Arrow as saved by `datasets`, CSV, a JSON array or JSON lines."""
+"""Rows of a table file: parquet, Arrow as saved by `datasets`, CSV and TSV (also compressed by gzip), a JSON array or JSON lines."""
 
 import csv
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,42 +21,46 @@ MAX_FIELD = 16 << 20  # characters of one CSV field
 
 
 def table_rows(
-    path: Path, entry: Source, *, required: list[str], optional: list[str] | None = None
+    path: Path, entry: Source, *, required: list[str], optional: list[str] | None = None, every_column: bool = False
 ) -> Iterator[dict[str, Any] | InvalidRow]:
-    """Yields the `required` columns and, where they exist, the `optional` ones of every row.
+    """Yields the `required` columns and, where they exist, the `optional` ones (or `every_column`) of every row.
 
     A row that cannot be decoded or lacks a column becomes an `InvalidRow`. In CSV files, bytes that are not UTF-8 become
     surrogates, which the build rejects row by row. Raises `UserError` if the first row lacks a required column or the file
     cannot be read to its end.
     """
-    rows = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix](
-        path, required, optional or []
-    )
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    read = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _jsonl}[kind]
+    rows = read(path, required, None if every_column else optional or [])
     try:
         for number, row in enumerate(rows):
             if isinstance(row, InvalidRow) or not (missing := [column for column in required if column not in row]):
                 yield row
             elif number == 0:
-                raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{suggest(missing[0], row, these='columns')}")
+                # Without a header, the first row would be listed as the columns.
+                columns = "; compare its header" if entry.credentialed else suggest(missing[0], row, these="columns")
+                raise UserError(f"{path.name} of {entry.name}: no column '{missing[0]}'{columns}")
             else:
                 yield InvalidRow(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
-    except (pa.ArrowException, OSError, csv.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path.name} of {entry.name}: cannot be read as {path.suffix[1:]} ({reason}); download it again") from None
+    except (pa.ArrowException, OSError, csv.Error, EOFError, zlib.error) as error:
+        reason = type(error).__name__ if entry.credentialed else str(error).splitlines()[0]
+        raise UserError(f"{path.name} of {entry.name}: cannot be read as {kind[1:]} ({reason}); download it again") from None
 
 
-def _select_columns(names: list[str], required: list[str], optional: list[str]) -> list[str]:
-    """The columns to read: all of them if a required one is missing, so that the error message can suggest the closest."""
-    return [name for name in names if name in required or name in optional] if set(required) <= set(names) else names
+def _select_columns(names: list[str], required: list[str], optional: list[str] | None) -> list[str]:
+    """The columns to read: all without `optional`, or if a required one is missing, so that the error message can suggest the closest."""
+    if optional is None or not set(required) <= set(names):
+        return names
+    return [name for name in names if name in required or name in optional]
 
 
-def _parquet(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+def _parquet(path: Path, required: list[str], optional: list[str] | None) -> Iterator[dict | InvalidRow]:
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches(BATCH, columns=_select_columns(table.schema_arrow.names, required, optional)):
             yield from _rows(batch, path)
 
 
-def _arrow(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+def _arrow(path: Path, required: list[str], optional: list[str] | None) -> Iterator[dict | InvalidRow]:
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
         for batch in stream:
             _validate(batch)
@@ -82,19 +88,23 @@ def _rows(batch: pa.RecordBatch, path: Path) -> list[dict | InvalidRow]:
         return [row for n in range(len(batch)) for row in _rows(batch.slice(n, 1), path)]
 
 
-def _csv(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+def _csv(path: Path, required: list[str], optional: list[str] | None) -> Iterator[dict | InvalidRow]:
     csv.field_size_limit(MAX_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for number, row in enumerate(table := csv.DictReader(file, strict=True)):  # strict: an unclosed quote is an error
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        delimiter = max(",;\t", key=file.readline().count)  # of the header; a comma if there is none
+        file.seek(0)
+        # strict: an unclosed quote is an error
+        for number, row in enumerate(table := csv.DictReader(file, delimiter=delimiter, strict=True)):
             is_complete = None not in row and None not in row.values()
             reason = f"wrong number of fields: line {table.line_num} of {path.name}"
             yield row if is_complete else InvalidRow(f"{path.stem}-{number}", reason)
 
 
-def _json(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+def _json(path: Path, required: list[str], optional: list[str] | None) -> Iterator[dict | InvalidRow]:
     for position, row in iter_items(path):
         yield row if isinstance(row, dict) else InvalidRow(f"{path.stem}-{position}", f"not a JSON object: item {position} of {path.name}")
 
 
-def _jsonl(path: Path, required: list[str], optional: list[str]) -> Iterator[dict | InvalidRow]:
+def _jsonl(path: Path, required: list[str], optional: list[str] | None) -> Iterator[dict | InvalidRow]:
     return (row for _, row in json_lines(path))

@@ -1,14 +1,19 @@
 """Reads single members of a large zip file without unpacking it.
 
-`zipfile` takes about 700 bytes per member, 1.1 GB for the 1.6 million images of PMC-OA. This class takes 16: a hash of the
-name and the position of the directory entry. Member names are only looked up, never used as paths.
+`zipfile` takes about 700 bytes per member, 1.1 GB for the 1.6 million images of PMC-OA. `ZipMembers` takes 16: a hash of the
+name and the position of the directory entry. `ZipDirectory` streams the directory and takes none. Member names are only looked
+up, never used as paths.
 """
 
 import struct
 import zlib
 from array import array
+from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
+from typing import Self
+from zipfile import ZipExtFile, ZipInfo
 
 import numpy as np
 import xxhash
@@ -22,65 +27,41 @@ MAX_MEMBER_BYTES = 256 << 20  # no image is larger; protects against decompressi
 STORED, DEFLATED = 0, 8
 
 
-class ZipMembers:
-    """A zip file whose members are read by name. Use as a context manager."""
+class ZipDirectory:
+    """A zip file whose members are read by the position of their directory entry. Use as a context manager."""
 
-    def __init__(self, path: Path, *, flat: bool = False):
-        """Reads the directory. Raises `UserError` if the file is missing or not a complete zip file.
-
-        `flat` looks members up by the last part of their name, as `unzip -j` unpacks them.
-        """
-        self.path, self.flat = path, flat
+    def __init__(self, path: Path):
+        """Raises `UserError` if the file is missing."""
+        self.path = path
         try:
             self.file = path.open("rb")
         except OSError:
             raise UserError(f"{path}: missing; download it again") from None
-        try:
-            hashes, positions = self._read_directory()
-        except (struct.error, ValueError):
-            self.file.close()
-            raise UserError(f"{path}: not a complete zip file; download it again") from None
-        order = np.argsort(hashes)
-        self.hashes, self.positions = hashes[order], positions[order]
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def __enter__(self) -> "ZipMembers":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.file.close()
 
-    def read(self, name: str, key: str) -> bytes | InvalidRow:
-        """The content of one member, verified by its checksum, or an `InvalidRow` with the reason."""
-        encoded = name.encode(errors="surrogatepass")
-        target = np.uint64(xxhash.xxh3_64_intdigest(encoded))
-        index = int(np.searchsorted(self.hashes, target))
-        while index < len(self.hashes) and self.hashes[index] == target:
-            entry = self._read_entry(int(self.positions[index]))
-            if self._lookup_name(entry[0]) == encoded:
-                return self._read_content(name, key, *entry[1:])
-            index += 1
-        return InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+    def entries(self) -> Iterator[tuple[bytes, int]]:
+        """Yields (name, position) of every directory entry, in file order. Raises `UserError` if this is not a complete zip file."""
+        try:
+            count, position = self._locate_directory()
+            for _ in range(count):
+                self.file.seek(position)
+                fields = ENTRY.unpack(self.file.read(ENTRY.size))
+                if fields[0] != b"PK\1\2":
+                    raise ValueError
+                yield self.file.read(fields[10]), position
+                position += ENTRY.size + fields[10] + fields[11] + fields[12]
+        except (struct.error, ValueError):
+            raise UserError(f"{self.path}: not a complete zip file; download it again") from None
 
-    def _lookup_name(self, name: bytes) -> bytes:
-        return name.rpartition(b"/")[2] if self.flat else name
-
-    def _read_directory(self) -> tuple[np.ndarray, np.ndarray]:
-        """The name hashes and the positions of all directory entries."""
-        count, position = self._locate_directory()
-        hashes, positions = array("Q"), array("Q")
-        self.file.seek(position)
-        for _ in range(count):
-            fields = ENTRY.unpack(self.file.read(ENTRY.size))
-            if fields[0] != b"PK\1\2":
-                raise ValueError
-            hashes.append(xxhash.xxh3_64_intdigest(self._lookup_name(self.file.read(fields[10]))))
-            positions.append(position)
-            self.file.seek(fields[11] + fields[12], 1)
-            position += ENTRY.size + fields[10] + fields[11] + fields[12]
-        return np.frombuffer(hashes, np.uint64), np.frombuffer(positions, np.uint64)
+    def read_at(self, position: int, key: str) -> bytes | InvalidRow:
+        """The content of the member whose directory entry is at `position`, verified by its checksum, or an `InvalidRow`."""
+        name, *fields = self._read_entry(position)
+        return self._read_content(name.decode(errors="replace"), key, *fields)
 
     def _locate_directory(self) -> tuple[int, int]:
         """(number of members, start of the directory), from the end record or the 64-bit end record."""
@@ -100,18 +81,20 @@ class ZipMembers:
             count, _, position = struct.unpack("<QQQ", record[32:56])
         return count, position
 
-    def _read_entry(self, position: int) -> tuple[bytes, int, int, int, int, int]:
-        """(name, flags, method, checksum, compressed size, start of the local header) of the directory entry at `position`."""
+    def _read_entry(self, position: int) -> tuple[bytes, int, int, int, int, int, int]:
+        """(name, flags, method, checksum, compressed size, size, start of the local header) of the directory entry at `position`."""
         self.file.seek(position)
         _, _, _, flags, method, _, _, crc, compressed, size, name_length, extra_length, *_, start = ENTRY.unpack(self.file.read(ENTRY.size))
         name = self.file.read(name_length)
         extra = self.file.read(extra_length)
         if 0xFFFFFFFF in (compressed, size, start):
             compressed, size, start = _read_zip64(extra, compressed, size, start)
-        return name, flags, method, crc, compressed if size <= MAX_MEMBER_BYTES else MAX_MEMBER_BYTES + 1, start
+        return name, flags, method, crc, compressed, size, start
 
-    def _read_content(self, name: str, key: str, flags: int, method: int, crc: int, compressed: int, start: int) -> bytes | InvalidRow:
-        if flags & 1 or method not in (STORED, DEFLATED) or compressed > MAX_MEMBER_BYTES:
+    def _read_content(
+        self, name: str, key: str, flags: int, method: int, crc: int, compressed: int, size: int, start: int
+    ) -> bytes | InvalidRow:
+        if flags & 1 or method not in (STORED, DEFLATED) or max(compressed, size) > MAX_MEMBER_BYTES:
             return InvalidRow(key, f"zip member cannot be read: {name} is encrypted, compressed with method {method} or larger than 256 MB")
         self.file.seek(start)
         header = self.file.read(LOCAL.size)
@@ -125,6 +108,70 @@ class ZipMembers:
             except zlib.error:
                 return InvalidRow(key, f"zip member damaged: {name}")
         return content if zlib.crc32(content) == crc else InvalidRow(key, f"zip member damaged: {name}")
+
+
+class ZipMembers(ZipDirectory):
+    """A zip file whose members are read by name. Use as a context manager."""
+
+    def __init__(self, path: Path, *, flat: bool = False):
+        """Reads the directory. Raises `UserError` if the file is missing or not a complete zip file.
+
+        `flat` looks members up by the last part of their name, as `unzip -j` unpacks them.
+        """
+        super().__init__(path)
+        self.flat = flat
+        hashes, positions = array("Q"), array("Q")
+        try:
+            for name, position in self.entries():
+                hashes.append(xxhash.xxh3_64_intdigest(self._lookup_name(name)))
+                positions.append(position)
+        except UserError:
+            self.file.close()
+            raise
+        order = np.argsort(np.frombuffer(hashes, np.uint64))
+        self.hashes, self.positions = np.frombuffer(hashes, np.uint64)[order], np.frombuffer(positions, np.uint64)[order]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def read(self, name: str, key: str) -> bytes | InvalidRow:
+        """The content of one member, verified by its checksum, or an `InvalidRow` with the reason."""
+        entry = self._find_entry(name)
+        return self._read_content(name, key, *entry) if entry else InvalidRow(key, f"image missing: {name} is not in {self.path.name}")
+
+    def names(self) -> Iterator[str]:
+        """The full names of all members in the order of the directory, without keeping them in memory."""
+        return (name.decode(errors="replace") for name, _ in self.entries())
+
+    def open(self, name: str) -> BufferedIOBase:
+        """One member as a stream, for members of any size. Raises `UserError` if there is none that can be read.
+
+        A damaged member raises `zipfile.BadZipFile` or `zlib.error` while it is read.
+        """
+        entry = self._find_entry(name)
+        if not entry or entry[0] & 1 or entry[1] not in (STORED, DEFLATED):
+            raise UserError(f"{self.path}: holds no {name} that can be read; download it again")
+        info = ZipInfo(name)
+        _, info.compress_type, info.CRC, info.compress_size, info.file_size, start = entry
+        file = self.path.open("rb")  # its own position: other members are read meanwhile
+        file.seek(start)
+        file.seek(sum(LOCAL.unpack(file.read(LOCAL.size))[-2:]), 1)
+        return ZipExtFile(file, "r", info, None, True)
+
+    def _find_entry(self, name: str) -> tuple[int, int, int, int, int, int] | None:
+        """`_read_entry` of the member with this name, without the name."""
+        encoded = name.encode(errors="surrogatepass")
+        target = np.uint64(xxhash.xxh3_64_intdigest(encoded))
+        index = int(np.searchsorted(self.hashes, target))
+        while index < len(self.hashes) and self.hashes[index] == target:
+            entry = self._read_entry(int(self.positions[index]))
+            if self._lookup_name(entry[0]) == encoded:
+                return entry[1:]
+            index += 1
+        return None
+
+    def _lookup_name(self, name: bytes) -> bytes:
+        return name.rpartition(b"/")[2] if self.flat else name
 
 
 def _read_zip64(extra: bytes, compressed: int, size: int, start: int) -> list[int]:

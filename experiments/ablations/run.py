@@ -1,7 +1,8 @@
-"""`make ablation`: compares six data mixes on phantoms, from data generation to the report. Minutes on two cores; resumable.
+"""`make ablation`: compares short trainings on phantoms, from data generation to the report. Minutes on two cores; resumable.
 
-python -m experiments.ablations.run           data, weights, six short trainings, their evaluation, report and CSV table
-python -m experiments.ablations.run small     runs every stage in a minute or two, without the table
+python -m experiments.ablations.run            six data mixes: data, weights, training, evaluation, report and CSV table
+python -m experiments.ablations.run recipes    the paper's recipe and ours at equal cost, three seeds
+python -m experiments.ablations.run small      runs every stage in a minute or two, without the table; also `recipes small`
 """
 
 import sys
@@ -10,44 +11,59 @@ from pathlib import Path
 
 from experiments.mini.run import SMALL, STAGES, run_command
 from experiments.tables import store_metrics
-from src.runtime.cli import expand_experiment_sweep
+from src.runtime.cli import compose, expand_experiment_sweep
 from src.runtime.sweep import common_keys, expand_trials, trial_slug
 
-EXPERIMENT = "leave_kind_out"
+SEEDS = "seed=0,1,2"
+SWEEPS = {  # name: overrides of each `src.train -m`; the first trial is the baseline
+    "leave_kind_out": [["+experiment=leave_kind_out"]],
+    "recipes": [["+experiment=mini_recommended", SEEDS], ["+experiment=mini_paper", SEEDS]],
+}
 BENCHMARKS, LIMIT = "pathvqa,vqa_med_2019,slake,vqa_rad", 150
-TABLE = Path(__file__).with_name(f"{EXPERIMENT}.csv")
 METRICS = [f"vqa/pooled/{condition}/all/bleu1" for condition in ("real", "shuffled", "blank", "real_minus_shuffled", "real_minus_blank")]
 METRICS += ["train/fill", "train/samples_per_second"]
 
 
 def main(words: list[str]) -> int:
-    small = words == ["small"]
+    small = words[-1:] == ["small"]
+    name = " ".join(words[: len(words) - small]) or "leave_kind_out"
+    if name not in SWEEPS:
+        print(f"error: unknown argument '{name}'; use one of {', '.join(SWEEPS)}, and 'small'", file=sys.stderr)
+        return 2
     start = time.perf_counter()
-    for command in commands(small=small):
+    for command in commands(name, small=small):
         print(f"$ python -m {command}", flush=True)
         code = run_command(command)
         if code:
             print(f"{command.split()[0]}: failed with exit code {code}; run the same command again to continue", file=sys.stderr)
             return code if code > 0 else 128 - code
-    print(f"{time.perf_counter() - start:.0f} s; outputs/{EXPERIMENT}/report.html")
+    print(f"{time.perf_counter() - start:.0f} s; outputs/{name}/report.html")
     if not small:
-        store_metrics(Path("outputs") / EXPERIMENT / "report.csv", TABLE, METRICS.__contains__)
-        print(f"wrote {TABLE.name}; run make experiments to render it in the README")
+        table = Path(__file__).with_name(f"{name}.csv")
+        store_metrics(Path("outputs") / name / "report.csv", table, METRICS.__contains__)
+        print(f"wrote {table.name}; run make experiments to render it in the README")
     return 0
 
 
-def commands(*, small: bool = False) -> list[str]:
+def commands(name: str, *, small: bool = False) -> list[str]:
     """All commands in order. Each of them skips what is complete."""
     extra = SMALL if small else {}
     stages = ("raw data and shards", "language model", "vision stand-in")
     prepare = [f"{command} {extra.get(command.split()[0], '')}".strip() for stage in stages for command in STAGES[stage][1]]
-    words = [f"+experiment={EXPERIMENT}", *extra.get("src.train", "").split()]
-    trials = expand_trials(expand_experiment_sweep("train", words))
-    names = [f"{EXPERIMENT}/{trial_slug(trial, common=common_keys(trials))}" for trial in trials]
+    sweeps = [[*words, *extra.get("src.train", "").split()] for words in SWEEPS[name]]
+    runs = [run for words in sweeps for run in run_names(words)]
     limits = extra.get("src.evaluate", f"limit={LIMIT}")
-    runs = ",".join(f'"{name}"' for name in names)
-    evaluate = f"src.evaluate -m benchmarks=[{BENCHMARKS}] images=[real,shuffled,blank] {limits} run={runs}"
-    return [*prepare, f"src.train -m {' '.join(words)}", evaluate, f"src.report runs={EXPERIMENT}/* baseline='{names[0]}'"]
+    quoted = ",".join(f'"{run}"' for run in runs)
+    evaluate = f"src.evaluate -m benchmarks=[{BENCHMARKS}] images=[real,shuffled,blank] {limits} run={quoted}"
+    trains = [f"src.train -m {' '.join(words)}" for words in sweeps]
+    return [*prepare, *trains, evaluate, f"src.report runs={name}/** baseline='{runs[0]}'"]
+
+
+def run_names(words: list[str]) -> list[str]:
+    """The name of every trial of a sweep."""
+    trials = expand_trials(expand_experiment_sweep("train", words))
+    common = common_keys(trials)
+    return [f"{compose('train', trial).name}/{trial_slug(trial, common=common)}" for trial in trials]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import webdataset
 from PIL import Image
 
 from data_prep import sources
-from data_prep.audit import hamming_search
 from data_prep.build import serialize
 from data_prep.build.chunking import SHARD_ROWS, Chunk
 from data_prep.build.encode import EncodedImage
@@ -29,7 +28,17 @@ from data_prep.build.shard_writer import write_shard
 from data_prep.build.source import BuildConfig, build_source
 from data_prep.shards import build_all
 from experiments.bench.measurement import ROUNDS, Measurement, ratio, single, single_ratio, time_alternately
-from experiments.bench.synthetic_data import FULL_MIX_RECORDS, memory_mb, replicate_shards, run_in_process, write_raw
+from experiments.bench.synthetic_data import (
+    FULL_MIX_RECORDS,
+    make_jpeg,
+    memory_mb,
+    replicate_shards,
+    run_in_process,
+    write_mimic_cxr,
+    write_raw,
+    write_roco,
+)
+from src.data import hamming_search
 from src.data.record import Record
 from src.data.shards import Shards
 
@@ -46,6 +55,7 @@ def measure() -> Iterator[Measurement]:
         yield from measure_writing(folder)
         yield measure_memory_growth(folder, "shards_memory_growth_text", 20_000, None)
         yield measure_memory_growth(folder, "shards_memory_growth_image", 5_000, (64, 64))
+        yield from measure_mimic_cxr(folder)
         yield from measure_index(folder)
     yield measure_search()
 
@@ -165,6 +175,27 @@ def measure_memory_growth(folder: Path, name: str, few: int, size: tuple[int, in
         peaks.append(float(build.stdout))
         shutil.rmtree(raw)
     return single_ratio(name, peaks[1], peaks[0], f"MB at {10 * few:,} records (ours) and at {few:,} (peer)", target="<= 1.10")
+
+
+def measure_mimic_cxr(folder: Path) -> Iterator[Measurement]:
+    """The build of MIMIC-CXR against that of ROCO on the same images and texts, and the memory of reading at full size."""
+    rng = np.random.default_rng(0)
+    jpegs = [make_jpeg(rng, height=RAW_SIZE[0], width=RAW_SIZE[1], grain=1.5) for _ in range(600)]
+    studies, figures = write_mimic_cxr(folder / "mimic_cxr", len(jpegs), jpegs=jpegs), write_roco(folder / "roco", jpegs)
+    ours, peer = time_alternately(partial(build_shards, studies, folder / "ours"), partial(build_shards, figures, folder / "peer"))
+    rates = ([len(jpegs) / s for s in seconds] for seconds in (ours, peer))
+    yield ratio("shards_mimic_cxr", *rates, "images/s of 1024x768; the reader of MIMIC-CXR against that of ROCO", target=">= 0.9")
+    peaks = []
+    for count in (10_000, 227_835):
+        raw = write_mimic_cxr(folder / f"mimic_cxr-{count}", count)
+        reading = subprocess.run(
+            [sys.executable, "-m", "experiments.bench.read_peak", str(raw)], capture_output=True, text=True, check=True
+        )
+        peaks.append(float(reading.stdout))
+        shutil.rmtree(raw)
+    yield single_ratio(
+        "mimic_cxr_memory_growth", peaks[1], peaks[0], "MB to read 227,835 studies (ours) and 10,000 (peer)", target="<= 1.05"
+    )
 
 
 def measure_index(folder: Path) -> Iterator[Measurement]:

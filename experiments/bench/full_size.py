@@ -29,7 +29,7 @@ def full_size_cost(activation_checkpointing: str) -> FullSizeCost:
     The minimum, without attention, is 4 FLOPs per frozen weight and 6 per trained weight and token. The head counts only for supervised
     tokens.
     """
-    overrides = ["+experiment=full_mix", f"trainer.activation_checkpointing={activation_checkpointing}"]
+    overrides = ["+experiment=recommended", f"trainer.activation_checkpointing={activation_checkpointing}"]
     model = build_on_meta(to_typed(TrainConfig, compose("train", overrides))).to(torch.bfloat16)
 
     def cost(images: int, text: int) -> StepCost:

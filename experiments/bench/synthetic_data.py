@@ -1,7 +1,10 @@
 """Input of the data benchmarks: images of a given size, raw folders of them, and an index as large as the full mix."""
 
+import gzip
 import json
 import os
+import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
@@ -42,6 +46,45 @@ def write_raw(folder: Path, count: int, *, size: tuple[int, int] | None = None, 
                 row["image"] = f"{n}.jpg"
                 (folder / row["image"]).write_bytes(make_jpeg(rng, height=size[0], width=size[1], grain=grain))
             file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def findings(n: int) -> str:
+    """53 words, the mean length in MIMIC-CXR's training split."""
+    return f"study {n} " + " ".join(f"word{n * 7_919 * (k + 1) % 997}" for k in range(51))
+
+
+def write_mimic_cxr(folder: Path, count: int, *, jpegs: Sequence[bytes] = ()) -> Path:
+    """Writes `count` training studies of MIMIC-CXR: with one of `jpegs` each, or with 1.65 images each whose files are left out."""
+    folder.mkdir()
+    with (
+        zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as reports,
+        gzip.open(folder / "mimic-cxr-2.0.0-split.csv.gz", "wt") as splits,
+        gzip.open(folder / "mimic-cxr-2.0.0-metadata.csv.gz", "wt") as metadata,
+    ):
+        splits.write("dicom_id,study_id,subject_id,split\n")
+        metadata.write("dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns\n")
+        rng = np.random.default_rng(0)
+        for n in range(count):
+            subject, study = 10_000_000 + n // 3 * 131, 50_000_000 + n * 17_011 % 9_999_000
+            patient = f"files/p{str(subject)[:2]}/p{subject}"
+            head = f"FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  {findings(n + count)[:250]}\n \n"
+            reports.writestr(f"{patient}/s{study}.txt", f"{head} FINDINGS:  {findings(n)}\n \n IMPRESSION:  {findings(n)[:60]}\n")
+            for k in range(1 if jpegs or n % 20 > 12 else 2):
+                dicom = rng.bytes(20).hex("-", 4)
+                splits.write(f"{dicom},{study},{subject},train\n")
+                metadata.write(f"{dicom},{subject},{study},CHEST (PA AND LAT),{('PA', 'LATERAL')[k]},3056,2544\n")
+                if jpegs:
+                    (folder / patient / f"s{study}").mkdir(parents=True)
+                    (folder / patient / f"s{study}" / f"{dicom}.jpg").write_bytes(jpegs[n])
+    return folder
+
+
+def write_roco(folder: Path, jpegs: Sequence[bytes]) -> Path:
+    """Writes the same images and texts in the layout of ROCO."""
+    (folder / "data").mkdir(parents=True)
+    rows = [{"image": {"bytes": jpeg, "path": None}, "caption": findings(n), "image_id": f"ROCO_{n}"} for n, jpeg in enumerate(jpegs)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-0.parquet")
     return folder
 
 

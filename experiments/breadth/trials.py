@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IMAGE_SOURCES = ("pmc_oa", "quilt_1m", "medicat", "pmc_vqa", "roco", "pathvqa", "ubench", "vqa_med_2019", "iu_xray", "slake", "vqa_rad")
+IMAGE_SOURCES = ("pmc_oa", "mimic_cxr", "pmc_vqa", "omnimedvqa", "roco", "pathvqa", "ubench", "vqa_med_2019", "iu_xray", "slake", "vqa_rad")
 TEXT_SOURCES = ("pubmedqa", "medmcqa", "medqa")
 BENCHMARKS = ("pad_ufes_20", "breastmnist", "retinamnist", "octmnist", "pneumoniamnist", "organcmnist", "sicapv2", "malaria")
 SIZES = (1, 2, 4, 8, 11)

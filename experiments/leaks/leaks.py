@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.audit.evaluation_sets import EvaluationSet, TestImage
+from data_prep.audit.evaluation_sets import EvaluationImage, EvaluationSet
 from data_prep.audit.leaks import KnownTestData, same_images
-from data_prep.audit.near_duplicates import open_grey
 from data_prep.build.encode import encode_image
 from data_prep.phantom.draw import render
 from data_prep.phantom.scene.world import item_rng, sample_scene
+from src.data.near_duplicates import open_grey
 from src.runtime.progress import Progress
 from src.runtime.run_folder import git_commit
 
@@ -56,7 +56,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 def main(num_tests: int, num_others: int) -> None:
     originals = [draw("test", n) for n in Progress(range(num_tests), desc="test images", unit="image")]
-    test_images = [TestImage(partial(open_grey, jpeg(image, 92))) for image in originals]
+    test_images = [EvaluationImage(partial(open_grey, jpeg(image, 92))) for image in originals]
     known = KnownTestData([EvaluationSet("phantom", images=test_images)])
     train: list[bytes] = []
     kinds: list[str] = []

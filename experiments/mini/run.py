@@ -15,7 +15,7 @@ from rich.table import Table
 
 from src.runtime.tables import print_table
 
-MIX = "pmc_oa,quilt_1m,medicat,pubmedqa,medmcqa,pmc_vqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
+MIX = "pmc_oa,mimic_cxr,pubmedqa,medmcqa,pmc_vqa,omnimedvqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
 BENCHMARKS = "pathvqa,vqa_med_2019,vqa_rad,vqa_rad_disjoint,slake,pmc_vqa,medqa,medmcqa,pubmedqa"
 STAGES: dict[str, tuple[int, list[str]]] = {  # name: (expected seconds on two cores, commands)
     "raw data and shards": (

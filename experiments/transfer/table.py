@@ -2,9 +2,9 @@
 
     python -m experiments.transfer.table outputs/transfer [more run folders] > experiments/transfer/cells.csv
 
-The CSV goes to standard output, the table to standard error. A CSV line is one score of a cell: macro_f1, balanced_accuracy, auroc or
-f1/<class>; few-shot cells have macro_f1 only. Further lines are the means over benchmarks, `average_rank`, and the
-`macro_f1_difference` of two encoders with Holm's p.
+The CSV goes to standard output, the table to standard error. A CSV line is one score of a cell, or f1/<class>; few-shot
+cells have macro_f1 only. Further lines are the means over benchmarks, `average_rank`, and the `macro_f1_difference` of two encoders with
+Holm's p.
 """
 
 import csv
@@ -16,7 +16,7 @@ from src.runtime.errors import UserError, report_user_errors
 
 COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "p_holm", "pooling", "unseen")
 COLUMNS += ("weights", "parameters", "side", "mean", "std", "git")
-SCORES = ("macro_f1", "balanced_accuracy", "auroc")
+SCORES = ("macro_f1", "balanced_accuracy", "auroc", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5")  # of the sets that have them
 
 
 def rows(folder: Path) -> list[dict]:
@@ -27,7 +27,9 @@ def rows(folder: Path) -> list[dict]:
     content = json.loads(path.read_text())
     tables = content["transfer"]
     result = [row for cell in tables["cells"] for row in cell_rows(cell)]
-    result += [{"benchmark": "mean", "score": "macro_f1", **mean} for mean in tables["means"]]
+    for mean in tables["means"]:
+        for score in (score for score in SCORES if score == "macro_f1" or score in mean):
+            result.append({"benchmark": "mean", "score": score, **mean, **mean.get(score, {})})
     for protocol, ranks in tables["ranks"].items():
         common = {"benchmark": "mean", "protocol": protocol, "score": "average_rank"}
         result += [common | {"encoder": encoder, "value": rank} for encoder, rank in ranks.items()]
@@ -46,7 +48,7 @@ def cell_rows(cell: dict) -> list[dict]:
     common |= {"weights": f"{cell['weights']['id']} {cell['weights']['sha256'][:12]}".strip(), "side": pixels["size"]}
     common |= {key: " ".join(f"{value:.4f}" for value in pixels[key]) for key in ("mean", "std")}
     per_class = [common | {"score": f"f1/{one['class']}", "value": one["f1"], "n": one["n"]} for one in cell["per_class"]]
-    return [common | {"score": score} | cell[score] for score in SCORES] + per_class
+    return [common | {"score": score} | cell[score] for score in SCORES if score in cell] + per_class
 
 
 def unseen(overlap: dict | None) -> str:

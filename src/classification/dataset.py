@@ -13,11 +13,13 @@ import torch
 import xxhash
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
-from src.classification.layouts import LAYOUTS, ClassificationConfig, Example
+from src.classification.groups import apply_group_rules
+from src.classification.layouts import ClassificationConfig, Example
 from src.classification.names import FOLDER, dataset_folder
+from src.classification.published_layouts import LAYOUTS
+from src.classification.splits import assign_splits, hold_out_val, to_indicator
 from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
@@ -30,81 +32,105 @@ CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before t
 
 @dataclass
 class ClassificationDataset:
-    """`labels_N` are indices into `classes`. `generated_split` is true if the set has no splits and `assign_splits` created them."""
+    """`labels` are indices into `classes` (N,), or 0/1 per class (N, K) in a multi-label set.
+
+    `generated_split` is true if the set has no splits and `assign_splits` created them.
+    """
 
     name: str
     classes: list[str]
     examples: list[Example]
-    labels_N: np.ndarray
+    labels: np.ndarray
     generated_split: bool
     fingerprint: str
 
+    @property
+    def multilabel(self) -> bool:
+        return self.labels.ndim == 2
+
     def rows(self, split: str) -> np.ndarray:
-        return np.array([n for n, example in enumerate(self.examples) if example.split == split])
+        return np.array([n for n, example in enumerate(self.examples) if example.split == split], int)
 
     def groups(self, rows: np.ndarray) -> list[str]:
         return [self.examples[n].group for n in rows]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of images per split and class."""
-        return {split: {name: int((self.labels_N[self.rows(split)] == k).sum()) for k, name in enumerate(self.classes)} for split in SPLITS}
+        """Number of images per split and class. An image of a multi-label set counts once for each of its labels."""
+        positive_NK = to_indicator(self.labels, len(self.classes))
+        return {split: dict(zip(self.classes, positive_NK[self.rows(split)].sum(0).tolist(), strict=True)) for split in SPLITS}
+
+    def absent_classes(self) -> dict[str, list[str]]:
+        """The classes without an image in a split; empty for a split that has all classes."""
+        return {split: [name for name, count in counts.items() if not count] for split, counts in self.counts().items()}
 
 
-def read_dataset(name: str, *, raw: str | Path) -> ClassificationDataset:
-    """Reads the set in `raw/<name>` as described by `conf/benchmark/<name>.yaml`.
+def read_dataset(name: str, *, raw: str | Path, lists: Iterable[str] = ()) -> ClassificationDataset:
+    """Reads the set in `raw/<name>` as described by `conf/benchmark/<name>.yaml`. `lists` are further names to suggest for a wrong one.
 
     Without that file, a `labels.csv` or one folder per class is expected. A set without splits is split 60/20/20, stratified by class,
-    with each group in one split. Raises `UserError` for an unknown label, an empty class, a group in two given splits and a wrong checksum.
+    with each group in one split; a set without val has a fifth of its train split as val. Raises `UserError` for an unknown label, an
+    empty class, a group in two given splits and a wrong checksum.
+    A multi-label set may have classes without an image in val or test: `ClassificationDataset.absent_classes` lists them.
     """
-    folder, path = dataset_folder(name, raw), FOLDER / f"{name}.yaml"
+    folder, path = dataset_folder(name, raw, lists=lists), FOLDER / f"{name}.yaml"
     default = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
     config = to_typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
     if config.layout not in LAYOUTS:
         raise UserError(f"benchmark '{name}': layout={config.layout!r}{suggest(config.layout, LAYOUTS)}")
     _verify_checksums(folder)
     examples = list(LAYOUTS[config.layout](folder, config))
+    if config.multilabel and any(isinstance(example.label, str) for example in examples):
+        raise UserError(f"benchmark '{name}': layout={config.layout} gives one label per image; set multilabel: false in its file")
+    origin = dataset_fingerprint(examples, folder / config.path) if config.duplicates else ""
+    examples = apply_group_rules(name, examples, config, origin=origin, cache=Path(raw) / f".{name}-duplicates.json")
     return build_dataset(name, examples, classes=list(config.classes), array_file=folder / config.path)
 
 
 def build_dataset(name: str, examples: list[Example], *, classes: list[str], array_file: Path | None = None) -> ClassificationDataset:
-    """Validates the examples and splits those without a split. `array_file` is the file of their arrays, for the fingerprint."""
+    """Validates the examples and splits those without a split. `array_file` is the file of their arrays, for the fingerprint.
+
+    The set is multi-label if the labels are tuples.
+    """
     if not examples:
         raise UserError(f"benchmark '{name}': no image found; check its folder and layout")
-    labels = {example.label for example in examples}
-    classes = classes or sorted(labels)
-    for example in examples:
-        if example.label not in classes:
-            raise UserError(f"benchmark '{name}': {example.key} has the label '{example.label}'{suggest(example.label, classes)}")
-    if len(labels) < 2:
-        raise UserError(f"benchmark '{name}': there is only one class ('{examples[0].label}'); give at least two")
-    labels_N = np.array([classes.index(example.label) for example in examples])
+    multilabel = isinstance(examples[0].label, tuple)
+    names = {label for example in examples for label in label_names(example)}
+    if unknown := sorted(names - set(classes)) if classes else []:
+        key = next(example.key for example in examples if unknown[0] in label_names(example))
+        raise UserError(f"benchmark '{name}': {key} has the label '{unknown[0]}'{suggest(unknown[0], classes)}")
+    if not names:
+        raise UserError(f"benchmark '{name}': no image has a label; give at least two classes")
+    if len(names) < 2:
+        only = f"there is only one class ('{next(iter(names))}')"
+        raise UserError(f"benchmark '{name}': {only} in {len(examples):,} images; give at least two, as one folder per class")
+    classes = classes or sorted(names)
+    number = {label: k for k, label in enumerate(classes)}
+    labels = np.zeros((len(examples), len(classes)), np.uint8) if multilabel else np.zeros(len(examples), int)
+    for n, example in enumerate(examples):
+        numbers = [number[label] for label in label_names(example)]
+        if multilabel:
+            labels[n, numbers] = 1
+        else:
+            labels[n] = numbers[0]
     generated_split = not all(example.split for example in examples)
     if generated_split:
-        examples = assign_splits(examples, labels_N)
-    data = ClassificationDataset(name, classes, examples, labels_N, generated_split, dataset_fingerprint(examples, array_file))
+        examples = assign_splits(examples, labels)
+    elif not any(example.split == "val" for example in examples):
+        examples = hold_out_val(examples, labels)
+    data = ClassificationDataset(name, classes, examples, labels, generated_split, dataset_fingerprint(examples, array_file))
     _check_splits(data)
     return data
 
 
-def assign_splits(examples: list[Example], labels_N: np.ndarray) -> list[Example]:
-    """Assigns examples without a split to one: five folds, stratified by label, with whole groups; one is test, one is val."""
-    unassigned_N = np.array([n for n, example in enumerate(examples) if not example.split])
-    groups = [examples[n].group for n in unassigned_N]
-    ungrouped = len(set(groups)) == len(groups)
-    splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(5, shuffle=True, random_state=0)
-    try:
-        folds = [fold for _, fold in splitter.split(unassigned_N, labels_N[unassigned_N], None if ungrouped else groups)]
-    except ValueError as error:
-        raise UserError(f"cannot split {len(unassigned_N)} images of {len(set(groups))} groups into fifths: {error}") from None
-    assigned = dict.fromkeys(unassigned_N[folds[0]].tolist(), "test") | dict.fromkeys(unassigned_N[folds[1]].tolist(), "val")
-    return [example if example.split else example._replace(split=assigned.get(n, "train")) for n, example in enumerate(examples)]
+def label_names(example: Example) -> tuple[str, ...]:
+    return (example.label,) if isinstance(example.label, str) else example.label
 
 
 def dataset_fingerprint(examples: Iterable[Example], array_file: Path | None = None) -> str:
     """Hash of keys, splits, labels, groups, and of the size and time of the image files. Images are not read."""
     state = xxhash.xxh3_128(READER_VERSION)
     for example in examples:
-        state.update("\t".join(example[:4]).encode())
+        state.update("\t".join((example.key, example.split, "|".join(label_names(example)), example.group)).encode())
         if isinstance(example.image, Path):
             state.update(_size_and_time(example.image))
     if array_file and array_file.is_file():
@@ -150,11 +176,11 @@ def image_to_pixels(image: Path | np.ndarray, *, size: int) -> np.ndarray:
 
 
 def _check_splits(data: ClassificationDataset) -> None:
-    for split, counts in data.counts().items():
-        empty = [name for name, count in counts.items() if not count]
-        if empty:
+    for split, absent in data.absent_classes().items():
+        allowed = len(data.classes) - 1 if data.multilabel and split != "train" else 0
+        if len(absent) > allowed:
             raise UserError(
-                f"benchmark '{data.name}': the {split} split has no image of {', '.join(map(repr, empty[:3]))}; correct the splits"
+                f"benchmark '{data.name}': the {split} split has no image of {', '.join(map(repr, absent[:3]))}; correct the splits"
             )
     split_of: dict[str, str] = {}
     for example in data.examples:

@@ -1,9 +1,14 @@
 """Full fine-tuning of an encoder with a linear head, with the same schedule, augmentation, class weights and budget for each encoder.
 
-Legend: N images, 3HW channels and pixels, F width of a pooled feature, K classes.
+The loss is the weighted cross-entropy, or in a multi-label set the binary cross-entropy of each label, unweighted: its thresholds are
+chosen on validation.
+
+Legend: N images, 3HW channels and pixels, F width of a pooled feature, K classes or labels.
 """
 
 import copy
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,47 +21,62 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from src.classification.dataset import ClassificationDataset, image_batches
-from src.classification.probe import Fit, macro_f1
-from src.config.transfer import FineTuneConfig
+from src.classification.multilabel import f1_thresholds
+from src.classification.probe import Fit, validation_score
+from src.config.transfer import FineTuneConfig, PaperConfig
 from src.model.vision import Vision
 from src.runtime.progress import Progress
 
 NUM_VALIDATIONS = 10  # per run
+TIMED_STEPS = 3  # training steps that are measured for a plan
 HEAD_LR_FACTOR = 10.0  # learning rate of the head divided by that of the encoder
 
 
 class Classifier(lightning.LightningModule):
-    """An encoder with a linear head. `best` holds the score and weights of the best validation: highest macro-F1, then lowest loss."""
+    """An encoder with a linear head.
 
-    weights_K: Tensor
+    `best` holds the score, the weights and the thresholds of the best validation: highest macro-F1, then lowest loss. `weights_K` are the
+    class weights, or None in a multi-label set.
+    """
 
-    def __init__(self, vision: Vision, *, pooling: str, weights_K: Tensor, lr: float, config: FineTuneConfig):
+    weights_K: Tensor | None
+
+    def __init__(self, vision: Vision, *, pooling: str, classes: int, weights_K: Tensor | None, lr: float, config: FineTuneConfig):
         super().__init__()
         self.vision, self.pooling, self.lr, self.config = vision.requires_grad_(True), pooling, lr, config
         with torch.no_grad():
             width = vision.pooled(torch.zeros(1, 3, vision.size, vision.size, dtype=torch.uint8), pooling).shape[1]
-        self.head = nn.Linear(width, len(weights_K))
+        self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)
         self.register_buffer("weights_K", weights_K)
-        self.best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
+        self.best: tuple[tuple[float, float], dict[str, Tensor], np.ndarray | None] | None = None
         self.val_outputs: list[tuple[Tensor, Tensor]] = []  # (probabilities, labels) per batch
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
         return self.head(self.vision.pooled(x_N3HW, self.pooling))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x_N3HW, labels_N = batch
-        return F.cross_entropy(self(augment(x_N3HW)).float(), labels_N, weight=self.weights_K)
+        x_N3HW, labels = batch
+        z_NK = self(augment(x_N3HW)).float()
+        if labels.ndim == 2:
+            return F.binary_cross_entropy_with_logits(z_NK, labels.float())
+        return F.cross_entropy(z_NK, labels, weight=self.weights_K)
+
+    def predict(self, x_N3HW: Tensor) -> Tensor:
+        """uint8 pixels -> probabilities p_NK on the CPU, of classes or of labels."""
+        z_NK = self(x_N3HW).float()
+        return (z_NK.softmax(1) if self.weights_K is not None else z_NK.sigmoid()).cpu()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.val_outputs.append((self(batch[0]).float().softmax(1).cpu(), batch[1].cpu()))
+        self.val_outputs.append((self.predict(batch[0]), batch[1].cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        p_NK, labels_N = (torch.cat(parts) for parts in zip(*self.val_outputs, strict=True))
+        p_NK, labels = (torch.cat(parts).numpy() for parts in zip(*self.val_outputs, strict=True))
         self.val_outputs.clear()
-        score = macro_f1(labels_N.numpy(), p_NK.numpy()), -F.nll_loss(p_NK.clamp(min=1e-7).log(), labels_N).item()
+        score = validation_score(labels, p_NK)
         if self.best is None or score > self.best[0]:
-            self.best = score, copy.deepcopy({name: value.cpu() for name, value in self.state_dict().items()})
+            thresholds_K = f1_thresholds(labels, p_NK) if labels.ndim == 2 else None
+            self.best = score, copy.deepcopy({name: value.cpu() for name, value in self.state_dict().items()}), thresholds_K
 
     def configure_optimizers(self):
         groups = []
@@ -94,7 +114,7 @@ def augment(x_N3HW: Tensor) -> Tensor:
 
 
 class FineTuneLoader:
-    """Batches (x_N3HW uint8, labels_N) of `rows`, in order; with `steps`, that many batches of successive random permutations."""
+    """Batches (x_N3HW uint8, labels) of `rows`, in order; with `steps`, that many batches of successive random permutations."""
 
     def __init__(
         self, data: ClassificationDataset, rows: np.ndarray, *, size: int, batch: int, threads: int, steps: int = 0, seed: int = 0
@@ -108,9 +128,9 @@ class FineTuneLoader:
         return -(-len(self.rows) // self.settings["batch"])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        labels_N = torch.from_numpy(self.data.labels_N[self.rows])
+        labels = torch.from_numpy(self.data.labels[self.rows])
         for n, x_N3HW in enumerate(image_batches(self.data, self.rows, **self.settings)):
-            yield x_N3HW, labels_N[n * self.settings["batch"] :][: len(x_N3HW)]
+            yield x_N3HW, labels[n * self.settings["batch"] :][: len(x_N3HW)]
 
 
 def finetune(
@@ -125,12 +145,10 @@ def finetune(
     folder: Path,
 ) -> Fit:
     """Trains `build()` once per learning rate and predicts the test split with the model that is best on the validation split."""
-    counts_K = np.bincount(data.labels_N[data.rows("train")], minlength=len(data.classes))
-    weights_K = torch.tensor(counts_K.sum() / (len(counts_K) * counts_K), dtype=torch.float32)
     results = []
     for lr in config.lr:
         lightning.seed_everything(seed, verbose=False)
-        model = Classifier(build(), pooling=pooling, weights_K=weights_K, lr=lr, config=config).train()
+        model = build_classifier(build(), data, pooling=pooling, lr=lr, config=config)
         settings = {"size": model.vision.size, "batch": config.batch, "threads": threads}
         train = FineTuneLoader(data, data.rows("train"), steps=config.steps, seed=seed, **settings)
         with Progress(total=config.steps, desc=f"{data.name}: fine-tuning, lr={lr:g}", unit="step", leave=False) as progress:
@@ -138,13 +156,61 @@ def finetune(
             trainer.fit(model, train, FineTuneLoader(data, data.rows("val"), **settings))
         assert model.best is not None  # there are NUM_VALIDATIONS validations, or one per step
         results.append((*model.best, lr, model))
-    (f1, _), state, lr, model = max(results, key=lambda result: result[0])
+    (f1, _), state, thresholds_K, lr, model = max(results, key=lambda result: result[0])
     model.load_state_dict(state)
     test = FineTuneLoader(data, data.rows("test"), **settings)
     model = model.to(device).eval()
     with torch.inference_mode():
-        p_NK = torch.cat([model(x_N3HW.to(device)).float().softmax(1).cpu() for x_N3HW, _ in test])
-    return Fit(pooling, {"lr": lr}, f1, p_NK.double().numpy())
+        p_NK = torch.cat([model.predict(x_N3HW.to(device)) for x_N3HW, _ in test])
+    return Fit(pooling, {"lr": lr}, f1, p_NK.double().numpy(), thresholds_K)
+
+
+def build_classifier(vision: Vision, data: ClassificationDataset, *, pooling: str, lr: float, config: FineTuneConfig) -> Classifier:
+    """A classifier in training mode, with class weights that are inverse to the class frequencies in train."""
+    weights_K = None
+    if not data.multilabel:
+        counts_K = np.bincount(data.labels[data.rows("train")], minlength=len(data.classes))
+        weights_K = torch.tensor(counts_K.sum() / (len(counts_K) * counts_K), dtype=torch.float32)
+    return Classifier(vision, pooling=pooling, classes=len(data.classes), weights_K=weights_K, lr=lr, config=config).train()
+
+
+def paper_pooling(poolings: tuple[str, ...]) -> str:
+    """CLS token and mean of the patches (2d wide), after the final norm where there is one.
+
+    The pooled output replaces a CLS token that the encoder lacks: that of the attention pool (PMC-CLIP), or the normalised mean. For an
+    encoder with nothing but the mean it is the mean alone (d wide).
+    """
+    first = next(pooling for pooling in ("cls_norm", "cls", "mean_norm", "mean") if pooling in poolings)
+    return "+".join(dict.fromkeys((first, "mean_norm" if first == "cls_norm" else "mean")))
+
+
+def paper_schedule(config: PaperConfig, images: int) -> FineTuneConfig:
+    """The schedule for a training split of `images`: each is seen `epochs` times."""
+    steps = math.ceil(config.epochs * images / config.batch)
+    return FineTuneConfig(steps, config.batch, config.lr, round(config.warmup * steps), config.weight_decay)
+
+
+def seconds_per_step(model: Classifier, data: ClassificationDataset, *, threads: int, device: torch.device) -> float:
+    """Measured seconds of a training step with its decoding: the mean of `TIMED_STEPS` steps after one that is not counted."""
+    settings = {"size": model.vision.size, "batch": model.config.batch, "threads": threads}
+    loader = FineTuneLoader(data, data.rows("train"), steps=TIMED_STEPS, **settings)
+    model = model.to(device)
+    optimizer = model.configure_optimizers()["optimizer"]
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = model.training_step((batch[0].to(device), batch[1].to(device)), 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step(next(iter(loader)))
+    start = time.perf_counter()
+    for batch in loader:
+        step(batch)
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
 def build_finetune_trainer(config: FineTuneConfig, *, device: torch.device, folder: Path, progress: Progress) -> lightning.Trainer:

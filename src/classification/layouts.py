@@ -1,6 +1,6 @@
-"""Raw layouts of classification sets: one function per layout lists the examples of a folder, without decoding images.
+"""General raw layouts of classification sets: one function per layout lists the examples of a folder, without decoding images.
 
-`npz` (MedMNIST), `folder` (one folder per class), `csv` (a table next to the images), `sicap` (the spreadsheets of SICAPv2).
+`npz` (MedMNIST), `folder` (one folder per class), `csv` (a table next to the images). `published_layouts.py` has those of single sets.
 """
 
 import csv
@@ -34,30 +34,46 @@ class ClassificationConfig:
     classes: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     group: str = ""
+    multilabel: bool = False
+    duplicates: str = ""  # phash
+    splits: str = "official"  # official, disjoint or generated
 
 
 class Example(NamedTuple):
-    """One labelled image. `split` is empty if the set has no splits; `group` is the patient or slide, or the key if that is unknown."""
+    """One labelled image. `split` is empty if the set has no splits; `group` is the patient or slide, or the key if that is unknown.
+
+    `label` is the class, or in a multi-label set the tuple of the positive classes, which may be empty.
+    """
 
     key: str
     split: str
-    label: str
+    label: str | tuple[str, ...]
     group: str
     image: Path | np.ndarray  # encoded file, or uint8 pixels (H, W) or (H, W, 3)
 
 
 def npz_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
-    """MedMNIST (Yang et al., Scientific Data 2023): `{train,val,test}_{images,labels}`, with class numbers (N, 1) as labels."""
+    """MedMNIST (Yang et al., Scientific Data 2023): `{train,val,test}_{images,labels}`.
+
+    Labels are class numbers (N, 1), or 0/1 per class (N, L) in a multi-label set (ChestMNIST).
+    """
     path = folder / config.path
     for split in SPLITS:
         images, labels = npz_array(path, f"{split}_images"), npz_array(path, f"{split}_labels")
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            raise UserError(f"{path}: {split}_labels has {labels.shape[1]} labels per image; use a set with one label per image")
+        if labels.ndim == 2 and labels.shape[1] > 1 and not config.multilabel:
+            raise UserError(f"{path}: {split}_labels has {labels.shape[1]} labels per image; set multilabel: true in its file")
+        if config.multilabel and (labels.ndim != 2 or labels.shape[1] != len(config.classes) or not np.isin(labels, (0, 1)).all()):
+            expected = f"0/1 of shape (N, {len(config.classes)}), one column per class of its file"
+            raise UserError(f"{path}: {split}_labels of shape {labels.shape} must be {expected}; correct the classes, or download it again")
         if len(images) != len(labels):
             raise UserError(f"{path}: {len(images)} {split}_images but {len(labels)} {split}_labels; download it again")
-        for n, number in enumerate(labels.reshape(-1).tolist()):
-            name = config.classes[number] if number < len(config.classes) else f"class number {number}"
-            yield Example(f"{split}-{n:06d}", split, name, f"{split}-{n:06d}", images[n])
+        for n, row in enumerate(labels.reshape(len(labels), -1).tolist()):
+            label: str | tuple[str, ...]
+            if config.multilabel:
+                label = tuple(name for name, positive in zip(config.classes, row, strict=True) if positive)
+            else:
+                label = config.classes[row[0]] if row[0] < len(config.classes) else f"class number {row[0]}"
+            yield Example(f"{split}-{n:06d}", split, label, f"{split}-{n:06d}", images[n])
 
 
 def npz_array(path: Path, name: str) -> np.ndarray:
@@ -93,7 +109,7 @@ def folder_layout(folder: Path, config: ClassificationConfig) -> Iterator[Exampl
     files and other file types are ignored. Images in a further folder next to split folders raise `UserError`.
     """
     root = folder / config.path
-    _require(root)
+    require(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     splits = {path: SPLIT_FOLDERS[path.name.lower()] for path in folders if path.name.lower() in SPLIT_FOLDERS}
     for other in folders if splits else ():
@@ -104,7 +120,7 @@ def folder_layout(folder: Path, config: ClassificationConfig) -> Iterator[Exampl
         for class_folder in sorted(path for path in split_folder.iterdir() if path.is_dir()):
             for path in list_images(class_folder):
                 key = path.relative_to(root).as_posix()
-                group = _match_group(config.group, path.stem) or key
+                group = match_group(config.group, path.stem) or key
                 yield Example(key, splits.get(split_folder, ""), class_folder.name, group, path)
 
 
@@ -115,7 +131,7 @@ def table_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example
     name of a file in any folder below it, with or without suffix.
     """
     path = folder / (config.path or "labels.csv")
-    _require(path)
+    require(path)
     columns = config.columns or {name: name for name in ("image", "label", "split", "group")}
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -134,67 +150,23 @@ def table_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example
         yield Example(image, SPLIT_FOLDERS.get(split.lower(), ""), label, group or image, find(image, table=path))
 
 
-def sicap_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
-    """SICAPv2 (Silva-Rodriguez et al. 2020): patient folds as spreadsheets of 0/1 columns NC, G3, G4, G5.
-
-    Train and val are the first validation fold, which splits `partition/Test/Train.xlsx` by patient. The class of a patch is the column
-    with the highest value, as in the evaluation of Quilt-1M. `wsi_labels.xlsx` maps slides to patients.
-    """
-    root = folder / config.path
-    find = image_finder(root / "images")
-    slides = read_sheet(root / "wsi_labels.xlsx", ("slide_id", "patient_id")) if (root / "wsi_labels.xlsx").exists() else []
-    patients = {str(row["slide_id"]): f"patient {row['patient_id']}" for row in slides}
-    for split, fold in (("train", "Validation/Val1/Train"), ("val", "Validation/Val1/Test"), ("test", "Test/Test")):
-        path = root / "partition" / f"{fold}.xlsx"
-        for row in read_sheet(path, ("image_name", *config.classes)):
-            image, values = str(row["image_name"]), [float(row[name] or 0) for name in config.classes]
-            slide = image.partition("_Block_")[0]
-            yield Example(image, split, config.classes[int(np.argmax(values))], patients.get(slide, slide), find(image, table=path))
-
-
-def read_sheet(path: Path, columns: tuple[str, ...]) -> list[dict]:
-    """The rows of the first sheet of an xlsx file, by column name."""
-    from openpyxl import load_workbook
-
-    _require(path)
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as xlsx ({error}); download it again") from None
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    names = [str(name) for name in next(rows, ())]
-    for column in columns:
-        if column not in names:
-            raise UserError(f"{path}: no column '{column}'{suggest(column, names, these='its columns are')}")
-    records = [dict(zip(names, row, strict=False)) for row in rows if row and row[names.index(columns[0])] is not None]
-    book.close()
-    return records
-
-
-LAYOUTS: dict[str, Callable[[Path, ClassificationConfig], Iterator[Example]]] = {
-    "npz": npz_layout,
-    "folder": folder_layout,
-    "csv": table_layout,
-    "sicap": sicap_layout,
-}
-
-
-def image_finder(root: Path) -> Callable[..., Path]:
-    """A function that finds an image by its path relative to `root`, or by a file name (with or without suffix) that is unique below it."""
+def image_finder(*roots: Path) -> Callable[..., Path]:
+    """A function that finds an image by its path relative to a root, or by a unique file name, with or without suffix."""
     by_path: dict[str, Path] = {}
     by_name: dict[str, list[Path]] = {}
-    for path in list_images(root):
-        by_path[path.relative_to(root).as_posix()] = path
-        for name in (path.name, path.stem):
-            by_name.setdefault(name, []).append(path)
+    for root in roots:
+        for path in list_images(root):
+            by_path[path.relative_to(root).as_posix()] = path
+            for name in (path.name, path.stem):
+                by_name.setdefault(name, []).append(path)
 
     def find(name: str, *, table: Path) -> Path:
         matches = [by_path[name]] if name in by_path else by_name.get(name, [])
         if not matches:
-            raise UserError(f"{table}: the image '{name}' is not below {root}{suggest(name, list(by_name)[:200], these='it contains')}")
+            raise UserError(f"{table}: the image '{name}' is not below {roots[0]}{suggest(name, list(by_name)[:200], these='it contains')}")
         if len(matches) > 1:
-            first, second = (path.relative_to(root) for path in matches[:2])
-            raise UserError(f"{table}: the image '{name}' may be {first} or {second}; write its path relative to {root}")
+            first, second = (os.path.relpath(path, roots[0]) for path in matches[:2])
+            raise UserError(f"{table}: the image '{name}' may be {first} or {second}; write its path relative to {roots[0]}")
         return matches[0]
 
     return find
@@ -202,7 +174,7 @@ def image_finder(root: Path) -> Callable[..., Path]:
 
 def list_images(folder: Path) -> list[Path]:
     """All image files below `folder`, sorted, without hidden files and masks."""
-    _require(folder)
+    require(folder)
     paths = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -213,11 +185,11 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _match_group(pattern: str, stem: str) -> str:
+def match_group(pattern: str, stem: str) -> str:
     match = re.search(pattern, stem) if pattern else None
     return (match[1] if match.groups() else match[0]) if match else ""
 
 
-def _require(path: Path) -> None:
+def require(path: Path) -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist; download it or give another raw=")

@@ -1,5 +1,6 @@
 """Names of encoders and of classification sets, checked without torch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -27,10 +28,12 @@ def check_encoder_name(name: str, *, outputs: str) -> None:
         raise UserError(f"encoder={name}{suggest(name, [*files, *ENCODER_KINDS])}")
 
 
-def dataset_folder(name: str, raw: str | Path) -> Path:
-    """`raw/<name>`. Raises `UserError` if it does not exist."""
+def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> Path:
+    """`raw/<name>`. Raises `UserError` if it does not exist. `lists` are further names to suggest for a wrong one."""
     folder = Path(raw) / name
     if not folder.is_dir():
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
-        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{suggest(name, known - {name})}")
+        known |= set(lists)
+        advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
+        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
     return folder

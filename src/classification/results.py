@@ -1,7 +1,8 @@
 """Transfer results on disk: `<run>/transfer/<benchmark>/<encoder>/<protocol>.jsonl` and `.json`.
 
-The jsonl has a line per seed and test image: `id, source, group, label, prediction, seed, probabilities`. The json has the metadata of the
-result and is written last. A result whose `depends_on` is unchanged is not computed again.
+The jsonl has a line per seed and test image: `id, source, group, label, prediction, seed, probabilities`. In a multi-label set `label` and
+`prediction` (at the thresholds of the validation split) are lists. The json has the metadata of the result and is written last. A result
+whose `depends_on` is unchanged is not computed again.
 """
 
 import json
@@ -13,9 +14,13 @@ import numpy as np
 
 from src.classification.dataset import ClassificationDataset
 from src.classification.encoders import Encoder, to_label
+from src.classification.multilabel import MultilabelResult
+from src.classification.probe import Fit
 from src.classification.scores import TransferResult
 from src.runtime.atomic_file import write_atomically
 from src.runtime.schema import to_plain
+
+Result = TransferResult | MultilabelResult
 
 
 @dataclass
@@ -39,20 +44,27 @@ class TransferResultFile:
         """Updates metadata that can change while the predictions do not, such as the overlap found by an audit."""
         write_atomically(self.path, json.dumps(json.loads(self.path.read_text()) | changes, indent=1))
 
-    def write(self, data: ClassificationDataset, probabilities_SNK: np.ndarray, metadata: dict) -> None:
-        """Writes the predictions of all seeds, then the metadata."""
+    def write(self, data: ClassificationDataset, fits: list[Fit], metadata: dict) -> None:
+        """Writes the predictions of all seeds, with probabilities of six significant digits, then the metadata."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = data.rows("test")
         lines = []
-        for seed, p_NK in enumerate(probabilities_SNK):
-            for n, p_K in zip(rows, p_NK, strict=True):
+        for seed, fit in enumerate(fits):
+            for n, p_K in zip(rows, fit.probabilities_NK, strict=True):
                 example = data.examples[n]
                 line = {"id": example.key, "source": data.name, "group": example.group, "label": example.label}
-                line |= {"prediction": data.classes[int(p_K.argmax())], "seed": seed, "probabilities": [round(float(p), 6) for p in p_K]}
+                if fit.thresholds_K is None:
+                    line |= {"prediction": data.classes[int(p_K.argmax())]}
+                else:
+                    line |= {"prediction": [data.classes[k] for k in np.flatnonzero(p_K >= fit.thresholds_K)]}
+                line |= {"seed": seed, "probabilities": [float(f"{p:.6g}") for p in p_K]}
                 lines.append(json.dumps(line, ensure_ascii=False))
         write_atomically(self.path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-        names = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol, "classes": data.classes}
-        write_atomically(self.path, json.dumps({**names, **metadata}, indent=1))
+        names = {"benchmark": self.benchmark, "encoder": self.encoder, "protocol": self.protocol}
+        metadata = {**names, "classes": data.classes, **metadata}
+        if data.multilabel:
+            metadata |= {"multilabel": True, "thresholds": [fit.thresholds_K.tolist() for fit in fits if fit.thresholds_K is not None]}
+        write_atomically(self.path, json.dumps(metadata, indent=1))
 
 
 # Key of `depends_on` -> its name in the message about a result that differs.
@@ -62,10 +74,11 @@ SETTING_NAMES = {
     "seed": "seed=",
     "seeds": "seeds=",
     "finetune": "the settings of finetune",
+    "paper": "the settings of paper",
 }
 
 
-def read_results(folder: Path, *, data: dict[str, str]) -> tuple[list[tuple[dict, TransferResult]], list[dict[str, str]]]:
+def read_results(folder: Path, *, data: dict[str, str]) -> tuple[list[tuple[dict, Result]], list[dict[str, str]]]:
     """(metadata, predictions) of the comparable results of a run, sorted by path, and the results that were left out: {file, why}.
 
     All results of a benchmark must be on the same images: those with the fingerprint in `data`, else those of the newest result. All
@@ -108,7 +121,7 @@ def make_labels_distinct(encoders: list[Encoder], folder: Path) -> None:
             encoder.label = to_label(encoder.name)
 
 
-def read_result(path: Path) -> tuple[dict, TransferResult]:
+def read_result(path: Path) -> tuple[dict, Result]:
     """(metadata, predictions) of one result."""
     metadata = json.loads(path.read_text())
     with path.with_suffix(".jsonl").open() as file:
@@ -116,11 +129,14 @@ def read_result(path: Path) -> tuple[dict, TransferResult]:
     first = [line for line in lines if line["seed"] == 0]
     seeds, classes = len(lines) // len(first), metadata["classes"]
     group_numbers = {name: n for n, name in enumerate(sorted({line["group"] for line in first}))}
-    predictions = np.array([classes.index(line["prediction"]) for line in lines]).reshape(seeds, len(first))
-    result = TransferResult(
-        labels_N=np.array([classes.index(line["label"]) for line in first]),
-        groups_N=np.array([group_numbers[line["group"]] for line in first]),
-        predictions_SN=predictions,
-        probabilities_SNK=np.array([line["probabilities"] for line in lines]).reshape(seeds, len(first), len(classes)),
+    groups_N = np.array([group_numbers[line["group"]] for line in first])
+    probabilities_SNK = np.array([line["probabilities"] for line in lines]).reshape(seeds, len(first), len(classes))
+    if metadata.get("multilabel"):
+        labels_NK, predictions = (
+            np.array([[name in line[key] for name in classes] for line in part]) for part, key in ((first, "label"), (lines, "prediction"))
+        )
+        return metadata, MultilabelResult(labels_NK, groups_N, predictions.reshape(probabilities_SNK.shape), probabilities_SNK)
+    labels_N, predictions = (
+        np.array([classes.index(line[key]) for line in part]) for part, key in ((first, "label"), (lines, "prediction"))
     )
-    return metadata, result
+    return metadata, TransferResult(labels_N, groups_N, predictions.reshape(seeds, len(first)), probabilities_SNK)

@@ -7,12 +7,15 @@
                     per_class [{class, precision, recall, f1, n}], confusion K x K (rows are labels; images, summed over seeds),
                     weights {id, revision, sha256}, parameters, input {size, mean, std}, counts {split: {class: n}}, split,
                     overlap {found, trained_on, notes, start} or None, seconds}]
-    means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more
+                  A multi-label set has `multilabel` true, the scores of src/classification/multilabel.py, `labels_scored`, thresholds,
+                  and in per_class further scores of each label (null if undefined), but no balanced accuracy and no confusion matrix.
+    means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more;
+                  with multi-label sets also `macro_f1@0.5`: {value, low, high, n}, in which they contribute macro_f1@0.5
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}
     few_shot      [{benchmark, encoder, shots, value, low, high, n}]    macro-F1 of the probe on that many training images per class
 
-src/transfer.py adds `left_out`: [{file, why}], the results in the folder that are not comparable with these.
+src/commands/transfer.py adds `left_out`: [{file, why}], the results in the folder that are not comparable with these.
 """
 
 import re
@@ -21,19 +24,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from src.classification.scores import (
-    TransferResult,
-    average_ranks,
-    confusion,
-    difference,
-    interval,
-    resampled_scores,
-    resampling_weights,
-    score_values,
-)
+from src.classification import multilabel, scores
+from src.classification.multilabel import MultilabelResult
+from src.classification.results import Result
+from src.classification.scores import TransferResult, average_ranks, confusion, difference, interval, resampling_weights
 from src.metrics.statistics import holm
 
-SCORES = ("macro_f1", "balanced_accuracy", "auroc")
+SCORES = tuple(dict.fromkeys(scores.SCORES + multilabel.SCORES))
+AT_HALF = "macro_f1@0.5"
 SHOTS = re.compile(r"probe_(\d+)shot")
 
 
@@ -47,6 +45,9 @@ class ProtocolScores:
     n: dict[str, int] = field(default_factory=dict)
     ours: set[str] = field(default_factory=set)
 
+    def add(self, benchmark: str, encoder: str, value: float, resampled_R: np.ndarray, *, n: int) -> None:
+        self.value[benchmark, encoder], self.resampled[benchmark, encoder], self.n[benchmark] = value, resampled_R, n
+
     @property
     def encoders(self) -> list[str]:
         return sorted({encoder for _, encoder in self.value})
@@ -55,6 +56,9 @@ class ProtocolScores:
     def shared(self) -> list[str]:
         """The benchmarks with results of all encoders."""
         return [benchmark for benchmark in self.n if all((benchmark, encoder) in self.value for encoder in self.encoders)]
+
+    def interval(self, benchmark: str, encoder: str) -> dict:
+        return interval(self.value[benchmark, encoder], self.resampled[benchmark, encoder], n=self.n[benchmark])
 
     def add_means(self) -> None:
         """Adds the mean over the shared benchmarks as the benchmark `mean`, if there are two or more."""
@@ -66,30 +70,34 @@ class ProtocolScores:
             self.n["mean"] = sum(self.n[benchmark] for benchmark in shared)
 
 
-def transfer_table(results: list[tuple[dict, TransferResult]], *, resamples: int, seed: int) -> dict:
+def transfer_table(results: list[tuple[dict, Result]], *, resamples: int, seed: int) -> dict:
     """`metrics` as in result.json, and `transfer` as described above, from (metadata, predictions) of each result."""
     protocols: dict[str, ProtocolScores] = {}
+    at_half: dict[str, ProtocolScores] = {}  # with macro_f1@0.5 of the multi-label sets
     cells = []
     for metadata, result in results:
-        benchmark, encoder, name, n = metadata["benchmark"], metadata["encoder"], metadata["protocol"], len(result.labels_N)
-        w_RG = resampling_weights(result.groups_N.max() + 1, resamples=resamples, seed=seed, name=benchmark)
+        benchmark, encoder, name, n = metadata["benchmark"], metadata["encoder"], metadata["protocol"], len(result.groups_N)
+        weights = resampling_weights(result.groups_N.max() + 1, resamples=resamples, seed=seed, name=benchmark)
         with threadpool_limits(1, user_api="blas"):  # the products are small, so threads would wait for each other
-            resampled, values = resampled_scores(result, w_RG, seed=seed), score_values(result)
-        scores = {score: interval(values[score], resampled[score], n=n) for score in SCORES}
-        cells.append(
-            {key: value for key, value in metadata.items() if key != "depends_on"} | scores | _details(metadata["classes"], result)
-        )
-        protocol = protocols.setdefault(name, ProtocolScores(name))
-        protocol.value[benchmark, encoder], protocol.resampled[benchmark, encoder] = values["macro_f1"], resampled["macro_f1"]
-        protocol.n[benchmark] = n
-        protocol.ours |= {encoder} if metadata["ours"] else set()
+            if isinstance(result, MultilabelResult):
+                resampled, values = multilabel.resampled_scores(result, weights, seed=seed), multilabel.score_values(result)
+            else:
+                resampled, values = scores.resampled_scores(result, weights, seed=seed), scores.score_values(result)
+        cell = {key: value for key, value in metadata.items() if key != "depends_on"}
+        cell |= {score: interval(values[score], resampled[score], n=n) for score in values}
+        cells.append(cell | _details(metadata["classes"], result))
+        for by_protocol, score in ((protocols, "macro_f1"), (at_half, AT_HALF if AT_HALF in values else "macro_f1")):
+            protocol = by_protocol.setdefault(name, ProtocolScores(name))
+            protocol.add(benchmark, encoder, values[score], resampled[score], n=n)
+            protocol.ours |= {encoder} if metadata["ours"] else set()
     means, differences, ranks = [], [], {}
+    multilabel_sets = {cell["benchmark"] for cell in cells if AT_HALF in cell}
     for name, protocol in protocols.items():
         shared = {
             benchmark: {encoder: protocol.value[benchmark, encoder] for encoder in protocol.encoders} for benchmark in protocol.shared
         }
         protocol.add_means()
-        means += _means(protocol, benchmarks=list(shared))
+        means += _means(protocol, at_half[name] if multilabel_sets & set(shared) else None, benchmarks=list(shared))
         differences += _differences(protocol)
         ranks[name] = average_ranks(shared)
     tables = {
@@ -102,12 +110,16 @@ def transfer_table(results: list[tuple[dict, TransferResult]], *, resamples: int
     return {"metrics": _metrics(cells, means, differences), "transfer": tables}
 
 
-def _means(protocol: ProtocolScores, *, benchmarks: list[str]) -> list[dict]:
+def _means(protocol: ProtocolScores, at_half: ProtocolScores | None, *, benchmarks: list[str]) -> list[dict]:
+    if "mean" not in protocol.n:
+        return []
+    if at_half:
+        at_half.add_means()
     return [
         {"encoder": encoder, "protocol": protocol.name, "benchmarks": benchmarks}
-        | interval(protocol.value["mean", encoder], protocol.resampled["mean", encoder], n=protocol.n["mean"])
+        | protocol.interval("mean", encoder)
+        | ({AT_HALF: at_half.interval("mean", encoder)} if at_half else {})
         for encoder in protocol.encoders
-        if "mean" in protocol.n
     ]
 
 
@@ -128,7 +140,24 @@ def _differences(protocol: ProtocolScores) -> list[dict]:
     return differences
 
 
-def _details(classes: list[str], result: TransferResult) -> dict:
+def _details(classes: list[str], result: Result) -> dict:
+    if isinstance(result, MultilabelResult):
+        per_seed = [multilabel.score_values(result.seed(s))["macro_f1"] for s in range(len(result.predictions_SNK))]
+        details = _label_details(classes, result)
+    else:
+        per_seed = [scores.score_values(result.seed(s))["macro_f1"] for s in range(len(result.predictions_SN))]
+        details = _class_details(classes, result)
+    return details | {"per_seed": per_seed, "n": len(result.groups_N), "groups": int(result.groups_N.max()) + 1}
+
+
+def _label_details(classes: list[str], result: MultilabelResult) -> dict:
+    """`labels_scored`: the labels with a positive test image, over which the scores are means, and the others by name."""
+    rows = [{"class": name, "n": row.pop("positives")} | row for name, row in zip(classes, multilabel.label_scores(result), strict=True)]
+    absent = [row["class"] for row in rows if not row["n"]]
+    return {"per_class": rows, "labels_scored": {"scored": len(rows) - len(absent), "labels": len(rows), "without_positive": absent}}
+
+
+def _class_details(classes: list[str], result: TransferResult) -> dict:
     seeds = len(result.predictions_SN)
     sums_KK = np.sum([confusion(result.labels_N, predicted_N, classes=len(classes)) for predicted_N in result.predictions_SN], axis=0)
     correct, labels, predicted = np.diagonal(sums_KK), sums_KK.sum(1), sums_KK.sum(0)
@@ -142,17 +171,7 @@ def _details(classes: list[str], result: TransferResult) -> dict:
         }
         for k, name in enumerate(classes)
     ]
-    per_seed = (
-        TransferResult(result.labels_N, result.groups_N, result.predictions_SN[s : s + 1], result.probabilities_SNK[s : s + 1])
-        for s in range(seeds)
-    )
-    return {
-        "per_class": per_class,
-        "confusion": sums_KK.tolist(),
-        "per_seed": [score_values(one_seed)["macro_f1"] for one_seed in per_seed],
-        "n": len(result.labels_N),
-        "groups": int(result.groups_N.max()) + 1,
-    }
+    return {"per_class": per_class, "confusion": sums_KK.tolist()}
 
 
 def _few_shot_row(cell: dict, shots: int) -> dict:
@@ -161,9 +180,11 @@ def _few_shot_row(cell: dict, shots: int) -> dict:
 
 def _metrics(cells: list[dict], means: list[dict], differences: list[dict]) -> dict:
     fields = ("value", "low", "high", "n")
-    metrics = {f"transfer/{c['benchmark']}/{c['encoder']}/{c['protocol']}/{score}": c[score] for c in cells for score in SCORES}
+    metrics = {f"transfer/{c['benchmark']}/{c['encoder']}/{c['protocol']}/{name}": c[name] for c in cells for name in SCORES if name in c}
     for row in means:
-        metrics[f"transfer/mean/{row['encoder']}/{row['protocol']}/macro_f1"] = {name: row[name] for name in fields}
+        key = f"transfer/mean/{row['encoder']}/{row['protocol']}"
+        metrics[f"{key}/macro_f1"] = {name: row[name] for name in fields}
+        metrics |= {f"{key}/{AT_HALF}": row[AT_HALF]} if AT_HALF in row else {}
     for row in differences:
         key = f"transfer/{row['benchmark']}/{row['ours']}_minus_{row['other']}/{row['protocol']}/macro_f1"
         metrics[key] = {name: row[name] for name in (*fields, "p", "p_holm")}

@@ -7,6 +7,8 @@ import torch
 
 from src.config.evaluate import EvaluateConfig
 from src.config.train import TrainConfig
+from src.data import lineage
+from src.data.credentialed import is_credentialed
 from src.evaluation import baselines, benchmark, predictions_file, summary
 from src.evaluation.benchmark import Benchmark
 from src.evaluation.condition_images import condition_images
@@ -55,6 +57,14 @@ def evaluate_run(
         pooled = [test.name for test in tests if test.pooled]
         result |= summary.summarise(files, pooled=pooled, resamples=config.resamples, seed=config.seed)
     wandb_run.update_run(folder)
+    warn_of_credentialed_texts(folder, tests)
+
+
+def warn_of_credentialed_texts(folder: Path, tests: list[Benchmark]) -> None:
+    """Predictions files need the texts, because the scores are computed from them. Nothing uploads these files."""
+    asked = {test.source for test in tests if is_credentialed(test.source, test.shards.manifest)}
+    if names := ", ".join(sorted(asked.union(lineage.credentialed(lineage.lineage(folder))))):
+        print(f"{folder}/predictions: sensitive, may hold texts of credentialed data ({names}); keep these files on this machine")
 
 
 def mark_seen(tests: list[Benchmark], checkpoint: Path) -> dict[str, dict]:

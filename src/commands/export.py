@@ -19,8 +19,10 @@ def export_run(config: ExportConfig, folder: Path, trained: TrainConfig) -> Path
     """Implements `src.export.export` for the finished run in `folder`."""
     path = choose_checkpoint(folder, config.checkpoint)
     facts = card.collect_facts(folder, trained)
+    repository, reason = config.push.repository, (config.push.credentialed or "").strip()
     out = Path(config.out)
     with run_folder.record(folder, "export") as result, atomic_folder(out) as partial:
+        result["credentialed"] = {"sources": facts.credentialed, "push": repository, "reason": reason if repository else None}
         model = build_vlm(trained)
         load_checkpoint(model, path)
         model.eval()
@@ -36,8 +38,9 @@ def export_run(config: ExportConfig, folder: Path, trained: TrainConfig) -> Path
             space.save_space(partial / "space")
         for name, text in render_texts(facts, config.parts).items():
             (partial / name).write_text(text)
-    if config.push:
-        push_folder(out, config.push, parts=config.parts, texts=render_texts(facts, config.parts, repository=config.push))
+    if repository:
+        facts.push_reason = reason
+        push_folder(out, repository, parts=config.parts, texts=render_texts(facts, config.parts, repository=repository))
     return out
 
 

@@ -13,12 +13,14 @@ from src.config.plan import PlanConfig, check_plan_config
 from src.config.train import LanguageConfig, TrainConfig
 from src.data import token_budget
 from src.data.packing import Batch, RankBalance, low_utilization_warning
+from src.data.subsets import with_default_exclusions
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
 from src.model.vlm import VLM
 from src.model.weight_files import identity_of
 from src.runtime.cli import compose
+from src.runtime.errors import UserError
 from src.runtime.tables import print_table
 from src.training.optim import epochs_to_steps
 
@@ -103,7 +105,7 @@ def largest_micro_batch(config: TrainConfig, cost: StepCost, *, slots: int) -> i
 def plan(config: PlanConfig) -> None:
     """Prints the tables of data, parameters, memory and devices, and the expected time."""
     check_plan_config(config)
-    config = epochs_to_steps(config)
+    config = with_planned_steps(replace(config, mix=with_default_exclusions(config.mix)))
     assumed, trainer = config.plan, config.trainer
     sample = AverageSample(assumed.images, assumed.text, assumed.supervised)
     model = build_on_meta(config)
@@ -135,6 +137,19 @@ def plan(config: PlanConfig) -> None:
     if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, slots=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
+
+
+def with_planned_steps(config: PlanConfig) -> PlanConfig:
+    """Converts `optim.epochs` to `optim.steps`, with the counts of `data_prep/sources.yaml` for sources that are not built yet."""
+    if config.optim.epochs is None:
+        return epochs_to_steps(config)
+    sources = token_budget.source_budgets(config.mix, config.data, steps=0, tokenizer=tokenizer_of(config.language))
+    if unknown := [source.name for source in sources if not source.records]:
+        raise UserError(
+            f"optim.epochs={config.optim.epochs:g}: no training records of {', '.join(unknown)} are known; build the shards, leave these "
+            "sources out, or give optim.steps and set optim.epochs=null"
+        )
+    return epochs_to_steps(config, records=sum(source.records for source in sources))
 
 
 def tokenizer_of(language: LanguageConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ from src.config.report import ReportConfig
 from src.config.train import MixConfig
 from src.reporting import answers, compare, data, definitions, environment, examples, page, training, transfer
 from src.reporting.blocks import Section
-from src.reporting.run_data import RunData, find_runs, phantom_sources
+from src.reporting.run_data import RunData, credentialed_sources, find_runs, phantom_sources
 from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError
 
@@ -64,7 +64,7 @@ def report_summary(run: RunData) -> str:
     return (
         f"A vision-language model trained for {config['optim']['steps']:,} steps of {config['data']['global_batch_size']} samples on "
         f"{', '.join(sources)}; vision encoder {vision}, language model {language} with LoRA rank {config['language']['lora']['rank']}, "
-        f"seed {config['seed']}.{phantom_sources(run)}"
+        f"seed {config['seed']}.{phantom_sources(run)}{credentialed_sources(run)}"
     )
 
 

@@ -11,16 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
 
 from src.commands.plan import memory_advice
 from src.config.train import TrainConfig
 from src.data import lineage
+from src.data.credentialed import credentialed_notice
 from src.data.datamodule import DataModule, fingerprint_id
-from src.data.packing import low_utilization_warning
-from src.data.prompt import IGNORE
-from src.data.shards import Shards
+from src.data.subsets import mix_usage, with_default_exclusions
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.runtime import run_folder
 from src.runtime.environment import busy_cores_note
@@ -33,14 +31,12 @@ from src.training.callbacks.configured import configured_callbacks
 from src.training.callbacks.csv_log import CSVLog
 from src.training.callbacks.validation import ValidationScores
 from src.training.checkpoint import choose_checkpoint, load_checkpoint, newest_checkpoint
+from src.training.data_warnings import audits, held_out_counts, text_warnings, warn_if_ranks_wait
 from src.training.lightning_module import VLMLightningModule
 from src.training.optim import epochs_to_steps
 from src.training.revision_pinning import pin_revisions, restore_revisions
 from src.training.run_logger import RunLogger
 from src.training.trainer import build_trainer
-
-MAX_CUT = 0.01  # share of supervised tokens that may be cut without a warning
-MAX_UNKNOWN = 0.5  # share of text tokens that may be unknown to the tokenizer without a warning
 
 
 def start_training(config: TrainConfig, callbacks: Sequence[lightning.Callback]) -> Path:
@@ -59,6 +55,7 @@ def start_training(config: TrainConfig, callbacks: Sequence[lightning.Callback])
 
 
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Callback]) -> Path:
+    config = replace(config, mix=with_default_exclusions(config.mix))
     config = restore_revisions(epochs_to_steps(config), folder)
     run_folder.open_run(folder, to_plain(config))
     if (folder / "train.json").exists():
@@ -81,6 +78,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         result["audits"] = audits(data.shards, config)
         counts = (f"{source} {len(rows):,}" for source, rows in zip(data.mixture.sources, data.mixture.rows, strict=True))
         print(f"data {fingerprint_id(data.fingerprint)}: {', '.join(counts)}")
+        subsets = mix_usage(data.shards, dict(zip(data.mixture.sources, data.mixture.rows, strict=True)), config.mix)
         if held_out := held_out_counts(data):
             print(f"held out of training for validation: {', '.join(held_out)} (data.val_samples={config.data.val_samples})")
         warn_if_ranks_wait(config, data)
@@ -102,7 +100,9 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
             print(f"resuming from {resume}")
         if run_folder.is_first_rank() and not (resume and (folder / lineage.FILE).exists()):
             manifests = {source: opened.manifest for source, opened in data.shards.items()}
-            lineage.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests)
+            lineage.write_lineage(folder, fingerprint=data.fingerprint, manifests=manifests, subsets=subsets)
+            if notice := credentialed_notice(lineage.credentialed(lineage.lineage(folder))):
+                print(notice)
         with explained_failures(config, folder):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         if checkpoints.stop_signal and trainer.global_step < trainer.max_steps:
@@ -113,6 +113,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
             print(f"stopped by a callback at step {trainer.global_step} of {trainer.max_steps} and saved; the run is finished")
         result |= {"data": fingerprint_id(data.fingerprint), "shards": data.fingerprint["shards"], "records": data.fingerprint["records"]}
         result["phantoms"] = lineage.phantoms(lineage.lineage(folder))
+        result["credentialed"] = lineage.credentialed(lineage.lineage(folder))
         result["metrics"] = throughput(log.totals)
     return folder
 
@@ -126,20 +127,6 @@ def build_data(config: TrainConfig, model: VLM) -> DataModule:
         seed=config.seed,
         slots=config.trainer.accumulate,
     )
-
-
-def audits(shards: dict[str, Shards], config: TrainConfig) -> dict[str, str | None]:
-    """The fingerprint of each source's audit, by which an evaluation recognises a later audit. Prints a warning for sources without one."""
-    fingerprints = {source: opened.audit["fingerprint"] if opened.audit else None for source, opened in shards.items()}
-    absent = ", ".join(source for source, fingerprint in fingerprints.items() if fingerprint is None)
-    if absent and run_folder.is_first_rank():
-        root = config.data.root
-        print(
-            f"warning: no audit has compared the present build of {absent} with the test sets, so mix.decontaminate cannot keep their test "
-            f"records out of training; run `python -m data_prep.audit out={root} raw=data/raw` "
-            f"(or `make audit OUT={root} RAW=data/raw`) before training"
-        )
-    return fingerprints
 
 
 @contextlib.contextmanager
@@ -178,42 +165,6 @@ def is_rank_failure(error: Exception) -> bool:
     """Whether a rank stopped answering. NCCL has a class of errors for it; Gloo has only messages."""
     messages = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
     return isinstance(error, torch.distributed.DistBackendError) or any(message in str(error) for message in messages)
-
-
-def held_out_counts(data: DataModule) -> list[str]:
-    """`source N` for each source without a validation split, from which N training records choose the best checkpoint instead."""
-    rows = {source: data.val_rows[source] for source, shards in data.shards.items() if not len(shards.rows("val"))}
-    return [f"{source} {len(held):,}" for source, held in rows.items() if len(held)]
-
-
-def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
-    """Prints a warning if the samples of the first window cannot keep the ranks busy."""
-    world = config.trainer.devices * config.trainer.nodes
-    if world > 1 and run_folder.is_first_rank():
-        lengths = [len(sample.ids) for sequence in data.stream().window(0) for sample, _, _ in sequence]
-        if warning := low_utilization_warning(lengths, world, data=config.data, slots=config.trainer.accumulate):
-            print(warning)
-
-
-def text_warnings(config: TrainConfig, data: DataModule) -> list[str]:
-    """What training would lose without an error: answers that are cut, and words that the tokenizer does not know. Of the first window."""
-    samples = [item.sample for sequence in data.stream().window(0) for item in sequence]
-    text = np.concatenate([sample.ids[sample.ids != data.prompter.image_id] for sample in samples])
-    supervised = sum(int((sample.labels != IGNORE).sum()) for sample in samples)
-    cut = sum(sample.num_answer_truncated for sample in samples)
-    unknown = np.mean(text == data.prompter.tokenizer.unk_token_id) if data.prompter.tokenizer.unk_token_id is not None else 0
-    warnings, scope = [], f"of the first {len(samples):,} samples"
-    if cut > MAX_CUT * (supervised + cut):
-        warnings.append(
-            f"{cut / (supervised + cut):.1%} of the supervised tokens {scope} are cut, because a sample, its images included, has at most "
-            f"data.max_seq_len={config.data.max_seq_len} tokens; raise it, or split long texts"
-        )
-    if unknown > MAX_UNKNOWN:
-        warnings.append(
-            f"{unknown:.1%} of the text tokens {scope} are unknown to the tokenizer of language.path={config.language.path}, so the model "
-            "cannot learn these words; choose another language="
-        )
-    return warnings
 
 
 def throughput(totals: dict) -> dict:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from src.classification import dataset, encoders, probe
 from src.classification.dataset import ClassificationDataset
 from src.classification.encoders import Encoder
 from src.classification.features import cached_arrays, extract_features
-from src.classification.finetune import finetune
+from src.classification.finetune import TIMED_STEPS, build_classifier, finetune, paper_pooling, paper_schedule, seconds_per_step
 from src.classification.probe import Fit, Split
 from src.classification.results import TransferResultFile, make_labels_distinct, read_results
 from src.classification.table import transfer_table
@@ -26,6 +27,7 @@ from src.runtime import run_folder
 from src.runtime.atomic_file import write_atomically
 from src.runtime.schema import to_plain
 from src.runtime.silence_libraries import silence_libraries
+from src.runtime.tables import print_table
 from src.tracking import wandb_run
 
 
@@ -33,7 +35,9 @@ def transfer(config: TransferConfig) -> Path:
     """Computes the missing results and returns the run folder. All names are checked and all images decoded before the first fit."""
     silence_libraries()
     selected = [encoders.find_encoder(name, outputs=config.outputs, checkpoint=config.checkpoint) for name in to_list(config.encoder)]
-    datasets = [dataset.read_dataset(name, raw=config.raw) for name in to_list(config.benchmarks)]
+    datasets = [dataset.read_dataset(name, raw=config.raw, lists=config.benchmark_lists) for name in config.benchmark_names]
+    for data in datasets:
+        warn_of_absent_labels(data)
     folder = Path(config.outputs) / (
         config.name or next((e.name.partition(":")[2] for e in selected if ":" in e.name and e.ours), "transfer")
     )
@@ -45,6 +49,8 @@ def transfer(config: TransferConfig) -> Path:
             encoder_features(
                 folder, data, selected[0], config, seed=config.seed
             )  # cached; an unreadable image is reported now, not after hours of fits
+        if "paper" in to_list(config.protocol):
+            print_paper_plan(folder, datasets, selected, config)
         for data in datasets:
             for encoder in selected:
                 for protocol in to_list(config.protocol):
@@ -60,8 +66,7 @@ def transfer(config: TransferConfig) -> Path:
 
 def compute_result(file: TransferResultFile, data: ClassificationDataset, encoder: Encoder, config: TransferConfig) -> None:
     """Computes one result: fits on train, chooses the setting on val, and predicts the test split once per seed."""
-    depends_on = {"encoder": encoder.identity, "architecture": to_plain(encoder.config), "data": data.fingerprint, "seeds": config.seeds}
-    depends_on |= {"seed": config.seed} | ({"finetune": to_plain(config.finetune)} if file.protocol == "finetune" else {})
+    depends_on = settings_of(file.protocol, data, encoder, config)
     overlap = None
     if encoder.checkpoint:
         overlap = training_overlap(encoder.checkpoint, data.name, fingerprint=data.fingerprint)
@@ -86,39 +91,96 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
         "validation": [fit.validation for fit in fits],
         "seeds": len(fits),
         "counts": data.counts(),
+        "absent": data.absent_classes(),
         "split": "ours, 60/20/20 by group" if data.generated_split else "given",
         "seconds": time.perf_counter() - start,
         "depends_on": depends_on,
     }
-    file.write(data, np.stack([fit.probabilities_NK for fit in fits]), metadata)
+    file.write(data, fits, metadata)
     print(f"{data.name:16} {encoder.label:24} {file.protocol:12} {metadata['seconds']:6.1f} s")
 
 
+def settings_of(protocol: str, data: ClassificationDataset, encoder: Encoder, config: TransferConfig) -> dict:
+    """What a result depends on; it is computed again when this changes."""
+    settings: dict[str, object] = {"encoder": encoder.identity, "architecture": to_plain(encoder.config), "data": data.fingerprint}
+    settings |= {"seeds": config.seeds, "seed": config.seed}
+    return settings | ({protocol: to_plain(getattr(config, protocol))} if protocol in ("finetune", "paper") else {})
+
+
+def print_paper_plan(folder: Path, datasets: list[ClassificationDataset], selected: list[Encoder], config: TransferConfig) -> None:
+    """Prints the steps and hours of the missing results of protocol paper, from a few training steps that are measured on this device."""
+    table = Table("benchmark", "encoder", "features", box=None)
+    for name in ("width", "images", "steps", "runs", "s/step", "hours"):
+        table.add_column(name, justify="right")
+    hours = []
+    for data in datasets:
+        for encoder in selected:
+            if TransferResultFile(folder, data.name, encoder.label, "paper").is_current(settings_of("paper", data, encoder, config)):
+                continue
+            vision, images, device = encoder.build(seed=config.seed), len(data.rows("train")), select_device(config)
+            pooling, schedule = paper_pooling(vision.poolings()), paper_schedule(config.paper, images)
+            model = build_classifier(vision, data, pooling=pooling, lr=schedule.lr[0], config=schedule)
+            runs, seconds = config.seeds * len(schedule.lr), seconds_per_step(model, data, threads=config.threads, device=device)
+            hours.append(schedule.steps * runs * seconds / 3600)
+            numbers = (f"{model.head.in_features}", f"{images:,}", f"{schedule.steps:,}", f"{runs}", f"{seconds:.3g}", f"{hours[-1]:.3g}")
+            table.add_row(data.name, encoder.label, pooling, *numbers)
+    if hours:
+        print_table(table)
+        print(
+            f"protocol paper: {config.paper.epochs} epochs take about {sum(hours):.3g} h on this device, without the validations; from "
+            f"{TIMED_STEPS} measured training steps per line, decoding included. Runs: seeds x learning rates"
+        )
+
+
+def warn_of_absent_labels(data: ClassificationDataset) -> None:
+    for split, names in data.absent_classes().items():
+        if names:
+            effect = "their thresholds are 0.5" if split == "val" else f"scores are means over the other {len(data.classes) - len(names)}"
+            print(f"warning: benchmark '{data.name}': the {split} split has no image of {', '.join(map(repr, names))}; {effect}")
+
+
 def fit_probe(file: TransferResultFile, data: ClassificationDataset, encoder: Encoder, config: TransferConfig, *, seed: int) -> Fit:
-    """One seed of one result. All protocols need the features, because fine-tuning uses the pooling that the linear probe chooses."""
-    features = encoder_features(file.folder, data, encoder, config, seed=seed)
-    train, val, test = (
-        Split({pooling: f_NF[rows] for pooling, f_NF in features.items()}, data.labels_N[rows]) for rows in map(data.rows, dataset.SPLITS)
-    )
+    """One seed of one result."""
+    if file.protocol in ("finetune", "paper"):
+        return fit_encoder(file, data, encoder, config, seed=seed)
+    train, val, test = feature_splits(file.folder, data, encoder, config, seed=seed)
     classes = len(data.classes)
     if file.protocol == "probe":
         return probe.linear_probe(train, val, test, classes=classes)
     if file.protocol == "knn":
         return probe.knn_probe(train, val, test, classes=classes)
-    if file.protocol == "finetune":
-        pooling = probe.linear_probe(train, val, test, classes=classes).pooling
-        return finetune(
-            lambda: encoder.build(seed=seed),
-            data,
-            pooling=pooling,
-            seed=seed,
-            config=config.finetune,
-            threads=config.threads,
-            device=select_device(config),
-            folder=file.folder,
-        )
     shots = int(file.protocol.removeprefix("probe_").removesuffix("shot"))
     return probe.few_shot_probe(train, val, test, shots=shots, seed=seed, classes=classes)
+
+
+def fit_encoder(file: TransferResultFile, data: ClassificationDataset, encoder: Encoder, config: TransferConfig, *, seed: int) -> Fit:
+    """One seed of the protocols that train the encoder. They differ in pooling and schedule."""
+    if file.protocol == "paper":
+        pooling = paper_pooling(encoder.build(seed=seed).poolings())
+        schedule = paper_schedule(config.paper, len(data.rows("train")))
+    else:
+        splits = feature_splits(file.folder, data, encoder, config, seed=seed)
+        pooling, schedule = probe.linear_probe(*splits, classes=len(data.classes)).pooling, config.finetune
+    return finetune(
+        lambda: encoder.build(seed=seed),
+        data,
+        pooling=pooling,
+        seed=seed,
+        config=schedule,
+        threads=config.threads,
+        device=select_device(config),
+        folder=file.folder,
+    )
+
+
+def feature_splits(
+    folder: Path, data: ClassificationDataset, encoder: Encoder, config: TransferConfig, *, seed: int
+) -> tuple[Split, Split, Split]:
+    features = encoder_features(folder, data, encoder, config, seed=seed)
+    train, val, test = (
+        Split({pooling: f_NF[rows] for pooling, f_NF in features.items()}, data.labels[rows]) for rows in map(data.rows, dataset.SPLITS)
+    )
+    return train, val, test
 
 
 def encoder_features(

@@ -6,6 +6,13 @@ from src.runtime.errors import UserError, suggest
 from src.runtime.schema import check_choice
 
 PARTS = ("hf", "adapter", "timm", "space")
+MIN_REASON_WORDS = 5
+
+
+@dataclass
+class PushConfig:
+    repository: str | None
+    credentialed: str | None
 
 
 @dataclass
@@ -15,7 +22,7 @@ class ExportConfig:
     parts: list[str]
     checkpoint: str
     dtype: str | None
-    push: str | None
+    push: PushConfig
     outputs: str
 
 
@@ -31,3 +38,16 @@ def check_export_config(config: ExportConfig, *, images: bool) -> None:
         raise UserError(f"run '{config.run}' was trained without images (data.images=false); export only its adapter with parts=[adapter]")
     if "space" in config.parts and "hf" not in config.parts:
         raise UserError("parts=: the part space runs the part hf; add hf to parts=")
+
+
+def check_credentialed_push(push: PushConfig, sources: list[str]) -> None:
+    """Raises `UserError` for an upload of what is derived from the credentialed `sources` without a reason.
+
+    A sentence is at least five words, so that no `yes` passes.
+    """
+    if push.repository and sources and len((push.credentialed or "").split()) < MIN_REASON_WORDS:
+        raise UserError(
+            f"push={push.repository}: the run was trained on credentialed data ({', '.join(sources)}), and what is derived from it "
+            "may be shared only under the same agreement; leave push= out, or state in a sentence why this upload is permitted with "
+            "push.credentialed='...', which export.json and the cards will hold"
+        )

@@ -16,6 +16,16 @@ class MixConfig:
     only: list[str] = field(default_factory=list)
     leave_out: list[str] = field(default_factory=list)
     temperature: float = field(default=1.0, metadata=bounded(0.1))
+    exclude: dict[str, list[str]] | None = None  # `exclude` and `max_per_subset` are absent in the config.yaml of older runs
+    max_per_subset: dict[str, int] | None = None
+
+    def selection(self, source: str) -> dict[str, Any]:
+        """Which records of a source the mix uses, as arguments of `src.data.train_val_split.split_source`."""
+        return {
+            "decontaminate": self.decontaminate,
+            "exclude": (self.exclude or {}).get(source, []),
+            "max_per_subset": (self.max_per_subset or {}).get(source),
+        }
 
     @property
     def sampling_weights(self) -> dict[str, float]:

@@ -49,10 +49,13 @@ def check_values(config: TrainConfig) -> None:
 def _check_mix(mix: MixConfig) -> None:
     if not mix.shares or any(share < 0 for share in mix.shares.values()) or sum(mix.shares.values()) <= 0:
         raise UserError(f"mix.shares must be at least 0 each and positive for at least one source, found {mix.shares}")
-    for key in ("only", "leave_out"):
-        for source in getattr(mix, key):
+    for key in ("only", "leave_out", "exclude", "max_per_subset"):
+        for source in getattr(mix, key) or ():
             if source not in mix.shares:
                 raise UserError(f"mix.{key} names '{source}', which mix.shares does not have{suggest(source, mix.shares)}")
+    for source, records in (mix.max_per_subset or {}).items():
+        if records < 1:
+            raise UserError(f"mix.max_per_subset.{source} must be at least 1, found {records}")
     if not mix.sampling_weights:
         raise UserError("mix.only and mix.leave_out leave no source with a positive share; change one of them")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from src.runtime.schema import check_choice
 
-PROTOCOLS = ("probe", "knn", "few_shot", "finetune")
+PROTOCOLS = ("probe", "knn", "few_shot", "finetune", "paper")
 
 
 @dataclass
@@ -14,6 +14,15 @@ class FineTuneConfig:
     batch: int
     lr: list[float]
     warmup: int
+    weight_decay: float
+
+
+@dataclass
+class PaperConfig:
+    epochs: int
+    batch: int
+    lr: list[float]
+    warmup: float
     weight_decay: float
 
 
@@ -33,6 +42,14 @@ class TransferConfig:
     seeds: int
     resamples: int
     finetune: FineTuneConfig
+    paper: PaperConfig
+    benchmark_lists: dict[str, list[str]]
+
+    @property
+    def benchmark_names(self) -> list[str]:
+        """The sets of `benchmarks`, with the names of `benchmark_lists` replaced by their sets; each set once."""
+        lists = self.benchmark_lists
+        return list(dict.fromkeys(name for entry in to_list(self.benchmarks) for name in lists.get(entry, [entry])))
 
 
 def check_transfer_config(config: TransferConfig) -> None:

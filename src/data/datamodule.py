@@ -46,6 +46,7 @@ def data_fingerprint(
         "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
         "shares": dict(sorted(mix.sampling_weights.items())),
         "decontaminate": mix.decontaminate,
+        **{key: value for key in ("exclude", "max_per_subset") if (value := getattr(mix, key))},  # absent in runs that do not use them
         "records": {source: rows_digest(rows) for source, rows in train_rows},  # an audit changes them
         "seed": seed,
         "data": {key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},

@@ -6,7 +6,9 @@ run can be published and checked for leaks after its parents or their data have 
     name         of the run
     config       content of its config.yaml
     fingerprint  of its data: "shards" and "records" per source; empty if unknown
-    sources      [{name, share, licence, licences, records, phantom}] from the manifests of the shards; None if unknown
+    sources      [{name, share, licence, licences, records, phantom, credentialed}] from the manifests of the shards; None if unknown. A
+                 source with sub-sets has also `subsets`, see `src.data.subsets.subset_usage`
+    pretrained_on  credentialed sources of the exported models that the run took as its encoder or language model
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.config.train import MixConfig
+from src.data.credentialed import exported_sources, is_credentialed
 from src.runtime.atomic_file import write_atomically
 from src.runtime.run_folder import read_config
 from src.runtime.schema import to_typed
@@ -23,11 +26,12 @@ from src.runtime.schema import to_typed
 FILE = "lineage.json"
 
 
-def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict]) -> None:
-    """Writes `lineage.json` of a run that starts from the weights of its parent."""
+def write_lineage(folder: Path, *, fingerprint: dict, manifests: dict[str, dict], subsets: dict[str, dict] | None = None) -> None:
+    """Writes `lineage.json` of a run that starts from the weights of its parent. `subsets` are the sub-sets of each source."""
     config = read_config(folder)
     parent = parent_folder(folder, config)
-    records = [training_record(config, fingerprint=fingerprint, manifests=manifests), *(lineage(parent) if parent else [])]
+    record = training_record(config, fingerprint=fingerprint, manifests=manifests, subsets=subsets)
+    records = [record, *(lineage(parent) if parent else [])]
     write_atomically(folder / FILE, json.dumps(records, indent=1))
 
 
@@ -69,6 +73,12 @@ def phantoms(records: list[dict[str, Any]]) -> list[str]:
     return sorted({source["name"] for record in records for source in record["sources"] if source["phantom"]})
 
 
+def credentialed(records: list[dict[str, Any]]) -> list[str]:
+    """The sources of these records that are credentialed (see `src.data.credentialed`). Records of older code are looked up by name."""
+    trained = {source["name"] for record in records for source in record["sources"] if is_credentialed(source["name"], source)}
+    return sorted(trained.union(*(record.get("pretrained_on", []) for record in records)))
+
+
 def parent_folder(folder: Path, config: dict) -> Path | None:
     """The folder of the run in `config["init"]`. It is in the same `outputs` as `folder`, which may have been moved."""
     if not config.get("init"):
@@ -77,8 +87,10 @@ def parent_folder(folder: Path, config: dict) -> Path | None:
     return outputs / config["init"].removeprefix("run:")
 
 
-def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dict]) -> dict[str, Any]:
-    """The record of one run, from its configuration and the manifests of its sources."""
+def training_record(
+    config: dict, *, fingerprint: dict, manifests: dict[str, dict], subsets: dict[str, dict] | None = None
+) -> dict[str, Any]:
+    """The record of one run, from its configuration and the manifests and sub-sets of its sources."""
     shares = to_typed(MixConfig, DictConfig(config["mix"])).sampling_weights
     sources = []
     for name, share in sorted(shares.items()):
@@ -91,9 +103,18 @@ def training_record(config: dict, *, fingerprint: dict, manifests: dict[str, dic
                 "licences": manifest.get("licences", {}),
                 "records": manifest.get("counts", {}).get("train", {}).get("written"),
                 "phantom": manifest.get("phantom"),
+                "credentialed": is_credentialed(name, manifest),
+                **({"subsets": subsets[name]} if subsets and subsets.get(name) else {}),
             }
         )
-    return {"name": config.get("name"), "config": config, "fingerprint": fingerprint, "sources": sources}
+    pretrained = {name for part in ("vision", "language") for name in exported_sources(config.get(part, {}).get("path"))}
+    return {
+        "name": config.get("name"),
+        "config": config,
+        "fingerprint": fingerprint,
+        "sources": sources,
+        "pretrained_on": sorted(pretrained),
+    }
 
 
 def _record_of_folder(folder: Path) -> dict[str, Any]:

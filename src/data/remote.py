@@ -22,7 +22,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from src.data.shards import Shards
+from src.data.shards import SUBSETS, Shards
 from src.runtime.errors import UserError, suggest
 from src.runtime.hashing import file_sha256
 
@@ -140,7 +140,7 @@ def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: C
 
 
 def _fetch_index(url: str, folder: Path) -> None:
-    """Fetches the manifest, and the index unless the cached one belongs to the same build and audit."""
+    """Fetches the manifest, and the index and sub-sets unless the cached ones belong to the same build and audit."""
     root, _, source = url.rpartition("/")
     try:
         fetch_file(f"{url}/manifest.json", folder / "manifest.new", read=_checksums)
@@ -156,6 +156,10 @@ def _fetch_index(url: str, folder: Path) -> None:
     if not cached.exists() or cached.read_text() != digest or not _is_whole(folder / "index.arrow", _num_rows):
         fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_num_rows)
         cached.write_text(digest)
+    if subsets := json.loads((folder / "manifest.new").read_bytes()).get("subsets"):
+        path = folder / SUBSETS
+        if not path.exists() or file_sha256(path) != subsets["sha256"]:
+            fetch_file(f"{url}/{SUBSETS}", path, size=subsets["bytes"], sha256=subsets["sha256"])
     before = _checksums(folder / "manifest.json") if _is_whole(folder / "manifest.json", _checksums) else {}
     now = _checksums(folder / "manifest.new")
     for path in folder.glob("*.tar"):

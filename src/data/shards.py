@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("leaks_into", pa.string()),  # benchmarks whose test split holds this sample, joined by commas
     ]
 )
+SUBSETS = "subsets.arrow"  # of a source whose records have `meta.dataset`: one dictionary-encoded column, a value per row of the index
 OPEN_FILES = 64
 MAX_HASH_DISTANCE = 7  # bits by which the perceptual hashes of copies of an image differ at most, as in the audit
 
@@ -98,6 +99,19 @@ class Shards:
     def arrow(self, name: str) -> pa.Array:
         """One column of the index as an Arrow array."""
         return self._index.column(name)
+
+    @cached_property
+    def subsets(self) -> tuple[list[str], np.ndarray]:
+        """(names, number of the name of each row) of the datasets that the source was compiled from; a source without them has no names."""
+        if "subsets" not in self.manifest:
+            return [], np.empty(0, np.int32)
+        try:
+            column = pa.ipc.open_file(pa.memory_map(str(self.folder / SUBSETS))).get_batch(0).column(0)
+        except (OSError, pa.ArrowException):
+            column = []
+        if len(column) != len(self):
+            raise UserError(f"{self.location}/{SUBSETS}: missing or does not match its index; build it again with `make shards`")
+        return column.dictionary.to_pylist(), numpy_view(column.indices)
 
     def image_hashes(self) -> tuple[np.ndarray, np.ndarray]:
         """(row, perceptual hash) of every image, int64 and uint64. Rows are unordered; the images of one row are in its order."""

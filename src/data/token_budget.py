@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich.table import Column, Table
 
 from src.config.train import DataConfig, MixConfig
 from src.data.mixture import BLOCK, Mixture, counts_per_block
 from src.data.remote import CacheConfig, RemoteFileNotFound, is_remote, open_shards
 from src.data.shards import Shards
+from src.data.subsets import check_subsets, comparable, source_entries
 from src.data.train_val_split import split_source
-from src.runtime import paths
 
-SOURCES_YAML = paths.REPOSITORY / "data_prep" / "sources.yaml"
 CHARACTERS_PER_TOKEN = 4.0  # English text in a LLaMA vocabulary; assumed
 IMAGE_BYTES, TEXT_BYTES, SHARD_BYTES = 40_000, 2_500, 64 << 20  # per record, at 384 pixels and JPEG quality 90; assumed
 
@@ -55,13 +53,15 @@ def source_budgets(mix: MixConfig, data: DataConfig, *, steps: int, tokenizer: d
 
     `tokenizer` is the one of the run: its "id" and, for a local tokenizer, "sha256".
     """
-    entries = yaml.safe_load(SOURCES_YAML.read_text())
+    entries = source_entries()
     counts = counts_per_block(mix.sampling_weights)
     budgets = []
     for name in mix.sampling_weights:
         draws = round(steps * data.global_batch_size * counts[name] / BLOCK)
         shards = _open_if_built(name, data)
-        estimate = _estimated_budget(name, entries.get(name, {}), draws)
+        if shards:
+            check_subsets(shards, mix, name)
+        estimate = _estimated_budget(name, entries.get(name, {}), mix, draws)
         budgets.append(_built_budget(shards, mix, data, tokenizer, draws=draws, name=name) if shards else estimate)
     return budgets
 
@@ -69,7 +69,7 @@ def source_budgets(mix: MixConfig, data: DataConfig, *, steps: int, tokenizer: d
 def window_lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int) -> list[int] | None:
     """Tokens per sample of the first window of a run, without those of prompts; None if a source is not built yet."""
     opened = {name: shards for name in mix.sampling_weights if (shards := _open_if_built(name, data))}
-    rows = {name: split_source(shards, decontaminate=mix.decontaminate, val_samples=data.val_samples)[0] for name, shards in opened.items()}
+    rows = {name: split_source(shards, **mix.selection(name), val_samples=data.val_samples)[0] for name, shards in opened.items()}
     if len(rows) < len(mix.sampling_weights) or not all(map(len, rows.values())):
         return None
     mixture = Mixture(mix.sampling_weights, rows, seed=seed)
@@ -97,7 +97,7 @@ def _open_if_built(name: str, data: DataConfig) -> Shards | None:
 
 
 def _built_budget(shards: Shards, mix: MixConfig, data: DataConfig, tokenizer: dict[str, str], *, draws: int, name: str) -> SourceBudget:
-    rows, _ = split_source(shards, decontaminate=mix.decontaminate, val_samples=data.val_samples)
+    rows, _ = split_source(shards, **mix.selection(name), val_samples=data.val_samples)
     counted_by, identity = shards.manifest.get("tokenizer"), "sha256" if "sha256" in tokenizer else "id"
     tokens = _text_tokens(shards, rows)
     tars = shards.manifest["shards"]
@@ -115,11 +115,15 @@ def _built_budget(shards: Shards, mix: MixConfig, data: DataConfig, tokenizer: d
     )
 
 
-def _estimated_budget(name: str, entry: dict, draws: int) -> SourceBudget:
+def _estimated_budget(name: str, entry: dict, mix: MixConfig, draws: int) -> SourceBudget:
     counts = [count for split, count in entry.get("counts", {}).items() if split != "from"]
     images = entry.get("images", True)
     size = sum(counts) * ((IMAGE_BYTES if images else 0) + TEXT_BYTES)
     records = entry.get("counts", {}).get("train", 0)
+    excluded, limit = (mix.selection(name)[key] for key in ("exclude", "max_per_subset"))
+    if (excluded or limit) and entry.get("subsets"):
+        left_out = set(map(comparable, excluded))
+        records = sum(min(count, limit or count) for subset, count in entry["subsets"].items() if comparable(subset) not in left_out)
     return SourceBudget(name, False, records, records if images else 0, None, size, -(-size // SHARD_BYTES), draws)
 
 

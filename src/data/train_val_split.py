@@ -1,5 +1,6 @@
 """Which records of a source a run trains on, and which choose its best checkpoint. No record and no group is in both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from src.config.train import MixConfig
 from src.data.remote import CacheConfig, open_shards
 from src.data.shards import Shards
+from src.data.subsets import check_subsets, select_subsets
 from src.runtime.errors import UserError
 
 MAX_VAL_SHARE = 0.05  # of the training records that may become validation records; our choice
@@ -18,25 +20,34 @@ def open_sources(root: str | Path, mix: MixConfig, *, cache: CacheConfig | None 
 
 
 def split_rows(shards: dict[str, Shards], mix: MixConfig, *, val_samples: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(training rows, at most `val_samples` validation rows) per source. Raises `UserError` for a source without a training row."""
+    """(training rows, at most `val_samples` validation rows) per source.
+
+    Raises `UserError` for a source without a training row, or without a sub-set that the mix names.
+    """
     train, val = {}, {}
     for source, opened in shards.items():
-        train[source], val[source] = split_source(opened, decontaminate=mix.decontaminate, val_samples=val_samples)
+        check_subsets(opened, mix, source)
+        train[source], val[source] = split_source(opened, **mix.selection(source), val_samples=val_samples)
         if len(train[source]) == 0:
-            reason = "all its training records leak into test sets" if len(opened.rows("train")) else "it has no training split"
+            left_out = "leak into test sets or are excluded" if mix.exclude else "leak into test sets"
+            reason = f"all its training records {left_out}" if len(opened.rows("train")) else "it has no training split"
             raise UserError(f"mix.shares: no training record of '{source}' may be used, {reason}; set mix.shares.{source}=0")
     return train, val
 
 
-def split_source(shards: Shards, *, decontaminate: bool, val_samples: int) -> tuple[np.ndarray, np.ndarray]:
+def split_source(
+    shards: Shards, *, decontaminate: bool, val_samples: int, exclude: Sequence[str] = (), max_per_subset: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, at most `val_samples` validation rows) of one source, int64, ascending.
 
     With a validation split: its first `val_samples` records. Without one: whole groups are moved from training to validation, smallest
     hash first, until there are `val_samples` records or 5% of the source (`MAX_VAL_SHARE`). Groups larger than 5% stay in training.
-    `decontaminate` removes leaked records from both parts, because the validation records choose the best checkpoint. No seed is used,
-    so runs over several seeds train on the same data.
+    `decontaminate` removes leaked records and `exclude` those of sub-sets from both parts, because the validation records choose the best
+    checkpoint. `max_per_subset` limits the training records of each sub-set. No seed is used, so runs over several seeds train on the same
+    data.
     """
     train, val = (shards.rows(split, decontaminate=decontaminate) for split in ("train", "val"))
+    train, val = select_subsets(shards, train, exclude=exclude, limit=max_per_subset), select_subsets(shards, val, exclude=exclude)
     if len(val) or not val_samples or not len(train):
         return train, val[:val_samples]
     groups = shards.column("group")

@@ -49,9 +49,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}): {line[:60]!r}; write one object per line") from None
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); write one object per line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: found {line[:60]!r}; write an object {{...}} with {', '.join(REQUIRED)}")
+            raise UserError(f"{path}, line {number}: found {_kind(row)}; write an object {{...}} with {', '.join(REQUIRED)}")
         yield number, row
 
 
@@ -105,7 +105,7 @@ def _to_item(row: dict, place: str, *, benchmark: str | None) -> dict:
         raise UserError(f"{place}: references are empty; give at least one answer to score against")
     if row.get("choices"):
         if not isinstance(row["choices"], list):
-            raise UserError(f"{place}: choices is {json.dumps(row['choices'])[:60]}; give a list of the options")
+            raise UserError(f"{place}: choices is {_kind(row['choices'])}; give a list of the options")
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
     item |= {name: row[name] for name in FLAGS if isinstance(row.get(name), bool)}
     return item | {name: _string(row[name], name, place) for name in OPTIONAL if name != "choices" and row.get(name) is not None}
@@ -116,8 +116,14 @@ def _string(value: object, name: str, place: str) -> str:
     if (isinstance(value, str) and value.strip().lower() == "nan") or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f'{place}: {name} is NaN or infinite; write the text, or "" for an empty prediction')
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{place}: {name} is {json.dumps(value)[:60]}; give text or a number")
+        raise UserError(f"{place}: {name} is {_kind(value)}; give text or a number")
     return str(value)
+
+
+def _kind(value: object) -> str:
+    """A JSON value in words. Its text is left out, because a message may be shared and the data may not."""
+    names: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value)) or json.dumps(value)
 
 
 def check_references(items: list[dict], expected: dict[str, list[str]], path: Path) -> None:
@@ -126,7 +132,7 @@ def check_references(items: list[dict], expected: dict[str, list[str]], path: Pa
         references, correct = item["references"], expected[item["id"]]
         if _folded(references) != _folded(correct):
             raise UserError(
-                f"{path}: question '{item['id']}' has the references {references}, but the benchmark has {correct}; "
+                f"{path}: question '{item['id']}' has {len(references)} references that differ from the {len(correct)} of the benchmark; "
                 "use those of the benchmark"
             )
 

@@ -12,6 +12,7 @@ from src.data.datamodule import rows_digest
 from src.data.lineage import lineage, missing_parent
 from src.data.remote import CacheConfig, open_shards
 from src.data.shards import Shards
+from src.data.subsets import select_subsets
 from src.data.train_val_split import split_source
 from src.evaluation.benchmark import Benchmark
 from src.runtime.errors import UserError
@@ -122,7 +123,7 @@ def _source_overlap(
         return unknown_overlap(f"{source} has no audit of its present build; run `make audit`")
     if test_set not in audit["checked"]:
         return unknown_overlap(f"the audit of {source} did not check {test_set}; put its files on disk and run `make audit`")
-    count = _leaking_records(shards, test_set)
+    count = _leaking_records(shards, test_set, shards.rows("train"))
     records = {source: count} if count else {}
     if audit["fingerprints"][test_set] != fingerprint:
         return unknown_overlap(f"the audit of {source} checked another build of {test_set}; run `make audit`", records)
@@ -132,16 +133,19 @@ def _source_overlap(
         return Overlap()
     seen = set(audit["test_records_in_train"].get(test_set, []))
     if not mix.decontaminate:
+        rows = select_subsets(shards, shards.rows("train"), exclude=mix.selection(source)["exclude"])
+        if not _leaking_records(shards, test_set, rows):
+            return Overlap(records)
         return Overlap(records, True, seen=seen, notes=[f"{source} was trained on with mix.decontaminate=false"])
     if "records" not in trained:
         return unknown_overlap(f"the training record does not state which records of {source} were used", records)
-    if trained["records"][source] == rows_digest(split_source(shards, decontaminate=True, val_samples=val_samples)[0]):
+    if trained["records"][source] == rows_digest(split_source(shards, **mix.selection(source), val_samples=val_samples)[0]):
         return Overlap(records)
     return Overlap(records, True, seen=seen, notes=[f"the audit of {source} changed after the training, which excluded other records"])
 
 
-def _leaking_records(shards: Shards, test_set: str) -> int:
-    """Number of training records that the audit found in this test set."""
-    leaking = np.setdiff1d(shards.rows("train"), shards.rows("train", decontaminate=True)).tolist()
+def _leaking_records(shards: Shards, test_set: str, rows: np.ndarray) -> int:
+    """Number of the training records `rows` that the audit found in this test set."""
+    leaking = np.setdiff1d(rows, shards.rows("train", decontaminate=True)).tolist()
     names = shards.arrow("leaks_into")
     return sum(test_set in names[row].as_py().split(",") for row in leaking)

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.config.train import TrainConfig
-from src.data.lineage import lineage
+from src.data.credentialed import exported_sources
+from src.data.lineage import credentialed, lineage
 from src.runtime import run_folder
 from src.runtime.errors import UserError
 from src.runtime.schema import check_choice, to_typed
@@ -44,13 +45,17 @@ class VQAQuery:
 
 @dataclass
 class ModelSource:
-    """A finished run with its configuration, or a folder that `python -m src.export` wrote (`config` is None)."""
+    """A finished run with its configuration, or a folder that `python -m src.export` wrote (`config` is None).
+
+    `credentialed` names the credentialed sources that it was trained on.
+    """
 
     name: str
     folder: Path
     config: TrainConfig | None
     checkpoint: str = "best"
     accelerator: str = "auto"
+    credentialed: list[str] = field(default_factory=list)
 
 
 def trained_on(source: ModelSource) -> str:
@@ -94,15 +99,20 @@ def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best"
     folder = Path(where)
     if where.startswith("run:"):
         name = where.removeprefix("run:")
-        return ModelSource(where, *finished_run(outputs, name), checkpoint, accelerator)
+        return _run_source(where, outputs, name, checkpoint, accelerator)
     if (folder / "config.yaml").exists():
-        return ModelSource(f"run:{folder.name}", *finished_run(str(folder.parent), folder.name), checkpoint, accelerator)
+        return _run_source(f"run:{folder.name}", str(folder.parent), folder.name, checkpoint, accelerator)
     for exported in (folder, folder / "hf"):
         if (exported / "config.json").exists():
-            return ModelSource(str(exported), exported, None, accelerator=accelerator)
+            return ModelSource(str(exported), exported, None, accelerator=accelerator, credentialed=exported_sources(exported))
     if (Path(outputs) / where / "config.yaml").exists():
         raise UserError(f"model={where} is a run in {outputs}; write model=run:{where}")
     raise UserError(f"model={where} is neither run:<name of a run in {outputs}> nor a folder that `python -m src.export` wrote")
+
+
+def _run_source(where: str, outputs: str, name: str, checkpoint: str, accelerator: str) -> ModelSource:
+    folder, config = finished_run(outputs, name)
+    return ModelSource(where, folder, config, checkpoint, accelerator, credentialed(lineage(folder)))
 
 
 def finished_run(outputs: str, name: str) -> tuple[Path, TrainConfig]:

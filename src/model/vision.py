@@ -69,11 +69,14 @@ class Vision(nn.Module):
     def pooled(self, x_N3HW: Tensor, pooling: str) -> Tensor:
         """uint8 pixels -> f_NF, one feature per image: CLS token or mean of the patches, before or after the final norm.
 
-        Raises `UserError` where the encoder lacks this pooling.
+        `cls+mean` is the concatenation of two poolings. Raises `UserError` where the encoder lacks a pooling.
         """
-        if pooling not in self.poolings():
-            raise UserError(f"this encoder has no pooling {pooling!r}{suggest(pooling, self.poolings())}")
-        return self.features(x_N3HW)[pooling]
+        parts = pooling.split("+")
+        for part in parts:
+            if part not in self.poolings():
+                raise UserError(f"this encoder has no pooling {part!r}{suggest(part, self.poolings())}")
+        features = self.features(x_N3HW)
+        return torch.cat([features[part] for part in parts], dim=1)
 
     def features(self, x_N3HW: Tensor) -> dict[str, Tensor]:
         """All poolings of `poolings()`, from one forward pass: {pooling: f_NF}."""

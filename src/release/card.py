@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from src.config.train import TrainConfig
-from src.data.lineage import lineage, missing_parent
+from src.data.credentialed import TERMS, is_credentialed
+from src.data.lineage import credentialed, lineage, missing_parent
+from src.data.subsets import usage_texts
 from src.runtime import paths
 from src.runtime.errors import UserError
 
@@ -19,7 +21,7 @@ DEFINITIONS = {
     "exact": "fraction of answers that equal a reference after normalisation",
     "f1": "token F1 against the best reference, mean over questions",
     "accuracy": "fraction of closed or multiple-choice questions that were answered correctly",
-    "macro_f1": "unweighted mean of the F1 of the classes",
+    "macro_f1": "unweighted mean of the F1 of the classes; of the labels of a multi-label set at thresholds chosen on validation",
 }
 CONDITIONS = {
     "real": "with the image",
@@ -41,6 +43,11 @@ IN_PART = (
     "**Trained in part on phantoms.** A program generated the images and texts of {} in the file layout of these datasets; their data "
     "was not used.\n"
 )
+CREDENTIALED = (
+    "**Credentialed.** Trained on {}: only credentialed users have access to this data, each under a data use agreement. "
+    f"{TERMS} Sources, not read in full here: the PhysioNet guidelines of 2024-04-24 on derived datasets and models, from an indexed "
+    "abstract; DataUseAgreement-v1.5.0.md of MIT-LCP/license-and-dua.\n"
+)
 
 
 @dataclass
@@ -52,9 +59,23 @@ class CardFacts:
     result: dict[str, Any]
     sources: list[dict[str, Any]] = field(default_factory=list)
     ancestors: list[str] = field(default_factory=list)  # names of the runs whose weights it continued, the parent first
+    credentialed: list[str] = field(default_factory=list)  # credentialed sources of the run, its ancestors and its pretrained parts
+    push_reason: str = ""  # why the upload of a credentialed model is permitted, as its user states it
 
     @property
-    def warning(self) -> str:
+    def warnings(self) -> list[str]:
+        """The paragraphs that stand at the top of every card."""
+        return list(filter(None, [self.phantom_warning, self.credentialed_warning]))
+
+    @property
+    def credentialed_warning(self) -> str:
+        if not self.credentialed:
+            return ""
+        reason = f"\nReason for this upload, as stated by its user: {self.push_reason}\n" if self.push_reason else ""
+        return CREDENTIALED.format(", ".join(f"`{name}`" for name in self.credentialed)) + reason
+
+    @property
+    def phantom_warning(self) -> str:
         phantoms = [f"{source['name']}{_ancestor(source)}" for source in self.sources if source["phantom"]]
         if not phantoms:
             return ""
@@ -87,27 +108,35 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
                     "title": entry.get("title", source["name"]),
                     "share": source["share"],
                     "records": source["records"],
+                    "subsets": source.get("subsets", {}),
                     "licence": source["licence"] or licence.get("name", "unverified"),
                     "from": licence.get("from", "unsourced"),
                     "non_commercial": _yes_no(licence.get("non_commercial", "unverified")),
                     "redistribute": _yes_no(licence.get("redistribute", "unverified")),
+                    "credentialed": "yes" if is_credentialed(source["name"], source) else "no",
                     "citation": entry.get("citation", ""),
                     "phantom": bool(source["phantom"]),
                 }
             )
-    return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]])
+    return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]], credentialed(records))
+
+
+def card_front(facts: CardFacts, front: dict[str, Any]) -> str:
+    """The front matter of a card. `credentialed` lets `ask`, the demo and a training recognise an exported model."""
+    return f"---\n{yaml.safe_dump(front | ({'credentialed': facts.credentialed} if facts.credentialed else {}), sort_keys=False)}---\n\n"
 
 
 def usage_restrictions(facts: CardFacts) -> str:
     """All restrictions on the use of the weights, each with the sources that it comes from."""
     restrictions = []
     for key, value, text in (
+        ("credentialed", "yes", "credentialed: to be treated as sensitive and shared only under the agreement of the data"),
         ("non_commercial", "yes", "non-commercial use only"),
         ("redistribute", "no", "the data may not be redistributed; whether the weights may be is unverified"),
         ("non_commercial", "unverified", "research use only until the licence is verified"),
         ("redistribute", "unverified", "whether the data may be redistributed is unverified"),
     ):
-        names = list(dict.fromkeys(source["name"] for source in facts.sources if source[key] == value))
+        names = list(dict.fromkeys(source["name"] for source in facts.sources if source.get(key) == value))
         if names:
             restrictions.append(f"{text} (from {', '.join(names)})")
     return "; ".join(restrictions) or "every source allows commercial use and redistribution"
@@ -125,14 +154,14 @@ def model_card(facts: CardFacts, *, library: str, usage: str) -> str:
         "license": "other",
         "license_name": "see-data-statement",
         "language": ["en"],
-        "tags": ["medical", "visual-question-answering", "research-only"],
+        "tags": ["medical", "visual-question-answering", "research-only", *(["credentialed"] if facts.credentialed else [])],
     }
     encoder = config.vision.path or config.vision.architecture
     origin = ", which was trained from ".join(f"run `{name}`" for name in facts.ancestors)
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {facts.name}\n",
+        f"{card_front(facts, front)}# {facts.name}\n",
         "**For research only. Not a medical device. Not for clinical use or for advice to patients.**\n",
-        *filter(None, [facts.warning]),
+        *facts.warnings,
         f"A vision-language model that answers questions about medical images: image encoder `{encoder}`, "
         f"projector `{config.projector.kind}`, language model `{config.language.path}` with LoRA rank {config.language.lora.rank}.\n\n"
         f"Trained for {config.optim.steps:,} steps of {config.data.global_batch_size} samples "
@@ -164,6 +193,10 @@ def data_statement(facts: CardFacts) -> str:
             f"| {source['title']} (`{source['name']}`){_ancestor(source)} | {source['share']:.1%} | {records} | {source['licence']} "
             f"| {source['from']} | {source['non_commercial']} | {source['redistribute']} |"
         )
+    for source in facts.sources:
+        if source["subsets"]:
+            used = "; ".join(f"{name} {text}" for name, text in usage_texts(source["subsets"]).items())
+            lines += ["", f"Sub-sets of {source['name']}{_ancestor(source)}: {used}."]
     citations = dict.fromkeys(f"- {source['citation']}" for source in facts.sources if source["citation"])
     return "\n".join(lines) + ("\n\n" + "\n".join(citations) if citations else "") + "\n"
 

@@ -5,9 +5,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
-
-from src.release.card import CardFacts
+from src.release.card import CardFacts, card_front
 
 SRC = Path(__file__).resolve().parent.parent
 # The packages that the demo imports besides gradio and its requirements.
@@ -57,8 +55,8 @@ def texts(facts: CardFacts, *, repository: str | None) -> dict[str, str]:
         "license": "other",
         "models": [repository] if repository else [],
     }
-    warning = "\n".join(filter(None, ["Research only, not for clinical use. Do not upload images of real patients.\n", facts.warning]))
-    text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {facts.name}\n\n{warning}"
+    warning = "\n".join(["Research only, not for clinical use. Do not upload images of real patients.\n", *facts.warnings])
+    text = f"{card_front(facts, front)}# {facts.name}\n\n{warning}"
     return {"app.py": APP.replace("HERE", repository or "../hf"), "README.md": text}
 
 

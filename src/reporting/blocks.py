@@ -79,7 +79,7 @@ class Tiles:
 
 @dataclass
 class Example:
-    image: str  # data URI
+    image: str  # data URI; empty if it is withheld
     question: str
     references: list[str]
     answers: list[tuple[str, str, bool]]  # (condition, answer, is correct)

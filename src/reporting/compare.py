@@ -12,7 +12,7 @@ from src.reporting.blocks import Figure, Graph, Interval, Section, Table, Text
 from src.reporting.compare_transfer import own_means, transfer_blocks
 from src.reporting.groups import Group
 from src.reporting.plots import Curve, colour, is_dashed, legend, plot_curves
-from src.reporting.run_data import RunData, phantom_sources, scores_by_benchmark
+from src.reporting.run_data import RunData, credentialed_sources, phantom_sources, scores_by_benchmark
 from src.reporting.training import throughput
 from src.runtime.run_folder import trial_failure
 
@@ -30,7 +30,7 @@ def summary(runs: list[RunData]) -> str:
     unconfigured = sum(not run.config for run in runs)
     differences = f" They differ in {', '.join(keys) or 'nothing but their seed or name'}." if len(runs) - unconfigured > 1 else ""
     unknown = f" The settings of {unconfigured} of them are unknown, because they were not trained here." if unconfigured else ""
-    return f"{names}.{differences}{phantom_sources(*runs)}{unknown}"
+    return f"{names}.{differences}{phantom_sources(*runs)}{credentialed_sources(*runs)}{unknown}"
 
 
 def sections(runs: list[RunData], *, baseline: str | None, resamples: int, seed: int) -> list[Section]:

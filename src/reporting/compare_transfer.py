@@ -22,7 +22,10 @@ def transfer_blocks(all_groups: list[Group], colours: dict[str, str]) -> list:
             rows.append([*key, group.label, score, Graph([(score, "blue" if key[1] == "own" else "grey")])])
     rows.sort(key=lambda row: row[:3])
     columns = ["benchmark", "encoder", "protocol", "group", "macro-F1", ""]
-    caption = "Encoder own: the one that the run trained. The plot shows macro-F1 from 0 to 1."
+    caption = (
+        "Encoder own: the one that the run trained. The plot shows macro-F1 from 0 to 1; for a multi-label set it is the mean over labels "
+        "at thresholds that were chosen on the validation split."
+    )
     return ([Table(columns, rows, caption=caption)] if rows else []) + few_shot_figures(all_groups, colours)
 
 

@@ -5,17 +5,22 @@ from collections import Counter
 from pathlib import Path
 
 from src.config.train import MixConfig
+from src.data.lineage import lineage
 from src.data.record import SPLITS
 from src.data.shards import Shards
+from src.data.subsets import usage_texts
 from src.reporting.blocks import Folded, Section, Table, Text
 from src.reporting.run_data import RunData
 from src.runtime.errors import UserError
 
+SUBSETS = "Records that are not used are excluded (mix.exclude), above the limit (mix.max_per_subset), validation records or leaks."
 COUNTS = ("in", "written", "quarantined", "duplicates", "filtered")
 
 
 def section(run: RunData) -> Section:
     shares = MixConfig(**run.config["mix"]).sampling_weights if "mix" in run.config else {}
+    records = lineage(run.folder)[:1] if shares else []
+    subsets = {source["name"]: source.get("subsets", {}) for record in records for source in record["sources"]}
     root = Path(run.config.get("data", {}).get("root", ""))
     total_share = sum(shares.values())
     rows, reasons, missing = [], [], []
@@ -35,6 +40,8 @@ def section(run: RunData) -> Section:
     if rows:
         columns = ["source", "share of the stream", "records in", *COUNTS[1:], *SPLITS, "leaks into a test set", "licence"]
         blocks.append(Table(columns, rows, caption=_caption(run, audited=[row[0] for row in rows if row[-2] is not None])))
+    if used := [[source, name, text] for source, usage in subsets.items() for name, text in usage_texts(usage).items()]:
+        blocks.append(Folded("Sub-sets", [Table(["source", "sub-set", "used for training"], used, caption=SUBSETS)]))
     if reasons:
         blocks.append(Folded("Why records were quarantined", [Table(["source", "reason", "records"], reasons)]))
     if missing:

@@ -16,7 +16,10 @@ TERMS = [
     ["95% interval", "bootstrap over images (not questions); both sides of a difference use the same resamples"],
     ["closed", "the dataset marks the question as closed or, if it has no such mark, all references are yes or no; all others are open"],
     ["blind", "another run that was trained without images and answered the same questions"],
-    ["macro-F1", "unweighted mean of the F1 of the classes"],
+    ["macro-F1", "unweighted mean of the F1 of the classes; in a multi-label set macro-F1@val"],
+    ["macro-F1@val", "mean F1 of the labels with a positive test image, each at the threshold with the best F1 on the validation split"],
+    ["macro-F1@0.5", "the same with the threshold 0.5 for all labels"],
+    ["mAP", "mean average precision over the same labels"],
 ]
 
 

@@ -1,4 +1,8 @@
-"""Random test questions with their images and answers."""
+"""Random test questions with their images and answers.
+
+A record of a credentialed source is replaced by its key. Answers of a model that was trained on such a source are withheld, because they
+may repeat its texts.
+"""
 
 import base64
 import io
@@ -7,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.data.credentialed import WITHHELD, is_credentialed, withheld_record
 from src.data.shards import Shards
 from src.metrics.vqa import exact
 from src.reporting.blocks import Example, Examples, Section, Text
@@ -46,7 +51,8 @@ def sample_examples(run: RunData, *, count: int) -> list[Example]:
             break
     answers = {benchmark: {c: _by_id(run, benchmark, c) for c in ("real", "shuffled", "blank")} for benchmark in run.image_benchmarks}
     shards = {source: Shards(root / source) for source in {item["source"] for _, item in sample}}
-    return [_example(shards[item["source"]], benchmark, item, answers[benchmark]) for benchmark, item in sample]
+    trained = bool(run.credentialed)
+    return [_example(shards[item["source"]], benchmark, item, answers[benchmark], withhold=trained) for benchmark, item in sample]
 
 
 def _questions(run: RunData) -> list[tuple[str, dict]]:
@@ -62,13 +68,16 @@ def _by_id(run: RunData, benchmark: str, condition: str) -> dict[str, dict]:
     return {item["id"]: item for item in run.predictions(benchmark, condition)}
 
 
-def _example(shards: Shards, benchmark: str, item: dict, answers: dict[str, dict[str, dict]]) -> Example:
+def _example(shards: Shards, benchmark: str, item: dict, answers: dict[str, dict[str, dict]], *, withhold: bool) -> Example:
+    """`withhold`: whether the answers of the model are withheld; for a record of a credentialed source, everything is."""
+    hidden = is_credentialed(item["source"], shards.manifest)
     predictions = [(condition, items[item["id"]]["prediction"]) for condition, items in answers.items() if item["id"] in items]
+    correct = {condition: exact(answer, item["references"]) == 1 for condition, answer in predictions}
     return Example(
-        image=_thumbnail_uri(shards, item["id"]),
-        question=item["question"],
-        references=item["references"],
-        answers=[(condition, answer, exact(answer, item["references"]) == 1) for condition, answer in predictions],
+        image="" if hidden else _thumbnail_uri(shards, item["id"]),
+        question=withheld_record(item["id"]) if hidden else item["question"],
+        references=[WITHHELD] if hidden else item["references"],
+        answers=[(condition, WITHHELD if hidden or withhold else answer, correct[condition]) for condition, answer in predictions],
         about=f"{benchmark}, {item['type']}, {item['id']}",
     )
 

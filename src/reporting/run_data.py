@@ -9,6 +9,8 @@ from typing import overload
 
 import yaml
 
+from src.data import lineage
+from src.data.credentialed import credentialed_notice
 from src.data.record import phantom_notice
 from src.evaluation import predictions_file
 from src.reporting.blocks import Interval
@@ -52,6 +54,11 @@ class RunData:
     @property
     def data_fingerprint(self) -> str:
         return self.results.get("train", {}).get("data", "")
+
+    @cached_property
+    def credentialed(self) -> list[str]:
+        """The credentialed sources that the run and the runs that it continued were trained on."""
+        return lineage.credentialed(lineage.lineage(self.folder)) if "mix" in self.config else []
 
     @cached_property
     def metrics(self) -> dict[str, dict]:
@@ -124,6 +131,12 @@ def scores_by_benchmark(metrics: dict[str, dict]) -> dict[str, Scores]:
 def phantom_sources(*runs: RunData) -> str:
     """A sentence that names the sources and classification sets that a program generated; empty if there are none."""
     notice = phantom_notice(sorted({name for run in runs for result in run.results.values() for name in result.get("phantoms", [])}))
+    return notice and f" {notice}"
+
+
+def credentialed_sources(*runs: RunData) -> str:
+    """A sentence that names the credentialed sources and what follows from them; empty if there are none."""
+    notice = credentialed_notice(sorted({name for run in runs for name in run.credentialed}))
     return notice and f" {notice}"
 
 

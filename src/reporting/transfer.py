@@ -2,6 +2,7 @@
 
 from src.reporting.blocks import Figure, Folded, Graph, Section, Table, Text
 from src.reporting.plots import Curve, colour, plot_confusion_matrix, plot_curves
+from src.reporting.releases import release_blocks
 from src.reporting.run_data import RunData, interval
 
 
@@ -17,12 +18,15 @@ def section(run: RunData) -> Section:
     blocks: list = [Text(sentence, "finding") for sentence in verdicts(differences)]
     blocks += [Text(f"{result['file']} is left out, because {result['why']}.", "gap") for result in tables.get("left_out", [])]
     blocks.append(score_table(tables, colours))
+    blocks += multilabel_table(cells)
+    blocks += release_blocks(run, cells)
     blocks += encoder_table(cells)
     if differences:
         blocks.append(difference_table(differences))
     if tables["few_shot"]:
         blocks.append(few_shot_figure(tables["few_shot"], colours))
-    blocks.append(Folded("Confusion matrices", [confusion_figure(cells)]))
+    if with_confusion := [cell for cell in cells if "confusion" in cell]:
+        blocks.append(Folded("Confusion matrices", [confusion_figure(with_confusion)]))
     blocks.append(Folded("Scores per class", [class_table(cells)]))
     return Section("Transfer", blocks)
 
@@ -55,26 +59,56 @@ def score_table(tables: dict, colours: dict[str, str]) -> Table:
         if previous not in (None, key):
             rules.append(len(rows))
         previous = key
-        scores = [interval(cell[score]) for score in ("macro_f1", "balanced_accuracy", "auroc")]
-        graph = Graph([(scores[0], colours[cell["encoder"]])])
+        score, others = interval(cell["macro_f1"]), [interval(cell.get(name)) for name in ("balanced_accuracy", "auroc")]
+        graph = Graph([(score, colours[cell["encoder"]])])
         pooling = ", ".join(dict.fromkeys(cell["pooling"]))
         identity = [cell["benchmark"], cell["protocol"], cell["encoder"], cell["n"]]
-        rows.append([*identity, *scores, graph, pooling, _unseen_text(cell.get("overlap"))])
+        rows.append([*identity, _mean_over(cell), score, *others, graph, pooling, _unseen_text(cell.get("overlap"))])
     means = [mean for mean in tables["means"] if mean["protocol"] in {cell["protocol"] for cell in tables["cells"]}]
     rules += [len(rows)] if means else []
     for mean in means:
         score, rank = interval(mean), tables["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
         graph = Graph([(score, colours[mean["encoder"]])])
-        identity = ["mean", mean["protocol"], mean["encoder"], mean["n"]]
+        identity = ["mean", mean["protocol"], mean["encoder"], mean["n"], f"{len(mean['benchmarks'])} benchmarks"]
         rows.append([*identity, score, None, None, graph, "" if rank is None else f"rank {rank:.2f}", None])
-    columns = ["benchmark", "protocol", "encoder", "test images", "macro-F1", "balanced accuracy", "AUROC", "", "pooling", "unseen"]
+        if at_half := mean.get("macro_f1@0.5"):
+            identity[-1] += ", labels at 0.5"
+            rows.append([*identity, interval(at_half), None, None, Graph([(interval(at_half), colours[mean["encoder"]])]), None, None])
+    columns = ["benchmark", "protocol", "encoder", "test images", "mean over", "macro-F1"]
+    columns += ["balanced accuracy", "AUROC", "", "pooling", "unseen"]
     caption = (
         "Regularisation and pooling were chosen on the validation split; each test split was used once. Brackets: 95% bootstrap intervals "
-        "over patients, slides or images. The plot shows macro-F1 from 0 to 1. Rank: average over the benchmarks, 1 is best. Unseen: "
+        "over patients, slides or images. The plot shows macro-F1 from 0 to 1. Mean over: what the macro-F1 is averaged over. For the "
+        "labels of a multi-label set, thresholds were chosen on the validation split, unless 0.5 is named. Classes and labels without a "
+        "test image do not count. Rank: average over the benchmarks, 1 is best. Unseen: "
         "whether `make audit` found images of the benchmark in the training shards of our encoder. 'not checked' means that no audit of "
         "these shards covers the benchmark; an empty cell means an encoder that was not trained here."
     )
     return Table(columns, rows, caption=caption, rules=rules)
+
+
+def _mean_over(cell: dict) -> str:
+    """What the macro-F1 of a cell is averaged over."""
+    if labels := cell.get("labels_scored"):
+        absent = f" (not {', '.join(labels['without_positive'])})" if labels["without_positive"] else ""
+        return f"{labels['scored']} of {labels['labels']} labels{absent}"
+    return f"{len(cell['classes'])} classes"
+
+
+def multilabel_table(cells: list[dict]) -> list[Table]:
+    """The scores of the multi-label sets, whose macro-F1 depends on its thresholds."""
+    cells = sorted((cell for cell in cells if cell.get("multilabel")), key=lambda cell: (cell["protocol"], cell["benchmark"]))
+    names = {"macro_f1@val": "macro-F1@val", "macro_f1@0.5": "macro-F1@0.5", "auroc": "AUROC", "map": "mAP", "cf1@0.5": "CF1@0.5"}
+    rows = [
+        [cell["benchmark"], cell["protocol"], cell["encoder"], _mean_over(cell), *(interval(cell[name]) for name in names)]
+        for cell in cells
+    ]
+    caption = (
+        "Multi-label sets. Means over the labels with a positive test image; a label that is never predicted counts 0. @val: one threshold "
+        "per label, with the best F1 on the validation split; this is the macro-F1 of all other tables. CF1: harmonic mean of the mean "
+        "precision and the mean recall (mmpretrain), for comparison only."
+    )
+    return [Table(["benchmark", "protocol", "encoder", "mean over", *names.values()], rows, caption=caption)] if rows else []
 
 
 def encoder_table(cells: list[dict]) -> list[Table]:
@@ -142,9 +176,13 @@ def confusion_figure(cells: list[dict]) -> Figure:
 
 
 def class_table(cells: list[dict]) -> Table:
+    """Precision, recall and F1 of each class, and for labels of multi-label sets also F1 at 0.5 and the scores of the ranking."""
+    scores = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    if any(cell.get("multilabel") for cell in cells):
+        scores |= {"f1@0.5": "F1@0.5", "auroc": "AUROC", "average_precision": "AP"}
     rows = [
-        [cell["benchmark"], cell["encoder"], cell["protocol"], row["class"], row["n"], row["precision"], row["recall"], row["f1"]]
+        [cell["benchmark"], cell["encoder"], cell["protocol"], row["class"], row["n"], *(row.get(name) for name in scores)]
         for cell in cells
         for row in cell["per_class"]
     ]
-    return Table(["benchmark", "encoder", "protocol", "class", "test images", "precision", "recall", "F1"], rows)
+    return Table(["benchmark", "encoder", "protocol", "class", "test images", *scores.values()], rows)

@@ -13,8 +13,8 @@ Schema = TypeVar("Schema")
 def parse_arguments(schema: type[Schema], arguments: list[str]) -> Schema:
     """Fills `schema`; a field without a default is required. `--help` prints the docstring of `schema`.
 
-    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`). Unknown keys, missing keys and values of the wrong
-    type raise `UserError`.
+    A field is a str, int, float, Path (or None) or list[str] (`sources=a,b`; `options.a=b, c` adds the item `a=b, c`). Unknown
+    keys, missing keys and values of the wrong type raise `UserError`.
     """
     if {"-h", "--help"} & set(arguments):
         print(schema.__doc__)
@@ -25,12 +25,16 @@ def parse_arguments(schema: type[Schema], arguments: list[str]) -> Schema:
         key, equals, text = argument.partition("=")
         if not equals:
             raise UserError(f"'{argument}' is not of the form key=value")
+        field, _, name = key.partition(".")
+        if name and types.get(field) == list[str]:
+            values.setdefault(field, []).append(f"{name}={text}")
+            continue
         if key not in types:
             raise UserError(f"unknown key '{key}'{suggest(key, types)}")
         values[key] = _convert(key, text, types[key])
-    for field in fields(schema):  # type: ignore[arg-type]
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{field.name}= is missing; give {field.name}=...")
+    for required in fields(schema):  # type: ignore[arg-type]
+        if required.name not in values and required.default is MISSING and required.default_factory is MISSING:
+            raise UserError(f"{required.name}= is missing; give {required.name}=...")
     return schema(**values)
 
 

@@ -28,6 +28,7 @@ from src.runtime.silence_libraries import silence_libraries
 RUN_NAME_KEYS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys whose value is the name of a run
 INFO_FLAGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 MULTIRUN_FLAGS = {"-m", "--multirun"}
+SHORT_FORMS = {"push": "push.repository"}  # a section, and the key that a value for the section sets
 
 
 def command(name: str, schema: type, *, validate: Callable | None = None) -> Callable:
@@ -81,12 +82,15 @@ def mute_other_ranks() -> Iterator[None]:
 
 
 def normalise_override(override: str, schema: type) -> str:
-    """Quotes a run name that contains `=`, and reads `benchmark=x` as `benchmarks=x` if the schema has only the plural.
+    """Quotes a run name that contains `=`, expands `SHORT_FORMS`, and reads `benchmark=x` as `benchmarks=x` if the schema has only
+    the plural.
 
     The plural exists because Hydra takes a key that is also a folder of conf/ for a config group.
     """
     key, equals, value = override.partition("=")
     known = {field.name for field in fields(schema)}
+    if key in SHORT_FORMS and key in known:
+        return f"{SHORT_FORMS[key]}={value}"
     if key in RUN_NAME_KEYS and "=" in value:
         return quote_free_text([override], texts=RUN_NAME_KEYS)[0]
     return f"{key}s={value}" if equals and key not in known and f"{key}s" in known and (CONF / key).is_dir() else override

@@ -103,10 +103,10 @@ def log_answers(run: Any, folder: Path) -> None:
     conditions = list(dict.fromkeys(condition for one in examples for condition, _, _ in one.answers))
     table = wandb.Table(columns=["about", "image", "question", "references", *conditions])
     for one in examples:
-        picture = Image.open(io.BytesIO(base64.b64decode(one.image.partition(",")[2])))
+        picture = wandb.Image(Image.open(io.BytesIO(base64.b64decode(one.image.partition(",")[2])))) if one.image else None
         predictions = {condition: answer for condition, answer, _ in one.answers}
         columns = [predictions.get(condition, "") for condition in conditions]
-        table.add_data(one.about, wandb.Image(picture), one.question, " | ".join(one.references), *columns)
+        table.add_data(one.about, picture, one.question, " | ".join(one.references), *columns)
     if examples:
         run.log({"predictions": table})
 

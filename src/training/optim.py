@@ -46,20 +46,22 @@ def lr_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> Lambda
     return LambdaLR(optimizer, lambda step: lr_factor(step, config))
 
 
-def epochs_to_steps(config: Config) -> Config:
+def epochs_to_steps(config: Config, *, records: int | None = None) -> Config:
     """Returns `config` with `optim.epochs` converted to `optim.steps`.
 
     steps = epochs x training records of all sources / global_batch_size. Because sources are drawn by share, a single source may be seen
-    more or less often than `epochs` times.
+    more or less often than `epochs` times. `records` replaces the count in the shards.
 
     A warm-up that is not shorter than the run is shortened to a tenth of it, with a note.
     """
     epochs = config.optim.epochs
     if epochs is None:
         return _shorten_warmup(config)
-    shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
-    rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
-    steps = max(1, round(epochs * sum(map(len, rows.values())) / config.data.global_batch_size))
+    if records is None:
+        shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
+        rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
+        records = sum(map(len, rows.values()))
+    steps = max(1, round(epochs * records / config.data.global_batch_size))
     return _shorten_warmup(replace(config, optim=replace(config.optim, steps=steps)))
 
 

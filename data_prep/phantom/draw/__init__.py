@@ -1,5 +1,8 @@
 """A scene as pixels: ground, distractors, findings, and the accidents of the camera."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from data_prep.phantom.draw import optical, radiology
@@ -24,19 +27,35 @@ GROUNDS = {
 SIDES = (96, 112, 128, 144, 160, 192)  # pixels
 
 
-def render(scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES, shape: str = "") -> np.ndarray:
-    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart. `shape` draws a finding that the
-    world has no name for."""
+class Findings(NamedTuple):
+    """`number` findings of one shape on one side of the image."""
+
+    shape: str
+    number: int
+    side: str
+    size: str
+
+
+def render(
+    scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES, findings: Sequence[Findings] | None = None
+) -> np.ndarray:
+    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart. `findings` are drawn instead of those
+    of the scene, and may have shapes that the world has no name for."""
     height = int(rng.choice(sides))
     width = int(rng.choice([side for side in sides if 3 / 4 <= side / height <= 4 / 3]))
     c = canvas(height, width)
     ground = GROUNDS[scene.modality](scene, rng, c)
-    radius = RADIUS[scene.size or "large"]
-    if not scene.normal:
-        centres = place(rng, c, scene.count, scene.side, radius, ground.allowed)
-        mask_HW, clear_HW = finding_mask(rng, c, shape or scene.shape, centres, radius)
+    if findings is None:
+        findings = [] if scene.normal else [Findings(scene.shape, scene.count, scene.side, scene.size)]
+    masks = []
+    for side in dict.fromkeys(one.side for one in findings):
+        here = [one for one in findings if one.side == side]
+        centres = place(rng, c, sum(one.number for one in here), side, max(RADIUS[one.size] for one in here), ground.allowed)
+        for one in here:
+            masks.append(finding_mask(rng, c, one.shape, centres[: one.number], RADIUS[one.size]))
+            centres = centres[one.number :]
     distractors(ground, rng, c)
-    if not scene.normal:
+    for mask_HW, clear_HW in masks:
         calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
         ground.rgb_HW3 += (0.85 * clear_HW)[..., None] * (calm - ground.rgb_HW3)
         blend(ground.rgb_HW3, ground.ink, 0.9 * mask_HW)

@@ -30,6 +30,8 @@ def stamp(shape: str, rng: np.random.Generator, u: np.ndarray, v: np.ndarray, an
         return r - (0.72 + 0.42 * np.cos(5 * np.arctan2(v, u)))
     if shape == "spiculated":
         return r - (0.66 + 0.3 * np.cos(9 * np.arctan2(v, u)) + 0.1 * np.cos(4 * np.arctan2(v, u) + rng.uniform(0, 6)))
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.72
     turn = rng.uniform(0, 6.3)
     centres = [(0.0, 0.0)] + [(0.82 * np.cos(turn + k * 1.2566), 0.82 * np.sin(turn + k * 1.2566)) for k in range(5)]
     return np.minimum.reduce([np.hypot(u - np.float32(a), v - np.float32(b)) for a, b in centres]) - 0.31

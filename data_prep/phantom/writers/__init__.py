@@ -2,14 +2,21 @@
 
 from data_prep.phantom.writers import (
     breastmnist,
+    busi,
+    cxr8,
     healthcaremagic,
     iu_xray,
     malaria,
+    medfmc_chest,
+    medfmc_colon,
+    medfmc_endo,
     medical_flashcards,
     medicat,
     medmcqa,
     medqa,
+    mimic_cxr,
     octmnist,
+    omnimedvqa,
     organcmnist,
     pad_ufes_20,
     pathvqa,
@@ -35,7 +42,9 @@ def _named(*modules) -> dict:
 
 
 UNSEEN = _named(breastmnist, retinamnist, octmnist, pneumoniamnist, organcmnist, pad_ufes_20, sicapv2, malaria)  # for transfer
-FULL = _named(pmc_oa, quilt_1m, medicat, pubmedqa, medmcqa, pmc_vqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake, vqa_rad)
-OPEN = _named(pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # in the open mix besides
+UNSEEN |= _named(cxr8, medfmc_chest, medfmc_colon, medfmc_endo, busi)  # the transfer sets that the paper names
+FULL = _named(pmc_oa, mimic_cxr, pubmedqa, medmcqa, pmc_vqa, omnimedvqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake)
+FULL |= _named(vqa_rad)
+FURTHER = _named(quilt_1m, medicat, pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # not in the mix of the paper
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-WRITERS = FULL | OPEN | UNSEEN
+WRITERS = FULL | FURTHER | UNSEEN

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from data_prep.phantom import draw
-from data_prep.phantom.scene.world import NORMAL, Scene, pick
+from data_prep.phantom.scene.world import Scene, pick
 from data_prep.phantom.writers.folder import scenes
 
 SIDE = 96  # pixels of a MedMNIST phantom
+SHAPES = ("ring", "crescent", "star", "spiculated", "square")  # that no X-ray and no skin of the mix shows
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Look:
     grain: int | None = None
 
 
+MULTILABEL_LOOKS = [Look(shape, 1, side, size) for size in ("large", "small") for side in ("left", "right") for shape in SHAPES]
+
+
 def labelled(
     seed: int, dataset: str, split: str, number: int, modality: str, weights: list[int]
 ) -> Iterator[tuple[int, Scene, np.random.Generator]]:
@@ -35,14 +39,25 @@ def labelled(
         yield int(deck[n * 7919 % len(deck)]), scene, rng
 
 
+def multilabelled(
+    seed: int, dataset: str, split: str, number: int, modality: str, weights: list[int]
+) -> Iterator[tuple[list[int], Scene, np.random.Generator]]:
+    """(numbers of the positive classes, scene, generator): none in a quarter of the images, otherwise one to three."""
+    for label, scene, rng in labelled(seed, dataset, split, number, modality, weights):
+        more = np.flatnonzero(rng.random(len(weights)) < 1 / len(weights))[:2].tolist()
+        yield sorted({label, *more}) if rng.random() < 0.75 else [], scene, rng
+
+
 def picture(look: Look, scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...]) -> np.ndarray:
     """The scene's ground with the class's findings instead of its own."""
-    grain = scene.grain if look.grain is None else look.grain
-    if not look.shape:
-        return draw.render(replace(scene, finding=NORMAL, count=0, side="", size="", grain=grain), rng, sides=sides)
-    side = look.side or scene.side or pick(rng, ("left", "right"))
-    scene = replace(scene, finding=look.shape, count=look.count, side=side, size=look.size, grain=grain)
-    return draw.render(scene, rng, sides=sides, shape=look.shape)
+    scene = scene if look.grain is None else replace(scene, grain=look.grain)
+    return pictures([look] if look.shape else [], scene, rng, sides=sides)
+
+
+def pictures(looks: list[Look], scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...]) -> np.ndarray:
+    """The scene's ground with the findings of several classes instead of its own."""
+    findings = [draw.Findings(look.shape, look.count, look.side or scene.side or pick(rng, ("left", "right")), look.size) for look in looks]
+    return draw.render(scene, rng, sides=sides, findings=findings)
 
 
 def write_npz(

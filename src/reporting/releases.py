@@ -1,0 +1,64 @@
+"""Which training data of a run holds the same source release as a transfer set, from `data_prep/overlaps.yaml` and `lineage.json`."""
+
+from src.data.lineage import lineage
+from src.data.subsets import comparable, release_overlaps
+from src.reporting.blocks import Table, Text
+from src.reporting.run_data import RunData
+
+CAPTION = (
+    "Training data that holds the same source release as a benchmark, as lists of sources state it (data_prep/overlaps.yaml). The audit "
+    "compares images instead: its column counts the training records of the whole source that show an image of the benchmark, and is empty "
+    "where no audit covers it. Trained on: records of the source or sub-set in the stream."
+)
+
+
+def release_blocks(run: RunData, cells: list[dict]) -> list:
+    """A table for the benchmarks of `cells`, and the benchmarks without a known overlap; nothing for a folder without a training record."""
+    records = lineage(run.folder) if "mix" in run.config else []
+    found: dict[str, dict[str, int]] = {}  # benchmark -> source -> records, as the audit found them
+    for cell in cells:
+        found.setdefault(cell["benchmark"], {}).update((cell.get("overlap") or {}).get("found", {}))
+    rows: list[list] = []
+    without: list[str] = []
+    unlisted: list[str] = []
+    for benchmark in found if records else ():
+        overlaps = release_overlaps().get(benchmark)
+        own = [_row(benchmark, record, overlap, found[benchmark]) for overlap in overlaps or () for record in records]
+        rows += filter(None, own)
+        if not any(own):
+            (unlisted if overlaps is None else without).append(benchmark)
+    blocks: list = []
+    if rows:
+        columns = ["benchmark", "run", "same release in", "strength", "trained on", "found by image in the source", "evidence", "stated by"]
+        blocks.append(Table(columns, rows, caption=CAPTION))
+    if without:
+        blocks.append(Text(f"No source of the training data is known to hold the same release as {', '.join(without)}."))
+    if unlisted:
+        blocks.append(Text(f"data_prep/overlaps.yaml states nothing on {', '.join(unlisted)}.", "gap"))
+    return blocks
+
+
+def _row(benchmark: str, record: dict, overlap: dict[str, str], found: dict[str, int]) -> list | None:
+    """One row; None if the run did not draw from the source, or the source was built without this sub-set."""
+    source, _, subset = overlap["with"].partition("/")
+    known = next((one for one in record["sources"] if one["name"] == source), None)
+    if known is None:
+        return None
+    subsets = {comparable(name): counts for name, counts in known.get("subsets", {}).items()}
+    usage = subsets.get(comparable(subset))
+    if subset and subsets and usage is None:
+        return None
+    if usage is None:
+        trained_on = "not known by sub-set" if subset else f"{known['records']:,} records" if known["records"] is not None else "unknown"
+    else:
+        trained_on = "no: excluded" if usage["excluded"] else f"{usage['used']:,} of {usage['records']:,} records"
+    return [
+        benchmark,
+        record["name"],
+        overlap["with"],
+        overlap["strength"],
+        trained_on,
+        found.get(source),
+        overlap["evidence"],
+        overlap["from"],
+    ]
