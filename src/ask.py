@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from src.config.ask import AskConfig
 from src.data.credentialed import credentialed_notice
 from src.data.image_io import read_image
-from src.inference.query import Sampling, VQAQuery, find_model, validate_question
+from src.inference.query import Sampling, VQAQuery, find_model, trained_on, validate_question
 from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -113,8 +113,8 @@ def _image_paths(image) -> list[Path]:
 
 def _load(config: AskConfig) -> "VQAModel":
     source = find_model(config.model, outputs=config.outputs, checkpoint=config.checkpoint, accelerator=config.accelerator)
-    if notice := credentialed_notice(source.credentialed):
-        print(f"note: {notice}", file=sys.stderr)
+    for note in filter(None, (trained_on(source), credentialed_notice(source.credentialed))):
+        print(f"note: {note}", file=sys.stderr)
     from src.inference.vqa_model import vqa_model_from_source  # imports torch: all checks before this line run without the wait for it
 
     return vqa_model_from_source(source)

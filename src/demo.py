@@ -19,8 +19,7 @@ from src.config.demo import DemoConfig
 from src.config.train import TrainConfig
 from src.data.credentialed import credentialed_notice, is_credentialed
 from src.data.image_io import read_image, to_png
-from src.data.shards import Shards
-from src.inference.query import ModelSource, find_model
+from src.inference.query import ModelSource, find_model, trained_on
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
@@ -45,7 +44,7 @@ def serve(source: ModelSource, limits: Limits, **options) -> None:
     """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; earlier questions wait and show a message."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as on Ctrl-C, so that uploaded images are deleted
     handlers: Future[DemoHandlers] = Future()
-    options |= {"name": source.name, "notice": credentialed_notice(source.credentialed)}
+    options |= {"name": source.name, "note": trained_on(source), "notice": credentialed_notice(source.credentialed)}
     with contextlib.suppress(KeyboardInterrupt), running_demo(handlers, limits, **options) as demo:
         if options["notice"]:
             print(options["notice"], flush=True)
@@ -73,6 +72,7 @@ def running_demo(
     limits: Limits,
     *,
     name: str,
+    note: str = "",
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
@@ -80,11 +80,11 @@ def running_demo(
     examples: list[tuple[Path, str]] | None = None,
     notice: str = "",
 ) -> Iterator[RunningDemo]:
-    """Runs the demo until the block ends, then deletes every uploaded image. `notice` is a line about the model at the top of the page.
+    """Runs the demo until the block ends, then deletes every uploaded image.
 
-    `handlers` may get its result later. `port=None` selects a free port. `public=True` admits visitors from other machines without a
-    password, for hosts whose platform controls access. Raises `UserError` for a reachable host without `auth` or `public`, and for a port
-    that is in use.
+    `note` is a sentence on the data of the model, `notice` a line above the title about its terms. `handlers` may get its result later.
+    `port=None` selects a free port. `public=True` admits visitors from other machines without a password, for hosts whose platform controls
+    access. Raises `UserError` for a reachable host without `auth` or `public`, and for a port that is in use.
     """
     if not (is_loopback(host) or auth or public):
         raise UserError(EXPOSED_HOST.format(host))
@@ -100,7 +100,7 @@ def running_demo(
 
         is_own_host = is_loopback if is_loopback(host) else (lambda name: True)  # other machines may know this one by any name
         copies = [(str(path), question) for path, question in _copy_examples(examples or [], folder)]
-        page = build(handlers, limits, name=name, examples=copies, notice=notice)
+        page = build(handlers, limits, name=name, note=note, examples=copies, notice=notice)
         page.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
         try:
             _, url, _ = page.launch(
@@ -165,6 +165,8 @@ def read_examples(folder: Path) -> list[tuple[Path, str]]:
 
 def examples_from_run(config: TrainConfig, folder: Path) -> list[tuple[Path, str]]:
     """Test images and questions of the run's sources that are not credentialed, in turn; empty if the shards are missing."""
+    from src.data.shards import Shards  # imports pyarrow
+
     folders = [Path(config.data.root) / name for name, share in sorted(config.mix.shares.items()) if share > 0]
     opened = [Shards(source) for source in folders if (source / "manifest.json").exists()]
     sources = [shards for shards in opened if not is_credentialed(shards.folder.name, shards.manifest)]

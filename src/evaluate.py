@@ -1,195 +1,55 @@
 """`python -m src.evaluate run=NAME`: answers the test questions, writes every prediction, then scores the files."""
 
 import json
-import zlib
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 
-from src.config.evaluate import EvaluateConfig
+from src.config.evaluate import EvaluateConfig, check_evaluate_config
 from src.config.train import TrainConfig
-from src.data import lineage
-from src.data.credentialed import is_credentialed
-from src.data.remote import CacheConfig
-from src.evaluation import baselines, benchmark, predictions_file, summary
-from src.evaluation.benchmark import Benchmark
-from src.evaluation.foreign_predictions import check_references, read_foreign_predictions
-from src.evaluation.overlap import checkpoint_overlaps, mark_items
-from src.evaluation.predictions_file import PredictionsFile
-from src.model.generate import Generator, make_request
-from src.model.vlm import build_vlm
-from src.runtime import distributed, run_folder
+from src.runtime import run_folder
 from src.runtime.cli import command
-from src.runtime.distributed import Ranks
-from src.runtime.errors import UserError, suggest
-from src.runtime.hashing import file_sha256
-from src.runtime.progress import Progress
-from src.runtime.schema import check_choice, to_typed
-from src.tracking import wandb_run
-from src.training.checkpoint import choose_checkpoint, load_checkpoint
-
-BENCHMARKS = ["pathvqa", "vqa_med_2019"]
+from src.runtime.run_names import follow_up, match_runs
+from src.runtime.schema import to_typed
 
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Answers every question under every image condition and with every baseline, scores these benchmarks only, and returns the run."""
     folder, stored = run_folder.read_run(config.outputs, config.run or "")
-    train_config = to_typed(TrainConfig, OmegaConf.create(stored))
-    root = config.data_root or train_config.data.root
-    cache = CacheConfig(train_config.data.cache, train_config.data.cache_gb)
-    tests = [
-        benchmark.read_benchmark(name, root=root, limit=config.limit, cache=cache) for name in to_list(config.benchmarks) or BENCHMARKS
-    ]
-    conditions = {test.name: benchmark.image_conditions(test, config.images, images=train_config.data.images) for test in tests}
-    checkpoint = choose_checkpoint(folder, config.checkpoint)
+    trained = to_typed(TrainConfig, OmegaConf.create(stored))
+    from src.data.remote import CacheConfig
+    from src.evaluation import benchmark  # imports pyarrow, which a wrong name of a run need not wait for
 
-    with distributed.join_ranks() as ranks, run_folder.record(folder, "evaluate") as result:
-        result["checkpoint"] = checkpoint.name
-        model = build_vlm(train_config)
-        load_checkpoint(model, checkpoint)
-        prompter = model.prompter(budget=config.max_seq_len or train_config.data.max_seq_len)
-        decoding = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p")}
-        generator = Generator(model.to(select_device(config.accelerator, ranks)), prompter, batch=config.batch, **decoding)
-        settings = {"checkpoint": file_sha256(checkpoint), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
-        if ranks.is_first:  # only this rank writes the files
-            result["seen"] = mark_seen(tests, checkpoint)
-        for test in tests:
-            for condition in conditions[test.name]:
-                depends_on = {**settings, "shards": test.shards.manifest["fingerprint"]}
-                depends_on |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition == "shuffled" else {}
-                file = PredictionsFile(predictions_path(folder, test, condition), depends_on, ranks=ranks)
-                answer_condition(test, condition, generator, file, exact=train_config.data.exact_decode, seed=config.seed)
-            for name, answers in baselines.baseline_answers(test).items() if ranks.is_first else ():
-                file = PredictionsFile(predictions_path(folder, test, name), {"shards": test.shards.manifest["fingerprint"]})
-                file.add({**item, "prediction": answer} for item, answer in zip(test.items, answers, strict=True))
-                file.finish(test.items)
-        if not ranks.is_first:
-            return folder
-        result["asked"] = {test.name: len(test.rows) for test in tests}  # this many lines at the start of each predictions file
-        files = {test.name: read_conditions(test, folder, [*conditions[test.name], *baselines.BASELINES]) for test in tests}
-        pooled = [test.name for test in tests if test.pooled]
-        result |= summary.summarise(files, pooled=pooled, resamples=config.resamples, seed=config.seed)
-    wandb_run.update_run(folder)
-    warn_of_credentialed_texts(folder, tests)
+    root, cache = config.data_root or trained.data.root, CacheConfig(trained.data.cache, trained.data.cache_gb)
+    names = config.benchmark_names or benchmark.benchmarks_of_mix(trained.mix, root, cache=cache)
+    tests = [benchmark.read_benchmark(name, root=root, limit=config.limit, cache=cache) for name in names]
+    conditions = {test.name: benchmark.image_conditions(test, config.images, images=trained.data.images) for test in tests}
+    from src.commands.evaluate import evaluate_run  # imports torch, which takes seconds: mistakes are reported before
+
+    evaluate_run(config, folder, trained, tests, conditions)
     return folder
 
 
-def warn_of_credentialed_texts(folder: Path, tests: list[Benchmark]) -> None:
-    """Predictions files need the texts, because the scores are computed from them. Nothing uploads these files."""
-    asked = {test.source for test in tests if is_credentialed(test.source, test.shards.manifest)}
-    if names := ", ".join(sorted(asked.union(lineage.credentialed(lineage.lineage(folder))))):
-        print(f"{folder}/predictions: sensitive, may hold texts of credentialed data ({names}); keep these files on this machine")
-
-
-def mark_seen(tests: list[Benchmark], checkpoint: Path) -> dict[str, dict]:
-    """Marks the questions that the run was trained on, by the present audits; prints and returns what is known per benchmark."""
-    overlaps = checkpoint_overlaps(checkpoint, {test.set_name: test.shards.manifest["fingerprint"] for test in tests})
-    overlap_of = {test.name: overlaps[test.set_name] for test in tests}
-    names_by_note: dict[str, list[str]] = {}
-    for test in tests:
-        mark_items(test, overlap_of[test.name])
-        for note in overlap_of[test.name].notes:
-            names_by_note.setdefault(note, []).append(test.name)
-    for note, names in names_by_note.items():
-        print(f"{', '.join(names)}: {note}")
-    incomplete = [name for name, overlap in overlap_of.items() if not overlap.complete]
-    if incomplete:
-        print(f"{', '.join(incomplete)}: questions that are not marked as seen may still be in the training data")
-    return {name: {"records": one.records, "complete": one.complete, "notes": one.notes} for name, one in overlap_of.items()}
-
-
-def read_conditions(test: Benchmark, folder: Path, conditions: list[str]) -> dict[str, list[dict]]:
-    """The answers to the questions of this command, by condition. The files may hold answers to more questions."""
-    return {
-        condition: predictions_file.read_predictions(predictions_path(folder, test, condition))[: len(test.rows)]
-        for condition in conditions
-    }
-
-
-def select_device(accelerator: str, ranks: Ranks) -> torch.device:
-    """The GPU of this rank, or the CPU. The modulo serves Slurm jobs in which each rank can see only its own GPU."""
-    use_gpu = torch.cuda.is_available() and accelerator != "cpu"
-    return torch.device(f"cuda:{ranks.local % torch.cuda.device_count()}" if use_gpu else "cpu")
-
-
-def answer_condition(test: Benchmark, condition: str, generator: Generator, file: PredictionsFile, *, exact: bool, seed: int) -> None:
-    """Completes a predictions file. Questions that it already answers are skipped; the ranks divide the images among them."""
-    source_rows, vision = benchmark.image_rows(condition, test, seed=seed), generator.model.vision
-    missing = [n for n in range(len(test.items)) if test.items[n]["id"] not in file.lines]
-    missing.sort(key=lambda n: test.items[n]["image"])  # all questions of one image in one block: its pixels are embedded once
-    missing = questions_of_rank(missing, [test.items[n]["image"] or test.items[n]["id"] for n in missing], file.ranks)
-    block_size = 8 * generator.batch  # bounds the decoded images in memory
-    with Progress(total=len(missing), desc=f"{test.name} {condition}", unit="question", disable=not missing) as progress:
-        for start in range(0, len(missing), block_size):
-            numbers = missing[start : start + block_size]
-            images = benchmark.condition_images(test, numbers, condition, source_rows, mean=vision.mean, size=vision.size, exact=exact)
-            records = (test.shards.text(test.rows[n]) for n in numbers)
-            requests = [
-                make_request(record, images=pixels, prefix=name, prompter=generator.prompter, max_new_tokens=generator.max_new_tokens)
-                for record, (name, pixels) in zip(records, images, strict=True)
-            ]
-            for number, request in zip(numbers, requests, strict=True):  # sampling depends on the question alone, not on its batch
-                request.seed = zlib.crc32(f"{seed} {test.items[number]['id']}".encode())
-            options = [test.items[n].get("choices", []) for n in numbers]
-            for number, answer in generator.choices(requests, options) if test.choices else generator.answers(requests):
-                file.add([{**test.items[numbers[number]], **answer.line()}])
-                progress.update()
-    file.finish(test.items)
-
-
-def questions_of_rank(numbers: list[int], images: list[str], ranks: Ranks) -> list[int]:
-    """The questions of this rank: each image, with all its questions, belongs to one rank."""
-    index_of_image = {image: index for index, image in enumerate(dict.fromkeys(images))}
-    return [number for number, image in zip(numbers, images, strict=True) if index_of_image[image] % ranks.world == ranks.rank]
-
-
-def score_predictions(config: EvaluateConfig) -> Path:
-    """Scores a predictions file of any system; needs no model."""
-    path, names = Path(config.predictions or ""), to_list(config.benchmarks)
-    if len(names) > 1:
-        raise UserError(f"benchmarks={names}: a predictions file answers one benchmark, found {len(names)}; give one name")
-    name = names[0] if names else "file"
-    test = benchmark.read_benchmark(name, root=config.data_root, limit=config.limit) if names and config.data_root else None
-    if names and not test and name not in benchmark.benchmark_names():
-        raise UserError(f"benchmarks={name}: unknown without data_root={suggest(name, benchmark.benchmark_names())}")
-    items = read_foreign_predictions(path, benchmark=name, ids=test.ids if test else None)
-    items = [{"source": name, "type": "", "image": "", **item} for item in items]  # fields of predictions files that a run writes
-    if test:
-        check_references(items, {item["id"]: item["references"] for item in test.items}, path)
-    else:
-        print(f"{path}: ids not checked; give benchmarks= and data_root= to compare them with the questions of a benchmark")
-    folder = Path(config.outputs) / (config.name or path.stem)
-    if (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: is the folder of a trained run; give another name=")
-    (folder / "predictions").mkdir(parents=True, exist_ok=True)
-    with run_folder.record(folder, "evaluate") as result:
-        result["predictions"] = path.name
-        predictions_file.write_predictions(folder / "predictions" / f"{name}.real.jsonl", items)
-        result |= summary.summarise({name: {"real": items}}, pooled=[], resamples=config.resamples, seed=config.seed)
-    return folder
-
-
-def to_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else names or []
-
-
-def predictions_path(folder: Path, test: Benchmark, condition: str) -> Path:
-    return folder / "predictions" / f"{test.name}.{condition}.jsonl"
-
-
-@command("evaluate", EvaluateConfig)
+@command("evaluate", EvaluateConfig, validate=check_evaluate_config)
 def main(config: EvaluateConfig) -> None:
-    if (config.run is None) == (config.predictions is None):
-        raise UserError("run, predictions: exactly one is needed; give run=NAME of a trained model or predictions=FILE")
-    check_choice("checkpoint", config.checkpoint, ("best", "last"))
-    if config.temperature < 0 or not 0 < config.top_p <= 1:
-        raise UserError(f"temperature={config.temperature:g}, top_p={config.top_p:g}: give temperature >= 0 and 0 < top_p <= 1")
-    folder = evaluate(config) if config.run else score_predictions(config)
-    if not run_folder.is_first_rank():
+    if config.predictions:
+        from src.commands.score import score_predictions
+
+        folder = score_predictions(config)
+        print_scores(folder, folder.name, config.outputs)
         return
+    for name in match_runs(config.outputs, config.run or ""):
+        folder = evaluate(replace(config, run=name))
+        if run_folder.is_first_rank():
+            print_scores(folder, name, config.outputs)
+
+
+def print_scores(folder: Path, name: str, outputs: str) -> None:
+    from src.evaluation import summary
+
     print(summary.summary_text(json.loads((folder / "evaluate.json").read_text())))
-    print(f"{folder}/evaluate.json")
+    print(f"{folder}/evaluate.json; next: {follow_up('report', name, outputs)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from src.runtime.errors import UserError
 from src.training.lightning_module import VLMLightningModule
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["src.train"])
+server.set_forkserver_preload(["src.commands.train"])
 
 
 def start(

@@ -215,7 +215,7 @@ def test_question_without_an_image_gets_a_note(run, monkeypatch, capsys):
         sys, "argv", ["ask", f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=4", "question=which organ?"]
     )
     command.main()
-    assert capsys.readouterr().err == f"note: {note}\n"
+    assert capsys.readouterr().err == f"note: Trained on alpha, beta, gamma.\nnote: {note}\n"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ from omegaconf import OmegaConf
 
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.config.train import MixConfig
 from src.data.record import Record
+from src.data.remote import CacheConfig
 from src.evaluation import benchmark
 from src.evaluation.baselines import row_histograms
-from src.evaluation.benchmark import BenchmarkConfig, _closed, condition_images, image_conditions, image_rows, read_benchmark
+from src.evaluation.benchmark import BenchmarkConfig, _closed, benchmarks_of_mix, image_conditions, image_rows, read_benchmark
+from src.evaluation.condition_images import condition_images
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 from tests.fixtures import jpeg
@@ -155,3 +158,15 @@ def test_benchmark_files_are_valid(name):
 def test_text_only_items_have_an_empty_image(root, shards):
     assert {item["image"] for item in read_benchmark("gamma", root=shards).items} == {""}
     assert all(item["image"] for item in read_benchmark("own", root=root).items)
+
+
+def test_default_benchmarks_are_those_of_the_mix_with_test_questions(shards, tmp_path):
+    """`beta` has captions only."""
+    mix = MixConfig({"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "pathvqa": 1.0}, decontaminate=True, leave_out=["gamma"])
+    assert benchmarks_of_mix(mix, shards, cache=CacheConfig()) == ["alpha"]
+    assert benchmarks_of_mix(replace(mix, leave_out=[]), shards, cache=CacheConfig()) == ["alpha", "gamma"]
+    with pytest.raises(UserError, match=r"^benchmarks: the run was trained on alpha, beta, pathvqa, and no test questions of these are in"):
+        benchmarks_of_mix(mix, tmp_path, cache=CacheConfig())
+    (tmp_path / "vqa_med_2019").mkdir()
+    (tmp_path / "vqa_med_2019" / "manifest.json").write_text("{}")
+    assert benchmarks_of_mix(MixConfig({"vqa_med_2019": 1.0}, decontaminate=True), tmp_path, cache=CacheConfig()) == ["vqa_med_2019"]

@@ -10,12 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import src.evaluate
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.commands import evaluate as evaluate_module
+from src.commands.evaluate import answer_condition
 from src.config.evaluate import EvaluateConfig
-from src.evaluate import answer_condition, evaluate
+from src.evaluate import evaluate
 from src.evaluation import benchmark
+from src.evaluation.condition_images import condition_images
 from src.model.generate import make_request
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
@@ -103,8 +105,8 @@ def evaluated_prompts(run: Path, root: Path, names: list[str], images: list[str]
         return answer_condition(test, condition, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(src.evaluate, "make_request", record_request)
-        patch.setattr(src.evaluate, "answer_condition", record_condition)
+        patch.setattr(evaluate_module, "make_request", record_request)
+        patch.setattr(evaluate_module, "answer_condition", record_condition)
         evaluate(to_typed(EvaluateConfig, compose("evaluate", words)))
     return prompts
 
@@ -153,5 +155,5 @@ def test_text_only_benchmark_has_no_image_under_any_condition(root, name):
     """Also where the check of the conditions is bypassed."""
     test = benchmark.read_benchmark(name, root=root)
     for condition, rows in (("real", test.rows), ("blank", None), ("none", None)):
-        ((_, pixels),) = benchmark.condition_images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)
+        ((_, pixels),) = condition_images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)
         assert pixels == []

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import logging
+import os
 from typing import ClassVar
 
 import lightning
@@ -11,11 +13,12 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 import src.train
+from src.config.trainer_extra import ALLOWED, RESERVED
 from src.runtime.errors import UserError
-from src.runtime.sweep import expand_trials, trial_slug
+from src.runtime.sweep import expand_trials
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
-from src.training.trainer import RESERVED, build_trainer
+from src.training.trainer import build_trainer
 from tests.fixtures import parts
 from tests.test_train import same, steps, stop_after, trained
 
@@ -145,7 +148,7 @@ def test_every_argument_that_the_trainer_gets_from_the_configuration_is_reserved
     assert arguments.pop("max_time") == "00:01:00:00"
     assert arguments.keys() - RESERVED.keys() == {"enable_progress_bar", "enable_model_summary"}
     monkeypatch.undo()
-    assert RESERVED.keys() <= inspect.signature(lightning.Trainer).parameters.keys()
+    assert {*RESERVED, *ALLOWED} == inspect.signature(lightning.Trainer).parameters.keys()
 
 
 @pytest.mark.slow
@@ -198,7 +201,7 @@ def test_the_objective_is_the_best_validation_value_of_each_trial(sweep_jobs, tm
     jobs = sweep_jobs("optim.lr.projector=1e-4,1e-2", "trainer.val_every=2")
     assert len(jobs) == 2
     for job in jobs:
-        log = tmp_path / "outputs" / "tiny" / trial_slug(list(job.overrides)) / "log.csv"
+        log = tmp_path / "outputs" / "tiny" / next(word for word in job.overrides if word.startswith("optim.lr.projector")) / "log.csv"
         values = [float(row["val"]) for row in steps(log.parent) if row["val"]]
         assert len(values) == 3
         assert job.return_value == min(values) == best_validation_value(log)
@@ -228,3 +231,16 @@ def test_ranks_get_equally_many_validation_batches(configure, world):
     )
     _, empty = parts(configure("data.val_samples=0"))
     assert [len(empty.validation_batches(rank=rank, world=world)) for rank in range(world)] == [1] * world
+
+
+@pytest.mark.slow
+def test_training_shows_no_tips_of_lightning(configure, tmp_path, monkeypatch, recwarn):
+    """Lightning warns on every machine with `srun`, and its import sets its loggers to the level of its advertisements."""
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
+    train(configure("optim.steps=1", "optim.warmup=0"))
+    assert not [str(warning.message) for warning in recwarn if "srun" in str(warning.message)]
+    assert [logger.level for logger in loggers] == [logging.WARNING] * 2

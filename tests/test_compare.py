@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
 from src.config.report import ReportConfig
-from src.evaluate import score_predictions
 from src.evaluation import summary
 from src.report import report
 from src.reporting import groups

@@ -11,11 +11,12 @@ from PIL import Image, ImageOps
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.commands.evaluate import mark_seen
 from src.config.evaluate import EvaluateConfig
 from src.data.datamodule import data_fingerprint
 from src.data.lineage import write_lineage
 from src.data.train_val_split import open_sources
-from src.evaluate import evaluate, mark_seen
+from src.evaluate import evaluate
 from src.evaluation import benchmark, predictions_file
 from src.metrics.vqa import score, slices
 from src.reporting.answers import benchmark_blocks, contamination_table

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from src.commands.plan import batch_to_meta, estimate_memory, measure_cost
 from src.config.train import TrainConfig
 from src.model.cost import AverageSample, average_batch, build_on_meta, count_cost
 from src.model.vlm import build_vlm
-from src.plan import batch_to_meta, estimate_memory, measure_cost
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,7 +17,7 @@ from src.data.prompt import IGNORE
 from src.data.record import SPLITS
 from src.data.train_val_split import open_sources
 from src.runtime.errors import UserError
-from src.train import warn_if_ranks_wait
+from src.training.data_warnings import held_out_counts, text_warnings, warn_if_ranks_wait
 from tests.fixtures import parts
 
 STEPS = 5
@@ -295,3 +296,23 @@ def test_more_ranks_than_a_step_can_fill_print_a_warning(configure, capsys):
         config = configure(f"trainer.devices={ranks}")
         warn_if_ranks_wait(config, parts(config)[1])
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["warning"]
+
+
+def test_cut_answers_and_unknown_words_are_reported(configure):
+    config = configure()
+    data = parts(config)[1]
+    assert text_warnings(config, data) == []
+    data.prompter.budget = 18  # two images take 8
+    (cut,) = text_warnings(config, data)
+    assert re.match(r"\d+\.\d% of the supervised tokens of the first 32 samples are cut, because a sample, .*data.max_seq_len=", cut)
+    data = parts(config)[1]
+    data.prompter.tokens = lambda texts: [[data.prompter.tokenizer.unk_token_id] * 3 for _ in texts]
+    (unknown,) = text_warnings(config, data)
+    assert re.match(r"\d+\.\d% of the text tokens of the first 32 samples are unknown to the tokenizer of language.path=", unknown)
+
+
+def test_records_held_out_for_validation_are_counted(configure):
+    data = parts(configure("data.val_samples=4"))[1]
+    without = [source for source, shards in data.shards.items() if not len(shards.rows("val")) and len(data.val_rows[source])]
+    assert held_out_counts(data) == [f"{source} {len(data.val_rows[source])}" for source in without]
+    assert held_out_counts(parts(configure("data.val_samples=0"))[1]) == []

@@ -65,7 +65,8 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(model, file):
-    with running_demo(loaded_handlers(model, LIMITS), LIMITS, name="run:tiny", examples=[(file, "which organ is shown?")]) as started:
+    options = {"name": "run:tiny", "note": "Trained on alpha.", "examples": [(file, "which organ is shown?")]}
+    with running_demo(loaded_handlers(model, LIMITS), LIMITS, **options) as started:
         yield started
 
 
@@ -703,6 +704,7 @@ def test_page_loads_nothing_from_other_machines(demo):
     styles = page + httpx.get(f"{demo.url}theme.css").text
     assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", styles) == []
     assert "googletagmanager" not in page
+    assert "about a medical image. Trained on alpha." in page
 
 
 def test_default_port_and_queue():

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from src.commands.evaluate import questions_of_rank
 from src.config.evaluate import EvaluateConfig
 from src.config.report import ReportConfig
 from src.config.train import TrainConfig
-from src.evaluate import evaluate, questions_of_rank
+from src.evaluate import evaluate
 from src.evaluation.foreign_predictions import read_foreign_predictions
 from src.evaluation.summary import summarise
 from src.model.vlm import build_vlm
@@ -46,7 +47,7 @@ def exact(monkeypatch) -> float:
     def doubled(trained: TrainConfig):
         return build_vlm(trained).double()
 
-    monkeypatch.setattr("src.evaluate.build_vlm", doubled)
+    monkeypatch.setattr("src.commands.evaluate.build_vlm", doubled)
     return rounding(15 + 330, 10)  # three operations of each of five norms, and the softmax over the vocabulary, are in float32
 
 

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import shutil
+import socket
 
 import pytest
 import sentencepiece
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from src.data.prompt import IMAGE
+from src.model import weight_files
 from src.model.language_checkpoint import language_identity, load_language
 from src.model.vlm import build_vlm
 from src.runtime.errors import UserError
@@ -275,3 +277,21 @@ def test_tokenizer_may_lack_bos_and_have_tokens_beyond_the_embedding(language, t
     model, tokenizer = load(folder)
     assert special_ids(tokenizer) == special_ids(model.config) == (2, 2, 330)
     assert model.get_input_embeddings().weight.shape[0] > tokenizer.convert_tokens_to_ids(IMAGE) == 331
+
+
+def test_hub_that_accepts_no_connection_is_not_asked(monkeypatch, tmp_path):
+    """The client of the hub would repeat its attempts for most of a minute."""
+    monkeypatch.setattr(weight_files, "getproxies", dict)
+    weight_files.is_reachable.cache_clear()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert weight_files.is_reachable(address)
+    weight_files.is_reachable.cache_clear()
+    assert not weight_files.is_reachable(address)
+    monkeypatch.setattr(weight_files.constants, "ENDPOINT", address)
+    asked = []
+    monkeypatch.setattr(
+        weight_files, "hf_hub_download", lambda *names, local_files_only, **rest: asked.append(local_files_only) or tmp_path
+    )
+    weight_files.find_file("owner/name", ["config.json"], revision="unverified", key="language.path")
+    assert asked == [True]

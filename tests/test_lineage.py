@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
 from src.data.lineage import ancestors, lineage, missing_parent, phantoms, write_lineage
+from src.inference.query import ModelSource, describe_training_data, trained_on
+from src.release.card import PHANTOM
 
 
 def start_run(outputs: Path, name: str, source: str, *, init: str | None = None, with_lineage: bool = True, phantom: bool = False) -> Path:
@@ -79,3 +82,24 @@ def test_lineage_stops_at_older_runs_that_name_each_other_as_init(tmp_path):
     records = lineage(child)
     assert [record["name"] for record in records] == ["child", "parent"]
     assert missing_parent(records) == "run:child"
+
+
+@pytest.mark.parametrize(
+    ("phantoms", "sentence"),
+    [
+        ({"a": True, "b": True}, "Trained on phantoms only, which a program drew: the model has learned nothing about medicine."),
+        ({"a": True, "b": False}, "Trained on a, b. Of these, a program drew a."),
+        ({"a": None, "b": False}, "Trained on a, b."),
+        ({}, ""),
+    ],
+)
+def test_training_data_of_a_model_is_described(phantoms, sentence):
+    assert describe_training_data([{"name": name, "phantom": phantom} for name, phantom in phantoms.items()]) == sentence
+
+
+def test_exported_model_is_described_by_its_card(tmp_path):
+    source = ModelSource("exported", tmp_path, None)
+    assert trained_on(source) == ""
+    (tmp_path / "README.md").write_text("# mini\n\n" + PHANTOM + "\nA vision-language model.\n")
+    assert trained_on(source).startswith("Trained on phantoms. A program generated all images")
+    assert "*" not in trained_on(source)

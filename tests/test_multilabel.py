@@ -15,13 +15,14 @@ from torchmetrics.functional.classification import (
 )
 
 from src.classification import multilabel, scores
-from src.classification.dataset import build_dataset, strata
+from src.classification.dataset import build_dataset
 from src.classification.finetune import FineTuneLoader, build_classifier, finetune, paper_pooling, paper_schedule
 from src.classification.layouts import ClassificationConfig, Example, npz_layout
 from src.classification.multilabel import MultilabelResult, f1_thresholds, label_scores
 from src.classification.probe import Split, few_shot_probe, knn_probe, linear_probe
 from src.classification.results import TransferResultFile, read_result
 from src.classification.scores import auroc_and_precision, resampling_weights
+from src.classification.splits import strata
 from src.classification.table import transfer_table
 from src.config.transfer import FineTuneConfig, PaperConfig
 from src.model.vision import load_vision

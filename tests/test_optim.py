@@ -1,7 +1,7 @@
 import pytest
 
 from src.model.vlm import build_vlm
-from src.training.optim import lr_factor, optimizer
+from src.training.optim import epochs_to_steps, lr_factor, optimizer
 
 
 def test_each_part_has_its_learning_rate_and_only_matrices_decay(configure):
@@ -28,3 +28,9 @@ def test_cosine_schedule_warms_up_and_decays_to_a_tenth(configure):
 def test_constant_schedule_keeps_the_peak(configure):
     optim = configure("optim.steps=50", "optim.warmup=0", "optim.schedule=constant").optim
     assert {lr_factor(step, optim) for step in range(50)} == {1.0}
+
+
+@pytest.mark.parametrize(("warmup", "shortened"), [(5, 5), (6, 0), (500, 0)])
+def test_warmup_that_is_not_shorter_than_the_run_is_shortened_with_a_note(configure, capsys, warmup, shortened):
+    assert epochs_to_steps(configure(f"optim.warmup={warmup}")).optim.warmup == shortened
+    assert (f"optim.warmup={warmup} is not shorter than the 6 steps of the run" in capsys.readouterr().out) == (warmup != shortened)

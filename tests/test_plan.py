@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from src.commands.plan import batch_to_meta, estimate_memory, largest_micro_batch, measure_cost, measure_layers, plan, with_planned_steps
 from src.config.plan import PlanConfig
 from src.config.train import ACTIVATION_CHECKPOINTING, TrainConfig
 from src.model import loss
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost
-from src.plan import batch_to_meta, estimate_memory, largest_micro_batch, measure_cost, measure_layers, plan, with_planned_steps
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import to_typed
@@ -112,7 +112,7 @@ def send_memory_growth(config: TrainConfig, connection) -> None:
 @pytest.mark.slow
 def test_training_needs_the_estimated_memory(configure, monkeypatch):
     """Half a GB, most of it activations, measured in a separate process on the CPU."""
-    monkeypatch.setattr("src.plan.CHUNK", CHUNK)
+    monkeypatch.setattr("src.commands.plan.CHUNK", CHUNK)
     config = configure("data.max_seq_len=1024", "vision.image_size=64")
     model = build_on_meta(config, shape=SHAPE)
     cost = count_cost(model, batch_to_meta(average_batch(model, SAMPLE, rows=2, max_seq_len=config.data.max_seq_len)))

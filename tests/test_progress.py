@@ -191,12 +191,13 @@ def library_lines(lines: list[str]) -> list[str]:
     own_patterns = (
         r"part +parameters +trainable +lr +weights|(vision|projector|language) +[\d,]+ +[\d,]+ +.*"  # train
         r"|data [0-9a-f]{12}: .*|train: step .*|validation \w+: .*|\S+/result\.json: .*"
-        r"|\w+ +95% intervals by bootstrap .*|\w+ +\w+ +\w+ +-?\d\.\d{3} .*|\w+ +\w+ +\d+ answers .*|\S+/evaluate\.json"  # evaluate
-        r"|\w+ (real|blank|shuffled|none): question .*"
+        r"|next: .*|held out of training for validation: .*|note: other processes keep .*"
+        r"|\w+ +95% intervals by bootstrap .*|\w+ +\w+ +\w+ +-?\d\.\d{3} .*|\w+ +\w+ +\d+ answers .*"  # evaluate
+        r"|\S+/evaluate\.json; next: .*|\w+ (real|blank|shuffled|none): question .*"
         r"|alpha: .* audit .*|alpha: .* training .*|warning: no audit .*"  # the shards of the tests have no audit
         r"|dots +\S+ +\w+ +[\d.]+ s|dots +.* +[\d.]+ +\[.*\] +n=6|macro-F1 with .*|dots: .*|logistic on .*"  # transfer
         r"|logits of the reloaded export differ .*|\S+/export"  # export
-        r"|note: no image was given; .*"  # ask
+        r"|note: no image was given; .*|note: Trained on .*"  # ask
     )
     return [line for line in lines if not re.fullmatch(own_patterns, line)]
 

@@ -56,6 +56,7 @@ def test_long_sample_is_truncated_in_its_answer_and_never_in_its_image(tokenizer
     assert len(sample.ids) == 60
     assert (sample.ids == prompter(tokenizer).image_id).sum() == 8
     assert sample.num_truncated == len(prompter(tokenizer, budget=999).encode([long], num_images=[2])[0].ids) - 60
+    assert sample.num_answer_truncated == sample.num_truncated
     assert sample.ids[-1] == sample.labels[-1] == tokenizer.eos_token_id
     assert "which organ?\nAnswer:the lung the lung" in tokenizer.decode(sample.ids)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from src.commands.report import report_summary
 from src.config.report import ReportConfig
 from src.data.record import phantom_notice
 from src.data.shards import Shards
 from src.evaluation import summary
-from src.report import report, report_summary
+from src.report import report
 from src.reporting import answers, examples
 from src.reporting.run_data import RunData, find_runs, scores_by_benchmark
 from src.runtime.cli import compose

@@ -9,7 +9,9 @@ import yaml
 
 from src.runtime import run_folder
 from src.runtime.atomic_file import write_atomically
+from src.runtime.environment import busy_cores_note
 from src.runtime.errors import UserError
+from src.runtime.run_names import match_runs
 
 CONFIG = {
     "name": "x",
@@ -97,3 +99,24 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
     with run_folder.record(tmp_path / "x", "train") as result:
         result["metrics"] = {}
     assert not list((tmp_path / "x").iterdir())
+
+
+def test_glob_matches_finished_runs(tmp_path, capsys):
+    for name, finished in (("sw/seed=0", True), ("sw/seed=1", True), ("sw/seed=2", False), ("other", True)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("{}")
+        if finished:
+            (tmp_path / name / "train.json").write_text("{}")
+    assert match_runs(tmp_path, "sw/*") == ["sw/seed=0", "sw/seed=1"]
+    assert "run=sw/*: 1 of 3 runs have not finished training" in capsys.readouterr().out
+    assert match_runs(tmp_path, "other") == ["other"]
+    with pytest.raises(UserError, match=r"run=nothing\*: 0 runs in .* match, none of which has finished training"):
+        match_runs(tmp_path, "nothing*")
+
+
+@pytest.mark.parametrize(("busy", "threads", "free"), [(98.0, 2, 1), (50.0, 2, 1), (3.0, 2, None), (98.0, 1, None)])
+def test_busy_cores_are_noted_with_the_threads_that_are_free(monkeypatch, busy, threads, free):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    note = busy_cores_note(threads)
+    assert (note is None) if free is None else f"OMP_NUM_THREADS={free} in front" in note

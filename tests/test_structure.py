@@ -21,7 +21,8 @@ LAYERS = (
     "src.tracking",
     "src.release",
     "src.serving",
-    "src",  # the commands
+    "src.commands",
+    "src",  # the commands: what must run before torch is imported
     "data_prep.sources",
     "data_prep.readers",
     "data_prep.download",

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
-from src.evaluate import score_predictions
+from src.config.report import ReportConfig
 from src.evaluation import benchmark, predictions_file, summary
+from src.metrics.vqa import slices
+from src.report import report
 from src.runtime.cli import compose, normalise_override
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
@@ -154,3 +157,26 @@ def test_baseline_without_likelihoods_is_compared_by_accuracy_only():
     assert metrics["vqa/pmc_vqa/real_minus_majority/all/accuracy"]["value"] == 1.0
     assert "p_holm" in metrics["vqa/pmc_vqa/real_minus_shuffled/all/accuracy_unnormalised"]
     assert "vqa/pmc_vqa/real_minus_majority/all/accuracy_unnormalised" not in metrics
+
+
+def test_types_open_and_closed_are_the_slices_of_these_names():
+    items = [{"id": str(n), "type": kind, "references": ["yes"], "prediction": "yes"} for n, kind in enumerate(("open", "Closed", "side"))]
+    assert slices(items).keys() == {"all", "open", "closed", "type=side"}
+
+
+def test_summary_text_does_not_repeat_a_single_benchmark_as_pooled(predictions):
+    one = {"alpha": next(iter(predictions.values()))}
+    text = summary.summary_text(summarise(one, pooled=["alpha"]))
+    assert "alpha" in text
+    assert "pooled" not in text
+
+
+def test_report_of_a_predictions_file_gives_no_advice_on_training(tmp_path):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "question": "q", "references": ["a"], "prediction": "a"}) + "\n" for n in range(3)))
+    score_predictions(config(predictions=path, outputs=tmp_path, resamples=10))
+    text = report(to_typed(ReportConfig, compose("report", ["runs=theirs", f"outputs={tmp_path}"]))).with_suffix(".md").read_text()
+    assert "src.train" not in text
+    assert "src.transfer" not in text
+    assert "clustered by image" not in text
+    assert "by bootstrap over 3 questions without an image name" in text

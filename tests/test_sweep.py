@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shlex
 import weakref
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.runtime import sweep
 from src.runtime.cli import check_overrides, compose, expand_experiment_sweep, normalise_override
 from src.runtime.errors import UserError
 from src.runtime.run_folder import read_run, trial_failure
+from src.runtime.run_names import follow_up
 from tests.stored import write_run
 
 
@@ -56,7 +58,7 @@ def test_full_disk_fails_one_trial_and_only_that_one_runs_again(run, words, monk
     monkeypatch.setattr(torch_io, "_atomic_save", save)
     code, out, err = run("-m", "seed=0,1,2")
     assert code == 1, err[-600:]
-    folders = [outputs_folder(words) / "tiny" / sweep.trial_slug([*words, f"seed={seed}"]) for seed in range(3)]
+    folders = [outputs_folder(words) / "tiny" / f"seed={seed}" for seed in range(3)]
     assert "1 trial failed; the same command runs only what is missing" in out
     assert [(folder / "result.json").exists() for folder in folders] == [True, False, True]
     assert [list(folder.glob("checkpoints/*")) == [] for folder in folders] == [False, True, False]
@@ -140,10 +142,10 @@ def test_model_of_a_trial_is_freed_before_the_next_trial(run, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=0,0"], "error: two trials of this sweep would share the folder '{folder}'; leave one of them out"),
+        (["seed=0,0"], "error: two trials of this sweep would share the folder '.'; leave one of them out"),
         (
             ["+experiment=mini,breadth", "name=tiny"],
-            "error: two trials of this sweep would share the folder '{same}'; +experiment=mini and +experiment=breadth are not part of the "
+            "error: two trials of this sweep would share the folder '.'; +experiment=mini and +experiment=breadth are not part of the "
             "folder name, so start each without -m",
         ),
         (["sed=0,1"], "error: unknown config key 'sed'; did you mean 'seed'?"),
@@ -157,7 +159,7 @@ def test_model_of_a_trial_is_freed_before_the_next_trial(run, monkeypatch):
 )
 def test_mistake_in_any_trial_is_reported_before_the_first_trial(run, words, overrides, message):
     code, _, err = run("-m", *overrides)
-    assert (code, err.strip()) == (2, message.format(folder=sweep.trial_slug([*words, "seed=0"]), same=sweep.trial_slug(words)))
+    assert (code, err.strip()) == (2, message)
     assert not outputs_folder(words).exists()
 
 
@@ -199,7 +201,7 @@ def test_failures_of_trials_in_separate_jobs_are_reported(tmp_path, monkeypatch,
     message = f"runs=gone matches no run in {tmp_path}/; it holds: good"
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "1 trial failed; the same command runs only what is missing:",
-        f"  {tmp_path}/resamples=50,runs=gone: {message}",
+        f"  {tmp_path}/runs=gone: {message}",
     ]
 
 
@@ -215,6 +217,23 @@ def test_command_line_replaces_the_sweep_of_an_experiment():
     replaced = expand_experiment_sweep("train", ["+experiment=temperature", "mix.temperature=3.0"])
     assert sweep.expand_trials(replaced) == [["+experiment=temperature", "mix.temperature=3.0"]]
     assert replaced[-1] == "hydra.sweeper.params=null"
+
+
+def test_trials_are_named_after_what_varies():
+    trials = sweep.expand_trials(["seed=0,1", "optim.steps=20", "+mix.shares.a=1,2", "mix=own"])
+    assert sweep.common_keys(trials) == ["mix", "optim.steps"]
+    assert sweep.trial_slug(trials[1], common=sweep.common_keys(trials)) == "+mix.shares.a=2,seed=0"
+    assert sweep.common_keys(trials[:1]) == []
+
+
+@pytest.mark.slow
+def test_a_common_setting_does_not_change_the_folder_but_a_changed_one_is_refused(run):
+    """Another number of steps names the same folders, whose configuration differs."""
+    assert run("-m", "seed=0,1")[0] == 0
+    code, out, _ = run("-m", "seed=0,1", "optim.clip=2.0")
+    assert code == 1
+    assert "tiny/seed=0: " in out
+    assert "holds a different configuration (optim.clip was" in out
 
 
 @pytest.mark.slow
@@ -256,3 +275,19 @@ def test_trial_folder_is_named_after_the_sorted_overrides():
     long = [f"optim.steps={'1' * 100}", f"seed={'2' * 60}"]
     assert len(sweep.trial_slug(long)) == sweep.MAX_SLUG_LENGTH
     assert sweep.trial_slug(long) != sweep.trial_slug([*long[:1], f"seed={'2' * 59}3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [(["mix.shares={brain:", "1}"], "'mix.shares={brain: 1}'"), (["seed=1", "benchmarks=[a,", "b]"], "'benchmarks=[a, b]'")],
+)
+def test_value_that_the_shell_split_is_to_be_quoted(words, quoted):
+    with pytest.raises(UserError, match=f"the shell split this value at its blanks; quote it: {re.escape(quoted)}$"):
+        check_overrides("train", TrainConfig, words)
+
+
+def test_what_to_run_next_is_ready_for_the_shell(capsys):
+    assert follow_up("report", "mini", "outputs") == "python -m src.report runs=mini"
+    assert follow_up("evaluate", "sw/seed=0", "my runs") == "python -m src.evaluate run=sw/seed=0 'outputs=my runs'"
+    sweep.print_follow_up("sw", "outputs")
+    assert capsys.readouterr().out == "next: python -m src.evaluate 'run=sw/*'; python -m src.report 'runs=sw/*'\n"

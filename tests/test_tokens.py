@@ -19,13 +19,13 @@ from data_prep.build import source as building
 from data_prep.build.source import BuildConfig
 from data_prep.build.token_counts import tokenizer_file
 from data_prep.shards import build_all
+from src.commands.plan import plan
 from src.config.plan import PlanConfig
 from src.config.train import MixConfig
 from src.data import token_budget
 from src.data.remote import CacheConfig, RemoteShards
 from src.data.shards import SCHEMA, Shards
 from src.data.train_val_split import split_source
-from src.plan import plan
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from tests.test_language_checkpoint import sentencepiece_model

@@ -8,11 +8,11 @@ import pytest
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
+from src.commands.plan import tokenizer_of
 from src.config.train import MixConfig
 from src.data.shards import Shards
 from src.data.token_budget import source_budgets
 from src.data.train_val_split import split_rows, split_source
-from src.plan import tokenizer_of
 from src.runtime.errors import UserError
 from src.training.optim import epochs_to_steps
 from tests.fixtures import parts

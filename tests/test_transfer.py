@@ -7,8 +7,9 @@ import torch
 import yaml
 from PIL import Image
 
-from src import transfer
+import src.transfer
 from src.classification import features
+from src.commands import transfer
 from src.config.train import VisionConfig
 from src.config.transfer import TransferConfig
 from src.data.record import PHANTOM_MARKER
@@ -70,7 +71,7 @@ def run(root, *overrides):
         "finetune.warmup=1",
     ]
     config = to_typed(TransferConfig, compose("transfer", [*defaults, *(word.replace("benchmark=", "benchmarks=") for word in overrides)]))
-    return transfer.transfer(config)
+    return src.transfer.transfer(config)
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def test_sweep_fills_one_table(root, monkeypatch):
     words = ["-m", "encoder=run:mini,scratch:mini", "benchmark=dots,spots", "protocol=knn", "name=nine", "resamples=50", "seeds=1"]
     monkeypatch.setattr(sweep, "failures", {})
     monkeypatch.setattr("sys.argv", ["src/transfer.py", *words, f"outputs={root}/outputs", f"raw={root}/raw"])
-    transfer.main()
+    src.transfer.main()
     result = json.loads((root / "outputs/nine/transfer.json").read_text())["transfer"]
     assert [(cell["benchmark"], cell["encoder"]) for cell in result["cells"]] == [
         (benchmark, encoder) for benchmark in ("dots", "spots") for encoder in ("run:mini", "scratch")

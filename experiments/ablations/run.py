@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.mini.run import SMALL, STAGES, run_command
 from experiments.tables import store_metrics
 from src.runtime.cli import compose, expand_experiment_sweep
-from src.runtime.sweep import expand_trials, trial_slug
+from src.runtime.sweep import common_keys, expand_trials, trial_slug
 
 SEEDS = "seed=0,1,2"
 SWEEPS = {  # name: overrides of each `src.train -m`; the first trial is the baseline
@@ -62,7 +62,8 @@ def commands(name: str, *, small: bool = False) -> list[str]:
 def run_names(words: list[str]) -> list[str]:
     """The name of every trial of a sweep."""
     trials = expand_trials(expand_experiment_sweep("train", words))
-    return [f"{compose('train', trial).name}/{trial_slug(trial)}" for trial in trials]
+    common = common_keys(trials)
+    return [f"{compose('train', trial).name}/{trial_slug(trial, common=common)}" for trial in trials]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from src.commands.plan import batch_to_meta
 from src.config.train import TrainConfig
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost
-from src.plan import batch_to_meta
 from src.runtime.cli import compose
 from src.runtime.schema import to_typed
 

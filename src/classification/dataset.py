@@ -1,12 +1,11 @@
 """Classification sets: labelled images in three splits without a common group, read from any layout."""
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, permutations
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,19 @@ import torch
 import xxhash
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from src.classification.groups import apply_group_rules
 from src.classification.layouts import ClassificationConfig, Example
+from src.classification.names import FOLDER, dataset_folder
 from src.classification.published_layouts import LAYOUTS
+from src.classification.splits import assign_splits, hold_out_val, to_indicator
 from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
-from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 from src.runtime.schema import to_typed
 
-FOLDER = paths.CONF / "benchmark"
 READER_VERSION = b"2"  # changes when images are read differently, so that stored results are computed again
 CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before the set is read
 
@@ -66,11 +64,6 @@ class ClassificationDataset:
         return {split: [name for name, count in counts.items() if not count] for split, counts in self.counts().items()}
 
 
-def to_indicator(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Labels of either form as 0/1 per class (N, K)."""
-    return labels if labels.ndim == 2 else np.eye(classes, dtype=np.uint8)[labels]
-
-
 def read_dataset(name: str, *, raw: str | Path, lists: Iterable[str] = ()) -> ClassificationDataset:
     """Reads the set in `raw/<name>` as described by `conf/benchmark/<name>.yaml`. `lists` are further names to suggest for a wrong one.
 
@@ -79,12 +72,7 @@ def read_dataset(name: str, *, raw: str | Path, lists: Iterable[str] = ()) -> Cl
     empty class, a group in two given splits and a wrong checksum.
     A multi-label set may have classes without an image in val or test: `ClassificationDataset.absent_classes` lists them.
     """
-    folder, path = Path(raw) / name, FOLDER / f"{name}.yaml"
-    if not folder.is_dir():
-        known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
-        known |= set(lists)
-        advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
-        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
+    folder, path = dataset_folder(name, raw, lists=lists), FOLDER / f"{name}.yaml"
     default = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
     config = to_typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
     if config.layout not in LAYOUTS:
@@ -110,8 +98,10 @@ def build_dataset(name: str, examples: list[Example], *, classes: list[str], arr
     if unknown := sorted(names - set(classes)) if classes else []:
         key = next(example.key for example in examples if unknown[0] in label_names(example))
         raise UserError(f"benchmark '{name}': {key} has the label '{unknown[0]}'{suggest(unknown[0], classes)}")
+    if not names:
+        raise UserError(f"benchmark '{name}': no image has a label; give at least two classes")
     if len(names) < 2:
-        only = f"there is only one class ('{next(iter(names))}')" if names else "no image has a label"
+        only = f"there is only one class ('{next(iter(names))}')"
         raise UserError(f"benchmark '{name}': {only} in {len(examples):,} images; give at least two, as one folder per class")
     classes = classes or sorted(names)
     number = {label: k for k, label in enumerate(classes)}
@@ -134,47 +124,6 @@ def build_dataset(name: str, examples: list[Example], *, classes: list[str], arr
 
 def label_names(example: Example) -> tuple[str, ...]:
     return (example.label,) if isinstance(example.label, str) else example.label
-
-
-def assign_splits(examples: list[Example], labels: np.ndarray) -> list[Example]:
-    """Assigns examples without a split to one: five folds, stratified by class, with whole groups; one is test, one is val.
-
-    An image of a multi-label set is in the stratum of its rarest label, or in that of the images without any label. Test and val are the
-    first two folds without which train has all classes, and which have as many classes as possible.
-    """
-    unassigned_N = np.array([n for n, example in enumerate(examples) if not example.split])
-    groups = [examples[n].group for n in unassigned_N]
-    ungrouped = len(set(groups)) == len(groups)
-    splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(5, shuffle=True, random_state=0)
-    try:
-        with warnings.catch_warnings():
-            if labels.ndim == 2:
-                warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # absent classes are reported by name
-            folds = [fold for _, fold in splitter.split(unassigned_N, strata(labels[unassigned_N]), None if ungrouped else groups)]
-    except ValueError as error:
-        raise UserError(f"cannot split {len(unassigned_N)} images of {len(set(groups))} groups into fifths: {error}") from None
-    occurs_5K = np.array([to_indicator(labels[unassigned_N[fold]], labels.max() + 1).any(0) for fold in folds])
-
-    def classes_by_split(pair: tuple[int, int]) -> tuple[int, int]:
-        return np.delete(occurs_5K, pair, axis=0).any(0).sum(), occurs_5K[list(pair)].sum()
-
-    test, val = max(permutations(range(5), 2), key=classes_by_split)
-    assigned = dict.fromkeys(unassigned_N[folds[test]].tolist(), "test") | dict.fromkeys(unassigned_N[folds[val]].tolist(), "val")
-    return [example if example.split else example._replace(split=assigned.get(n, "train")) for n, example in enumerate(examples)]
-
-
-def hold_out_val(examples: list[Example], labels: np.ndarray) -> list[Example]:
-    """Assigns a fifth of the training examples of a set without val to val, as `assign_splits` does."""
-    assigned = assign_splits([example._replace(split=example.split.removeprefix("train")) for example in examples], labels)
-    return [new if new.split == "val" else given for given, new in zip(examples, assigned, strict=True)]
-
-
-def strata(labels: np.ndarray) -> np.ndarray:
-    """The class of each image (N,), or in a multi-label set its rarest label, and -1 for an image without any label."""
-    if labels.ndim == 1:
-        return labels
-    frequency_NK = np.where(labels, labels.sum(0), len(labels) + 1)
-    return np.where(labels.any(1), frequency_NK.argmin(1), -1)
 
 
 def dataset_fingerprint(examples: Iterable[Example], array_file: Path | None = None) -> str:

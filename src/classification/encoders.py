@@ -14,18 +14,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from src.classification.names import check_encoder_name, encoder_files
 from src.config.train import VisionConfig
 from src.model.vision import Vision, identity, load_vision
 from src.model.vision_checkpoints import untrained_copy
 from src.model.weight_files import UNVERIFIED, find_file, read_json
-from src.runtime.cli import CONF
-from src.runtime.errors import UserError, suggest
+from src.runtime.errors import UserError
 from src.runtime.hashing import file_sha256
 from src.runtime.run_folder import read_run
 from src.runtime.schema import to_typed
 from src.training.checkpoint import choose_checkpoint
-
-ENCODER_KINDS = ("run:NAME", "scratch:NAME", "timm:ID", "hf:ID")
 
 
 @dataclass
@@ -75,7 +73,8 @@ class Encoder:
 def find_encoder(name: str, *, outputs: str, checkpoint: str) -> Encoder:
     """The encoder with this name. Local files are checked here; Hub files are downloaded by `build`. Raises `UserError` if unknown."""
     kind, colon, rest = name.partition(":")
-    files = {path.stem: path for path in (CONF / "vision").glob("*.yaml")}
+    check_encoder_name(name, outputs=outputs)
+    files = encoder_files()
     if colon and kind == "scratch" and rest in files:
         return Encoder(name, "scratch", untrained_copy(to_typed(VisionConfig, DictConfig(OmegaConf.load(files[rest])))))
     if colon and kind in ("run", "scratch"):
@@ -89,8 +88,6 @@ def find_encoder(name: str, *, outputs: str, checkpoint: str) -> Encoder:
         return Encoder(name, to_label(name), VisionConfig(format="timm", architecture=rest))
     if colon and kind == "hf":
         return Encoder(name, to_label(name), detect_format(rest))
-    if name not in files:
-        raise UserError(f"encoder={name}{suggest(name, [*files, *ENCODER_KINDS])}")
     return Encoder(name, to_label(name), to_typed(VisionConfig, DictConfig(OmegaConf.load(files[name]))))
 
 

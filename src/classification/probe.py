@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from src.classification.dataset import to_indicator
 from src.classification.multilabel import f1_thresholds, validation_f1
+from src.classification.splits import to_indicator
 from src.runtime.progress import Progress
 
 GRID = tuple(10 ** (-5 + 2 * n / 3) for n in range(10))  # C of sklearn, the inverse penalty, from 1e-5 to 10

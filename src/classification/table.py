@@ -15,7 +15,7 @@
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}
     few_shot      [{benchmark, encoder, shots, value, low, high, n}]    macro-F1 of the probe on that many training images per class
 
-src/transfer.py adds `left_out`: [{file, why}], the results in the folder that are not comparable with these.
+src/commands/transfer.py adds `left_out`: [{file, why}], the results in the folder that are not comparable with these.
 """
 
 import re

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from src.runtime.errors import UserError
+from src.runtime.schema import check_choice
+
 
 @dataclass
 class EvaluateConfig:
-    run: str | None
+    run: str | None  # a name, or a glob such as sweep/*
     checkpoint: str
     outputs: str
     data_root: str | None
@@ -23,3 +26,16 @@ class EvaluateConfig:
     seed: int
     predictions: str | None
     name: str | None
+
+    @property
+    def benchmark_names(self) -> list[str]:
+        return [self.benchmarks] if isinstance(self.benchmarks, str) else self.benchmarks or []
+
+
+def check_evaluate_config(config: EvaluateConfig) -> None:
+    """Raises `UserError` for settings that contradict each other or are out of range."""
+    if (config.run is None) == (config.predictions is None):
+        raise UserError("run, predictions: exactly one is needed; give run=NAME of a trained model or predictions=FILE")
+    check_choice("checkpoint", config.checkpoint, ("best", "last"))
+    if config.temperature < 0 or not 0 < config.top_p <= 1:
+        raise UserError(f"temperature={config.temperature:g}, top_p={config.top_p:g}: give temperature >= 0 and 0 < top_p <= 1")

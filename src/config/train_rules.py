@@ -4,6 +4,7 @@ from pathlib import Path
 
 from src.config.fields import check_fields
 from src.config.train import MixConfig, TrainConfig
+from src.config.trainer_extra import check_extra
 from src.runtime.errors import UserError, suggest
 
 
@@ -19,6 +20,7 @@ def check_values(config: TrainConfig) -> None:
     """Checks the values without access to the disk; raises `UserError`."""
     reject_unsupported(config)
     check_fields(config)
+    check_extra(config.trainer.extra)
     _check_mix(config.mix)
     data, trainer, optim = config.data, config.trainer, config.optim
     if data.packing_window % data.global_batch_size:
@@ -33,8 +35,6 @@ def check_values(config: TrainConfig) -> None:
         raise UserError(f"give one of optim.steps={optim.steps} and optim.epochs={optim.epochs}, and set the other to null")
     if optim.epochs is not None and optim.epochs <= 0:
         raise UserError(f"optim.epochs must be above 0, found {optim.epochs:g}")
-    if optim.steps is not None and optim.warmup >= optim.steps:
-        raise UserError(f"optim.warmup={optim.warmup} must be smaller than optim.steps={optim.steps}")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         raise UserError(f"optim.betas must be two numbers from 0 to below 1, found {optim.betas}")
     rates = vars(optim.lr)

@@ -27,6 +27,7 @@ class EncodedSample:
     labels: np.ndarray
     num_images: int
     num_truncated: int = 0  # text tokens that were dropped
+    num_answer_truncated: int = 0  # those of answers, with their end of sequence, which would have been supervised
 
 
 def prompt_answer_pairs(record: Record) -> list[tuple[str, str]]:
@@ -74,13 +75,15 @@ class Prompter:
 
     def _join(self, turns: list[tuple[list[int], list[int]]], num_images: int, *, room: int) -> EncodedSample:
         prefix = self.prefix(num_images)
+        num_supervised = sum(len(answer) + 1 for _, answer in turns)
         turns, num_truncated = truncate_turns(turns, room)
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         for prompt, answer in turns:
             answer = answer + [self.eos]
             ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
-        return EncodedSample(np.array(ids, np.int32), np.array(labels, np.int32), num_images, num_truncated)
+        num_answer_truncated = num_supervised - sum(len(answer) + 1 for _, answer in turns)
+        return EncodedSample(np.array(ids, np.int32), np.array(labels, np.int32), num_images, num_truncated, num_answer_truncated)
 
 
 def truncate_turns(turns: list[tuple[list[int], list[int]]], room: int) -> tuple[list[tuple[list[int], list[int]]], int]:

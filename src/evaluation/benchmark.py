@@ -1,16 +1,13 @@
-"""Benchmarks: the test questions of one source, and the images that the model gets with them under each image condition."""
+"""Benchmarks: the test questions of one source, and the rows of the images that the model gets with them under each image condition."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-import xxhash
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from src.data.image_transform import decode_image
+from src.config.train import MixConfig
 from src.data.record import Record
 from src.data.remote import CacheConfig, is_remote, open_shards
 from src.data.shards import Shards
@@ -99,6 +96,29 @@ def benchmark_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if "layout" not in OmegaConf.load(path))
 
 
+def benchmarks_of_mix(mix: MixConfig, root: str | Path, *, cache: CacheConfig) -> list[str]:
+    """The benchmarks that ask about the sources of a mix: those of conf/benchmark, else each source with test questions under `root`.
+
+    Raises `UserError` if there is none.
+    """
+    configs = {name: OmegaConf.load(FOLDER / f"{name}.yaml") for name in benchmark_names()}
+    by_source = {config.source: name for name, config in configs.items() if not config.disjoint}
+    sources = [name for name in mix.sampling_weights if is_remote(root) or (Path(root) / name / "manifest.json").exists()]
+    names = [by_source.get(source, source) for source in sources if source in by_source or _has_questions(root, source, cache)]
+    if not names:
+        raise UserError(
+            f"benchmarks: the run was trained on {', '.join(mix.sampling_weights)}, and no test questions of these are in {root}; "
+            "give benchmarks=[...] and, if their shards are elsewhere, data_root="
+        )
+    return names
+
+
+def _has_questions(root: str | Path, source: str, cache: CacheConfig) -> bool:
+    shards = open_shards(root, source, cache=cache)
+    rows = shards.rows("test")
+    return len(rows) > 0 and bool(shards.text(int(rows[0])).turns)  # a source has questions or captions
+
+
 def to_items(shards: Shards, rows: list[int]) -> list[dict]:
     """Records as items of a predictions file. `image` is the cluster of an answer in the statistics, empty for text-only records."""
     records, counts = (shards.text(row) for row in rows), shards.column("num_images")[rows]
@@ -171,31 +191,3 @@ def shuffle_cycle(test: Benchmark, *, seed: int) -> list[int]:
 def _image_keys(shards: Shards, rows: list[int]) -> list[tuple[int, bytes]]:
     """Perceptual hashes of the images of each row; copies of an image have equal keys, even in different groups."""
     return list(zip(shards.column("image_hash")[rows].tolist(), shards.arrow("more_hashes").take(rows).to_pylist(), strict=True))
-
-
-def condition_images(
-    test: Benchmark, numbers: list[int], condition: str, source_rows: list[int] | None, *, mean: Tensor, size: int, exact: bool
-) -> list[tuple[str, list[Tensor]]]:
-    """(name, pixels) of the images for each of the questions `numbers`. Equal images have equal names and are decoded once.
-
-    `source_rows` is the result of `image_rows`, `mean` and `size` are those of the image encoder.
-    """
-    decoded: dict[str, list[Tensor]] = {"none": []}
-    names = []
-    for number in numbers:
-        if source_rows:
-            data = test.shards[source_rows[number]].images
-            name = xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(image) for image in data))
-            if name not in decoded:
-                decoded[name] = [torch.from_numpy(decode_image(image, size=size, exact=exact)) for image in data]
-        else:
-            count = int(test.shards.column("num_images")[test.rows[number]]) if condition == "blank" else 0
-            name = f"blank {count}" if count else "none"
-            decoded.setdefault(name, [blank_image(mean, size)] * count)
-        names.append(name)
-    return [(name, decoded[name]) for name in names]
-
-
-def blank_image(mean: Tensor, size: int) -> Tensor:
-    """An image (uint8 3HW) of the encoder's mean colour, which the encoder normalises to zero."""
-    return (mean.flatten().cpu() * 255).round().to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()

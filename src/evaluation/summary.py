@@ -63,13 +63,19 @@ def _unique(benchmark: str, item: dict) -> dict:
 
 
 def summary_text(summary: dict) -> str:
-    """The text that the command prints: per benchmark and condition the scores of all items, with 95% intervals."""
-    lines = [f"{name:16} 95% intervals by bootstrap over {clusters}" for name, clusters in summary["clusters"].items()]
+    """The text that the command prints: per benchmark and condition the scores of all items, with 95% intervals.
+
+    `pooled` appears only if it pools several benchmarks; for one it would repeat its lines.
+    """
+    repeated = "pooled" if len(summary["pooled"]) == 1 else ""
+    lines = [f"{name:16} 95% intervals by bootstrap over {clusters}" for name, clusters in summary["clusters"].items() if name != repeated]
     for key, message in (("cut", "answers reached max_new_tokens and were cut"), ("empty", "answers are empty")):
         for name, counts in summary[key].items():
+            if name == repeated:
+                continue
             lines += [f"{name:16} {condition:22} {count:,} {message}" for condition, count in counts.items()]
     for key, row in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
-        if part == "all" and scorer in ("bleu1", "exact"):
+        if part == "all" and scorer in ("bleu1", "exact") and name != repeated:
             lines.append(f"{name:16} {condition:22} {scorer:6} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}")
     return "\n".join(lines)

@@ -58,6 +58,30 @@ class ModelSource:
     credentialed: list[str] = field(default_factory=list)
 
 
+def trained_on(source: ModelSource) -> str:
+    """A sentence on the data of the model: of a run from its lineage, of an exported folder from its card; empty if unknown."""
+    if source.config is None:
+        card = source.folder / "README.md"
+        return warning_of_card(card.read_text()) if card.is_file() else ""
+    return describe_training_data([record for run in lineage(source.folder) for record in run["sources"]])
+
+
+def describe_training_data(sources: list[dict]) -> str:
+    names = ", ".join(dict.fromkeys(source["name"] for source in sources))
+    phantoms = ", ".join(dict.fromkeys(source["name"] for source in sources if source["phantom"]))
+    if not sources:
+        return ""
+    if phantoms == names:
+        return "Trained on phantoms only, which a program drew: the model has learned nothing about medicine."
+    return f"Trained on {names}." + (f" Of these, a program drew {phantoms}." if phantoms else "")
+
+
+def warning_of_card(text: str) -> str:
+    """The paragraph of a model card that begins with `**Trained`, without its markup."""
+    paragraph = next((line for line in text.splitlines() if line.startswith("**Trained")), "")
+    return paragraph.replace("**", "")
+
+
 def validate_question(question: str) -> str:
     """The question without surrounding whitespace. Raises `UserError` if it is empty or not plain text."""
     question = question.strip()

@@ -10,7 +10,7 @@ from torch import Tensor
 from src.data.image_transform import resize_to_square
 from src.data.prompt import prompt_answer_pairs
 from src.data.record import Record
-from src.evaluation.benchmark import blank_image
+from src.evaluation.condition_images import blank_image
 from src.inference.exported import load_exported
 from src.inference.query import ModelSource, Sampling, VQAQuery, find_model, validate_question
 from src.model.generate import Answer, GenerationRequest, Generator, make_request

@@ -5,9 +5,9 @@ the sum of its item scores over the number of items for which it is defined. All
 """
 
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
 
 BLOCK = 4_000_000  # random numbers per block; bounds the memory
 
@@ -92,7 +92,7 @@ def detectable_difference(differences_R: np.ndarray, *, level: float = 0.05, pow
 
     Normal approximation from the bootstrapped differences: (z_{1-level/2} + z_power) standard errors.
     """
-    return float((norm.ppf(1 - level / 2) + norm.ppf(power)) * np.nanstd(differences_R, ddof=1))
+    return float((NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)) * np.nanstd(differences_R, ddof=1))
 
 
 def _weights(clusters: int, *, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -134,14 +134,15 @@ SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
 
 
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
-    """Masks (N,) of the non-empty slices: all, open and closed questions, and each question type.
+    """Masks (N,) of the non-empty slices: all, open and closed questions, and each question type other than open and closed.
 
     Items with `seen` also form the slices `seen` and `unseen` (in or not in the training data). It is absent where this is unknown.
     """
     closed = np.array([_closed(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
     masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
-    masks |= {f"type={name.replace('/', '-')}": types == name for name in sorted(set(types.tolist()) - {""})}
+    names = [name for name in sorted(set(types.tolist())) if name.lower() not in ("", "open", "closed")]
+    masks |= {f"type={name.replace('/', '-')}": types == name for name in names}
     for name, value in (("unseen", False), ("seen", True)):
         masks[name] = np.array([item.get("seen") is value for item in items], dtype=bool)
     return {name: mask for name, mask in masks.items() if mask.any()}

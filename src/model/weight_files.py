@@ -1,17 +1,22 @@
 """Weight files on disk or on the Hugging Face hub: finding, reading (tensors only), strict loading and identification."""
 
+import contextlib
 import hashlib
 import json
 import pickle
 import re
+import socket
+import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -48,10 +53,10 @@ def find_file(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
 def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Path:
     repo_type = "dataset" if path.startswith("datasets/") else "model"
     commit = None if revision == UNVERIFIED else revision
-    reason, reached = "the repository does not hold it", True
+    reason, reached = "the repository does not hold it", is_reachable(constants.ENDPOINT)
     for name in names:
         try:
-            # A failed connection takes half a minute of retries, so only one is attempted.
+            # A connection that breaks down takes half a minute of retries, so only one is attempted.
             file = hf_hub_download(
                 path.removeprefix("datasets/"),
                 name,
@@ -73,6 +78,28 @@ def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
     raise UserError(
         f"{key}={path} is no local folder and {expected} could not be downloaded from the hub ({reason}); give a folder that holds it"
     )
+
+
+@lru_cache
+def is_reachable(address: str) -> bool:
+    """Whether a host accepts a connection within 3 seconds; the client of the hub would retry for most of a minute.
+
+    Behind a proxy only the client can tell, so the answer is True. The name is looked up in a thread, because that has no timeout.
+    """
+    if getproxies():
+        return True
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    reached = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((parts.hostname, port), timeout=3):
+            reached.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(3)
+    return reached.is_set()
 
 
 def _listing(folder: Path) -> str:

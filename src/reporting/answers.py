@@ -30,11 +30,13 @@ def section(run: RunData, *, blind: RunData | None = None, resamples: int = 10_0
         return Section("Answers", [Text(f"This run has not been evaluated yet; run: python -m src.evaluate run={run.name}", "gap")])
     (first, first_scores), *others = benchmarks.items()
     blocks: list = [Text(sentence, "finding") for sentence in verdicts(first_scores)]
-    blocks += benchmark_blocks(first_scores, pooled=len(benchmarks) > 2 and first == "pooled")
+    clusters = run.results.get("evaluate", {}).get("clusters", {})
+    blocks += benchmark_blocks(first_scores, pooled=len(benchmarks) > 2 and first == "pooled", clusters=clusters.get(first, ""))
     if len(benchmarks) > 2:
         blocks.append(benchmark_table({name: scores for name, scores in benchmarks.items() if name != "pooled"}))
     for name, scores in others:
-        blocks.append(Folded(f"{name} alone", [*(Text(sentence, "finding") for sentence in verdicts(scores)), *benchmark_blocks(scores)]))
+        findings = [Text(sentence, "finding") for sentence in verdicts(scores)]
+        blocks.append(Folded(f"{name} alone", [*findings, *benchmark_blocks(scores, clusters=clusters.get(name, ""))]))
     scorers = run.results.get("evaluate", {}).get("scorers", {})
     if scorers:
         blocks.append(Folded("The same answers under every published scorer", [definitions.scorer_table(scorers)]))
@@ -125,8 +127,8 @@ def _match_score(scores: Scores) -> str:
     return "accuracy" if any("accuracy_unnormalised" in parts.get("all", {}) for parts in scores.values()) else "exact"
 
 
-def benchmark_blocks(scores: Scores, *, pooled: bool = False) -> list:
-    blocks: list = [condition_table(scores, pooled=pooled)]
+def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = "") -> list:
+    blocks: list = [condition_table(scores, pooled=pooled, clusters=clusters)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
         blocks.append(difference_table(scores, ("shuffled", "blank")))
     if "real_minus_majority" in scores or "real_minus_blind" in scores:
@@ -143,7 +145,7 @@ def benchmark_blocks(scores: Scores, *, pooled: bool = False) -> list:
     return blocks
 
 
-def condition_table(scores: Scores, *, pooled: bool) -> Table:
+def condition_table(scores: Scores, *, pooled: bool, clusters: str = "") -> Table:
     match = _match_score(scores)
     last = ("all", "accuracy_unnormalised") if match == "accuracy" else ("closed", "accuracy")
     rows = []
@@ -154,7 +156,8 @@ def condition_table(scores: Scores, *, pooled: bool) -> Table:
             graph = Graph([(cells[0], colour)]) if cells[0] else None
             rows.append([label, _count(parts["all"]), *cells, interval(parts.get(last[0], {}).get(last[1])), graph])
     scope = "All free-text image benchmarks together. " if pooled else ""
-    caption = f"{scope}Brackets: 95% bootstrap intervals, clustered by image. The plot shows BLEU-1 from 0 to 1."
+    drawn = f" over {clusters}" if clusters else ""
+    caption = f"{scope}Brackets: 95% intervals by bootstrap{drawn}. The plot shows BLEU-1 from 0 to 1."
     last_column = "accuracy, not length-normalised" if match == "accuracy" else "closed accuracy"
     return Table(["answered by", "questions", "BLEU-1", SCORES[match], "token F1", last_column, ""], rows, caption=caption)
 

@@ -39,7 +39,7 @@ def section(run: RunData) -> Section:
     blocks: list = []
     if rows:
         columns = ["source", "share of the stream", "records in", *COUNTS[1:], *SPLITS, "leaks into a test set", "licence"]
-        blocks.append(Table(columns, rows, caption=_caption(run)))
+        blocks.append(Table(columns, rows, caption=_caption(run, audited=[row[0] for row in rows if row[-2] is not None])))
     if used := [[source, name, text] for source, usage in subsets.items() for name, text in usage_texts(usage).items()]:
         blocks.append(Folded("Sub-sets", [Table(["source", "sub-set", "used for training"], used, caption=SUBSETS)]))
     if reasons:
@@ -49,13 +49,18 @@ def section(run: RunData) -> Section:
     return Section("Data", blocks or [Text("No model was trained in this folder, so there is no training data to show.", "gap")])
 
 
-def _caption(run: RunData) -> str:
+def _caption(run: RunData, *, audited: list[str]) -> str:
+    counts = (
+        "Every input record is written, quarantined (broken), a duplicate (same image, question and answer) or filtered by a documented "
+        "rule."
+    )
+    if not audited:
+        return f"{counts} No audit has compared these builds with the test sets, so whether records leak into them is unknown."
     excluded = run.config["mix"]["decontaminate"]
     action = "were left out of training" if excluded else "were NOT left out of training (mix.decontaminate=false)"
     return (
-        "Every input record is written, quarantined (broken), a duplicate (same image, question and answer) or filtered by a documented "
-        f"rule. Leaks are training records whose image or text is also in a test set, as found by `make audit`; they {action}. "
-        "A source without a number has no audit of its current build."
+        f"{counts} Leaks are training records whose image or text is also in a test set, as found by `make audit`; they {action}. "
+        "A source without a number has no audit of its current build and was not compared."
     )
 
 

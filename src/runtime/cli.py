@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -48,6 +49,7 @@ def command(name: str, schema: type, *, validate: Callable | None = None) -> Cal
         @report_user_errors
         def run() -> None:
             job_folders: list[Path] = []
+            trials: list[list[str]] = []
             # The flags come first: argparse, which Hydra uses, rejects overrides on both sides of a flag.
             sys.argv[1:] = sorted((normalise_override(word, schema) for word in sys.argv[1:]), key=lambda word: word not in MULTIRUN_FLAGS)
             if not INFO_FLAGS & set(sys.argv):
@@ -57,9 +59,12 @@ def command(name: str, schema: type, *, validate: Callable | None = None) -> Cal
                 if multirun:
                     job_folders = trial_folders(name, trials) if "submitit" in " ".join(overrides) else []
                     flags = [word for word in sys.argv[1:] if word.startswith("-")]
-                    sys.argv[1:] = [*flags, *expand_experiment_sweep(name, overrides)]
+                    sys.argv[1:] = [*flags, *expand_experiment_sweep(name, overrides), sweep.common_override(trials)]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             sweep.exit_if_failed(job_folders)
+            if name == "train" and len(trials) > 1:
+                first = compose(name, trials[0])
+                sweep.print_follow_up(first.name, first.outputs)
 
         return run
 
@@ -103,7 +108,7 @@ def check_overrides(
     except HydraException as error:
         has_trial_name = any(word.partition("=")[0] in RUN_NAME_KEYS and "=" in word.partition("=")[2] for word in overrides)
         hint = """; in a list, quote names that contain '=': 'runs=["a/seed=0","a/seed=1"]'""" if has_trial_name else ""
-        raise UserError(f"cannot parse the override: {str(error).splitlines()[0]}{hint}") from None
+        raise UserError(_split_by_shell(overrides) or f"cannot parse the override: {str(error).splitlines()[0]}{hint}") from None
     reject_renamed(overrides)
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
     if swept and not multirun:
@@ -119,9 +124,26 @@ def check_overrides(
     return trials
 
 
+def _split_by_shell(overrides: list[str]) -> str | None:
+    """The message for a value with brackets that the shell split at its blanks, because it was not quoted; None without such a value."""
+    for start, word in enumerate(overrides):
+        for end in range(start + 2, len(overrides) + 1):
+            joined = " ".join(overrides[start:end])
+            if _is_open(word) and not _is_open(joined):
+                return f"{word}: the shell split this value at its blanks; quote it: {shlex.quote(joined)}"
+    return None
+
+
+def _is_open(text: str) -> bool:
+    """Whether more brackets open than close."""
+    return text.count("{") + text.count("[") > text.count("}") + text.count("]")
+
+
 def trial_folders(name: str, trials: list[list[str]]) -> list[Path]:
     """The folders in which `sweep.trial_scope` records failures."""
-    return [Path(compose(name, trial, return_hydra_config=True).hydra.sweep.dir) / sweep.trial_slug(trial) for trial in trials]
+    common = sweep.common_keys(trials)
+    folders = [Path(compose(name, trial, return_hydra_config=True).hydra.sweep.dir) for trial in trials]
+    return [folder / sweep.trial_slug(trial, common=common) for folder, trial in zip(folders, trials, strict=True)]
 
 
 def expand_experiment_sweep(name: str, overrides: list[str]) -> list[str]:

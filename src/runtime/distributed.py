@@ -1,13 +1,13 @@
-"""The processes that evaluate a run together: one, or the ranks that torchrun or Slurm started."""
+"""The processes that evaluate a run together: one, or the ranks that torchrun or Slurm started.
+
+Imports torch and Lightning only where there are several.
+"""
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from src.runtime.errors import UserError
 
@@ -31,6 +31,8 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until all ranks have called this method."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
 
@@ -41,6 +43,8 @@ def join_ranks() -> Iterator[Ranks]:
     if ranks.world == 1:
         yield ranks
         return
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", init_method=init_url(os.environ), rank=ranks.rank, world_size=ranks.world, timeout=BARRIER_TIMEOUT)
     try:
         yield ranks
@@ -70,6 +74,8 @@ def init_url(environment: Mapping[str, str]) -> str:
     """`init_method` of the process group: MASTER_ADDR and MASTER_PORT; under Slurm by default the first node and Lightning's port."""
     if ("MASTER_ADDR" in environment and "MASTER_PORT" in environment) or "SLURM_JOB_ID" not in environment:
         return "env://"
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "127.0.0.1")
     address = environment.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
     return f"tcp://{address}:{environment.get('MASTER_PORT') or 15000 + int(environment['SLURM_JOB_ID'][-4:])}"

@@ -1,5 +1,6 @@
 """The machine and the library versions that a result was made with."""
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,19 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         **{name: _version(name) for name in LIBRARIES},
     }
+
+
+def busy_cores_note(threads: int) -> str | None:
+    """A note if other processes keep so many cores busy that `threads` threads would wait for each other; looks for 0.3 seconds."""
+    cores = os.cpu_count() or 1
+    busy = psutil.cpu_percent(interval=0.3) / 100 * cores if threads > 1 else 0.0
+    free = max(1, round(cores - busy))
+    if threads <= free or busy < 0.5:
+        return None
+    return (
+        f"note: other processes keep {busy:.1f} of {cores} cores busy, and {threads} threads would wait for each other; "
+        f"OMP_NUM_THREADS={free} in front of the command is faster then"
+    )
 
 
 def _version(library: str) -> str:

@@ -1,6 +1,7 @@
 """Multirun: every trial has its own folder; a failed trial is recorded, and the sweep continues.
 
-The name of a trial is `<name>/<its overrides>`, so the same command again finds finished trials and runs only the missing ones.
+The name of a trial is `<name>/<what varies in the sweep>`, so the same command again finds finished trials and runs only the missing
+ones. Another command that differs in what is common to its trials names the same folders; a folder with another configuration is refused.
 """
 
 import atexit
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError
 from src.runtime.run_folder import FAILURE_FILE, trial_failure
+from src.runtime.run_names import follow_up
 
 MAX_SLUG_LENGTH = 120  # characters
 KEYS_OUTSIDE_SLUG = ("name", "outputs", "experiment")  # they determine the parent folder
@@ -42,13 +44,26 @@ def expand_trials(overrides: list[str]) -> list[list[str]]:
 
 def naming_overrides(overrides: list[str]) -> list[str]:
     """The overrides that appear in the name of a trial."""
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    return [override for override, key in zip(overrides, keys, strict=True) if key not in KEYS_OUTSIDE_SLUG and not key.startswith("hydra")]
+    return [word for word in overrides if _key(word) not in KEYS_OUTSIDE_SLUG and not _key(word).startswith("hydra")]
 
 
-def trial_slug(overrides: list[str]) -> str:
-    """The folder name of a trial: its sorted overrides. A hash replaces the end of a name that is too long for a folder."""
-    slug = ",".join(sorted(naming_overrides(overrides))).replace("/", "_").replace(" ", "")
+def common_keys(trials: list[list[str]]) -> list[str]:
+    """The keys whose overrides are the same in all trials of a sweep; none for a single trial, whose overrides all name it."""
+    if len(trials) == 1:
+        return []
+    shared = set(trials[0]).intersection(*trials[1:])
+    varying = {_key(word) for trial in trials for word in trial if word not in shared}
+    return sorted({_key(word) for word in shared} - varying)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def trial_slug(overrides: list[str], *, common: Iterable[str] = ()) -> str:
+    """The folder name of a trial: its sorted overrides without those with a key in `common`. A hash ends a name that would be too long."""
+    named = [override for override in naming_overrides(overrides) if _key(override) not in set(common)]
+    slug = ",".join(sorted(named)).replace("/", "_").replace(" ", "")
     if len(slug) <= MAX_SLUG_LENGTH:
         return slug
     digest = hashlib.sha256(slug.encode()).hexdigest()[:8]
@@ -58,8 +73,9 @@ def trial_slug(overrides: list[str]) -> str:
 def check_trials(trials: list[list[str]]) -> None:
     """Raises `UserError` if two trials would share a folder."""
     by_slug: dict[str, list[str]] = {}
+    common = common_keys(trials)
     for trial in trials:
-        slug = trial_slug(trial)
+        slug = trial_slug(trial, common=common)
         if slug in by_slug:
             other = by_slug[slug]
             differences = [word for word in [*other, *trial] if (word in other) != (word in trial)]
@@ -92,12 +108,24 @@ def trial_name(name: str) -> str:
     """`name`, or in a sweep the name of the current trial."""
     if not is_multirun():
         return name
-    return "/".join(filter(None, (name, trial_slug(list(HydraConfig.get().overrides.task)))))
+    return "/".join(filter(None, (name, current_slug())))
 
 
 def trial_folder() -> Path:
     """The folder of the current trial, which is the run folder if the command is train."""
-    return Path(HydraConfig.get().sweep.dir) / trial_slug(list(HydraConfig.get().overrides.task))
+    return Path(HydraConfig.get().sweep.dir) / current_slug()
+
+
+def current_slug() -> str:
+    """The folder name of the current trial. `common_override` carries the common keys to trials in other processes."""
+    hydra = HydraConfig.get()
+    return trial_slug(list(hydra.overrides.task), common=hydra.job.config.override_dirname.exclude_keys)
+
+
+def common_override(trials: list[list[str]]) -> str:
+    """The override by which Hydra excludes the common keys from the names of trials."""
+    keys = [key for key in common_keys(trials) if not key.startswith("hydra")]
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(keys)}]"
 
 
 def is_multirun() -> bool:
@@ -138,6 +166,11 @@ def free_previous_trial() -> None:
     if not gc.get_freeze_count():
         gc.freeze()  # later collections skip the imported modules
         atexit.register(gc.unfreeze)  # some libraries count their objects at exit
+
+
+def print_follow_up(name: str, outputs: str) -> None:
+    """What to run after all trials of a training sweep have succeeded."""
+    print(f"next: {follow_up('evaluate', f'{name}/*', outputs)}; {follow_up('report', f'{name}/*', outputs)}")
 
 
 def exit_if_failed(job_folders: Iterable[Path] = ()) -> None:

@@ -20,16 +20,19 @@ BANNER = "<b>Research only, not for clinical use.</b> Answers can be wrong. Do n
 DICOM = [".dcm", ".dicom", ".tif", ".tiff", ".png"]  # the upload middleware converts the others to .png
 
 
-def build(handlers: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: list[tuple[str, str]], notice: str = "") -> gr.Blocks:
+def build(
+    handlers: "Future[DemoHandlers]", limits: Limits, *, name: str, examples: list[tuple[str, str]], note: str = "", notice: str = ""
+) -> gr.Blocks:
     """Builds the page. Calls wait until `handlers` has a result, which is when the model is loaded.
 
-    `name` is the name of the model; `examples` is a list of (image file, question); `notice` is a line about the model.
+    `name` is the name of the model, `note` a sentence on its data, `notice` a line above the title about its terms; `examples` is a list of
+    (image file, question).
     """
     with gr.Blocks(title="OpenMedQ demo", analytics_enabled=False) as page:
         gr.HTML(f"<div id='banner' role='note'>{BANNER}</div>")
         if notice:
             gr.HTML(f"<div id='notice' role='note'>{html.escape(notice)}</div>")
-        gr.HTML(f"<div id='title'><h1>OpenMedQ</h1><p>Ask {html.escape(name)} about a medical image.</p></div>")
+        gr.HTML(f"<div id='title'><h1>OpenMedQ</h1><p>Ask {html.escape(name)} about a medical image. {html.escape(note)}</p></div>")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
                 image = gr.Image(

@@ -11,7 +11,7 @@ from src.config.train import OptimConfig, TrainConfig
 from src.data.remote import CacheConfig
 from src.data.train_val_split import open_sources, split_rows
 from src.model.vlm import VLM
-from src.runtime.errors import UserError
+from src.runtime.run_folder import is_first_rank
 
 Config = TypeVar("Config", bound=TrainConfig)  # or PlanConfig, which extends it
 
@@ -52,16 +52,23 @@ def epochs_to_steps(config: Config, *, records: int | None = None) -> Config:
     steps = epochs x training records of all sources / global_batch_size. Because sources are drawn by share, a single source may be seen
     more or less often than `epochs` times. `records` replaces the count in the shards.
 
-    Raises `UserError` if the warm-up is not shorter than the run.
+    A warm-up that is not shorter than the run is shortened to a tenth of it, with a note.
     """
     epochs = config.optim.epochs
     if epochs is None:
-        return config
+        return _shorten_warmup(config)
     if records is None:
         shards = open_sources(config.data.root, config.mix, cache=CacheConfig(config.data.cache, config.data.cache_gb))
         rows, _ = split_rows(shards, config.mix, val_samples=config.data.val_samples)
         records = sum(map(len, rows.values()))
     steps = max(1, round(epochs * records / config.data.global_batch_size))
-    if config.optim.warmup >= steps:
-        raise UserError(f"optim.warmup={config.optim.warmup} must be smaller than the {steps} steps that optim.epochs={epochs:g} come to")
-    return replace(config, optim=replace(config.optim, steps=steps))
+    return _shorten_warmup(replace(config, optim=replace(config.optim, steps=steps)))
+
+
+def _shorten_warmup(config: Config) -> Config:
+    warmup, steps = config.optim.warmup, config.optim.length
+    if warmup < steps:
+        return config
+    if is_first_rank():
+        print(f"optim.warmup={warmup} is not shorter than the {steps} steps of the run; the warm-up is shortened to {steps // 10} steps")
+    return replace(config, optim=replace(config.optim, warmup=steps // 10))

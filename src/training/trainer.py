@@ -1,6 +1,5 @@
 """The `lightning.Trainer` of a configuration."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from src.config.train import TrainConfig
-from src.runtime.errors import UserError, suggest
 
-# Arguments of `lightning.Trainer` that a configuration sets, and what to use instead of `trainer.extra` for each.
-RESERVED = {
-    "accelerator": "trainer.accelerator",
-    "devices": "trainer.devices",
-    "num_nodes": "trainer.nodes",
-    "strategy": "trainer.strategy",
-    "precision": "trainer.precision",
-    "max_steps": "optim.steps",
-    "max_epochs": "optim.epochs",
-    "limit_train_batches": "optim.steps",
-    "overfit_batches": "mix.only",
-    "accumulate_grad_batches": "trainer.accumulate",
-    "gradient_clip_val": "optim.clip",
-    "gradient_clip_algorithm": "optim.clip",
-    "callbacks": "callbacks",
-    "logger": "logger",
-    "default_root_dir": "outputs",
-    "enable_checkpointing": "trainer.keep_last",
-    "val_check_interval": "trainer.val_every",
-    "check_val_every_n_epoch": "trainer.val_every",
-    "num_sanity_val_steps": "trainer.val_every",
-    "log_every_n_steps": "trainer.log_every",
-    "use_distributed_sampler": "data.global_batch_size",
-    "reload_dataloaders_every_n_epochs": "data.packing_window",
-}
 PROFILERS = {"simple": profilers.SimpleProfiler, "advanced": profilers.AdvancedProfiler, "pytorch": profilers.PyTorchProfiler}
-
-
-def check_extra(extra: dict[str, Any]) -> None:
-    """Raises `UserError` for a key of `trainer.extra` that `lightning.Trainer` does not have or that another config key sets."""
-    for key in extra:
-        if key in RESERVED:
-            raise UserError(f"trainer.extra.{key}: this argument is set by the configuration; use the config key {RESERVED[key]} instead")
-        allowed = inspect.signature(lightning.Trainer).parameters.keys() - RESERVED.keys()
-        if key not in allowed:
-            raise UserError(f"trainer.extra.{key}: lightning.Trainer has no such argument{suggest(key, allowed)}")
 
 
 def build_trainer(config: TrainConfig, *, callbacks: list[lightning.Callback], logger: Logger | None = None) -> lightning.Trainer:

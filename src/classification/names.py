@@ -1,0 +1,39 @@
+"""Names of encoders and of classification sets, checked without torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from src.runtime import paths
+from src.runtime.errors import UserError, suggest
+from src.runtime.run_folder import read_run
+
+FOLDER = paths.CONF / "benchmark"
+ENCODER_KINDS = ("run:NAME", "scratch:NAME", "timm:ID", "hf:ID")
+
+
+def encoder_files() -> dict[str, Path]:
+    """The files of conf/vision by name."""
+    return {path.stem: path for path in (paths.CONF / "vision").glob("*.yaml")}
+
+
+def check_encoder_name(name: str, *, outputs: str) -> None:
+    """Raises `UserError` for an unknown name and for a run that does not exist. Published weights are looked up when they are loaded."""
+    kind, colon, rest = name.partition(":")
+    files = encoder_files()
+    if colon and (kind == "run" or (kind == "scratch" and rest not in files)):
+        read_run(outputs, rest)
+    elif name not in files and not (colon and kind in ("scratch", "timm", "hf")):
+        raise UserError(f"encoder={name}{suggest(name, [*files, *ENCODER_KINDS])}")
+
+
+def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> Path:
+    """`raw/<name>`. Raises `UserError` if it does not exist. `lists` are further names to suggest for a wrong one."""
+    folder = Path(raw) / name
+    if not folder.is_dir():
+        known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
+        known |= set(lists)
+        advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
+        raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
+    return folder
