@@ -129,6 +129,7 @@ class Table(NamedTuple):
 
 TABLES = [
     Table("ablations/README.md", "leave_kind_out", "ablations/leave_kind_out.csv", ablation),
+    Table("ablations/README.md", "recipes", "ablations/recipes.csv", recipes),
     Table("bench/README.md", "bench", "bench/results.csv", bench),
     Table("breadth/README.md", "breadth", "breadth/results.csv", breadth),
     Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),

@@ -11,7 +11,6 @@ import yaml
 from experiments.breadth.analysis import conclusion, estimate, plot, read, tables
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, IMAGES, SEEDS, SIZES, STEPS, TEXT_SOURCES, trials
 from experiments.tables import read_rows
-from src.classification import dataset
 from src.config.train import TrainConfig
 from src.runtime.cli import CONF, compose
 from src.runtime.schema import to_typed
@@ -59,7 +58,7 @@ def test_every_trial_has_equally_many_samples_with_images():
 def test_sources_are_those_of_the_mix_without_benchmarks():
     shares = yaml.safe_load((CONF / "mix/mini.yaml").read_text())["shares"]
     assert set(shares) == {*IMAGE_SOURCES, *TEXT_SOURCES}
-    assert set(BENCHMARKS) == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    assert set(BENCHMARKS) == set(yaml.safe_load((CONF / "transfer.yaml").read_text())["benchmark_lists"]["first_eight"])
     assert not set(BENCHMARKS) & set(shares)
 
 

@@ -237,6 +237,7 @@ def test_unusable_conversation_is_rejected_with_what_it_holds(turns, reason):
         ([user("<image>\n<image>\nq"), ASSISTANT], ["a", "b"], "q", ["a", "b"], []),
         ([USER, ASSISTANT], ["a", "b"], "q", ["a", "b"], ["fewer image tokens than images"]),
         ([user("is <image> like <image>?"), ASSISTANT], ["a", "b"], "is like ?", ["a", "b"], ["image token inside a sentence"]),
+        ([user("one\n<image>\ntwo"), ASSISTANT], ["a"], "one\ntwo", ["a"], ["image token inside a sentence"]),
         ([user("q"), ASSISTANT, USER, ASSISTANT], ["a"], "q", ["a"], ["image token outside the first question"]),
         ([SYSTEM, USER, ASSISTANT], ["a"], "q", ["a"], ["system text stored in meta"]),
         (

@@ -43,11 +43,13 @@ def test_table_states_existing_files_and_values_of_the_configuration(section):
             for name in key.split("."):
                 assert name in value, key
                 value = value[name]
-            assert (list(value) if text.startswith("[") else value) == parse(text), key
+            expected = [parse(item) for item in text.strip("[]").split(",")] if text.startswith("[") else parse(text)
+            assert (list(value) if text.startswith("[") else value) == expected, key
 
 
 def parse(text: str):
     """A value as in YAML, where 5e-5 is a number, too."""
+    text = text.strip()
     return float(text) if re.fullmatch(r"[\d.]+e-?\d+", text) else yaml.safe_load(text)
 
 

@@ -310,7 +310,7 @@ def test_report_names_the_releases_that_the_run_was_trained_on(run):
     assert [tuple(row.values())[0:6] for row in rows] == [
         ("pneumoniamnist", "run", "omnimedvqa/OCT & X-Ray 2017", "certain", "no: excluded", None),
         ("pneumoniamnist", "run", "omnimedvqa/CoronaHack", "certain", "10 of 12 records", None),
-        ("cxr8", "run", "slake", "certain", "7 records", 3),
+        ("cxr8", "run", "slake/X-Ray", "certain", "unknown part of 7 records", 3),
     ]
     assert all(row["evidence"] and row["stated by"] for row in rows)
     assert known == Text("No source of the training data is known to hold the same release as sicapv2.")

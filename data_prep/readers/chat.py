@@ -9,7 +9,6 @@ Rules, because the prompt of this project has all images first and no place for 
 - The turns after it must alternate, starting with the user and ending with the assistant.
 """
 
-import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -92,15 +91,15 @@ def _parse_content(role: str, content: Any) -> _Turn | str:
 
 def _remove_tokens(text: str) -> tuple[str, list[None], bool]:
     """(text without image tokens, a None per token, whether a token was inside a sentence)."""
-    if not (count := text.count(TOKEN)):
+    if TOKEN not in text:
         return text.strip(), [], False
-    text = _OUTER_TOKENS.sub("", text)
-    without = _TOKENS.sub(lambda match: "\n" if "\n" in match[0] else " ", text) if TOKEN in text else text
-    return without.strip(), [None] * count, TOKEN in text
-
-
-_TOKENS = re.compile(rf"(?:\s*{TOKEN}\s*)+")
-_OUTER_TOKENS = re.compile(rf"^(?:\s*{TOKEN})+|(?:{TOKEN}\s*)+$")
+    pieces = text.split(TOKEN)
+    texts = [piece for piece in pieces if piece.strip()]
+    joined = texts[0].strip() if texts else ""
+    for before, after in pairwise(texts):
+        line_break = before.rstrip(" ").endswith("\n") or after.lstrip(" ").startswith("\n")
+        joined += ("\n" if line_break else " ") + after.strip()
+    return joined, [None] * (len(pieces) - 1), len(texts) > 1
 
 
 def _order_fault(turns: list[_Turn]) -> str:

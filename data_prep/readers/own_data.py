@@ -27,8 +27,10 @@ from data_prep.sources import Source
 from src.data.record import QUESTION_TYPES, SPLITS, Record, question_type
 from src.runtime.errors import UserError, suggest
 
-RECORD_KEYS: tuple[str, ...] = ("id", "image", "images", "question", "answer", "caption", *CONVERSATIONS)
-RECORD_KEYS += ("choices", "type", "group", "references", "licence")
+RECORD_KEYS = (
+    *("id", "image", "images", "question", "answer", "caption", *CONVERSATIONS),
+    *("choices", "type", "group", "references", "licence"),
+)
 CHECKED_ROWS = 100  # rows of a table among which one must have the keys of a record
 
 

@@ -49,7 +49,8 @@ def _row(benchmark: str, record: dict, overlap: dict[str, str], found: dict[str,
     if subset and subsets and usage is None:
         return None
     if usage is None:
-        trained_on = "not known by sub-set" if subset else f"{known['records']:,} records" if known["records"] is not None else "unknown"
+        records = f"{known['records']:,} records" if known["records"] is not None else "unknown"
+        trained_on = f"unknown part of {records}" if subset and known["records"] is not None else records
     else:
         trained_on = "no: excluded" if usage["excluded"] else f"{usage['used']:,} of {usage['records']:,} records"
     return [
