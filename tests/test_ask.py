@@ -214,6 +214,7 @@ def test_question_without_an_image_gets_a_note(run, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["ask", f"model=run:{folder.name}", f"outputs={folder.parent}", "max_new_tokens=4", "question=which organ?"]
     )
+    capsys.readouterr()
     command.main()
     assert capsys.readouterr().err == f"note: Trained on alpha, beta, gamma.\nnote: {note}\n"
 
