@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def generator(model: VLM, **settings) -> Generator:
 @torch.no_grad()
 def logits(model: VLM, request: GenerationRequest, answer: list[int]) -> torch.Tensor:
     """Logits of prompt and answer by a forward pass without cache, padding or batching."""
-    ids = torch.tensor([model.prompter(budget=160).prefix(len(request.images)) + request.prompt + answer])
+    ids = torch.tensor([request.prefix_ids + request.prompt + answer])
     images = torch.stack(request.images) if request.images else torch.empty(0)
     embedded = model.embed(ids, images)
     hidden = model.language.body(inputs_embeds=embedded, position_ids=torch.arange(ids.shape[1])[None], use_cache=False)
@@ -66,7 +68,8 @@ def tolerance(model: VLM, scores: torch.Tensor) -> float:
 
 def greedy(model: VLM, request: GenerationRequest) -> list[int]:
     tokens: list[int] = []
-    while len(tokens) < MAX_NEW_TOKENS and (not tokens or tokens[-1] != model.language.tokenizer.eos_token_id):
+    ends = model.prompter(budget=160).ends
+    while len(tokens) < MAX_NEW_TOKENS and (not tokens or tokens[-1] not in ends):
         scores = logits(model, request, tokens)[-1]
         scores[len(model.language.tokenizer) :] = scores[model.image_id] = -torch.inf
         if scores.dtype == torch.float64:
@@ -100,7 +103,7 @@ def test_confidence_is_the_mean_log_probability_of_the_answer(model, requests):
 
 def test_answers_depend_on_the_image(model, requests):
     """A prefix that is shared by mistake would give the answers of the first image."""
-    swapped = [GenerationRequest(requests[4].images, request.prompt, requests[4].prefix) for request in requests[:4]]
+    swapped = [replace(request, images=requests[4].images, prefix=requests[4].prefix) for request in requests[:4]]
     answers, swapped_answers = (dict(generator(model).answers(batch)) for batch in (requests[:4], swapped))
     assert [answers[n].text for n in range(4)] != [swapped_answers[n].text for n in range(4)]
 

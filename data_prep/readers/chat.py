@@ -1,7 +1,7 @@
 """One conversation of a row: LLaVA's `conversations` (`from`, `value`) or the `messages` (`role`, `content`) of LLaMA-Factory, ms-swift,
 TRL and OpenAI.
 
-Rules, because the prompt of this project has all images first and no place for a system text:
+Rules, because the prompts of this project have all images first, and only `prompt.template=chat` has a place for a system text:
 
 - `<image>` is removed from the texts. Images keep the order of their tokens; images without a token follow. A token outside the first
   question, a token inside a sentence, and fewer tokens than images are counted in the manifest (`notes`).
@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_prep.readers.rows import InvalidRow
+from src.data.prompt import SYSTEM_NOTE
 
 CONVERSATIONS = ("conversations", "messages")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -131,7 +132,7 @@ def _join(turns: list[_Turn], system: _Turn | None, listed: list[Any], key: str)
     rest = iter(listed)
     images = [next(rest) if image is None else image for image in tokens] + list(rest)
     reasons = {
-        "system text stored in meta": system is not None,
+        SYSTEM_NOTE: system is not None,
         "image token outside the first question": any(turn.images for turn in later),
         "image token inside a sentence": any(turn.inside for turn in turns),
         "fewer image tokens than images": 0 < len(tokens) < len(images),

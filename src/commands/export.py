@@ -50,7 +50,8 @@ def render_texts(facts: card.CardFacts, parts: list[str], *, repository: str | N
     rendered = {}
     for part, (library, *_) in usage.PARTS.items():
         if part in parts:
-            text = usage.usage_text(part, base=facts.config.language.path, repository=repositories[part])
+            base, template = facts.config.language.path, facts.config.prompt.template
+            text = usage.usage_text(part, base=base, repository=repositories[part], template=template)
             rendered[f"{part}/README.md"] = card.model_card(facts, library=library, usage=text)
     if "space" in parts:
         rendered |= {f"space/{name}": text for name, text in space.texts(facts, repository=repositories["hf"]).items()}

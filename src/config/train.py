@@ -54,6 +54,11 @@ class DataConfig:
 
 
 @dataclass
+class PromptConfig:
+    template: str = field(default="plain", metadata=choices("plain", "chat"))
+
+
+@dataclass
 class LoraSettings:
     rank: int = field(metadata=bounded(1))
     alpha: int = field(metadata=bounded(1))
@@ -154,3 +159,4 @@ class TrainConfig:
     logger: LoggerConfig
     init: str | None = None  # absent in the config.yaml of older runs
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)  # absent in the config.yaml of older runs

@@ -28,7 +28,7 @@ from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
 from src.data.mixture import VERSION, Mixture
 from src.data.packing import Batch, IndexedSample, collate, pack, slot_sequences, split_evenly
-from src.data.prompt import EncodedSample, Prompter
+from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
 from src.data.shards import Shards
 from src.data.train_val_split import open_sources, split_rows
@@ -160,6 +160,8 @@ class DataModule(lightning.LightningDataModule):
         self.fingerprint = data_fingerprint(self.shards, mix, seed=seed, data=data, rows=train_rows)
         self.mixture = Mixture(mix.sampling_weights, train_rows, seed=seed)
         rows = {source: np.concatenate([train_rows[source], self.val_rows[source]]) for source in train_rows}
+        if any(SYSTEM_NOTE in opened.manifest.get("notes", {}) for opened in self.shards.values()):
+            prompter.check_system()
         if data.images:
             self._check_images_fit(rows)
         if is_remote(data.root) and is_first_rank():

@@ -40,7 +40,8 @@ def load_exported(folder: Path) -> VLM:
     Raises `UserError` for a folder that holds pickles, is no export, or does not load completely.
     """
     reject_pickles(folder)
-    model_type = read_json(folder / "config.json").get("model_type")
+    settings = read_json(folder / "config.json")
+    model_type = settings.get("model_type")
     if model_type != "llava":
         raise UserError(f"{folder}/config.json: model_type is {model_type!r}, not 'llava'; give a folder that `python -m src.export` wrote")
     try:
@@ -55,7 +56,8 @@ def load_exported(folder: Path) -> VLM:
     encoder = llava.model.vision_tower.float()
     size = encoder.config.image_size
     vision = HfVit(LoadedEncoder(encoder, size, tuple(processor.image_mean), tuple(processor.image_std)), size=size, layer=-1)
-    model = VLM(vision, llava.model.multi_modal_projector.float(), MergedLanguage(llava, tokenizer))
+    template = settings.get("prompt_template", "plain")
+    model = VLM(vision, llava.model.multi_modal_projector.float(), MergedLanguage(llava, tokenizer), template=template)
     return model.requires_grad_(False).eval()
 
 

@@ -8,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.image_transform import resize_to_square
-from src.data.prompt import prompt_answer_pairs
 from src.data.record import Record
 from src.evaluation.condition_images import blank_image
 from src.inference.exported import load_exported
@@ -57,14 +56,14 @@ class VQAModel:
         if query.images and not self.takes_images:
             raise UserError(f"{self.name} was trained without images (data.images=false); ask without an image")
         self._check_vocabulary(question)
-        room = self.prompter.budget - len(self.prompter.prefix(len(query.images))) - sampling.max_new_tokens
+        num_images = len(query.images)
+        room = self.prompter.budget - len(self.prompter.prefix(num_images)) - sampling.max_new_tokens
         history = list(query.history)
-        while history and self._num_tokens(history, question) > room:
+        while (length := self.prompter.num_text_tokens(_record(history, question), num_images)) > room and history:
             history = history[1:]
-        length = self._num_tokens(history, question)
         if length > room:
             raise UserError(
-                f"the question has {length} tokens, but {len(query.images)} images of {self.prompter.patches} tokens and an answer of "
+                f"the question has {length} tokens, but {num_images} images of {self.prompter.patches} tokens and an answer of "
                 f"{sampling.max_new_tokens} leave room for {max(room, 0)} (at most {self.prompter.budget} together); shorten the question"
             )
         pixels = [self.pixels(image) for image in query.images]
@@ -81,10 +80,6 @@ class VQAModel:
     def blank(self) -> Tensor:
         """An image without information: uint8 3HW of the encoder's mean colour."""
         return blank_image(self.model.vision.mean, self.model.vision.size)
-
-    def _num_tokens(self, history: list[tuple[str, str]], question: str) -> int:
-        texts = [text for pair in prompt_answer_pairs(_record(history, question)) for text in pair]
-        return sum(len(ids) + 1 for ids in self.prompter.tokens(texts))
 
     def _check_vocabulary(self, question: str) -> None:
         tokenizer = self.model.language.tokenizer

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from src.data.prompt import Prompter, prompt_answer_pairs, truncate_turns
+from src.data.prompt import Prompter
 from src.data.record import Record
 from src.model.vlm import VLM
 
 
 @dataclass
 class GenerationRequest:
-    """One question: its images (uint8, 3HW each; none for text-only) and the tokens of the prompt after them."""
+    """One question: its images (uint8, 3HW each; none for text-only) and its tokens, up to the images and after them."""
 
     images: list[Tensor]
+    prefix_ids: list[int]
     prompt: list[int]
     prefix: str  # an id of the images: equal for questions on the same images
     seed: int = 0  # of this question's random numbers, when sampling
@@ -42,12 +43,8 @@ class Answer:
 
 def make_request(record: Record, *, images: list[Tensor], prefix: str, prompter: Prompter, max_new_tokens: int) -> GenerationRequest:
     """The last question of a record with the turns before it, as in training, truncated to the same token budget."""
-    tokens = prompter.tokens([text for pair in prompt_answer_pairs(record) for text in pair])
-    room = prompter.room(len(images), key=record.key)
-    endings = [[], [prompter.eos]] * len(tokens)  # an earlier answer ends with eos, as in training
-    history = [token for text, ending in zip(tokens[:-2], endings, strict=False) for token in text + ending]
-    (prompt, _), *_ = truncate_turns([(history + tokens[-2], [0] * max_new_tokens)], room)[0]
-    return GenerationRequest(images, prompt, prefix)
+    prefix_ids, prompt = prompter.question_ids(record, len(images), max_new_tokens=max_new_tokens)
+    return GenerationRequest(images, prefix_ids, prompt, prefix)
 
 
 class Generator:
@@ -65,6 +62,7 @@ class Generator:
         self.banned = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
         self.banned[len(model.language.tokenizer) :] = True  # padding of the embedding matrix: these rows have no token
         self.banned[model.image_id] = True
+        self.ends = torch.tensor(prompter.ends, device=self.device)
 
     @torch.inference_mode()
     def answers(self, requests: list[GenerationRequest]) -> Iterator[tuple[int, Answer]]:
@@ -87,8 +85,8 @@ class Generator:
 
     @torch.inference_mode()
     def likelihoods(self, requests: list[GenerationRequest], options: list[list[str]]) -> list[list[tuple[float, int]]]:
-        """Per request and option: (log-probability of the option's tokens and the end of sequence after the prompt, their number)."""
-        option_ids = [[ids + [self.prompter.eos] for ids in self.prompter.tokens(texts)] for texts in options]
+        """Per request and option: (log-probability of the option's tokens and its end after the prompt, their number)."""
+        option_ids = [self.prompter.answer_ids(texts) for texts in options]
         pairs = [(n, ids) for n, texts in enumerate(option_ids) for ids in texts]
         complete = [replace(requests[n], prompt=requests[n].prompt + ids) for n, ids in pairs]
         scores: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
@@ -103,10 +101,11 @@ class Generator:
         return [[next(in_order) for _ in texts] for texts in option_ids]
 
     def _batches(self, requests: list[GenerationRequest]) -> Iterator[list[int]]:
-        """Indices of requests with equally many images; requests with the same prefix are next to each other."""
-        order = sorted(range(len(requests)), key=lambda n: (len(requests[n].images), requests[n].prefix, len(requests[n].prompt)))
-        for count in sorted({len(request.images) for request in requests}):
-            group = [n for n in order if len(requests[n].images) == count]
+        """Indices of requests with equally long prefixes of equally many images; those with the same prefix are next to each other."""
+        shapes = [(len(request.images), len(request.prefix_ids)) for request in requests]
+        order = sorted(range(len(requests)), key=lambda n: (shapes[n], *_prefix_key(requests[n]), len(requests[n].prompt)))
+        for shape in sorted(set(shapes)):
+            group = [n for n in order if shapes[n] == shape]
             for start in range(0, len(group), self.batch):
                 yield group[start : start + self.batch]
 
@@ -122,7 +121,7 @@ class Generator:
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         unfinished_Q = torch.arange(len(requests), device=self.device)
-        prefix = len(self.prompter.prefix(len(requests[0].images)))
+        prefix = len(requests[0].prefix_ids)
         longest = width - prefix
         # Prompts are padded on the left, between the shared prefix and the question.
         attention_mask_QT = torch.ones(len(requests), width, dtype=torch.long, device=self.device)
@@ -137,7 +136,7 @@ class Generator:
                 tokens[n].append(token)
                 logprobs[n].append(logprob)
             yield tokens, logprobs
-            keep = (next_Q != self.prompter.eos).nonzero()[:, 0]
+            keep = (~torch.isin(next_Q, self.ends)).nonzero()[:, 0]
             if len(keep) == 0:
                 break
             if len(keep) < len(unfinished_Q):  # finished questions leave the batch
@@ -154,14 +153,14 @@ class Generator:
 
         Returns the cache, the prompt lengths, the hidden states h_QTH of the left-padded prompts, and the width of prefix and prompt.
         """
-        first_request = {request.prefix: n for n, request in reversed(list(enumerate(requests)))}
+        first_request = {_prefix_key(request): n for n, request in reversed(list(enumerate(requests)))}
         prefix_index = {prefix: m for m, prefix in enumerate(first_request)}
-        ids_MT = torch.tensor([self.prompter.prefix(len(requests[0].images))] * len(first_request), device=self.device)
+        ids_MT = torch.tensor([requests[n].prefix_ids for n in first_request.values()], device=self.device)
         pixels = [image for n in first_request.values() for image in requests[n].images]
         images_NCHW = torch.stack(pixels).to(self.device) if pixels else torch.empty(0, device=self.device)
         cache = DynamicCache(config=self.model.language.base.config)
         self._forward(self.model.embed(ids_MT, images_NCHW), None, None, cache)
-        cache.batch_select_indices(torch.tensor([prefix_index[request.prefix] for request in requests], device=self.device))
+        cache.batch_select_indices(torch.tensor([prefix_index[_prefix_key(request)] for request in requests], device=self.device))
 
         lengths_Q = torch.tensor([len(request.prompt) for request in requests], device=self.device)
         longest, prefix = int(lengths_Q.max()), ids_MT.shape[1]
@@ -193,7 +192,12 @@ class Generator:
         return order_QV.gather(1, rank_Q1.clamp(max=cumulative_QV.shape[1] - 1))[:, 0]
 
     def _answer(self, tokens: list[int], logprobs: list[float]) -> Answer:
-        ended = tokens and tokens[-1] == self.prompter.eos
+        ended = tokens and tokens[-1] in self.prompter.ends
         text = self.model.language.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
         truncated = not ended and len(tokens) == self.max_new_tokens
         return Answer(text.strip(), sum(logprobs) / max(len(logprobs), 1), truncated=truncated)
+
+
+def _prefix_key(request: GenerationRequest) -> tuple[str, tuple[int, ...]]:
+    """Equal for requests whose prefix is computed once. A chat template may have a system text before the images."""
+    return request.prefix, tuple(request.prefix_ids)

@@ -9,22 +9,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.config.train import TrainConfig
+from src.data.chat_prompt import ChatPrompter
 from src.data.packing import Batch
 from src.data.prompt import IMAGE, Prompter
 from src.model.language import Language
-from src.model.language_checkpoint import language_identity, load_language
+from src.model.language_checkpoint import language_identity, load_language, load_tokenizer
 from src.model.loss import token_losses
 from src.model.projector import Projector
 from src.model.vision import Vision, identity, load_vision
 from src.runtime.errors import UserError
 
+PROMPTERS = {"plain": Prompter, "chat": ChatPrompter}
+
 
 class VLM(nn.Module):
-    """The vision-language model: patches of each image take the place of its `<image>` tokens in the input of the language model."""
+    """The vision-language model: patches of each image take the place of its `<image>` tokens in the input of the language model.
 
-    def __init__(self, vision: Vision, projector: Projector, language: Language):
+    `template` is that of its prompts, plain or chat.
+    """
+
+    def __init__(self, vision: Vision, projector: Projector, language: Language, *, template: str = "plain"):
         super().__init__()
-        self.vision, self.projector, self.language = vision, projector, language
+        self.vision, self.projector, self.language, self.template = vision, projector, language, template
         self.image_id = language.tokenizer.convert_tokens_to_ids(IMAGE)
         self.weights: dict[str, dict[str, str]] = {}  # part -> id, revision and sha256 of its stored weights
         self.inherited: set[str] = set()  # parameters that a checkpoint has replaced: they differ from the stored weights
@@ -70,18 +76,20 @@ class VLM(nn.Module):
         return {"vision": self.vision, "projector": self.projector, "language": self.language}
 
     def prompter(self, *, budget: int) -> Prompter:
-        return Prompter(self.language.tokenizer, patches=self.vision.num_patches, budget=budget)
+        return PROMPTERS[self.template](self.language.tokenizer, patches=self.vision.num_patches, budget=budget)
 
 
 def build_vlm(config: TrainConfig) -> VLM:
     """The model of a configuration with its stored weights. Parts with learning rate 0 are frozen.
 
     LoRA and projector are initialised from `config.seed`. Raises `UserError` for a language model whose attention window is shorter
-    than `data.max_seq_len`.
+    than `data.max_seq_len`, and for a tokenizer whose chat template cannot be used.
     """
+    settings = config.language
+    if config.prompt.template == "chat":  # before the weights are loaded
+        ChatPrompter(load_tokenizer(settings.path, revision=settings.revision, key="language.path"), patches=1, budget=16)
     torch.manual_seed(config.seed)
     vision = load_vision(config.vision)
-    settings = config.language
     base, tokenizer = load_language(settings.path, revision=settings.revision, dtype=getattr(torch, settings.dtype))
     window = getattr(base.config, "sliding_window", None)
     if window and window < config.data.max_seq_len:
@@ -102,7 +110,7 @@ def assemble_vlm(vision: Vision, base: PreTrainedModel, tokenizer: PreTrainedTok
     checkpointing = config.trainer.activation_checkpointing
     language = Language(base, tokenizer, config.language.lora, fast=config.language.fast, activation_checkpointing=checkpointing)
     projector = Projector(config.projector, vision_width=vision.width, language_width=language.hidden)
-    model = VLM(vision, projector, language)
+    model = VLM(vision, projector, language, template=config.prompt.template)
     for name, part in model.parts().items():
         if getattr(config.optim.lr, name) == 0:
             part.requires_grad_(False)

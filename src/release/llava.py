@@ -4,11 +4,20 @@ import copy
 from pathlib import Path
 
 import torch
+from tokenizers import processors
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 
-from src.data.prompt import IMAGE, Prompter, prompt_answer_pairs
+from src.data.chat_prompt import DATE, ChatPrompter
+from src.data.prompt import IMAGE, Prompter
 from src.data.record import Record
 from src.model.projector import Projector
 from src.model.vlm import VLM
@@ -44,6 +53,8 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
         tie_word_embeddings=text.tie_word_embeddings,
         dtype=dtype,
     )
+    if model.template != "plain":
+        config.prompt_template = model.template  # for src/inference/exported.py
     with no_init_weights():
         llava = LlavaForConditionalGeneration(config)
     state = {f"model.vision_tower.{name}": value for name, value in tower_state(model.vision).items()}
@@ -94,7 +105,7 @@ def generation_config(model: VLM, prompter: Prompter) -> GenerationConfig:
     padding_ids = range(len(language.tokenizer), language.base.config.vocab_size)
     return GenerationConfig(
         bos_token_id=prompter.bos,
-        eos_token_id=prompter.eos,
+        eos_token_id=prompter.ends if len(prompter.ends) > 1 else prompter.eos,
         pad_token_id=language.tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
@@ -119,6 +130,9 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
     )
     tokenizer = copy.deepcopy(model.language.tokenizer)
     tokenizer.model_max_length = prompter.budget
+    tokenizer.chat_template = chat_template(prompter)
+    if isinstance(prompter, ChatPrompter):
+        add_no_special_tokens(tokenizer)
     patch = vision.size // round(vision.num_patches**0.5)
     return LlavaProcessor(
         image_processor=images,
@@ -126,14 +140,25 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
         patch_size=patch,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
-        chat_template=chat_template(prompter),
+        chat_template=tokenizer.chat_template,
         image_token=IMAGE,
     )
 
 
+def add_no_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Otherwise the processor adds a begin of sequence where the chat template has none."""
+    for name in ("add_bos_token", "add_eos_token"):
+        if getattr(tokenizer, name, None):
+            setattr(tokenizer, name, False)
+    if tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+
+
 def chat_template(prompter: Prompter) -> str:
-    """Our prompt in Jinja: begin of sequence, all images, then `Question: ...\\nAnswer:` for each turn."""
+    """Our prompt in Jinja. The plain one is: begin of sequence, all images, then `Question: ...\\nAnswer:` for each turn."""
     tokenizer = prompter.tokenizer
+    if isinstance(prompter, ChatPrompter):
+        return CHAT_IMAGES.replace("IMAGE", IMAGE).replace("DATE", DATE) + tokenizer.get_chat_template()
     bos = tokenizer.convert_ids_to_tokens(prompter.bos)
     eos = tokenizer.convert_ids_to_tokens(prompter.eos)
     return TEMPLATE.replace("BOS", bos).replace("EOS", eos).replace("IMAGE", IMAGE).replace("GAP", answer_separator(prompter))
@@ -159,6 +184,21 @@ TEMPLATE = (
 )
 
 
+# Makes texts of messages in parts, with all images in front of the first question, for the template of the tokenizer that follows.
+CHAT_IMAGES = (
+    "{% set date_string = 'DATE' %}{% set chat = namespace(images='', messages=[]) %}"
+    "{% for message in messages %}{% if message.content is not string %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}{% set chat.images = chat.images + 'IMAGE' %}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message.content is string %}{% set text = message.content %}"
+    "{% else %}{% set text = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}{% endif %}"
+    "{% set images = chat.images + '\n' if chat.images and message.role == 'user' else '' %}"
+    "{% if images %}{% set chat.images = '' %}{% endif %}"
+    "{% set chat.messages = chat.messages + [{'role': message.role, 'content': images + text | trim}] %}"
+    "{% endfor %}{% set messages = chat.messages %}{{ '' }}"
+)
+
+
 @torch.no_grad()
 def max_logit_difference(model: VLM, folder: Path) -> dict[str, float]:
     """Compares the written folder with the run on a fixed random image and question.
@@ -169,7 +209,8 @@ def max_logit_difference(model: VLM, folder: Path) -> dict[str, float]:
     prompter = model.prompter(budget=4096)
     size = model.vision.size
     pixels_13HW = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ids_1T = torch.tensor([prompter.prefix(1) + prompter.tokens([prompt_answer_pairs(QUESTION)[0][0]])[0]])
+    prefix, prompt = prompter.question_ids(QUESTION, 1, max_new_tokens=MAX_NEW_TOKENS)
+    ids_1T = torch.tensor([prefix + prompt])
     logits_1TV = model.language.base(inputs_embeds=model.embed(ids_1T, pixels_13HW)).logits
     llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
     values = model.vision.normalise(pixels_13HW).to(llava.dtype)

@@ -1,5 +1,6 @@
 """Export of the LoRA adapter for PEFT and of the image encoder for timm."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,16 +10,23 @@ from timm.models import save_for_hf
 
 from src.model.vision import HfVit, Vision
 from src.model.vlm import VLM
+from src.release.llava import chat_template, generation_config
 from src.runtime.errors import UserError
 
 
 def save_adapter(model: VLM, folder: Path, *, base: str, revision: str) -> None:
     """Writes a folder for `PeftModel.from_pretrained(base_model, folder)`, which has the logits of the run's language model.
 
-    The tokenizer is included, because that of PMC-LLaMA cannot be loaded as published.
+    The tokenizer is included, because that of PMC-LLaMA cannot be loaded as published. A chat template of the base model is replaced by
+    that of the run.
     """
     model.language.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    model.language.tokenizer.save_pretrained(folder)
+    tokenizer, prompter = copy.deepcopy(model.language.tokenizer), model.prompter(budget=4096)
+    if tokenizer.chat_template:
+        tokenizer.chat_template = chat_template(prompter)
+    tokenizer.save_pretrained(folder)
+    if model.template == "chat":
+        generation_config(model, prompter).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # a template with unfilled fields
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}

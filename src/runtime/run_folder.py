@@ -82,7 +82,7 @@ def read_config(folder: Path) -> dict:
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{path} cannot be read as a configuration; restore it, or remove the folder to start again")
-    return translate(config)
+    return {"prompt": {"template": "plain"}} | translate(config)  # older runs lack `prompt`
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
