@@ -85,6 +85,18 @@ def test_epochs_are_planned_from_the_shards_as_in_training(words):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("words", "device"), [([], "CPU with two cores at 0.15"), (["trainer=gpu"], "H200 at 474.0")])
+def test_small_recipe_fits_into_8_gb_on_a_cpu_and_on_a_gpu(tmp_path, capsys, words, device):
+    """Without weights on this disk: SmolLM2 is planned with its own shape, BiomedCLIP as a ViT-B/16."""
+    plan(to_typed(PlanConfig, compose("plan", ["+experiment=small", f"data.root={tmp_path}", *words])))
+    output = " ".join(capsys.readouterr().out.split())
+    assert " language 136,994,112 2,442,240 " in output
+    assert 5 < float(output.split(" total ")[-1].split()[0]) < 8
+    assert f"7,680 samples take {'3.4' if not words else '0.0'} h on 1 x {device} TFLOP/s" in output
+    assert "total 255,843 44,074 3.26 50 " in output  # records, images, GB on disk, shards
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ACTIVATION_CHECKPOINTING)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cost_from_one_middle_layer_equals_cost_of_the_whole_model(configure, monkeypatch, mode, frozen):

@@ -474,6 +474,7 @@ PAPER += ["slake", "pmc_oa", "pmc_vqa", "vqa_med_2019", "medqa", "medmcqa", "pub
     [
         ("full", {}, 2_665_908),
         ("open", {}, 2_265_126),
+        ("small", {"pubmedqa": 500}, 39_658),  # PQA-L without its 500 test questions
         ("broad", {"pubmedqa": 211_269, "iu_xray": 7_470}, 3_343_055),  # PQA-A only, images; see the comments of the mix
     ],
 )

@@ -106,7 +106,7 @@ def plan(config: PlanConfig) -> None:
     """Prints the tables of data, parameters, memory and devices, and the expected time."""
     check_plan_config(config)
     config = with_planned_steps(replace(config, mix=with_default_exclusions(config.mix)))
-    assumed, trainer = config.plan, config.trainer
+    assumed, trainer, (device, tflops) = config.plan, config.trainer, config.device
     sample = AverageSample(assumed.images, assumed.text, assumed.supervised)
     model = build_on_meta(config)
     costs = {mode: measure_cost(config, sample, checkpointing=mode) for mode in config.language.checkpointing_choices}
@@ -127,11 +127,11 @@ def plan(config: PlanConfig) -> None:
     lengths = token_budget.window_lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
     lengths = lengths or [cost.tokens // cost.samples] * config.data.packing_window
     used = RankBalance.of(lengths, ranks, global_batch_size=config.data.global_batch_size, max_seq_len=config.data.max_seq_len).utilization
-    seconds = samples * cost.flops / cost.samples / (assumed.tflops * 1e12 * ranks * used)
+    seconds = samples * cost.flops / cost.samples / (tflops * 1e12 * ranks * used)
     print_table(memory_table(memory[trainer.activation_checkpointing], tokens))
     print(
         f"{cost.tokens // cost.samples} tokens and {cost.flops / cost.samples / 1e12:.2f} TFLOP per sample; {samples:,} samples take "
-        f"{seconds / 3600:.1f} h on {ranks} x {assumed.gpu} at {assumed.tflops} TFLOP/s (expected, not measured)"
+        f"{seconds / 3600:.1f} h on {ranks} x {device} at {tflops} TFLOP/s (expected, not measured)"
         + (f", of which each computes {used:.0%} and waits for the fullest in the rest" if ranks > 1 else "")
     )
     if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, slots=trainer.accumulate)):

@@ -26,6 +26,22 @@ from src.runtime.errors import UserError
 
 # Architectures of weights on a hub, so that planning needs no network and no download.
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32064}
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49216,
+    "tie_word_embeddings": True,
+}
+LLAMA_160M = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32064}
+# By hub id; any other id is planned as the 7B. The vocabularies have the rows of `<image>` and of the padding to a multiple of 64.
+SHAPES: dict[str, dict[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M": SMOLLM2_135M,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2_135M,
+    "JackFram/llama-160m": LLAMA_160M,
+}
 VIT_B_16 = "vit_base_patch16_224"
 IMAGE_ID = 1
 
@@ -78,7 +94,7 @@ def _vision(config: TrainConfig) -> Vision:
 
 def _language(config: TrainConfig) -> LlamaConfig:
     path = config.language.path
-    return AutoConfig.from_pretrained(path) if is_local_folder(path, key="language.path") else LlamaConfig(**LLAMA_7B)
+    return AutoConfig.from_pretrained(path) if is_local_folder(path, key="language.path") else LlamaConfig(**SHAPES.get(path, LLAMA_7B))
 
 
 def layers_of(config: TrainConfig) -> int:
