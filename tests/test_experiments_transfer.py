@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from experiments.bench.transfer import measure, multilabel_scores
 from experiments.transfer.table import COLUMNS, rows, table, unseen
 from src.classification import dataset
+from src.runtime import paths
 from src.runtime.errors import UserError
 
 README = Path(__file__).resolve().parent.parent / "experiments/transfer/README.md"
@@ -36,9 +38,12 @@ def test_pascal_voc_script_of_readme_makes_a_benchmark(tmp_path):
     assert {example.group for example in data.examples} == {"train_1", "val_1", "test_1"}
 
 
-def test_readme_names_the_benchmarks_of_conf():
-    names = set(re.search(r"benchmark=(\S+) \\", README.read_text())[1].split(","))
-    assert names == {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+def test_readme_names_lists_of_benchmarks_of_conf():
+    named = set(re.findall(r"benchmark=(\w+)", README.read_text()))
+    lists = yaml.safe_load((paths.CONF / "transfer.yaml").read_text())["benchmark_lists"]
+    assert named == set(lists)
+    files = {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    assert {name for sets in lists.values() for name in sets} == files - {"cxr8_8"}  # cxr8 with fewer labels
 
 
 def test_table_states_unseen_and_leaves_missing_cells_empty(tmp_path):
