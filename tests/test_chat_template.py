@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from data_prep.phantom.weights.language import train_tokenizer
 from src.data import datamodule
-from src.data.chat_prompt import CAPTION_REQUEST, DATE, ChatPrompter
+from src.data.chat_prompt import CAPTION_REQUEST, ChatPrompter
+from src.data.chat_template import DATE
 from src.data.prompt import IGNORE, IMAGE, SYSTEM_NOTE
 from src.data.record import Record
 from src.evaluate import evaluate
@@ -19,6 +21,7 @@ from src.inference.query import Sampling, VQAQuery
 from src.inference.vqa_model import load_vqa_model
 from src.model.generate import make_request
 from src.model.vlm import build_vlm
+from src.release.llava import add_no_special_tokens
 from src.runtime.errors import UserError
 from src.runtime.run_folder import open_run
 from src.runtime.schema import to_plain
@@ -429,3 +432,14 @@ def test_plain_export_of_a_model_with_a_chat_template_has_the_plain_prompt(shard
         tokenizer = AutoTokenizer.from_pretrained(out / part)
         ids = tokenizer.apply_chat_template([{"role": "user", "content": "which organ is shown?"}], return_dict=False)
         assert ids == request.prefix_ids + request.prompt
+
+
+def test_exported_tokenizer_adds_no_bos_that_the_template_lacks(language, tmp_path):
+    """A processor adds special tokens unless the text begins with bos."""
+    tokenizer = tokenizer_with(CHATML, "bytes", language)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    without = tokenizer("lung", add_special_tokens=False).input_ids
+    assert tokenizer("lung").input_ids == [1, *without]
+    add_no_special_tokens(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer("lung").input_ids == AutoTokenizer.from_pretrained(tmp_path)("lung").input_ids == without

@@ -55,6 +55,7 @@ def test_stored_config_is_translated(config):
     data, trainer = config.data, config.trainer
     assert (data.packing_window, data.global_batch_size, data.max_seq_len) == (32, 8, 160)
     assert (data.val_samples, data.val_generations) == (4, 16)
+    assert config.prompt.template == "plain"
     assert (trainer.activation_checkpointing, trainer.val_every, trainer.keep_last, trainer.on_nonfinite) == ("selective", 3, 2, "stop")
     assert list(flatten(translate(stored))) == [RENAMED.get(key, key) for key in flatten(stored)]
 

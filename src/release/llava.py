@@ -16,7 +16,8 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from src.data.chat_prompt import DATE, ChatPrompter
+from src.data.chat_prompt import ChatPrompter
+from src.data.chat_template import DATE
 from src.data.prompt import IMAGE, Prompter
 from src.data.record import Record
 from src.model.projector import Projector

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     *("trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last", "trainer.activation_checkpointing"),
     *("trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "language.fast", "logger", "callbacks"),
 )
+ADDED = {"prompt": {"template": "plain"}}  # keys that older runs lack, with the values that they had
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 FAILURE_FILE = "failed.json"  # in the folder of a trial of a sweep
 
@@ -42,7 +43,7 @@ def open_run(folder: Path, config: dict) -> None:
     """Creates the folder and its config.yaml. Raises `UserError` if the folder holds a run with another configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        changes = diff_configs(read_config(folder), redact_secrets(config))
+        changes = diff_configs(ADDED | read_config(folder), ADDED | redact_secrets(config))
         changes = {key: change for key, change in changes.items() if not key.startswith(MAY_CHANGE)}
         if changes:
             summary = "; ".join(list(changes.values())[:3])
@@ -82,7 +83,7 @@ def read_config(folder: Path) -> dict:
         config = None
     if not isinstance(config, dict):
         raise UserError(f"{path} cannot be read as a configuration; restore it, or remove the folder to start again")
-    return {"prompt": {"template": "plain"}} | translate(config)  # older runs lack `prompt`
+    return translate(config)
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
