@@ -140,8 +140,8 @@ def test_answer_ends_at_eos_also_where_it_is_the_begin_token(configure_small, na
         model.language.body.norm.weight.zero_()[0] = 1.0
         model.language.embed.weight[:, 0] = 50.0
         model.language.head.weight[prompter.eos, 0] = 1000.0
-    ((_, answer),) = Generator(model, prompter, batch=1, max_new_tokens=5).answers([request])
-    assert (answer.text, answer.truncated) == ("", False)
+    answers = list(Generator(model, prompter, batch=1, max_new_tokens=5).stream(request))
+    assert [(answer.text, answer.truncated) for answer in answers] == [("", False)]
 
 
 @pytest.mark.slow
