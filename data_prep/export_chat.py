@@ -9,7 +9,8 @@ import xxhash
 
 from data_prep.readers.chat import TOKEN
 from data_prep.readers.own_data import RECORD_KEYS
-from src.data.record import SPLITS, Record
+from src.data.credentialed import is_credentialed
+from src.data.record import PHANTOM_MARKER, SPLITS, Record
 from src.data.shards import Shards
 from src.runtime import arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
@@ -48,8 +49,12 @@ def export_chat(config: ExportConfig) -> None:
     if config.to.exists():
         raise UserError(f"to={config.to}: already exists; remove it, or give another folder")
     shards = Shards(config.out / config.source)
+    if is_credentialed(config.source, shards.manifest):
+        raise UserError(f"source={config.source}: credentialed; its texts stay in its shards, because a copy would be open")
     with explain_full_disk(config.source, config.to), Progress(total=len(shards), unit="record", desc=config.source) as progress:
         (config.to / "images").mkdir(parents=True)
+        if shards.manifest["phantom"]:
+            (config.to / PHANTOM_MARKER).write_text("{}")
         for split in SPLITS:
             rows = shards.rows(split).tolist()
             if not rows:

@@ -231,15 +231,15 @@ def phantom(tmp_path_factory) -> Path:
 def test_another_option_is_another_build_with_its_own_counts(phantom, tmp_path):
     """A build with the same options is resumed. The manifest states what each choice leaves out."""
     one = build(phantom.parent, tmp_path)
-    assert one.manifest["settings"]["options"] == {"section": "findings", "images": "first"}
-    assert one.manifest["filtered"] == {"no text for section=findings": 2, "report without sections": 1}
+    assert one.manifest["settings"]["options"] == {"section": "both", "images": "first"}
+    assert one.manifest["filtered"] == {"report without sections": 1}
     assert build(phantom.parent, tmp_path).manifest == one.manifest
-    both = build(phantom.parent, tmp_path, "mimic_cxr.section=both", "mimic_cxr.images=all")
-    assert both.manifest["settings"]["options"] == {"section": "both", "images": "all"}
-    assert both.manifest["filtered"] == {"report without sections": 1}
-    assert both.manifest["fingerprint"] != one.manifest["fingerprint"]
-    assert both.column("num_images").max() == 2
-    for counts in (one.manifest["counts"], both.manifest["counts"]):
+    other = build(phantom.parent, tmp_path, "mimic_cxr.section=findings", "mimic_cxr.images=all")
+    assert other.manifest["settings"]["options"] == {"section": "findings", "images": "all"}
+    assert other.manifest["filtered"] == {"no text for section=findings": 2, "report without sections": 1}
+    assert other.manifest["fingerprint"] != one.manifest["fingerprint"]
+    assert other.column("num_images").max() == 2
+    for counts in (one.manifest["counts"], other.manifest["counts"]):
         assert {split: counts[split]["in"] for split in SPLITS} == {"train": 24, "val": 3, "test": 3}
         assert counts["train"]["quarantined"] == 3
 

@@ -446,6 +446,23 @@ def test_export_and_chat_reader_give_equal_records(tmp_path, capsys, form):
         export_chat(ExportConfig(source="own", out=first.folder.parent, to=tmp_path / "again" / "own", form=form))
 
 
+@pytest.mark.parametrize("marks", [{"credentialed": True}, {"phantom": True}], ids=str)
+def test_export_keeps_what_the_manifest_marks(tmp_path, marks):
+    raw, to = tmp_path / "raw", tmp_path / "again" / "own"
+    put_images(raw / "own")
+    put_lines(raw / "own" / "train.jsonl", ROWS)
+    manifest = build(raw).folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | marks))
+    config = ExportConfig(source="own", out=manifest.parent.parent, to=to)
+    if "credentialed" in marks:
+        with pytest.raises(UserError, match="source=own: credentialed; its texts stay in its shards"):
+            export_chat(config)
+        assert not to.exists()
+    else:
+        export_chat(config)
+        assert build(tmp_path / "again").manifest["phantom"]
+
+
 def test_reader_yields_a_note_after_its_record(tmp_path):
     put_images(tmp_path / "own")
     put_lines(tmp_path / "own" / "train.jsonl", [messages(ROWS[0]) | {"messages": [SYSTEM, USER, ASSISTANT]}])

@@ -67,6 +67,8 @@ def _verify_checksums(entry: Source, folder: Path) -> None:
                 digest, _, name = line.strip().partition(" ")
                 if "/" not in (name := name.lstrip(" *")) and (folder / name).is_file():
                     expected.setdefault(name, set()).add(f"sha256:{digest.lower()}")
+    if lists and not expected:
+        raise UserError(f"{lists[0]}: lists no file at the top of {folder}; copy SHA256SUMS.txt of mimic-cxr and mimic-cxr-jpg here")
     for name, digests in expected.items():
         if (digest := checksum(folder / name)) not in digests:
             raise UserError(f"{folder / name}: has the checksum {digest}, which is not that of SHA256SUMS*.txt; download it again")

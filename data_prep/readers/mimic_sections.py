@@ -97,8 +97,10 @@ def read_rules(path: Path, entry: Source) -> dict[int, Rule]:
     Raises `UserError` for a row that is neither.
     """
     rules: dict[int, Rule] = {}
-    for number, row in enumerate(table_rows(path, entry, required=["study_id", "section", "start", "end"]), start=2):
-        fields = None if isinstance(row, InvalidRow) else re.fullmatch(r"s?(\d+),([a-z_ ]*),(\d*),(\d*)", ",".join(map(str, row.values())))
+    columns = ["study_id", "section", "start", "end"]
+    for number, row in enumerate(table_rows(path, entry, required=columns), start=2):
+        text = "" if isinstance(row, InvalidRow) else ",".join(str(row[column]) for column in columns)
+        fields = re.fullmatch(r"s?(\d+),([a-z_ ]*),(\d*),(\d*)", text)
         if not fields or bool(fields[2]) == bool(fields[3] and fields[4]):
             raise UserError(f"{path}: line {number} is not a rule; give study_id and either section or start and end")
         rules[int(fields[1])] = fields[2] or (int(fields[3]), int(fields[4]))

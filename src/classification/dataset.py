@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +34,7 @@ CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before t
 class ClassificationDataset:
     """`labels` are indices into `classes` (N,), or 0/1 per class (N, K) in a multi-label set.
 
-    `generated_split` is true if the set has no splits and `assign_splits` created them.
+    `generated_split` is true if the set has no splits and `assign_splits` created them. `split_note` says where the splits come from.
     """
 
     name: str
@@ -43,6 +43,7 @@ class ClassificationDataset:
     labels: np.ndarray
     generated_split: bool
     fingerprint: str
+    split_note: str = "given"
 
     @property
     def multilabel(self) -> bool:
@@ -83,7 +84,8 @@ def read_dataset(name: str, *, raw: str | Path, lists: Iterable[str] = ()) -> Cl
         raise UserError(f"benchmark '{name}': layout={config.layout} gives one label per image; set multilabel: false in its file")
     origin = dataset_fingerprint(examples, folder / config.path) if config.duplicates else ""
     examples = apply_group_rules(name, examples, config, origin=origin, cache=Path(raw) / f".{name}-duplicates.json")
-    return build_dataset(name, examples, classes=list(config.classes), array_file=folder / config.path)
+    data = build_dataset(name, examples, classes=list(config.classes), array_file=folder / config.path)
+    return replace(data, split_note=config.split_note or data.split_note)
 
 
 def build_dataset(name: str, examples: list[Example], *, classes: list[str], array_file: Path | None = None) -> ClassificationDataset:
@@ -113,11 +115,14 @@ def build_dataset(name: str, examples: list[Example], *, classes: list[str], arr
         else:
             labels[n] = numbers[0]
     generated_split = not all(example.split for example in examples)
+    note = "given"
     if generated_split:
+        note = "ours, 60/20/20 by group"
         examples = assign_splits(examples, labels)
     elif not any(example.split == "val" for example in examples):
+        note = "test is given, val is ours"
         examples = hold_out_val(examples, labels)
-    data = ClassificationDataset(name, classes, examples, labels, generated_split, dataset_fingerprint(examples, array_file))
+    data = ClassificationDataset(name, classes, examples, labels, generated_split, dataset_fingerprint(examples, array_file), note)
     _check_splits(data)
     return data
 

@@ -160,7 +160,8 @@ def finetune(
     model.load_state_dict(state)
     test = FineTuneLoader(data, data.rows("test"), **settings)
     model = model.to(device).eval()
-    with torch.inference_mode():
+    # The precision of the validation, which chose the thresholds.
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         p_NK = torch.cat([model.predict(x_N3HW.to(device)) for x_N3HW, _ in test])
     return Fit(pooling, {"lr": lr}, f1, p_NK.double().numpy(), thresholds_K)
 

@@ -37,6 +37,7 @@ class ClassificationConfig:
     multilabel: bool = False
     duplicates: str = ""  # phash
     splits: str = "official"  # official, disjoint or generated
+    split_note: str = ""  # how official splits were completed or changed, for tables
 
 
 class Example(NamedTuple):

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from src.classification.multilabel import f1_thresholds, validation_f1
 from src.classification.splits import to_indicator
+from src.runtime.errors import UserError
 from src.runtime.progress import Progress
 
 GRID = tuple(10 ** (-5 + 2 * n / 3) for n in range(10))  # C of sklearn, the inverse penalty, from 1e-5 to 10
@@ -111,6 +112,8 @@ def logistic_candidates(f_NF: np.ndarray, labels: np.ndarray, classes: int) -> I
     x_NF = (f_NF - mean_F) * scale_F
     multilabel = labels.ndim == 2
     varies_K = labels.min(0) < labels.max(0)  # the labels of a multi-label set for which there is something to fit
+    if not varies_K.any() and multilabel:
+        raise UserError("no label differs among the training images of this sample; use more images or leave out few_shot")
     targets = labels.T[varies_K] if multilabel else labels[None]
     models = [LogisticRegression(class_weight="balanced", max_iter=300, warm_start=True) for _ in targets]
     for strength in GRID:

@@ -92,7 +92,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
         "seeds": len(fits),
         "counts": data.counts(),
         "absent": data.absent_classes(),
-        "split": "ours, 60/20/20 by group" if data.generated_split else "given",
+        "split": data.split_note,
         "seconds": time.perf_counter() - start,
         "depends_on": depends_on,
     }
