@@ -1,6 +1,7 @@
 """Benchmarks: their questions, and the images under each condition."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,12 +162,17 @@ def test_text_only_items_have_an_empty_image(root, shards):
 
 
 def test_default_benchmarks_are_those_of_the_mix_with_test_questions(shards, tmp_path):
-    """`beta` has captions only."""
+    """`beta` has captions only. All trials of an ablation are asked the same."""
     mix = MixConfig({"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "pathvqa": 1.0}, decontaminate=True, leave_out=["gamma"])
-    assert benchmarks_of_mix(mix, shards, cache=CacheConfig()) == ["alpha"]
-    assert benchmarks_of_mix(replace(mix, leave_out=[]), shards, cache=CacheConfig()) == ["alpha", "gamma"]
-    with pytest.raises(UserError, match=r"^benchmarks: the run was trained on alpha, beta, pathvqa, and no test questions of these are in"):
+    assert benchmarks_of_mix(mix, shards, cache=CacheConfig()) == ["alpha", "gamma"]
+    with pytest.raises(UserError, match=r"^benchmarks: the mix of the run has alpha, beta, gamma, pathvqa, and no test questions of these"):
         benchmarks_of_mix(mix, tmp_path, cache=CacheConfig())
-    (tmp_path / "vqa_med_2019").mkdir()
-    (tmp_path / "vqa_med_2019" / "manifest.json").write_text("{}")
-    assert benchmarks_of_mix(MixConfig({"vqa_med_2019": 1.0}, decontaminate=True), tmp_path, cache=CacheConfig()) == ["vqa_med_2019"]
+    shutil.copytree(shards / "alpha", tmp_path / "vqa_med_2019")
+    mix = MixConfig({"vqa_med_2019": 1.0}, decontaminate=True)
+    assert benchmarks_of_mix(mix, tmp_path, cache=CacheConfig()) == ["vqa_med_2019"]
+
+
+def test_classification_set_with_shards_is_a_free_text_benchmark(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
+    (tmp_path / "alpha.yaml").write_text("layout: folder")
+    assert read_benchmark("alpha", root=shards).items

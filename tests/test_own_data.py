@@ -441,7 +441,7 @@ def test_export_and_chat_reader_give_equal_records(tmp_path, capsys, form):
     second = build(tmp_path / "again")
     assert [second[row] for row in range(len(second))] == [first[row] for row in range(len(rows) + 1)]
     assert first.manifest["shards"] == second.manifest["shards"]  # with their sha256
-    assert second.manifest["notes"] == {}
+    assert second.manifest["notes"] == first.manifest["notes"]
     with pytest.raises(UserError, match="own: already exists; remove it"):
         export_chat(ExportConfig(source="own", out=first.folder.parent, to=tmp_path / "again" / "own", form=form))
 
@@ -469,3 +469,21 @@ def test_reader_yields_a_note_after_its_record(tmp_path):
     record, note = rows_of(tmp_path)
     assert isinstance(record, Record)
     assert note == Note("system text stored in meta")
+
+
+def test_system_is_a_turn_of_conversations_and_a_column_of_tables(tmp_path):
+    put_images(tmp_path / "own")
+    rows = [messages(ROWS[0]) | {"id": "chat", "system": "Be brief."}, ROWS[1] | {"id": "row", "system": "respiratory"}]
+    put_lines(tmp_path / "own" / "train.jsonl", rows)
+    shards = build(tmp_path)
+    metas = {shards[row].key: shards[row].meta for row in range(len(shards))}
+    assert (metas["chat"].get("system"), metas["row"].get("system")) == ("Be brief.", None)
+    assert metas["row"]["system_column"] == "respiratory"
+    assert sum(shards.manifest["notes"].values()) == 1
+
+
+def test_boolean_answers_are_yes_and_no(tmp_path):
+    put_images(tmp_path / "own")
+    put_lines(tmp_path / "own" / "train.jsonl", [ROWS[0] | {"id": str(value), "answer": value} for value in (True, False)])
+    shards = build(tmp_path)
+    assert [shards[row].answer for row in range(2)] == ["yes", "no"]

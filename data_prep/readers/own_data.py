@@ -24,6 +24,7 @@ from data_prep.readers.raw_files import all_images, group_of, image_file, json_l
 from data_prep.readers.rows import InvalidRow, Note, Row, row_errors_as_invalid
 from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
+from src.data.prompt import SYSTEM_NOTE
 from src.data.record import QUESTION_TYPES, SPLITS, Record, question_type
 from src.runtime.errors import UserError, suggest
 
@@ -103,15 +104,23 @@ def _make_record(
         return InvalidRow(key, missing)
     sources = _as_list(fields.get("image") or fields.get("images"))
     chat: Chat | None = None
+    system = ""
     if fields.get("messages") is not None or fields.get("conversations") is not None:
         parsed = parse_chat(fields, sources, key)
         if isinstance(parsed, InvalidRow):
             return parsed
         chat = parsed
         sources, notes[:] = chat.images, chat.notes
+        system = chat.system or _as_text(fields.get("system"))  # LLaMA-Factory has it beside the conversation
+        if system and not chat.system:
+            notes.append(SYSTEM_NOTE)
         if not ids.add(xxhash.xxh3_64_intdigest(key.encode(errors="surrogateescape"))):
             key = f"{key}-{default_key}"  # LLaVA-Instruct uses the id of the image for several conversations
             notes.append("repeated id")
+    meta = {name: value for name, value in fields.items() if name not in RECORD_KEYS and _is_meta(value)}
+    if "system" in meta:  # prompts use it as the system turn; without a conversation it is something else
+        column = meta.pop("system")
+        meta |= {} if chat else {"system_column": column}
     images = all_images(_read_image(source, raw, folders, key) for source in sources)
     if isinstance(images, InvalidRow):
         return images
@@ -131,8 +140,7 @@ def _make_record(
         type=type_,
         group=_as_text(fields.get("group")) or (_group(sources[0], images[0]) if images else key),
         licence=_as_text(fields.get("licence")),
-        meta={name: value for name, value in fields.items() if name not in RECORD_KEYS and _is_meta(value)}
-        | ({"system": chat.system} if chat and chat.system else {}),
+        meta=meta | ({"system": system} if system else {}),
     )
 
 
@@ -192,8 +200,10 @@ def _is_meta(value: Any) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """A string or number as text; empty for other types."""
-    return str(value).strip() if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    """A string or number as text, true and false as yes and no; empty for other types."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
 
 def _as_list(value: Any) -> list:

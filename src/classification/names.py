@@ -35,5 +35,7 @@ def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> 
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
         known |= set(lists)
         advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
+        if name == "cxr8_8":
+            advice = f"; link it to {Path(raw) / 'cxr8'}, which has the same images"
         raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
     return folder

@@ -30,6 +30,10 @@ class TokenisedChat:
     question: tuple[int, int]
     answers: list[tuple[int, int]]
 
+    @property
+    def num_supervised(self) -> int:
+        return sum(end - begin for begin, end in self.answers)
+
 
 def chat_turns(record: Record) -> list[tuple[str, str]]:
     """(question with its options, answer) per turn; a caption is one turn."""
@@ -77,7 +81,7 @@ class ChatPrompter(Prompter):
             for record, count in zip(records, num_images, strict=True)
         )
         return [
-            self._sample(chat, count) if len(chat.ids) <= self.budget else self._truncated(record, count, total=len(chat.ids))
+            self._sample(chat, count) if len(chat.ids) <= self.budget else self._truncated(record, count, chat)
             for record, count, chat in zip(records, num_images, self._tokenise(rendered), strict=True)
         ]
 
@@ -102,20 +106,22 @@ class ChatPrompter(Prompter):
         chats = self._tokenise(self.template.render([("question", text)]) for text in texts)
         return [chat.ids[slice(*chat.answers[0])].tolist() for chat in chats]
 
-    def _sample(self, chat: TokenisedChat, num_images: int, num_truncated: int = 0) -> EncodedSample:
+    def _sample(self, chat: TokenisedChat, num_images: int, *, whole: TokenisedChat | None = None) -> EncodedSample:
+        """`whole` is the conversation before it was truncated to `chat`."""
         labels = np.full(len(chat.ids), IGNORE, np.int32)
         for begin, end in chat.answers:
             labels[begin:end] = chat.ids[begin:end]
-        return EncodedSample(chat.ids, labels, num_images, num_truncated)
+        num_answer_truncated = whole.num_supervised - chat.num_supervised if whole else 0
+        return EncodedSample(chat.ids, labels, num_images, len(whole.ids) - len(chat.ids) if whole else 0, num_answer_truncated)
 
-    def _truncated(self, record: Record, num_images: int, *, total: int) -> EncodedSample:
-        """A conversation of `total` tokens in at most `budget`: whole turns first, as `truncate_turns` does."""
+    def _truncated(self, record: Record, num_images: int, whole: TokenisedChat) -> EncodedSample:
+        """The conversation `whole` in at most `budget` tokens: whole turns are dropped first, as `truncate_turns` does."""
         turns = chat_turns(record)
         while len(turns) > 1:
             turns = turns[:-1]
             (chat,) = self._tokenise([self.template.render(turns, num_images=num_images, system=system_text(record))])
             if len(chat.ids) <= self.budget:
-                return self._sample(chat, num_images, total - len(chat.ids))
+                return self._sample(chat, num_images, whole=whole)
         chat, room = self._single(record, turns[0], num_images, answered=True)
         (asked_from, asked_to), ((begin, end),) = chat.question, chat.answers
         pair = (chat.ids[asked_from:asked_to].tolist(), chat.ids[begin : end - 1].tolist())
@@ -123,7 +129,7 @@ class ChatPrompter(Prompter):
         head = [*chat.ids[:asked_from], *question, *chat.ids[asked_to:begin]]
         ids = np.array([*head, *answer, *chat.ids[end - 1 :]], np.int32)
         shortened = TokenisedChat(ids, chat.question, [(len(head), len(head) + len(answer) + 1)])
-        return self._sample(shortened, num_images, total - len(ids))
+        return self._sample(shortened, num_images, whole=whole)
 
     def _single(self, record: Record, turn: tuple[str, str], num_images: int, *, answered: bool) -> tuple[TokenisedChat, int]:
         """One turn, and the number of tokens for its question and its answer with end token.

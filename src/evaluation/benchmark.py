@@ -18,6 +18,7 @@ from src.runtime.schema import check_choice, to_typed
 
 CONDITIONS = ("real", "shuffled", "blank", "none")
 FOLDER = paths.CONF / "benchmark"
+SEARCHED_RECORDS = 100  # records of a split among which a source with questions has one
 NO_IMAGE = (0, b"")  # the image key of a question without image
 
 
@@ -69,7 +70,7 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
         raise UserError(f"benchmark '{name}': a name has no '/'; give a file name of conf/benchmark or a source under {root}")
     path = FOLDER / f"{name}.yaml"
     default = BenchmarkConfig(name, "test", pooled=True, choices=False, disjoint=False)
-    config = to_typed(BenchmarkConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
+    config = to_typed(BenchmarkConfig, DictConfig(OmegaConf.load(path))) if name in benchmark_names() else default
     folder = Path(root) / config.source
     if not is_remote(root) and not (folder / "manifest.json").exists():
         available = [path.parent.name for path in Path(root).glob("*/manifest.json")]
@@ -99,24 +100,26 @@ def benchmark_names() -> list[str]:
 def benchmarks_of_mix(mix: MixConfig, root: str | Path, *, cache: CacheConfig) -> list[str]:
     """The benchmarks that ask about the sources of a mix: those of conf/benchmark, else each source with test questions under `root`.
 
-    Raises `UserError` if there is none.
+    `only` and `leave_out` do not matter, so that the trials of an ablation are asked the same. A source without test questions is left
+    out. Raises `UserError` if none is left.
     """
     configs = {name: OmegaConf.load(FOLDER / f"{name}.yaml") for name in benchmark_names()}
     by_source = {config.source: name for name, config in configs.items() if not config.disjoint}
-    sources = [name for name in mix.sampling_weights if is_remote(root) or (Path(root) / name / "manifest.json").exists()]
-    names = [by_source.get(source, source) for source in sources if source in by_source or _has_questions(root, source, cache)]
+    mixed = [name for name, share in mix.shares.items() if share > 0]
+    sources = [name for name in mixed if is_remote(root) or (Path(root) / name / "manifest.json").exists()]
+    split_of = {source: configs[name].split for source, name in by_source.items()}
+    names = [by_source.get(source, source) for source in sources if _has_questions(root, source, split_of.get(source, "test"), cache)]
     if not names:
         raise UserError(
-            f"benchmarks: the run was trained on {', '.join(mix.sampling_weights)}, and no test questions of these are in {root}; "
-            "give benchmarks=[...] and, if their shards are elsewhere, data_root="
+            f"benchmarks: the mix of the run has {', '.join(mixed)}, and no test questions of these are in {root}; add a test split "
+            "(test.jsonl) and build the shards again, or give benchmarks=[...] and, if their shards are elsewhere, data_root="
         )
     return names
 
 
-def _has_questions(root: str | Path, source: str, cache: CacheConfig) -> bool:
+def _has_questions(root: str | Path, source: str, split: str, cache: CacheConfig) -> bool:
     shards = open_shards(root, source, cache=cache)
-    rows = shards.rows("test")
-    return len(rows) > 0 and bool(shards.text(int(rows[0])).turns)  # a source has questions or captions
+    return any(shards.text(row).turns for row in shards.rows(split)[:SEARCHED_RECORDS].tolist())
 
 
 def to_items(shards: Shards, rows: list[int]) -> list[dict]:

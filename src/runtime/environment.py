@@ -1,6 +1,5 @@
 """The machine and the library versions that a result was made with."""
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count(),
+        "cores": available_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
         **{name: _version(name) for name in LIBRARIES},
@@ -27,7 +26,7 @@ def environment() -> dict[str, Any]:
 
 def busy_cores_note(threads: int) -> str | None:
     """A note if other processes keep so many cores busy that `threads` threads would wait for each other; looks for 0.3 seconds."""
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     busy = psutil.cpu_percent(interval=0.3) / 100 * cores if threads > 1 else 0.0
     free = max(1, round(cores - busy))
     if threads <= free or busy < 0.5:
@@ -56,3 +55,8 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def available_cores() -> int:
+    """Processors that this process may use, which a batch system may restrict."""
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1

@@ -33,13 +33,21 @@ failures: dict[str, str] = {}  # folder of a trial -> its error, in the sweep of
 
 
 def expand_trials(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every trial that Hydra's basic sweeper runs. An interval, which another sweeper samples, counts as its start."""
+    """The overrides of every trial that Hydra's basic sweeper runs.
+
+    An interval, which another sweeper samples, counts as two trials: its start and its end.
+    """
     words = [word for word in overrides if not word.startswith("hydra.sweeper.")]
-    parsed = OverridesParser.create().parse_overrides(words)
-    for override in parsed:
-        if isinstance(interval := override.value(), IntervalSweep):
-            override.value_type, override._value = ValueType.ELEMENT, interval.start
-    return [list(trial) for batch in BasicSweeper.split_arguments(parsed, None) for trial in batch]
+    trials: list[list[str]] = []
+    for bound in ("start", "end"):
+        parsed = OverridesParser.create().parse_overrides(words)
+        intervals = [override for override in parsed if isinstance(override.value(), IntervalSweep)]
+        for override in intervals:
+            override.value_type, override._value = ValueType.ELEMENT, getattr(override.value(), bound)
+        trials += [list(trial) for batch in BasicSweeper.split_arguments(parsed, None) for trial in batch]
+        if not intervals:
+            break
+    return trials
 
 
 def naming_overrides(overrides: list[str]) -> list[str]:
