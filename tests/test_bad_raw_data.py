@@ -244,6 +244,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("damage", REJECTED)
+@pytest.mark.slow
 def test_truncated_file_is_rejected_and_the_build_resumes_with_the_complete_one(raw, tmp_path, damage):
     name, apply_damage, message = REJECTED[damage]
     shutil.copytree(raw / name, tmp_path / "raw" / name)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 import src.train
 from src.config.trainer_extra import ALLOWED, RESERVED
 from src.runtime.errors import UserError
-from src.runtime.sweep import expand_trials
+from src.runtime.sweep import common_keys, expand_trials
 from src.training.callbacks.csv_log import best_validation_value
 from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import build_trainer
@@ -213,10 +213,13 @@ def test_run_without_validation_has_no_objective(sweep_jobs):
     assert [job.return_value for job in sweep_jobs("seed=0", "data.val_samples=0")] == [None]
 
 
-def test_trial_of_an_interval_is_checked_at_its_start():
-    """Optuna samples the interval later; only then do the trials differ."""
-    words = ["optim.lr.vision=tag(log, interval(1e-6, 1e-3))", "seed=0,1"]
-    assert expand_trials(words) == [["optim.lr.vision=1e-06", "seed=0"], ["optim.lr.vision=1e-06", "seed=1"]]
+def test_trial_of_an_interval_is_checked_at_its_bounds_and_named_by_it():
+    """Optuna samples the interval later. Trials that differ in the sample only must not share a folder."""
+    trials = expand_trials(["optim.lr.vision=tag(log, interval(1e-6, 1e-3))", "seed=0,1", "optim.steps=9"])
+    assert [trial[:2] for trial in trials] == [
+        [f"optim.lr.vision={rate}", f"seed={seed}"] for rate in ("1e-06", "0.001") for seed in (0, 1)
+    ]
+    assert common_keys(trials) == ["optim.steps"]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -97,6 +97,7 @@ def card_entry(name):
     return sources.load_sources()[name]
 
 
+@pytest.mark.slow
 def test_phantoms_are_recognised_by_the_marker_in_their_raw_folder(tmp_path):
     """The path does not matter: it may have any name, and a folder called phantom may hold real data."""
     raw, out = tmp_path / "phantom" / "raw", tmp_path / "phantom" / "shards"

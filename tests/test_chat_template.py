@@ -325,6 +325,7 @@ def test_batches_of_training_have_the_chat_template(configure, model_folder):
     assert losses_S.isfinite().all()
 
 
+@pytest.mark.slow
 def test_batched_answers_match_unbatched_greedy_decoding(configure, model_folder):
     """With and without images and system texts, which stand before the images and make prefixes of other lengths."""
     model = build_vlm(configure(f"language.path={model_folder}", "prompt.template=chat")).eval().double()
@@ -368,6 +369,7 @@ def test_answer_ends_with_the_end_of_turn_or_the_end_of_sequence(configure, lang
     assert (answer.text, answer.truncated) == ("", False)
 
 
+@pytest.mark.slow
 def test_history_of_a_query_is_in_the_template(exported):
     folder, _, _ = exported
     model = load_vqa_model(str(folder), accelerator="cpu")
@@ -424,6 +426,7 @@ def test_code_of_a_card_runs(exported, part, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == trained.answers([query], Sampling(64))[0].text
 
 
+@pytest.mark.slow
 def test_plain_export_of_a_model_with_a_chat_template_has_the_plain_prompt(shards, model_folder, tmp_path):
     folder, _ = finish(overrides(shards, model_folder, tmp_path), BLOCKS)
     out, trained = run_export(folder, tmp_path / "out", "parts=[hf,adapter]"), load_model(folder)

@@ -246,6 +246,7 @@ def test_card_of_another_model_names_no_credentialed_source(tmp_path, text):
     assert rules.exported_sources("some/repository") == rules.exported_sources(None) == []
 
 
+@pytest.mark.slow
 def test_every_card_states_that_the_model_is_credentialed(start):
     facts = collect_facts(*_finished(start("parent", "alpha", manifest={"credentialed": True})))
     cards = [model_card(facts, library=library, usage="") for library in LIBRARIES] + [texts(facts, repository=None)["README.md"]]

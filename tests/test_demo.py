@@ -246,6 +246,7 @@ def test_hostile_uploads_are_refused_and_leave_no_files(demo, tmp_path):
     assert {path for path in demo.folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_equal_concurrent_uploads_do_not_interfere(demo):
     """Gradio names an upload by the hash of its content, so equal uploads could share one file."""
     good, bad = picture("PNG", (70, 70)), picture("GIF")

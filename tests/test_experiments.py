@@ -100,6 +100,7 @@ def test_every_trial_differs_in_one_setting(name):
         to_typed(TrainConfig, compose("train", overrides))
 
 
+@pytest.mark.slow
 def test_compared_recipes_keep_their_values_and_cost_the_same():
     """Only what the small models need differs from the recipes at full size."""
     samples = set()
@@ -115,6 +116,7 @@ def test_compared_recipes_keep_their_values_and_cost_the_same():
     assert len(samples) == 1
 
 
+@pytest.mark.slow
 def test_commands_of_a_comparison_name_every_trial():
     *prepare, recommended, paper, evaluate, report = run.commands("recipes")
     assert all(command.startswith("data_prep.") for command in prepare)

@@ -123,6 +123,7 @@ def test_process_state_is_restored(tmp_path):
     assert before == (dict(os.environ), Path.cwd(), logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGTERM))
 
 
+@pytest.mark.slow
 def test_wandb_login_ends_with_its_test(monkeypatch):
     with isolation.restored():
         monkeypatch.setenv("WANDB_API_KEY", 40 * "k")

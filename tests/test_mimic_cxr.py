@@ -114,6 +114,7 @@ def test_sections_are_named_in_order():
     assert [name for name, _ in parse_sections("Clear.")] == ["full report"]
 
 
+@pytest.mark.slow
 def test_reader_yields_one_record_per_study_with_frontal_views_first(raw):
     one, *_ = read(raw, images="all", section="both")
     assert (one.key, one.group, one.type, one.turns) == ("s50000001", "p10000001", "caption", [])

@@ -186,6 +186,7 @@ def peak_bytes(folder: Path, records: int) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_tables_stream_in_constant_memory(tmp_path, monkeypatch):
     """The tables have 0.1 and 1 MB, so one that is read whole would take 0.9 MB more. `zipfile` holds up to a chunk of compressed data."""
     monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)

@@ -165,6 +165,7 @@ def test_shapes_of_a_technique_are_all_different_and_cover_about_the_same():
         assert len({finding.shape for finding in kind.findings.values()}) == len(kind.findings) >= 3
 
 
+@pytest.mark.slow
 def test_pathvqa_is_a_hub_table(raw):
     tables = sorted((raw / "pathvqa/data").glob("*.parquet"))
     assert [path.name for path in tables] == [

@@ -93,6 +93,7 @@ def test_the_reader_finds_what_was_written_and_the_build_would_accept_it(raw, na
         assert record.answer == record.answer.strip()
 
 
+@pytest.mark.slow
 def test_quilt_1m_has_several_captions_per_picture_and_frames_of_something_else(raw):
     lookup = table(raw / "quilt_1m/quilt_1M_lookup.csv")
     captions = Counter(row["image_path"] for row in lookup)

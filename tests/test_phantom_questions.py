@@ -103,6 +103,7 @@ def test_every_row_ends_somewhere(built, name):
     assert all(bool(record.images) == entry.images for record in records(built, name))
 
 
+@pytest.mark.slow
 def test_chinese_training_questions_of_slake_show_test_pictures_and_are_left_out(raw, built):
     tables = {split: json.loads((raw / "slake" / name).read_text()) for split, name in WRITERS["slake"].FILES.items()}
     shown = {(split, row["q_lang"]): set() for split, rows in tables.items() for row in rows}

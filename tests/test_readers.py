@@ -160,6 +160,7 @@ def test_truncated_json_file_is_an_error(tmp_path):
         read("pubmedqa", write_pubmedqa(tmp_path, length=150))
 
 
+@pytest.mark.slow
 def test_jsonl_reads_all_keys_and_rejects_faults(tmp_path):
     put(tmp_path / "a.png", IMAGES[0])
     put(tmp_path / "sub" / "b.png", IMAGES[1])

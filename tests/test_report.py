@@ -205,6 +205,7 @@ def test_summary_of_a_folder_without_a_model(tmp_path):
     assert summaries["file"].startswith("Scores of answers from a predictions file, file")
 
 
+@pytest.mark.slow
 def test_several_runs_share_one_page_one_csv_and_one_markdown(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, f"sweep/optim.steps=20,seed={seed}", seed=seed, right=4)

@@ -83,6 +83,7 @@ def test_file_holds_the_sub_set_of_each_row_and_is_absent_without_sub_sets(root,
     assert Shards(root / "epsilon").subsets[0] == []
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers_and_interruptions(tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "SHARD_ROWS", 10)
     monkeypatch.setattr(chunking, "CHUNK_ROWS", 3)
@@ -248,6 +249,7 @@ def test_run_stores_its_selection_and_resumes_only_with_it(root, words, monkeypa
         train(config)
 
 
+@pytest.mark.slow
 def test_remote_file_is_fetched_and_verified(root, tmp_path):
     server = Server(root)
     cache = CacheConfig(str(tmp_path / "cache"))
