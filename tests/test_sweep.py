@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.fabric.plugins.io import torch_io
 
-from src import evaluate, report, train
+from src import evaluate, train
 from src.config.evaluate import EvaluateConfig
 from src.config.report import ReportConfig
 from src.config.train import TrainConfig
@@ -19,6 +19,7 @@ from src.runtime.cli import check_overrides, compose, expand_experiment_sweep, n
 from src.runtime.errors import UserError
 from src.runtime.run_folder import read_run, trial_failure
 from src.runtime.run_names import follow_up
+from tests import processes
 from tests.stored import write_run
 
 
@@ -189,20 +190,21 @@ def test_missing_shards_are_reported_before_the_first_trial(run, words, shards):
 
 
 @pytest.mark.slow
-def test_failures_of_trials_in_separate_jobs_are_reported(tmp_path, monkeypatch, capsys):
-    """submitit starts a process for each trial; `report` is a command that starts quickly."""
+def test_failures_of_trials_in_separate_jobs_are_reported(tmp_path):
+    """submitit starts a process for each trial; `report` is a command that starts quickly.
+
+    The command runs in a process of its own, because submitit closes files that pytest captures.
+    """
     write_run(tmp_path, "good")
-    monkeypatch.setattr(sweep, "failures", {})
-    words = ["runs=good,gone", f"outputs={tmp_path}", "resamples=50", "hydra/launcher=submitit_local"]
-    monkeypatch.setattr("sys.argv", ["src/report.py", "-m", *words])
-    with pytest.raises(SystemExit, match="1"):
-        report.main()
+    words = ["-m", "runs=good,gone", f"outputs={tmp_path}", "resamples=50", "hydra/launcher=submitit_local"]
+    process = processes.start_command("src.report", words, tmp_path / "log", {})
+    process.join()
+    assert process.exitcode == 1
     assert (tmp_path / "good" / "report.html").exists()
     message = f"runs=gone matches no run in {tmp_path}/; it holds: good"
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        "1 trial failed; the same command runs only what is missing:",
-        f"  {tmp_path}/runs=gone: {message}",
-    ]
+    lines = (tmp_path / "log").read_text().splitlines()
+    start = lines.index("1 trial failed; the same command runs only what is missing:")
+    assert lines[start + 1] == f"  {tmp_path}/runs=gone: {message}"
 
 
 def test_several_values_without_multirun_are_refused(words):
