@@ -37,6 +37,14 @@ def finish(words: list[str], *changes: str) -> tuple[Path, TrainConfig]:
     return folder, config
 
 
+def randomise_adapters(module: torch.nn.Module) -> None:
+    """Replaces the zeros with which LoRA starts, so that adapters change the outputs."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+
+
 def perturb(model: VLM) -> VLM:
     """Adds noise to every trainable tensor, so that a tensor that is not loaded changes the outputs, and answers differ."""
     generator = torch.Generator().manual_seed(3)

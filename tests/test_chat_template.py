@@ -1,7 +1,6 @@
 """`prompt.template=chat`: the tokens of training, evaluation, ask and export are those of the tokenizer's chat template."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,9 @@ from src.runtime.run_folder import open_run
 from src.runtime.schema import to_plain
 from src.train import train
 from tests.fixtures import ORGANS, SENTENCES, overrides, parts
-from tests.runs import finish
+from tests.runs import finish, randomise_adapters
 from tests.test_evaluate import config as evaluate_config
-from tests.test_export import BLOCKS, load_model, random_image, run_export
+from tests.test_export import BLOCKS, load_model, random_image, run_code_of_card, run_export
 from tests.test_generate import MAX_NEW_TOKENS, generator, greedy
 
 PATCHES = 4
@@ -332,9 +331,7 @@ def test_batched_answers_match_unbatched_greedy_decoding(configure, model_folder
     torch.manual_seed(1)
     with torch.no_grad():
         model.projector.linear_2.weight.normal_(0, 2.0)
-        for name, parameter in model.language.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05)
+    randomise_adapters(model.language)
     rng, prompts = np.random.default_rng(0), model.prompter(budget=160)
     pictures = [torch.from_numpy(rng.integers(0, 256, (3, 32, 32), np.uint8)) for _ in range(3)]
     requests = []
@@ -417,11 +414,7 @@ def test_exported_processor_has_the_tokens_and_answers_of_the_run(exported):
 @pytest.mark.parametrize("part", ["hf", "adapter"])
 def test_code_of_a_card_runs(exported, part, tmp_path, monkeypatch, capsys):
     _, out, trained = exported
-    (code,) = re.findall(r"```python\n(.*?)```", (out / part / "README.md").read_text(), re.DOTALL)
-    shutil.copytree(out / part, tmp_path / part)
-    random_image(5).save(tmp_path / "scan.png")
-    monkeypatch.chdir(tmp_path)
-    exec(code, {"__name__": "card"})
+    run_code_of_card(out / part, tmp_path, monkeypatch)
     query = VQAQuery("Which organ is shown?", [random_image(5)]) if part == "hf" else VQAQuery("Is aspirin a drug?")
     assert capsys.readouterr().out.strip() == trained.answers([query], Sampling(64))[0].text
 

@@ -28,6 +28,7 @@ from src.config.export import ExportConfig, PushConfig
 from src.config.report import ReportConfig
 from src.config.train import MixConfig, TrainConfig
 from src.data import credentialed as rules
+from src.data import source_entries
 from src.data.lineage import FILE, credentialed, lineage, write_lineage
 from src.demo import examples_from_run
 from src.evaluate import evaluate
@@ -225,11 +226,11 @@ def test_listed_sources_are_those_of_the_file(tmp_path, monkeypatch):
         "a: {licence: {credentialed: yes}}\nb: {licence: {credentialed: 'yes'}}\nc: {licence: {}}\nd: {}\n"
     )
     for path, expected in ((tmp_path / "sources.yaml", {"a", "b"}), (tmp_path / "none.yaml", set())):
-        monkeypatch.setattr(rules, "SOURCES_YAML", path)
-        rules.listed_sources.cache_clear()
+        monkeypatch.setattr(source_entries, "SOURCES_YAML", path)
+        source_entries.source_entries.cache_clear()
         assert rules.listed_sources() == expected
     monkeypatch.undo()
-    rules.listed_sources.cache_clear()
+    source_entries.source_entries.cache_clear()
     assert rules.listed_sources() == {name for name, entry in sources.load_sources().items() if entry.credentialed}
 
 

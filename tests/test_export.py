@@ -217,16 +217,22 @@ def test_adapter_on_its_base_has_the_logits_of_the_run(exported, language):
     assert (adapted - before).abs().max() > 0.1
 
 
+def run_code_of_card(part: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Executes the code of a card in `folder`, next to the folder of the part and an image; returns its variables."""
+    (code,) = re.findall(r"```python\n(.*?)```", (part / "README.md").read_text(), re.DOTALL)
+    shutil.copytree(part, folder / part.name)
+    random_image(5).save(folder / "scan.png")
+    monkeypatch.chdir(folder)
+    exec(code, names := {"__name__": "card"})
+    return names
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["hf", "adapter", "timm"])
 def test_code_of_a_card_runs(exported, part, tmp_path, monkeypatch, capsys):
     """It runs next to the folder of the part and needs only an image."""
     _, out, trained = exported
-    (code,) = re.findall(r"```python\n(.*?)```", (out / part / "README.md").read_text(), re.DOTALL)
-    shutil.copytree(out / part, tmp_path / part)
-    random_image(5).save(tmp_path / "scan.png")
-    monkeypatch.chdir(tmp_path)
-    exec(code, names := {"__name__": "card"})
+    names = run_code_of_card(out / part, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
     if part == "timm":
         assert printed == f"torch.Size([1, {trained.model.vision.width}])\n"

@@ -9,6 +9,7 @@ from src.model.generate import GenerationRequest, Generator, make_request
 from src.model.vlm import VLM, build_vlm
 from tests.fixtures import ORGANS
 from tests.rounding import float32_norms, gap, rounding
+from tests.runs import randomise_adapters
 
 MAX_NEW_TOKENS = 12
 
@@ -25,9 +26,7 @@ def model(configure, request) -> VLM:
     torch.manual_seed(1)
     with torch.no_grad():
         vlm.projector.linear_2.weight.normal_(0, 2.0)
-        for name, parameter in vlm.language.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05)
+        randomise_adapters(vlm.language)
         vlm.language.head.weight[vlm.language.tokenizer.eos_token_id] *= 2.5
     return vlm
 

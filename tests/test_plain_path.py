@@ -20,6 +20,7 @@ from src.runtime.run_folder import open_run
 from src.runtime.schema import to_plain, to_typed
 from src.train import train
 from tests.fixtures import ORGANS
+from tests.runs import randomise_adapters
 from tests.test_packing import samples
 
 
@@ -28,10 +29,7 @@ def model(configure, *settings: str, fast: bool, exact: bool = True) -> VLM:
     vlm = build_vlm(configure(f"language.fast={str(fast).lower()}", "language.lora.dropout=0", *settings))
     vlm = vlm.double() if exact else vlm
     torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in vlm.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05)
+    randomise_adapters(vlm)
     return vlm
 
 

@@ -24,7 +24,6 @@ from data_prep.readers.raw_files import all_images, group_of, image_file, json_l
 from data_prep.readers.rows import InvalidRow, Note, Row, row_errors_as_invalid
 from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
-from src.data.prompt import SYSTEM_NOTE
 from src.data.record import QUESTION_TYPES, SPLITS, Record, question_type
 from src.runtime.errors import UserError, suggest
 
@@ -104,23 +103,21 @@ def _make_record(
         return InvalidRow(key, missing)
     sources = _as_list(fields.get("image") or fields.get("images"))
     chat: Chat | None = None
-    system = ""
     if fields.get("messages") is not None or fields.get("conversations") is not None:
         parsed = parse_chat(fields, sources, key)
         if isinstance(parsed, InvalidRow):
             return parsed
         chat = parsed
         sources, notes[:] = chat.images, chat.notes
-        system = chat.system or _as_text(fields.get("system"))  # LLaMA-Factory has it beside the conversation
-        if system and not chat.system:
-            notes.append(SYSTEM_NOTE)
         if not ids.add(xxhash.xxh3_64_intdigest(key.encode(errors="surrogateescape"))):
             key = f"{key}-{default_key}"  # LLaVA-Instruct uses the id of the image for several conversations
             notes.append("repeated id")
     meta = {name: value for name, value in fields.items() if name not in RECORD_KEYS and _is_meta(value)}
-    if "system" in meta:  # prompts use it as the system turn; without a conversation it is something else
-        column = meta.pop("system")
-        meta |= {} if chat else {"system_column": column}
+    column = meta.pop("system", None)
+    if chat and chat.system:
+        meta["system"] = chat.system
+    elif column is not None:
+        meta["system_column"] = column  # prompts use `system` as the system turn; without a conversation it is something else
     images = all_images(_read_image(source, raw, folders, key) for source in sources)
     if isinstance(images, InvalidRow):
         return images
@@ -140,7 +137,7 @@ def _make_record(
         type=type_,
         group=_as_text(fields.get("group")) or (_group(sources[0], images[0]) if images else key),
         licence=_as_text(fields.get("licence")),
-        meta=meta | ({"system": system} if system else {}),
+        meta=meta,
     )
 
 

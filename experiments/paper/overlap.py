@@ -5,7 +5,8 @@ from pathlib import Path
 import yaml
 
 from experiments.tables import markdown
-from src.data.subsets import comparable, release_overlaps, source_entries
+from src.data.source_entries import source_entries
+from src.data.subsets import comparable, release_overlaps
 from src.runtime import paths
 
 FILE = Path(__file__).with_name("overlap.md")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from src.data.source_entries import source_entries
 from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 from src.runtime.run_folder import read_run
@@ -34,8 +35,8 @@ def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> 
     if not folder.is_dir():
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
         known |= set(lists)
-        advice = suggest(name, known) if name not in known else f"; download it: make download SOURCES={name} RAW={raw}"
-        if name == "cxr8_8":
-            advice = f"; link it to {Path(raw) / 'cxr8'}, which has the same images"
+        advice = f"; {FOLDER.name}/{name}.yaml says where its images are" if name in known else suggest(name, known)
+        if name in source_entries():
+            advice = f"; download it: make download SOURCES={name} RAW={raw}"
         raise UserError(f"benchmark '{name}': the folder {folder} does not exist{advice}")
     return folder

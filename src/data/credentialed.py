@@ -4,15 +4,13 @@ The one place that decides whether a source is credentialed. docs/data.md states
 """
 
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.runtime import paths
+from src.data.source_entries import source_entries
 
-SOURCES_YAML = paths.REPOSITORY / "data_prep" / "sources.yaml"
 WITHHELD = "withheld, because it may hold the text of credentialed data"
 TERMS = "What is derived from it (weights, encoder, adapter, demo) is sensitive and may be shared only under the same agreement."
 
@@ -24,11 +22,9 @@ def is_credentialed(source: str, manifest: dict[str, Any]) -> bool:
     return bool(manifest.get("credentialed")) or source in listed_sources()
 
 
-@cache
 def listed_sources() -> frozenset[str]:
-    """The sources with `licence.credentialed: yes` in `sources.yaml`; empty in an exported Space, which has no such file."""
-    entries = yaml.load(SOURCES_YAML.read_text(), Loader=yaml.CSafeLoader) if SOURCES_YAML.exists() else {}
-    return frozenset(name for name, entry in entries.items() if entry.get("licence", {}).get("credentialed") in (True, "yes"))
+    """The sources with `licence.credentialed: yes` in `sources.yaml`."""
+    return frozenset(name for name, entry in source_entries().items() if entry.get("licence", {}).get("credentialed") in (True, "yes"))
 
 
 def withheld_record(key: str) -> str:

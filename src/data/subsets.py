@@ -15,17 +15,11 @@ import yaml
 
 from src.config.train import MixConfig
 from src.data.shards import Shards
+from src.data.source_entries import source_entries
 from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 
-SOURCES_YAML = paths.REPOSITORY / "data_prep" / "sources.yaml"
-OVERLAPS_YAML = SOURCES_YAML.with_name("overlaps.yaml")
-
-
-@cache
-def source_entries() -> dict[str, dict[str, Any]]:
-    """The entries of `data_prep/sources.yaml` as plain values."""
-    return yaml.load(SOURCES_YAML.read_text(), Loader=yaml.CSafeLoader)
+OVERLAPS_YAML = paths.REPOSITORY / "data_prep" / "overlaps.yaml"
 
 
 @cache

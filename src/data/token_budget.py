@@ -13,7 +13,8 @@ from src.config.train import DataConfig, MixConfig
 from src.data.mixture import BLOCK, Mixture, counts_per_block
 from src.data.remote import CacheConfig, RemoteFileNotFound, is_remote, open_shards
 from src.data.shards import Shards
-from src.data.subsets import check_subsets, comparable, source_entries
+from src.data.source_entries import source_entries
+from src.data.subsets import check_subsets, comparable
 from src.data.train_val_split import split_source
 
 CHARACTERS_PER_TOKEN = 4.0  # English text in a LLaMA vocabulary; assumed

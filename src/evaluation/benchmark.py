@@ -69,8 +69,11 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
     if "/" in name:
         raise UserError(f"benchmark '{name}': a name has no '/'; give a file name of conf/benchmark or a source under {root}")
     path = FOLDER / f"{name}.yaml"
-    default = BenchmarkConfig(name, "test", pooled=True, choices=False, disjoint=False)
-    config = to_typed(BenchmarkConfig, DictConfig(OmegaConf.load(path))) if name in benchmark_names() else default
+    config = BenchmarkConfig(name, "test", pooled=True, choices=False, disjoint=False)
+    if path.exists() and "layout" not in (
+        stored := OmegaConf.load(path)
+    ):  # with a layout it is a classification set, which can have shards
+        config = to_typed(BenchmarkConfig, DictConfig(stored))
     folder = Path(root) / config.source
     if not is_remote(root) and not (folder / "manifest.json").exists():
         available = [path.parent.name for path in Path(root).glob("*/manifest.json")]

@@ -11,11 +11,10 @@ import yaml
 from src.config.train import TrainConfig
 from src.data.credentialed import TERMS, is_credentialed
 from src.data.lineage import credentialed, lineage, missing_parent
+from src.data.source_entries import source_entries
 from src.data.subsets import usage_texts
-from src.runtime import paths
 from src.runtime.errors import UserError
 
-SOURCES = paths.REPOSITORY / "data_prep" / "sources.yaml"
 DEFINITIONS = {
     "bleu1": "BLEU-1 of the answer against its references, from 0 to 1, mean over questions",
     "exact": "fraction of answers that equal a reference after normalisation",
@@ -95,7 +94,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
         )
     trained = json.loads((folder / "train.json").read_text())
     result = {**json.loads((folder / "result.json").read_text()), "git": trained["git"], "version": trained.get("version", "unknown")}
-    known = yaml.safe_load(SOURCES.read_text())
+    known = source_entries()
     sources = []
     for generation, record in enumerate(records):
         for source in record["sources"]:
