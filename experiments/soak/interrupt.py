@@ -21,7 +21,7 @@ TREE = ("src", "data_prep", "conf", "experiments")
 
 def trial(model: str, *, kills: int = 6, seed: int = 0, small: bool = False) -> list[Row]:
     """`model` is not used: both sides train their own."""
-    args = ["small"] if small else []
+    args = ["small=true"] if small else []
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         reference, interrupted = (copy_tree(Path(scratch) / name) for name in ("reference", "interrupted"))
