@@ -51,7 +51,7 @@ bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ON
 experiments: $(READY)  ## every table of experiments/*/README.md anew from the CSV file beside it
 	@$(RUN) -m experiments.tables
 
-ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=recipes), from nothing to their comparison: minutes on two cores
+ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=sweep=recipes), from nothing to their comparison: minutes on two cores
 	@$(RUN) -m experiments.ablations.run $(ARGS)
 
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable

@@ -12,7 +12,7 @@ from data_prep.readers.own_data import RECORD_KEYS
 from src.data.credentialed import is_credentialed
 from src.data.record import PHANTOM_MARKER, SPLITS, Record
 from src.data.shards import Shards
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.progress import Progress
@@ -39,8 +39,8 @@ class ExportConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    export_chat(arguments.parse_arguments(ExportConfig, words))
+def main(args: list[str]) -> None:
+    export_chat(parse_arguments(ExportConfig, args))
 
 
 def export_chat(config: ExportConfig) -> None:

@@ -16,7 +16,7 @@ from data_prep.build.process_pool import process_map
 from data_prep.build.source import BuildConfig, build_source
 from data_prep.build.token_counts import tokenizer_file
 from data_prep.readers import OPTIONS, own_data
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
 
@@ -25,14 +25,14 @@ ROW_TOLERANCE = 0.05  # relative difference to the expected rows of a split befo
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    build_all(arguments.parse_arguments(BuildConfig, words))
+def main(args: list[str]) -> None:
+    build_all(parse_arguments(BuildConfig, args))
 
 
 def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
     """Builds all sources; returns their manifests by name. Checks every source before it builds the first."""
     _validate(config)
-    entries = [_with_options(sources.find_source(name, config.raw), config.options) for name in config.sources]
+    entries = [_with_options(sources.find_source(name, config.raw), config.options.get(name, {})) for name in config.sources]
     for entry in entries:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
@@ -53,9 +53,9 @@ def _validate(config: BuildConfig) -> None:
         raise UserError("sources=: names no source; give one or more")
     if config.executor not in EXECUTORS:
         raise UserError(f"executor={config.executor!r}: unknown executor{suggest(config.executor, EXECUTORS)}")
-    for word in config.options:
-        if word.partition(".")[0] not in config.sources:
-            raise UserError(f"options={word}: not an option of a source in sources=; give <source>.<option>=<value>")
+    for name in config.options:
+        if name not in config.sources:
+            raise UserError(f"options.{name}: not a source in sources={suggest(name, config.sources)}")
     for name, low, high in (
         ("workers", 1, 1024),
         ("jobs", 1, 1024),
@@ -69,16 +69,15 @@ def _validate(config: BuildConfig) -> None:
         raise UserError(f"out={config.out}: same folder as raw=; give another one")
 
 
-def _with_options(entry: sources.Source, words: list[str]) -> sources.Source:
+def _with_options(entry: sources.Source, options: dict[str, str]) -> sources.Source:
     """The entry with the options of the command line in place of its own. Raises `UserError` for an unknown option or value."""
-    given = (word.removeprefix(f"{entry.name}.").partition("=") for word in words if word.startswith(f"{entry.name}."))
-    options = {**entry.options, **{name: value for name, _, value in given}}
+    options = {**entry.options, **options}
     allowed = OPTIONS.get(entry.reader, {})
     for name, value in options.items():
         if name not in allowed:
-            raise UserError(f"options={entry.name}.{name}: unknown option{suggest(name, allowed)}")
+            raise UserError(f"options.{entry.name}.{name}: unknown option{suggest(name, allowed)}")
         if allowed[name] and value not in allowed[name]:
-            raise UserError(f"options={entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
+            raise UserError(f"options.{entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
     return replace(entry, options=options)
 
 

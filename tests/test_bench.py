@@ -13,7 +13,6 @@ from experiments.bench.measurement import ratio, single, single_ratio, time_alte
 from experiments.bench.synthetic_data import make_jpeg, replicate_shards
 from src.data.image_transform import decode_image
 from src.data.shards import Shards
-from src.runtime.errors import UserError
 
 
 def test_group_replaces_only_its_own_metrics(tmp_path, monkeypatch):
@@ -32,13 +31,14 @@ def test_ranks_table_matches_readme():
     assert readme.split("<!-- ranks -->\n")[1].split("\n<!-- /ranks -->")[0] == ranks.table()
 
 
-def test_arguments_select_groups():
-    assert bench.parse_groups([]) == list(bench.GROUPS)
-    assert bench.parse_groups(["only=data,stream"]) == ["data", "stream"]
-    with pytest.raises(UserError, match="only=steam; did you mean 'stream'"):
-        bench.parse_groups(["only=steam"])
-    with pytest.raises(UserError, match=r"^bench: unknown argument in 'data'; use only=GROUP"):
-        bench.parse_groups(["data"])
+def test_arguments_select_groups(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(bench, "run_group", started.append)
+    bench.main(["only=data"])
+    assert started == ["data"]
+    with pytest.raises(SystemExit):
+        bench.main(["only=steam"])
+    assert "only='steam'; did you mean 'stream'?" in capsys.readouterr().err
 
 
 def test_ratio_is_median_of_rounds_and_above_one_if_ours_is_better():

@@ -413,8 +413,8 @@ def test_single_class_folder_is_refused(tmp_path):
 
 def test_option_of_no_reader_is_an_error(tmp_path):
     put_lines(tmp_path / "raw" / "own" / "train.jsonl", ROWS)
-    with pytest.raises(UserError, match=r"options=own\.question: unknown option; allowed: nothing"):
-        build(tmp_path / "raw", options=["own.question=q"])
+    with pytest.raises(UserError, match=r"options\.own\.question: unknown option; allowed: nothing"):
+        build(tmp_path / "raw", options={"own": {"question": "q"}})
 
 
 def test_missing_benchmark_names_its_download(tmp_path):

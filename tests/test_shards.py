@@ -31,7 +31,6 @@ from data_prep.readers.hash_set import HashSet
 from data_prep.shards import build_all, main
 from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
-from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError
 from tests.fixtures import jpeg
 
@@ -320,21 +319,6 @@ def test_missing_or_empty_raw_folder_is_an_error(raw, tmp_path):
     with pytest.raises(UserError, match=r"source 'nowhere' is not in sources\.yaml"):
         build(raw, tmp_path / "out", sources=["own", "nowhere"])
     assert not (tmp_path / "out" / "own").exists()  # all sources are checked before the first build
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["sorces=a"], "unknown key 'sorces'; did you mean 'sources'?"),
-        (["sources=own", "raw=r"], "out= is missing; give out=..."),
-        (["sources=own", "raw=r", "out=o", "workers=two"], "workers='two' is not a whole number"),
-        (["own"], "'own' is not of the form key=value"),
-    ],
-)
-def test_invalid_arguments_are_rejected(words, message):
-    with pytest.raises(UserError) as error:
-        parse_arguments(BuildConfig, words)
-    assert str(error.value) == message
 
 
 def test_settings_out_of_range_are_rejected(raw, tmp_path, capsys):

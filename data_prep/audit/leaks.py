@@ -19,7 +19,7 @@ from src.data.hamming_search import hamming_pairs
 from src.data.near_duplicates import MIN_CORRELATION, correlation, open_grey, thumbnail_variants, variant_hashes
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA, Shards
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.progress import Progress
@@ -50,8 +50,8 @@ class AuditConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    audit_all(arguments.parse_arguments(AuditConfig, words))
+def main(args: list[str]) -> None:
+    audit_all(parse_arguments(AuditConfig, args))
 
 
 def audit_all(config: AuditConfig) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.phantom.sheet import sheet
 from data_prep.phantom.writers import MINI, WRITERS
 from data_prep.phantom.writers.folder import complete
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.progress import Progress
 
@@ -33,8 +33,8 @@ class PhantomConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(PhantomConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(PhantomConfig, args)
     if config.sheet:
         sheet(Path(config.sheet), seed=config.seed)
         print(config.sheet)

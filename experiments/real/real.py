@@ -15,7 +15,7 @@ from data_prep import sources
 from data_prep.readers import READERS
 from data_prep.readers.rows import FilteredRow, InvalidRow, Row
 from src.data.record import SPLITS
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.run_folder import git_commit
 
@@ -37,8 +37,8 @@ class RealConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(RealConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(RealConfig, args)
     lines = [line for name in config.sources for line in count_source(sources.find_source(name, config.raw), config.raw / name)]
     with Path(__file__).with_name("real.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])

@@ -1,18 +1,20 @@
 """Every scorer applied to a perfect model and three constant answers, on the test references of VQA-Med-2019.
 
-    python -m experiments.vqa.scorers path/to/VQAMed2019_Test_Questions_w_Ref_Answers.txt
+    python -m experiments.vqa.scorers file=path/to/VQAMed2019_Test_Questions_w_Ref_Answers.txt
 
 Writes `scorers.csv` and renders it and `published.csv` in the README of this folder.
 """
 
 import csv
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.tables import insert_table, markdown, read_rows
 from src.metrics.bleu import bleu4
 from src.metrics.published import REMOVE_PUNCTUATION, imageclef_words
 from src.metrics.vqa import SCORERS, is_closed
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_folder import git_commit
 
@@ -61,13 +63,21 @@ def oracle_bleu4(references: list[list[str]], *, old_nltk: bool) -> float:
     return sum(max(bleu4(one[0], answer, old_nltk=old_nltk) for answer in one) for one in tokens) / len(tokens)
 
 
+@dataclass
+class ScorersConfig:
+    """Writes scorers.csv and renders the tables in the README.
+
+    python -m experiments.vqa.scorers file=VQAMed2019_Test_Questions_w_Ref_Answers.txt
+
+    file  the test references of VQA-Med-2019 (github.com/abachaa/VQA-Med-2019)
+    """
+
+    file: Path
+
+
 @report_user_errors
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise UserError(
-            "expected one argument; pass the path of VQAMed2019_Test_Questions_w_Ref_Answers.txt (github.com/abachaa/VQA-Med-2019)"
-        )
-    references = read(Path(sys.argv[1]))
+def main(args: list[str]) -> None:
+    references = read(parse_arguments(ScorersConfig, args).file)
     rows = [{**row, "git": git_commit()} for row in table(references)]
     with (FOLDER / "scorers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -80,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.phantom.weights import language, vision
 from data_prep.phantom.writers.folder import complete
 from src.data.shards import Shards
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 
 PARTS = ("language", "vision")
@@ -38,8 +38,8 @@ class PhantomWeightsConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(PhantomWeightsConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(PhantomWeightsConfig, args)
     for part in config.parts:
         if part not in PARTS:
             raise UserError(f"parts names '{part}'{suggest(part, PARTS)}")
