@@ -101,7 +101,8 @@ def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best"
         name = where.removeprefix("run:")
         return _run_source(where, outputs, name, checkpoint, accelerator)
     if (folder / "config.yaml").exists():
-        return _run_source(f"run:{folder.name}", str(folder.parent), folder.name, checkpoint, accelerator)
+        name = run_folder.run_name(folder)
+        return _run_source(f"run:{name}", str(folder.absolute().parents[name.count("/")]), name, checkpoint, accelerator)
     for exported in (folder, folder / "hf"):
         if (exported / "config.json").exists():
             return ModelSource(str(exported), exported, None, accelerator=accelerator, credentialed=exported_sources(exported))

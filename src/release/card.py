@@ -14,6 +14,7 @@ from src.data.lineage import credentialed, lineage, missing_parent
 from src.data.source_entries import source_entries
 from src.data.subsets import usage_texts
 from src.runtime.errors import UserError
+from src.runtime.run_folder import run_name
 
 DEFINITIONS = {
     "bleu1": "BLEU-1 of the answer against its references, from 0 to 1, mean over questions",
@@ -117,7 +118,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
                     "phantom": bool(source["phantom"]),
                 }
             )
-    return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]], credentialed(records))
+    return CardFacts(run_name(folder), config, result, sources, [record["name"] for record in records[1:]], credentialed(records))
 
 
 def card_front(facts: CardFacts, front: dict[str, Any]) -> str:
