@@ -95,12 +95,12 @@ def layout_notes(entry: sources.Source, raw: Path) -> list[str]:
         if "question" not in entry.options:
             notes.append(f"for another question, add options.{entry.name}.question=\"...\" (to make: ARGS='...')")
     elif entry.reader in ("jsonl", "chat"):
-        folders = own_data.unread_folders(raw, entry)
-        unread = [*(["labels.csv"] if labels else []), *([f"the images in {', '.join(folders)}"] if folders else [])]
-        if unread:
+        ignored = [*(["labels.csv"] if labels else []), *own_data.unread_folders(raw, entry)]
+        if ignored:
             tables = ", ".join(path.name for split in SPLITS for path in entry.tables(raw, split))
             classes = raw.with_name(f"{entry.name}_classes")
-            notes.append(f"read as a table ({tables}), so {' and '.join(unread)}, which its first rows do not name, are not read")
+            more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+            notes.append(f"read as a table ({tables}); ignored, unless a later row names a file in them: {', '.join(ignored[:5])}{more}")
             notes.append(f"to read them as classes, move them to a folder of their own, such as {classes}, and give it in sources=")
     return notes
 

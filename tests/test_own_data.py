@@ -346,9 +346,7 @@ def test_class_folders_beside_a_table_are_named(tmp_path, capsys):
         put_images(raw / "own" / folder)
     build(raw)
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first == (
-        "own: read as a table (train.jsonl), so the images in glioma, no tumour, which its first rows do not name, are not read"
-    )
+    assert first == "own: read as a table (train.jsonl); ignored, unless a later row names a file in them: glioma, no tumour"
     assert second == f"own: to read them as classes, move them to a folder of their own, such as {raw}/own_classes, and give it in sources="
     put_lines(raw / "own" / "train.jsonl", [TABLE])
     with pytest.raises(UserError, match=r"; or move the table out of .*own, to read its folders glioma, no tumour, scans as classes$"):

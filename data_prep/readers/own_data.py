@@ -67,7 +67,7 @@ def check_tables(raw: Path, entry: Source) -> None:
         else:
             if missing:
                 expected = f"question and answer, or caption, or {' or '.join(CONVERSATIONS)}"
-                folders = ", ".join(unread_folders(raw, entry))
+                folders = ", ".join(unread_folders(raw, entry)[:5])
                 advice = f"; or move the table out of {raw}, to read its folders {folders} as classes" if folders else ""
                 raise UserError(f"{path}: {missing.replace(':', ';', 1)}; name the keys {expected}{advice}")
 

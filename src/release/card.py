@@ -13,6 +13,7 @@ from src.data.credentialed import TERMS, is_credentialed
 from src.data.lineage import credentialed, lineage, missing_parent
 from src.data.source_entries import source_entries
 from src.data.subsets import usage_texts
+from src.inference.query import describe_training_data
 from src.runtime.errors import UserError
 from src.runtime.run_folder import run_name
 
@@ -65,7 +66,13 @@ class CardFacts:
     @property
     def warnings(self) -> list[str]:
         """The paragraphs that stand at the top of every card."""
-        return list(filter(None, [self.phantom_warning, self.credentialed_warning]))
+        return list(filter(None, [self.training_data, self.phantom_warning, self.credentialed_warning]))
+
+    @property
+    def training_data(self) -> str:
+        """The paragraph that `ask` and the demo show of an exported model; empty for phantoms alone, which have their warning."""
+        has_real_data = any(not source["phantom"] for source in self.sources)
+        return f"**{describe_training_data(self.sources)}**\n" if has_real_data else ""
 
     @property
     def credentialed_warning(self) -> str:
