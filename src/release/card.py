@@ -65,14 +65,10 @@ class CardFacts:
 
     @property
     def warnings(self) -> list[str]:
-        """The paragraphs that stand at the top of every card."""
-        return list(filter(None, [self.training_data, self.phantom_warning, self.credentialed_warning]))
-
-    @property
-    def training_data(self) -> str:
-        """The paragraph that `ask` and the demo show of an exported model; empty for phantoms alone, which have their warning."""
-        has_real_data = any(not source["phantom"] for source in self.sources)
-        return f"**{describe_training_data(self.sources)}**\n" if has_real_data else ""
+        """The paragraphs that stand at the top of every card. `ask` and the demo show the first, on the training data."""
+        only_phantoms = all(source["phantom"] for source in self.sources)  # phantom_warning says it
+        training_data = "" if only_phantoms else f"**{describe_training_data(self.sources)}**\n"
+        return list(filter(None, [training_data, self.phantom_warning, self.credentialed_warning]))
 
     @property
     def credentialed_warning(self) -> str:
