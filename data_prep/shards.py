@@ -98,10 +98,9 @@ def layout_notes(entry: sources.Source, raw: Path) -> list[str]:
         ignored = [*(["labels.csv"] if labels else []), *own_data.unread_folders(raw, entry)]
         if ignored:
             tables = ", ".join(path.name for split in SPLITS for path in entry.tables(raw, split))
-            classes = raw.with_name(f"{entry.name}_classes")
             more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
             notes.append(f"read as a table ({tables}); ignored, unless a later row names a file in them: {', '.join(ignored[:5])}{more}")
-            notes.append(f"to read them as classes, move them to a folder of their own, such as {classes}, and give it in sources=")
+            notes.append(f"to read them as classes, move them to a folder of their own, such as {raw}_classes, and give it in sources=")
     return notes
 
 

@@ -55,7 +55,7 @@ def converse(config: AskConfig) -> list[dict]:
     for row in rows:
         answer = model.answers([VQAQuery(row.question, images, list(history))], sampling)[0]
         predictions.append(_prediction(row, answer))
-        history.append((row.question, answer.text or EMPTY_ANSWER))
+        history.append((row.question, answer.text.strip() or EMPTY_ANSWER))
     if config.history:
         turns = [{"question": question, "answer": answer} for question, answer in history]
         write_atomically(Path(config.history), "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in turns))
@@ -76,7 +76,7 @@ def read_history(file: Path) -> list[tuple[str, str]]:
             continue
         try:
             turn = json.loads(line)
-            history.append((validate_question(turn["question"]), validate_question(turn["answer"])))
+            history.append((validate_question(turn["question"]), turn["answer"].strip() or EMPTY_ANSWER))
         except (ValueError, TypeError, LookupError, AttributeError, UserError):
             raise UserError(f'history={file}, line {number}: not a turn {{"question": "...", "answer": "..."}}; correct the line') from None
     return history

@@ -147,7 +147,7 @@ def without_source_files() -> Iterator[None]:
     def no_file(_: object) -> str:
         raise OSError("not looked up")  # as for a class that was defined without a file
 
-    inspect.getfile = no_file
+    inspect.getfile = no_file  # type: ignore[assignment]
     try:
         yield
     finally:

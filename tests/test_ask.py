@@ -120,7 +120,7 @@ def test_follow_up_question_comes_after_the_turns_before_it(run, tmp_path):
         answer = model.answers([VQAQuery(questions[n], images, list(zip(questions, answers, strict=False)))], Sampling(8))[0]
         assert (prediction["question"], prediction["prediction"]) == (questions[n], answer.text)
         assert prediction["confidence"] == pytest.approx(answer.confidence, abs=1e-6)
-        answers.append(answer.text or EMPTY_ANSWER)
+        answers.append(answer.text.strip() or EMPTY_ANSWER)
     assert read_history(file) == list(zip(questions, answers, strict=True))
     alone = ask(ask_config(folder, f"image={pictures}/a.png", "question=how many?"))
     assert alone["confidence"] != pytest.approx(predictions[-1]["confidence"], abs=1e-6)

@@ -53,7 +53,7 @@ def text_warnings(config: TrainConfig, data: DataModule) -> list[str]:
     cut = sum(sample.num_answer_truncated for sample in samples)
     records = (data.shards[data.mixture.sources[item.source]].text(item.row) for item in items)
     words = sorted({word for record in records for pair in prompt_answer_pairs(record) for text in pair for word in WORD.findall(text)})
-    tokenizer, ids = data.prompter.tokenizer, data.prompter.tokens(words)
+    tokenizer, ids = data.prompter.tokenizer, data.prompter.tokens([f" {word}" for word in words])
     unknown = sum(is_unknown(word, word_ids, tokenizer.unk_token_id) for word, word_ids in zip(words, ids, strict=True))
     warnings, scope = [], f"of the first {len(samples):,} samples"
     if cut > MAX_CUT * (supervised + cut):
