@@ -5,6 +5,7 @@ python -m data_prep.shards sources=pathvqa,pubmedqa raw=data/raw out=data/shards
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
@@ -15,7 +16,8 @@ from data_prep.build.finalize import COUNTS
 from data_prep.build.process_pool import process_map
 from data_prep.build.source import BuildConfig, build_source
 from data_prep.build.token_counts import tokenizer_file
-from data_prep.readers import OPTIONS, own_data
+from data_prep.readers import OPTIONS, classification, own_data
+from src.data.record import SPLITS
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
@@ -38,6 +40,8 @@ def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
         if entry.reader in ("jsonl", "chat"):
             own_data.check_tables(config.raw / entry.name, entry)
+        for note in layout_notes(entry, config.raw / entry.name):
+            print(f"{entry.name}: {note}")
     manifests = {}
     with tokenizer_file(config.tokenizer) as tokenizer, process_map(config.workers) as map_chunks:
         if config.executor == "slurm":
@@ -79,6 +83,24 @@ def _with_options(entry: sources.Source, options: dict[str, str]) -> sources.Sou
         if allowed[name] and value not in allowed[name]:
             raise UserError(f"options.{entry.name}.{name}={value}: unknown value{suggest(value, allowed[name])}")
     return replace(entry, options=options)
+
+
+def layout_notes(entry: sources.Source, raw: Path) -> list[str]:
+    """How a folder of own data is read, and what in it is not read."""
+    labels, notes = (raw / "labels.csv").exists(), []
+    if entry.reader == "folder":
+        classes = "labels.csv (images that it does not name are not read)" if labels else "one folder of images per class"
+        notes.append(f"read as {classes}; the question is '{entry.options.get('question', classification.QUESTION)}'")
+        if "question" not in entry.options:
+            notes.append(f"for another question, add options.{entry.name}.question=\"...\" (to make: ARGS='...')")
+    elif entry.reader in ("jsonl", "chat"):
+        ignored = [*(["labels.csv"] if labels else []), *own_data.unread_folders(raw, entry)]
+        if ignored:
+            tables = ", ".join(path.name for split in SPLITS for path in entry.tables(raw, split))
+            more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+            notes.append(f"read as a table ({tables}); ignored, unless a later row names a file in them: {', '.join(ignored[:5])}{more}")
+            notes.append(f"to read them as classes, move them to a folder of their own, such as {raw}_classes, and give it in sources=")
+    return notes
 
 
 def _print_counts(entry: sources.Source, manifest: dict[str, Any]) -> None:

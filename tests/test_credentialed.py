@@ -64,7 +64,10 @@ def write_raw(folder: Path, marker: str) -> None:
             (folder / f"{split}{n}.jpg").write_bytes(jpeg(rng))
             texts = {"caption": f"{marker} caption {n}"} if n % 4 == 3 else {"question": f"{marker} {n}?", "answer": f"{marker} {n % 2}"}
             lines.append({"id": f"{split}{n}", "image": f"{split}{n}.jpg", "licence": "own", "note": marker, **texts})
-        lines += [{**lines[0], "id": "bad-type", "type": f"{marker} type"}, {**lines[0], "id": "bad-image", "image": f"{marker}.jpg"}]
+        lines += [
+            {"id": "bad-role", "messages": [{"role": marker, "content": marker}]},
+            {**lines[0], "id": "bad-image", "image": f"{marker}.jpg"},
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -140,7 +143,7 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
     page, card = (files[name].decode() for name in ("outputs/tiny/report.html", "card/card.html"))
     assert {table, "outputs/tiny/report.html", "card/card.html", "demo/questions"} <= holders(files, OPEN)
     assert json.loads(files["shards/closed/manifest.json"])["credentialed"] is is_closed
-    assert len([line for line in files["shards/closed/quarantine.jsonl"].splitlines() if b"unknown type" in line]) == 3
+    assert len([line for line in files["shards/closed/quarantine.jsonl"].splitlines() if b"unknown role" in line]) == 3
     if is_closed:
         assert holders(files, CLOSED) == holders(files, MEMORISED) == set()
         assert (page.count('src="data:image/jpeg'), card.count("src='data:image/jpeg"), pictures) == (8, 6, 8)
@@ -165,7 +168,7 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
 @pytest.mark.parametrize(
     ("key", "reason", "expected"),
     [
-        ("p10/s500-1", f"unknown type: '{CLOSED}'", ("p10/s500-1", "unknown type")),
+        ("p10/s500-1", f"unknown role: '{CLOSED}'", ("p10/s500-1", "unknown role")),
         ("p10/s500-1", "empty answer", ("p10/s500-1", "empty answer")),
         (CLOSED * 20, "empty answer", (f"row-{hash64(CLOSED * 20):016x}", "empty answer")),
         (f"report: {CLOSED}", "unexpected field type: KeyError", (f"row-{hash64(f'report: {CLOSED}'):016x}", "unexpected field type")),

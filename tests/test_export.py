@@ -41,7 +41,7 @@ from src.data.image_io import to_png
 from src.data.lineage import write_lineage
 from src.demo import free_port
 from src.export import export
-from src.inference.query import Sampling, VQAQuery, finished_run
+from src.inference.query import Sampling, VQAQuery, finished_run, training_data_of_card
 from src.inference.vqa_model import VQAModel, load_vqa_model
 from src.release import usage
 from src.release.card import LIBRARIES, CardFacts, collect_facts, model_card, usage_restrictions
@@ -498,11 +498,13 @@ def test_card_warns_about_phantoms(exported):
     facts = collect_facts(folder, trained)
     part = "**Trained in part on phantoms.** A program generated the images and texts of alpha in"
     whole = "**Trained on phantoms.** A program generated all images and texts"
-    for count, expected in ((0, ""), (1, part), (3, whole)):
+    drawn = "Trained on alpha, beta, gamma. Of these, a program drew alpha."
+    for count, expected, sentence in ((0, "", "Trained on alpha, beta, gamma."), (1, part, drawn), (3, whole, whole.replace("**", ""))):
         facts.sources = [source | {"phantom": index < count} for index, source in enumerate(facts.sources)]
         for text in (model_card(facts, library="timm", usage=""), texts(facts, repository=None)["README.md"]):
             assert expected in text
             assert ("phantoms" in text) == bool(count)
+            assert training_data_of_card(text).startswith(sentence)  # what ask and the demo show
 
 
 @pytest.fixture

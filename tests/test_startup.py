@@ -19,7 +19,7 @@ for words in json.loads(sys.argv[1]):
             importlib.import_module(f"src.{words[0]}").main()
         except SystemExit as end:
             code = end.code
-    slow = {"torch", "transformers", "lightning", "timm", "sklearn", "gradio", "huggingface_hub"} & set(sys.modules)
+    slow = {"torch", "transformers", "lightning", "timm", "sklearn", "gradio", "huggingface_hub", "pydicom"} & set(sys.modules)
     print(json.dumps([code, errors.getvalue(), sorted(slow)]))
 """
 

@@ -7,6 +7,7 @@ import pytest
 from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
 from src.config.report import ReportConfig
+from src.evaluate import print_scores
 from src.evaluation import benchmark, predictions_file, summary
 from src.metrics.vqa import slices
 from src.report import report
@@ -169,6 +170,14 @@ def test_summary_text_does_not_repeat_a_single_benchmark_as_pooled(predictions):
     text = summary.summary_text(summarise(one, pooled=["alpha"]))
     assert "alpha" in text
     assert "pooled" not in text
+
+
+def test_score_of_a_predictions_file_ends_with_the_report_of_its_whole_name(tmp_path, capsys):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"id": "1", "question": "q", "references": ["a"], "prediction": "a"}))
+    folder = score_predictions(config(predictions=path, outputs=tmp_path, name="sw/theirs", resamples=10))
+    print_scores(folder, str(tmp_path))
+    assert capsys.readouterr().out.endswith(f"next: python -m src.report runs=sw/theirs outputs={tmp_path}\n")
 
 
 def test_report_of_a_predictions_file_gives_no_advice_on_training(tmp_path):

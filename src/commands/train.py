@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -81,6 +82,8 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         subsets = mix_usage(data.shards, dict(zip(data.mixture.sources, data.mixture.rows, strict=True)), config.mix)
         if held_out := held_out_counts(data):
             print(f"held out of training for validation: {', '.join(held_out)} (data.val_samples={config.data.val_samples})")
+        vocabulary = model.language.body.config.vocab_size
+        print(f"loss: nats per supervised token; {math.log(vocabulary):.1f} for a model that knows nothing ({vocabulary:,} tokens)")
         warn_if_ranks_wait(config, data)
         if run_folder.is_first_rank():
             for warning in text_warnings(config, data):

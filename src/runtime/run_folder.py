@@ -194,7 +194,7 @@ def rebuild_result(folder: Path) -> dict:
     """Writes `result.json` from the `<command>.json` files of the run; returns its content."""
     parts = [json.loads((folder / f"{name}.json").read_text()) for name in COMMANDS if (folder / f"{name}.json").exists()]
     result: dict = {
-        "name": _run_name(folder),
+        "name": run_name(folder),
         "commands": [part["command"] for part in parts],
         "version": parts[-1].get("version", "unknown") if parts else __version__,  # results of older runs have none
         "git": parts[-1]["git"] if parts else git_commit(),
@@ -207,10 +207,11 @@ def rebuild_result(folder: Path) -> dict:
     return result
 
 
-def _run_name(folder: Path) -> str:
-    """The name in config.yaml, which is `<name>/<overrides>` for a trial of a sweep."""
+def run_name(folder: Path) -> str:
+    """The name by which commands take a run. That of a trial of a sweep has as many parts as the name in its config.yaml."""
     config = folder / "config.yaml"
-    return yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
+    stored = yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
+    return "/".join(folder.absolute().parts[-len(Path(stored).parts) :])
 
 
 def is_first_rank() -> bool:
