@@ -312,7 +312,7 @@ def test_run_trains_and_evaluates_with_the_chat_template(configure, model_folder
 
 def test_batches_of_training_have_the_chat_template(configure, model_folder):
     model, data = parts(configure(f"language.path={model_folder}", "prompt.template=chat", "data.max_seq_len=256"))
-    batch = data.stream().batch(0, slot=0)
+    batch = data.stream().batch(0, micro_batch=0)
     tokenizer = model.language.tokenizer
     texts = [
         tokenizer.decode(batch.input_ids_BT.flatten()[begin:end])

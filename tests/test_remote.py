@@ -97,7 +97,7 @@ def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configur
     local, served = parts(configure())[1], data()
     assert served.fingerprint == local.fingerprint
     for step in range(4):
-        one, other = local.stream().batch(step, slot=0), served.stream().batch(step, slot=0)
+        one, other = local.stream().batch(step, micro_batch=0), served.stream().batch(step, micro_batch=0)
         assert one.keys == other.keys
         assert torch.equal(one.images_NCHW, other.images_NCHW)
     for tar in tars(tmp_path):
@@ -106,7 +106,7 @@ def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configur
     assert not list(tmp_path.glob("cache/*/*.part"))
     before = server.requests.copy()
     again = data()
-    again.stream().batch(0, slot=0)
+    again.stream().batch(0, micro_batch=0)
     assert {path.rpartition("/")[2] for path in server.requests - before} == {"manifest.json", "audit.json"}  # everything else is cached
 
 
@@ -126,7 +126,7 @@ def test_workers_fetch_each_tar_once(data, server):
     stream = data().stream()
     loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
     keys = [next(loader).keys for _ in range(4)]
-    assert keys == [data().stream().batch(step, slot=0).keys for step in range(4)]
+    assert keys == [data().stream().batch(step, micro_batch=0).keys for step in range(4)]
     assert max(count for path, count in server.requests.items() if path.endswith(".tar")) == 1
 
 
@@ -190,7 +190,7 @@ def test_cache_smaller_than_the_mix_prints_one_warning_with_the_required_size(da
     """Training and validation shards of three sources are required, those of test splits are not."""
     required = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
     stream = data(f"data.cache_gb={required / 1e9 - 1e-9}").stream()
-    stream.batch(0, slot=0)
+    stream.batch(0, micro_batch=0)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: data.cache_gb=")
     assert line.endswith("again and again; data.cache_gb=0.1 holds them all")

@@ -167,8 +167,8 @@ def train_packed(settings: TrainConfig, device: str, tokenizer) -> TrainingRun:
     """Our trainer on our stream: data workers read, decode and pack during training."""
     model = make_model(settings, device)
     prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
-    slots = settings.trainer.accumulate
-    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=slots)
+    accumulate = settings.trainer.accumulate
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, accumulate=accumulate)
     return fit(model, settings, data)
 
 

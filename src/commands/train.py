@@ -128,7 +128,7 @@ def build_data(config: TrainConfig, model: VLM) -> DataModule:
         prompter=model.prompter(budget=config.data.max_seq_len),
         size=model.vision.size,
         seed=config.seed,
-        slots=config.trainer.accumulate,
+        accumulate=config.trainer.accumulate,
     )
 
 

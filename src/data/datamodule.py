@@ -4,11 +4,11 @@
     Step 2  the texts of its samples are read and tokenised; images are only counted
     Step 3  the samples are packed (best-fit decreasing) into sequences of at most `max_seq_len` tokens; the sequences are shuffled
     Step 4  the sequences are split evenly over packing_window / global_batch_size optimizer steps
-    Step 5  the sequences of a step (for several ranks, its samples) are split over ranks and accumulation slots
-    Step 6  the sequences of one slot become a batch; only now are the images read and decoded
+    Step 5  the sequences of a step (for several ranks, its samples) are split over ranks and micro-batches
+    Step 6  the sequences of one micro-batch become a batch; only now are the images read and decoded
 
 A step depends on its window alone: seeking is O(1), and the samples of a step are the same for any number of workers, ranks and
-accumulation slots. `src/data/packing.py` works through an example.
+micro-batches. `src/data/packing.py` works through an example.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from src.config.train import DataConfig, MixConfig
 from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
 from src.data.mixture import VERSION, Mixture
-from src.data.packing import Batch, IndexedSample, collate, pack, slot_sequences, split_evenly
+from src.data.packing import Batch, IndexedSample, collate, micro_batch_sequences, pack, split_evenly
 from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
 from src.data.shards import Shards
@@ -67,11 +67,21 @@ class PackedStream(IterableDataset):
     """Endless batches of one rank, from micro-batch `start` on."""
 
     def __init__(
-        self, shards, mixture: Mixture, prompter: Prompter, *, data: DataConfig, size: int, seed: int, rank: int, world: int, slots: int
+        self,
+        shards,
+        mixture: Mixture,
+        prompter: Prompter,
+        *,
+        data: DataConfig,
+        size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        accumulate: int,
     ):
         self.shards = [shards[source] for source in mixture.sources]
         self.mixture, self.prompter, self.data, self.size, self.seed = mixture, prompter, data, size, seed
-        self.rank, self.world, self.slots = rank, world, slots
+        self.rank, self.world, self.accumulate = rank, world, accumulate
         self.start = 0
         self._window_cache: tuple[int, list[list[IndexedSample]]] | None = None
 
@@ -81,7 +91,7 @@ class PackedStream(IterableDataset):
         micro = self.start + number
         while True:
             try:
-                yield self.batch(micro // self.slots, slot=micro % self.slots)
+                yield self.batch(micro // self.accumulate, micro_batch=micro % self.accumulate)
             except UserError as error:
                 if worker is None:
                     raise
@@ -89,12 +99,13 @@ class PackedStream(IterableDataset):
                 return
             micro += count
 
-    def batch(self, step: int, *, slot: int) -> Batch:
-        """The batch of accumulation slot `slot` of this rank in optimizer step `step`."""
-        return self.to_batch(slot_sequences(self.step_sequences(step), rank=self.rank, world=self.world, slot=slot, slots=self.slots))
+    def batch(self, step: int, *, micro_batch: int) -> Batch:
+        """One micro-batch of this rank in optimizer step `step`. `micro_batch` is its number in the step."""
+        part = {"rank": self.rank, "world": self.world, "micro_batch": micro_batch, "accumulate": self.accumulate}
+        return self.to_batch(micro_batch_sequences(self.step_sequences(step), **part))
 
     def step_sequences(self, step: int) -> list[list[IndexedSample]]:
-        """The sequences of one optimizer step, over all ranks and slots."""
+        """The sequences of one optimizer step, over all ranks and micro-batches."""
         steps = self.data.packing_window // self.data.global_batch_size
         sequences = self.window(step // steps)
         return [sequences[n] for n in split_evenly(len(sequences), steps, step % steps)]
@@ -150,11 +161,11 @@ class PackedStream(IterableDataset):
 
 
 class DataModule(lightning.LightningDataModule):
-    """Training stream and fixed validation batches. `size` is the side of the image in pixels, `slots` the accumulation steps."""
+    """Training stream and fixed validation batches. `size`: side of the image in pixels. `accumulate`: micro-batches per step and rank."""
 
-    def __init__(self, mix: MixConfig, data: DataConfig, *, prompter: Prompter, size: int, seed: int, slots: int):
+    def __init__(self, mix: MixConfig, data: DataConfig, *, prompter: Prompter, size: int, seed: int, accumulate: int):
         super().__init__()
-        self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
+        self.mix, self.data, self.prompter, self.size, self.seed, self.accumulate = mix, data, prompter, size, seed, accumulate
         self.shards = open_sources(data.root, mix, cache=CacheConfig(data.cache, data.cache_gb))
         train_rows, self.val_rows = split_rows(self.shards, mix, val_samples=data.val_samples)
         self.fingerprint = data_fingerprint(self.shards, mix, seed=seed, data=data, rows=train_rows)
@@ -189,11 +200,11 @@ class DataModule(lightning.LightningDataModule):
 
     def stream(self, *, rank: int = 0, world: int = 1) -> PackedStream:
         inputs = (self.shards, self.mixture, self.prompter)
-        return PackedStream(*inputs, data=self.data, size=self.size, seed=self.seed, rank=rank, world=world, slots=self.slots)
+        return PackedStream(*inputs, data=self.data, size=self.size, seed=self.seed, rank=rank, world=world, accumulate=self.accumulate)
 
     def train_dataloader(self) -> Loader:
         stream, workers = self.stream(rank=self.trainer.global_rank, world=self.trainer.world_size), self.data.workers
-        stream.start = self.consumed * self.slots
+        stream.start = self.consumed * self.accumulate
         return Loader(
             stream,
             batch_size=None,
@@ -218,7 +229,7 @@ class DataModule(lightning.LightningDataModule):
             samples = [IndexedSample(sample, source, row) for sample, row in zip(stream.encoded(source, rows), rows, strict=True)]
             packed = pack([len(item.sample.ids) for item in samples], self.data.max_seq_len)
             sequences += [[samples[item] for item in sequence] for sequence in packed]
-        per_batch = max(1, len(stream.step_sequences(0)) // (world * self.slots))
+        per_batch = max(1, len(stream.step_sequences(0)) // (world * self.accumulate))
         batches = [sequences[at : at + per_batch] for at in range(0, len(sequences), per_batch)]
         # DDP synchronises every forward pass, so all ranks need equally many batches; an empty one has no supervised token.
         batches += [[]] * (-len(batches) % world or (not batches) * world)

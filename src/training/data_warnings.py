@@ -41,7 +41,7 @@ def warn_if_ranks_wait(config: TrainConfig, data: DataModule) -> None:
     world = config.trainer.devices * config.trainer.nodes
     if world > 1 and run_folder.is_first_rank():
         lengths = [len(sample.ids) for sequence in data.stream().window(0) for sample, _, _ in sequence]
-        if warning := low_utilization_warning(lengths, world, data=config.data, slots=config.trainer.accumulate):
+        if warning := low_utilization_warning(lengths, world, data=config.data, accumulate=config.trainer.accumulate):
             print(warning)
 
 
