@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from src.data.datamodule import data_fingerprint
+from src.data.fingerprint import data_fingerprint
 from src.data.image_transform import decode_image
 from src.data.prompt import IGNORE
 from src.data.record import SPLITS

@@ -18,7 +18,8 @@ from src.commands.plan import memory_advice
 from src.config.train import TrainConfig
 from src.data import lineage
 from src.data.credentialed import credentialed_notice
-from src.data.datamodule import DataModule, fingerprint_id
+from src.data.datamodule import DataModule
+from src.data.fingerprint import fingerprint_id
 from src.data.subsets import mix_usage, with_default_exclusions
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.runtime import run_folder

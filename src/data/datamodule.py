@@ -11,8 +11,6 @@ A step depends on its window alone: seeking is O(1), and the samples of a step a
 micro-batches. `src/data/packing.py` works through an example.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,47 +18,19 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-import xxhash
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config.train import DataConfig, MixConfig
+from src.data.fingerprint import data_fingerprint
 from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
-from src.data.mixture import VERSION, Mixture
+from src.data.mixture import Mixture
 from src.data.packing import Batch, IndexedSample, collate, micro_batch_sequences, pack, split_evenly
 from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
-from src.data.shards import Shards
 from src.data.train_val_split import open_sources, split_rows
 from src.runtime.errors import UserError
 from src.runtime.run_folder import diff_configs, is_first_rank
-
-
-def data_fingerprint(
-    shards: dict[str, Shards], mix: MixConfig, *, seed: int, data: DataConfig, rows: dict[str, np.ndarray] | None = None
-) -> dict:
-    """Everything that the order of the stream depends on; a run resumes only if it is unchanged. `rows` are the training rows, if known."""
-    train_rows = sorted((rows or split_rows(shards, mix, val_samples=data.val_samples)[0]).items())
-    return {
-        "version": VERSION,
-        "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
-        "shares": dict(sorted(mix.sampling_weights.items())),
-        "decontaminate": mix.decontaminate,
-        **{key: value for key in ("exclude", "max_per_subset") if (value := getattr(mix, key))},  # absent in runs that do not use them
-        "records": {source: rows_digest(rows) for source, rows in train_rows},  # an audit changes them
-        "seed": seed,
-        "data": {key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},
-    }
-
-
-def rows_digest(rows: np.ndarray) -> str:
-    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.data)[:8]})"
-
-
-def fingerprint_id(fingerprint: dict) -> str:
-    """Short hash of a fingerprint. It leaves out the seed, so that runs over several seeds have the same id."""
-    without_seed = {key: value for key, value in fingerprint.items() if key != "seed"}
-    return hashlib.sha256(json.dumps(without_seed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class PackedStream(IterableDataset):
