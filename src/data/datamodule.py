@@ -24,7 +24,7 @@ from src.config.train import DataConfig, MixConfig
 from src.data.fingerprint import data_fingerprint
 from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
-from src.data.mixture import Mixture
+from src.data.mixture import VERSION, Mixture
 from src.data.packing import Batch, IndexedSample, collate, micro_batch_sequences, pack, split_evenly
 from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
