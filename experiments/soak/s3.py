@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import botocore.session
+import fsspec
 import httpx
 
 from experiments.soak import small_data
@@ -31,7 +32,6 @@ BUCKET, ROOT = "shards", "s3://shards/small"
 TAR = "/shards/small/slake/train-000000.tar"
 FAULTS = ("busy", "cut", "corrupt", "slow")  # of the first requests of every file; later ones are served at once
 REFUSED = "access was refused"
-SETUP = {"AWS_ACCESS_KEY_ID": "setup", "AWS_SECRET_ACCESS_KEY": "setup"}  # accepted until the server checks keys
 
 
 def trial(model: str) -> list[Row]:
@@ -39,7 +39,7 @@ def trial(model: str) -> list[Row]:
     small_data.prepare()
     shutil.rmtree(OUT, ignore_errors=True)
     with s3_server() as (url, key), Proxy(url) as proxy:
-        upload(url)
+        upload(url, key)
         httpx.post(f"{url}/moto-api/reset-auth", content=b"0").raise_for_status()  # from now on, keys and signatures are checked
         return [*compare(proxy, key), *mistakes(proxy, key)]
 
@@ -78,9 +78,9 @@ def mistakes(proxy: "Proxy", key: dict[str, str]) -> list[Row]:
     ):
         code, output = train("mistake", AWS_ENDPOINT_URL=proxy.url, **environment)
         rows.append(message_row(name, code == 2 and clear_message(output, "error: ", expected), output))
-    client = create_client("s3", proxy.target, key)
+    files = bucket_files(proxy.target, key)
     changed = (DATA / "shards/slake/val-000000.tar").read_bytes()
-    proxy.before[TAR] = lambda: client.put_object(Bucket=BUCKET, Key=TAR.removeprefix(f"/{BUCKET}/"), Body=changed)
+    proxy.before[TAR] = lambda: files.pipe_file(TAR.removeprefix("/"), changed)
     code, output = train("changed", AWS_ENDPOINT_URL=proxy.url, **key)
     clear = code == 2 and clear_message(output, "error: ", "upload this file again")
     return [*rows, message_row("an object that changes during training", clear, output)]
@@ -101,29 +101,39 @@ def s3_server() -> Iterator[tuple[str, dict[str, str]]]:
                     httpx.get(url)
                     break
                 time.sleep(0.2)
-            iam = create_client("iam", url, SETUP)
-            iam.create_user(UserName="reader")
-            statement = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
-            policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-            iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=policy)
-            key = iam.create_access_key(UserName="reader")["AccessKey"]
-            yield url, {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+            yield url, create_reader(url)
         finally:
             process.terminate()
             process.wait(30)
 
 
-def create_client(service: str, url: str, key: dict[str, str]):
-    names = {"aws_access_key_id": key["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": key["AWS_SECRET_ACCESS_KEY"]}
-    return botocore.session.Session().create_client(service, endpoint_url=url, region_name="us-east-1", **names)
+def create_reader(url: str) -> dict[str, str]:
+    """Environment variables with the key of a new user who may read and write everything."""
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+    scope = "AWS4-HMAC-SHA256 Credential=setup/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=none"
+    text = ""
+    for action, arguments in (
+        ("CreateUser", {}),
+        ("PutUserPolicy", {"PolicyName": "all", "PolicyDocument": json.dumps(policy)}),
+        ("CreateAccessKey", {}),
+    ):
+        form = {"Action": action, "Version": "2010-05-08", "UserName": "reader", **arguments}
+        text = httpx.post(url, data=form, headers={"Authorization": scope}).raise_for_status().text
+    names = {"AWS_ACCESS_KEY_ID": "AccessKeyId", "AWS_SECRET_ACCESS_KEY": "SecretAccessKey"}
+    return {variable: re.search(f"<{name}>(.+?)</{name}>", text)[1] for variable, name in names.items()}  # type: ignore[index]
 
 
-def upload(url: str) -> None:
-    client = create_client("s3", url, SETUP)
-    client.create_bucket(Bucket=BUCKET)
+def bucket_files(url: str, key: dict[str, str]):
+    names = {"key": key["AWS_ACCESS_KEY_ID"], "secret": key["AWS_SECRET_ACCESS_KEY"]}
+    return fsspec.filesystem("s3", endpoint_url=url, client_kwargs={"region_name": "us-east-1"}, **names)
+
+
+def upload(url: str, key: dict[str, str]) -> None:
+    files = bucket_files(url, key)
+    httpx.put(f"{url}/{BUCKET}").raise_for_status()
     for path in sorted((DATA / "shards").rglob("*")):
         if path.is_file():
-            client.put_object(Bucket=BUCKET, Key=f"small/{path.relative_to(DATA / 'shards')}", Body=path.read_bytes())
+            files.pipe_file(f"{BUCKET}/small/{path.relative_to(DATA / 'shards')}", path.read_bytes())
 
 
 class Proxy(ThreadingHTTPServer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.soak.trial import Row
 
 FOLDER = Path("data/soak/small")  # kept; the next trial uses it again
-SOURCES = "pathvqa,slake"
+SOURCES = "pathvqa,slake,pmc_oa"  # the weights of the language model need the captions
 BUILD = f"sources={SOURCES} raw={FOLDER}/raw quarantine_limit=0.2"  # arguments of data_prep.shards but out=
 TRAIN = [
     "+experiment=mini",
