@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def trial(model: str) -> list[Row]:
 @contextlib.contextmanager
 def slurm() -> Iterator[str]:
     """The version of a running Slurm, which sbatch and srun of this process and its children use."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that the daemons are stopped
     try:
         version = service("start")
         os.environ["SLURM_CONF"] = str(FOLDER / "slurm.conf")

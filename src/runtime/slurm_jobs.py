@@ -34,7 +34,7 @@ def watch_with_squeue() -> None:
     """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
-    SlurmInfoWatcher.update = _update_states  # type: ignore[method-assign]
+    SlurmInfoWatcher.update = _update_states  # type: ignore[method-assign, assignment]
     SlurmJob.watcher._delay_s = POLL_SECONDS
 
 

@@ -38,8 +38,9 @@ configure() {
   mkdir -p "$folder"/{state,spool,log} "$sockets"
   chmod 700 "$sockets"
   [ -e "$folder/munge.key" ] || (umask 077; head -c 1024 /dev/urandom >"$folder/munge.key")
-  host=$(hostname -s) cpus=$(nproc) memory=$(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
+  host=$(hostname -s) cpus=$(env -u OMP_NUM_THREADS nproc) memory=$(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
   ports=($(python3 -c 'import socket; ss = [socket.socket() for _ in "ab"]; [s.bind(("127.0.0.1", 0)) for s in ss]; print(*(s.getsockname()[1] for s in ss))'))
+  [ "$cpus" -gt 1 ] || cpus=2  # for two ranks
   # Without cgroups, which a container may lack: memory is measured each second and a job that exceeds its share is killed.
   # cred_expire: a job that is queued again may start after this many seconds. Every job may use every core: tasks share them.
   cat >"$SLURM_CONF" <<CONF
@@ -53,6 +54,7 @@ AuthType=auth/munge
 AuthInfo=socket=$sockets/socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
+SlurmdParameters=config_overrides
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/log/slurmctld
