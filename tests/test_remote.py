@@ -52,7 +52,7 @@ class Handler(SimpleHTTPRequestHandler):
         if fault == "busy":
             self.send_error(503)
             return
-        content = path.read_bytes()
+        content = path.read_bytes() + (b"?" if fault == "longer" else b"")
         self.send_response(200)
         if fault != "cut without a length":
             self.send_header("Content-Length", str(len(content)))
@@ -62,7 +62,7 @@ class Handler(SimpleHTTPRequestHandler):
             self.connection.close()
             return
         if fault == "corrupt":
-            content = content[:700] + b"?" + content[701:]
+            content = content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :]
         for at in range(0, len(content), 1 << 14):
             time.sleep(0.02 if fault == "slow" else 0)
             self.wfile.write(content[at : at + (1 << 14)])
@@ -122,6 +122,16 @@ def test_audit_removed_at_the_address_is_removed_from_the_cache(data, shards, se
 
 
 @pytest.mark.slow
+def test_corrupt_index_of_audited_shards_is_fetched_again(shards, server, tmp_path):
+    server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
+    audit_all(AuditConfig(out=server.folder))
+    server.faults["/alpha/index.arrow"] = ["corrupt"]
+    RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
+    (cached,) = tmp_path.glob("cache/*/index.arrow")
+    assert cached.read_bytes() == (server.folder / "alpha" / "index.arrow").read_bytes()
+
+
+@pytest.mark.slow
 def test_workers_fetch_each_tar_once(data, server):
     stream = data().stream()
     loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
@@ -161,6 +171,7 @@ def test_truncated_file_in_the_cache_is_fetched_again(server, tmp_path, name):
     ("faults", "message"),
     [
         (["corrupt"] * 2, f"{TAR}: the checksum differs from the manifest in two downloads"),
+        (["longer"] * 2, rf"{TAR}: it has [\d,]+ instead of [\d,]+ bytes in two downloads; it was changed or damaged"),
         (["cut"] * remote.ATTEMPTS, f"{TAR}: not fetched in {remote.ATTEMPTS} attempts"),
     ],
 )
@@ -171,6 +182,35 @@ def test_download_that_keeps_failing_raises(server, tmp_path, faults, message):
     with pytest.raises(UserError, match=message):
         shards[0]
     assert not tars(tmp_path)
+
+
+class NoCredentialsError(Exception):
+    """Stands for botocore's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError("The request signature does not match"),
+            r"access was refused \(The request .*\); check the credentials, for s3://",
+        ),
+        (NoCredentialsError("Unable to locate credentials"), r"access was refused \(Unable to locate credentials\); check the credentials"),
+        (FileNotFoundError("The specified bucket does not exist"), "the bucket does not exist; correct the address"),
+    ],
+)
+def test_refused_access_and_a_missing_bucket_are_reported_at_the_first_attempt(tmp_path, monkeypatch, error, message):
+    attempts = []
+
+    class Files:
+        def get_file(self, *names) -> None:
+            attempts.append(names)
+            raise error
+
+    monkeypatch.setattr(remote, "_filesystem", lambda url: (Files(), url))
+    with pytest.raises(UserError, match=f"^s3://bucket/a.tar: {message}"):
+        remote.fetch_file("s3://bucket/a.tar", tmp_path / "a.tar")
+    assert len(attempts) == 1
 
 
 @pytest.mark.slow

@@ -390,7 +390,8 @@ def test_slurm_jobs_write_the_same_bytes(raw, tmp_path, small_shards):
     assert contents(tmp_path / "out" / "own") == contents(tmp_path / "whole" / "own")
 
 
-def test_missing_or_unknown_executor_is_an_error(raw, tmp_path):
+def test_missing_or_unknown_executor_is_an_error(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="executor=slurm: sbatch is not installed on this machine; use executor=process"):
         build(raw, tmp_path / "out", executor="slurm")
     with pytest.raises(UserError, match="executor='slrum': unknown executor; did you mean 'slurm'"):

@@ -22,6 +22,7 @@ from src.data.shards import SCHEMA, Shards
 from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.hashing import file_sha256
 from src.runtime.progress import Progress
 from src.runtime.tables import print_table
 
@@ -102,8 +103,10 @@ def audit_source(shards: Shards, known: KnownTestData, missing: list[str]) -> di
     columns = {field.name: shards.arrow(field.name) for field in SCHEMA} | {"leaks_into": column(names, pa.string())}
     (shards.folder / "audit.json").unlink(missing_ok=True)  # so that an interrupted audit leaves none instead of an outdated one
     write_index(shards.folder, columns)
+    index = shards.folder / "index.arrow"
     result = {
         "manifest": shards.manifest["fingerprint"],  # of the audited build
+        "index": {"size": index.stat().st_size, "sha256": file_sha256(index)},
         "checked": {one.name: one.size for one in known.sets},
         "fingerprints": {one.name: one.fingerprint for one in known.sets},
         "not_checked": missing,

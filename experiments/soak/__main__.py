@@ -9,7 +9,9 @@ from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice
 
-TRIALS = ("interrupt", "uploads", "load", "readme")
+LOCAL = ("interrupt", "uploads", "load", "readme")
+SERVICES = ("slurm", "s3")  # each installs what it needs, see docs/services.md
+WITHOUT_MODEL = {"interrupt", "slurm", "s3"}  # trials that train their own
 
 
 @dataclass
@@ -18,11 +20,11 @@ class SoakConfig:
 
     python -m experiments.soak only=uploads,load model=run:mini
 
-    only   trials to run: interrupt, uploads, load, readme (default: all)
+    only   trials to run: interrupt, uploads, load, readme (default: these), or with services slurm, s3
     model  finished run that the trials use (default run:mini)
     """
 
-    only: list[str] = field(default_factory=lambda: list(TRIALS))
+    only: list[str] = field(default_factory=lambda: list(LOCAL))
     model: str = "run:mini"
 
 
@@ -30,8 +32,8 @@ class SoakConfig:
 def main(args: list[str]) -> None:
     config = parse_arguments(SoakConfig, args)
     for name in config.only:
-        check_choice("only", name, TRIALS)
-    if config.only != ["interrupt"]:
+        check_choice("only", name, (*LOCAL, *SERVICES))
+    if set(config.only) - WITHOUT_MODEL:
         find_model(config.model)  # fails early if it does not exist; `make mini` makes run:mini
     rows = []
     for name in config.only:
