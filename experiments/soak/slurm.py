@@ -178,8 +178,8 @@ def state(job: str) -> str:
 def wait_for(condition: Callable[[], bool], job: str, log: Path, *, timeout: float = 600) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        ended = state(job) in ("FAILED", "CANCELLED", "TIMEOUT") or time.monotonic() > deadline
-        assert not ended, f"job {job} is {state(job)}:\n{read_text(log)}"
+        ended = state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") or time.monotonic() > deadline
+        assert not ended or condition(), f"job {job} is {state(job)}:\n{read_text(log)}"
         time.sleep(0.5)
 
 
