@@ -6,7 +6,7 @@ import sys
 from src.inference.query import find_model
 from src.runtime.errors import UserError, report_user_errors, suggest
 
-TRIALS = ("interrupt", "uploads", "load", "readme")
+TRIALS = ("interrupt", "uploads", "load", "readme", "vllm", "lmms")
 
 
 @report_user_errors
