@@ -60,7 +60,7 @@ breadth: $(READY)  ## does training on more sources make an encoder that carries
 bench-gpu: $(READY)  ## the 7B on one GPU, random weights: our trainer against transformers, a table with the GPU's name
 	@$(RUN) -m experiments.bench.gpu $(ARGS)
 
-soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,slurm,s3] [MODEL=run:mini]; after make mini
+soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,slurm,s3,vllm,lmms] [MODEL=run:mini]; after make mini
 	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY))
 
 check: $(READY)  ## lint, format and types

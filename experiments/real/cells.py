@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from src.data.record import SPLITS
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError, report_user_errors
 
@@ -36,8 +36,8 @@ class CellsConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(CellsConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(CellsConfig, args)
     rows = write_cells(config.voc, config.out)
     print(f"{config.out}/labels.csv: {len(rows):,} images of {len({row[3] for row in rows}):,} photographs")
 

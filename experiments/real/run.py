@@ -18,7 +18,7 @@ from src.config.train import TrainConfig
 from src.config.transfer import TransferConfig
 from src.evaluate import evaluate
 from src.evaluation.benchmark import read_benchmark
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import to_typed
@@ -65,8 +65,8 @@ class RealConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(RealConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(RealConfig, args)
     shared = [f"vision.{word}" for word in config.vision] + [f"language.{word}" for word in config.language]
     shared += [f"data.root={config.data}", *([f"optim.steps={config.steps}"] if config.steps else [])]
     experiment = read_experiment(config.settings)

@@ -10,7 +10,7 @@ from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice
 
 LOCAL = ("interrupt", "uploads", "load", "readme")
-SERVICES = ("slurm", "s3")  # each installs what it needs, see docs/services.md
+SERVICES = ("slurm", "s3", "vllm", "lmms")  # each installs what it needs, see docs/services.md and docs/export.md
 WITHOUT_MODEL = {"interrupt", "slurm", "s3"}  # trials that train their own
 
 
@@ -20,7 +20,7 @@ class SoakConfig:
 
     python -m experiments.soak only=uploads,load model=run:mini
 
-    only   trials to run: interrupt, uploads, load, readme (default: these), or with services slurm, s3
+    only   trials to run: interrupt, uploads, load, readme (default: these), or with services slurm, s3, vllm, lmms
     model  finished run that the trials use (default run:mini)
     """
 
