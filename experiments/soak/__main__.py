@@ -1,4 +1,4 @@
-"""`python -m experiments.soak [only=interrupt,uploads,load,readme] [model=run:mini]`: long trials, a table, exit 1 where it breaks."""
+"""`python -m experiments.soak [only=interrupt,uploads,load,readme] [model=run:mini]`: long trials; exit code 1 if one fails."""
 
 import importlib
 import sys
@@ -10,8 +10,8 @@ TRIALS = ("interrupt", "uploads", "load", "readme")
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    options = dict(word.partition("=")[::2] for word in words)
+def main(args: list[str]) -> None:
+    options = dict(arg.partition("=")[::2] for arg in args)
     unknown = [key for key in options if key not in ("only", "model")]
     if unknown:
         raise UserError(f"soak has no '{unknown[0]}'{suggest(unknown[0], ('only', 'model'))}")
@@ -20,14 +20,14 @@ def main(words: list[str]) -> None:
         if name not in TRIALS:
             raise UserError(f"only={name}{suggest(name, TRIALS)}")
     if chosen != ["interrupt"]:
-        find_model(model)  # there, and trained to its end; `make mini` makes run:mini
+        find_model(model)  # fails early if it does not exist; `make mini` makes run:mini
     rows = []
     for name in chosen:
         print(f"{name} ...", flush=True)
         rows += importlib.import_module(f"experiments.soak.{name}").trial(model)
         print(*(row.line() for row in rows), sep="\n", flush=True)
-    broken = [row.name for row in rows if row.kept is False]
-    sys.exit(f"broken: {'; '.join(broken)}" if broken else 0)
+    failed = [row.name for row in rows if row.passed is False]
+    sys.exit(f"failed: {'; '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from experiments.soak.images import RAMP, dicom, picture
-from experiments.soak.interrupt import copy
+from experiments.soak.interrupt import copy_tree
 from experiments.soak.trial import Row
 from src.demo import free_port
 
@@ -27,37 +27,37 @@ PAGES = {
     "docs/export.md": ("Export a run",),
 }
 ELSEWHERE = re.compile(r"push=|EXECUTOR=slurm")  # needs the network or a cluster
-SHORT = " optim.steps=20 optim.warmup=2"  # training is tried, not awaited
+SHORTER = " optim.steps=20 optim.warmup=2"  # keeps the training short
 SECONDS = 900.0
 
 
 def trial(model: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
-        tree = copy(Path(scratch))
-        furnish(tree, model.removeprefix("run:"))
+        tree = copy_tree(Path(scratch))
+        prepare_tree(tree, model.removeprefix("run:"))
         lines = [line for page, sections in PAGES.items() for line in commands(Path(page).read_text(), sections)]
-        rows = [tried(line, tree) for line in sorted(lines, key=later)]
+        rows = [run_command(line, tree) for line in sorted(lines, key=runs_after_export)]
         cards = sorted((tree / "exports/mini").glob("*/README.md"))
-        return rows + [snippet(card, tree) for card in cards if "```python" in card.read_text()]
+        return rows + [run_snippet(card, tree) for card in cards if "```python" in card.read_text()]
 
 
 def commands(text: str, sections: tuple[str, ...]) -> list[str]:
     """The indented lines of these sections that begin with `make` or `python -m`, without their comments."""
-    found = []
+    selected = []
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         title, _, body = section.partition("\n")
         if title in sections:
             lines = (line.strip().partition("  #")[0].rstrip() for line in body.splitlines() if line.startswith("    "))
-            found += [line for line in lines if line.startswith(("make ", "python -m "))]
-    return found
+            selected += [line for line in lines if line.startswith(("make ", "python -m "))]
+    return selected
 
 
-def later(line: str) -> bool:
+def runs_after_export(line: str) -> bool:
     """The export comes first: what is shown before it in the README uses its folder."""
     return "src.export" not in line
 
 
-def furnish(tree: Path, run: str) -> None:
+def prepare_tree(tree: Path, run: str) -> None:
     """What the lines name: the mini run, pictures, a table of questions, a raw source and the phantoms' own."""
     for name in ("README.md", "Makefile", "requirements.lock"):
         shutil.copy(name, tree)
@@ -82,29 +82,29 @@ def furnish(tree: Path, run: str) -> None:
     (tree / "questions.csv").write_text("question,image\nwhich organ is shown?,a.png\nwhich side?,a.png|b.dcm\n")
 
 
-def tried(line: str, tree: Path) -> Row:
+def run_command(line: str, tree: Path) -> Row:
     if ELSEWHERE.search(line):
         return Row(line[:58], "not run", "needs the network")
     serves = line.startswith("make demo") or "src.demo" in line
-    words = line.replace("make ", "make -o .venv/.ready ", 1) if line.startswith("make ") else line  # the environment is there
-    words += SHORT if "src.train" in line else ""
+    command = line.replace("make ", "make -o .venv/.ready ", 1) if line.startswith("make ") else line  # the environment is there
+    command += SHORTER if "src.train" in line else ""
     if serves:
-        return served(line, words, tree)
+        return run_server(line, command, tree)
     log = tree / "log.txt"
     with log.open("w") as out:
-        code = start(words, tree, out).wait(SECONDS)
+        code = start_process(command, tree, out).wait(SECONDS)
     if code:
         print(log.read_text()[-1500:])
     return Row(line[:58], f"exit {code}", "exit 0", code == 0)
 
 
-def served(line: str, words: str, tree: Path) -> Row:
+def run_server(line: str, command: str, tree: Path) -> Row:
     port = free_port("127.0.0.1")
-    words += f" ARGS=port={port}" if words.startswith("make") else f" port={port}"
+    command += f" ARGS=port={port}" if command.startswith("make") else f" port={port}"
     with (tree / "log.txt").open("w") as out:
-        process = start(words, tree, out)
-    until, status = time.monotonic() + SECONDS, 0
-    while process.poll() is None and time.monotonic() < until and status != 200:
+        process = start_process(command, tree, out)
+    deadline, status = time.monotonic() + SECONDS, 0
+    while process.poll() is None and time.monotonic() < deadline and status != 200:
         with contextlib.suppress(httpx.HTTPError):
             status = httpx.get(f"http://127.0.0.1:{port}/", timeout=60).status_code
         time.sleep(0.1)
@@ -114,7 +114,7 @@ def served(line: str, words: str, tree: Path) -> Row:
     return Row(line[:58], f"HTTP {status}", "HTTP 200", status == 200)
 
 
-def snippet(card: Path, tree: Path) -> Row:
+def run_snippet(card: Path, tree: Path) -> Row:
     """The lines that a card shows, in the folder of the export, where the paths in them lead."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", card.read_text(), re.S))
     shutil.copy(tree / "scan.png", card.parent.parent)
@@ -122,13 +122,13 @@ def snippet(card: Path, tree: Path) -> Row:
     link = card.parent.parent / "data"
     if not link.exists():
         link.symlink_to(base)
-    found = subprocess.run([sys.executable, "-c", code], cwd=card.parent.parent, capture_output=True, text=True, timeout=SECONDS)
-    if found.returncode:
-        print(found.stderr[-1500:])
-    return Row(f"the lines of {card.parent.name}/README.md", f"exit {found.returncode}", "exit 0", found.returncode == 0)
+    result = subprocess.run([sys.executable, "-c", code], cwd=card.parent.parent, capture_output=True, text=True, timeout=SECONDS)
+    if result.returncode:
+        print(result.stderr[-1500:])
+    return Row(f"the lines of {card.parent.name}/README.md", f"exit {result.returncode}", "exit 0", result.returncode == 0)
 
 
-def start(words: str, tree: Path, out) -> subprocess.Popen:
+def start_process(command: str, tree: Path, out) -> subprocess.Popen:
     path = f"{tree / '.venv/bin'}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(shlex.split(words), cwd=tree, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(shlex.split(command), cwd=tree, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
