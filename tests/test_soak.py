@@ -105,8 +105,8 @@ def test_row_line_shows_value_bound_and_verdict():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["only=uplods"], "error: only=uplods; did you mean 'uploads'?"),
-        (["onli=load"], "error: soak has no 'onli'; did you mean 'only'?"),
+        (["only=uplods"], "error: only='uplods'; did you mean 'uploads'?"),
+        (["onli=load"], "error: unknown key 'onli'; did you mean 'only'?"),
         (["only=load", "model=run:nothing"], "error: no run 'nothing' in outputs/"),
     ],
 )

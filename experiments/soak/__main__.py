@@ -1,30 +1,46 @@
-"""`python -m experiments.soak [only=interrupt,uploads,load,readme] [model=run:mini]`: long trials; exit code 1 if one fails."""
+"""`python -m experiments.soak only=load model=run:mini`: long trials; exit code 1 if one fails."""
 
 import importlib
 import sys
+from dataclasses import dataclass, field
 
 from src.inference.query import find_model
-from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.arguments import parse_arguments
+from src.runtime.errors import report_user_errors
+from src.runtime.schema import check_choice
 
-TRIALS = ("interrupt", "uploads", "load", "readme")
+TRIALS = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
+WITHOUT_MODEL = {"interrupt", "fuzz", "disk"}  # they make what they need
+
+
+@dataclass
+class SoakConfig:
+    """Runs long trials and prints a table of values and their bounds.
+
+    python -m experiments.soak only=uploads,load model=run:mini
+
+    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: all)
+    model  finished run that uploads, load and readme use (default run:mini)
+    raw    folder of raw datasets, one folder each, that interrupt and fuzz use beside phantoms (default: phantoms only)
+    """
+
+    only: list[str] = field(default_factory=lambda: list(TRIALS))
+    model: str = "run:mini"
+    raw: str = ""
 
 
 @report_user_errors
 def main(args: list[str]) -> None:
-    options = dict(arg.partition("=")[::2] for arg in args)
-    unknown = [key for key in options if key not in ("only", "model")]
-    if unknown:
-        raise UserError(f"soak has no '{unknown[0]}'{suggest(unknown[0], ('only', 'model'))}")
-    chosen, model = (options.get("only") or ",".join(TRIALS)).split(","), options.get("model", "run:mini")
-    for name in chosen:
-        if name not in TRIALS:
-            raise UserError(f"only={name}{suggest(name, TRIALS)}")
-    if chosen != ["interrupt"]:
-        find_model(model)  # fails early if it does not exist; `make mini` makes run:mini
+    config = parse_arguments(SoakConfig, args)
+    for name in config.only:
+        check_choice("only", name, TRIALS)
+    if not WITHOUT_MODEL.issuperset(config.only):
+        find_model(config.model)  # fails early if it does not exist; `make mini` makes run:mini
     rows = []
-    for name in chosen:
+    for name in config.only:
         print(f"{name} ...", flush=True)
-        rows += importlib.import_module(f"experiments.soak.{name}").trial(model)
+        options = {"raw": config.raw} if name in ("interrupt", "fuzz") else {}
+        rows += importlib.import_module(f"experiments.soak.{name}").trial(config.model, **options)
         print(*(row.line() for row in rows), sep="\n", flush=True)
     failed = [row.name for row in rows if row.passed is False]
     sys.exit(f"failed: {'; '.join(failed)}" if failed else 0)

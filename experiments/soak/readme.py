@@ -16,8 +16,7 @@ from pathlib import Path
 import httpx
 
 from experiments.soak.images import RAMP, dicom, picture
-from experiments.soak.interrupt import copy_tree
-from experiments.soak.trial import Row
+from experiments.soak.trial import Row, copy_tree
 from src.demo import free_port
 
 # The sections of which every command is run, by page.
