@@ -19,6 +19,7 @@ from data_prep.build.token_counts import tokenizer_file
 from data_prep.readers import OPTIONS, classification, own_data
 from src.data.record import SPLITS
 from src.runtime.arguments import parse_arguments
+from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.tables import print_table
 
@@ -39,7 +40,8 @@ def build_all(config: BuildConfig) -> dict[str, dict[str, Any]]:
         if not (config.raw / entry.name).is_dir():
             raise UserError(f"source '{entry.name}': the raw folder {config.raw / entry.name} does not exist; create it, or correct raw=")
         if entry.reader in ("jsonl", "chat"):
-            own_data.check_tables(config.raw / entry.name, entry)
+            with explain_full_disk(entry.name, config.out / entry.name):
+                own_data.check_tables(config.raw / entry.name, entry)
         for note in layout_notes(entry, config.raw / entry.name):
             print(f"{entry.name}: {note}")
     manifests = {}

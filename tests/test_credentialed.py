@@ -165,11 +165,15 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
         assert "Credentialed: trained on" not in out + err + page
 
 
+NOT_UNICODE = "p10\udce9"
+
+
 @pytest.mark.parametrize(
     ("key", "reason", "expected"),
     [
         ("p10/s500-1", f"unknown role: '{CLOSED}'", ("p10/s500-1", "unknown role")),
         ("p10/s500-1", "empty answer", ("p10/s500-1", "empty answer")),
+        (NOT_UNICODE, "empty answer", (f"row-{hash64(NOT_UNICODE):016x}", "empty answer")),
         (CLOSED * 20, "empty answer", (f"row-{hash64(CLOSED * 20):016x}", "empty answer")),
         (f"report: {CLOSED}", "unexpected field type: KeyError", (f"row-{hash64(f'report: {CLOSED}'):016x}", "unexpected field type")),
     ],

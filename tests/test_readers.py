@@ -147,6 +147,8 @@ def test_pubmedqa_splits_by_test_ids(tmp_path):
     put_parquet(tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet", [artificial])
     last = read("pubmedqa", tmp_path)[-1]
     assert (last.key, last.turns) == ("9", [("One.\nIs it?", "no")])
+    put_parquet(tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet", [artificial | {"context": "One."}])
+    assert reasons(read("pubmedqa", tmp_path)) == [("9", "no CONTEXTS")]
     (tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet").unlink()
     put(tmp_path / "data" / "ori_pqaa.json", json.dumps({"8": {"QUESTION": "q", "final_decision": "yes"}}))
     assert reasons(read("pubmedqa", tmp_path)) == [("8", "no CONTEXTS")]

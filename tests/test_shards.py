@@ -239,7 +239,7 @@ FAULTS = [
     ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
     ({"id": "no-image", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
     ({"id": "no-path", "image": {"bytes": "x"}, "question": "What?", "answer": "yes"}, "image is neither a path, a data URI nor bytes"),
-    ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
+    ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: image file is truncated"),
     ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
     ({"id": "words", "image": "words.jpg", "question": "What?", "answer": "yes"}, "not an image that can be read"),
     ({"id": "q0", "question": "Another question?", "answer": "yes"}, "duplicate key"),

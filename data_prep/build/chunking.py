@@ -71,7 +71,7 @@ def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) 
         chunk.filtered[row.reason.partition(":")[0]] += 1
         return False
     if isinstance(row, InvalidRow):
-        chunk.rejected.append((row.key, row.reason))
+        chunk.rejected.append((row.key, " ".join(row.reason.split())))  # one line, also if it quotes a name with a line break
         return False
     reason = record_fault(row)
     if not reason and not content_hashes.add(content_hash(row)):
@@ -123,7 +123,7 @@ def record_texts(record: Record) -> list[str]:
 
 
 def hash64(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text.encode())
+    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"))  # the key of a rejected row may be no valid Unicode
 
 
 def text_hash(text: str) -> int:

@@ -9,9 +9,9 @@ from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice
 
-LOCAL = ("interrupt", "uploads", "load", "readme")
+LOCAL = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
 SERVICES = ("slurm", "s3", "vllm", "lmms")  # each installs what it needs, see docs/services.md and docs/export.md
-WITHOUT_MODEL = {"interrupt", "slurm", "s3"}  # trials that train their own
+WITHOUT_MODEL = {"interrupt", "fuzz", "disk", "slurm", "s3"}  # trials that make what they need
 
 
 @dataclass
@@ -20,12 +20,14 @@ class SoakConfig:
 
     python -m experiments.soak only=uploads,load model=run:mini
 
-    only   trials to run: interrupt, uploads, load, readme (default: these), or with services slurm, s3, vllm, lmms
+    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: these), or with services slurm, s3, vllm, lmms
     model  finished run that the trials use (default run:mini)
+    raw    folder of raw datasets, one folder each, that interrupt and fuzz use beside phantoms (default: phantoms only)
     """
 
     only: list[str] = field(default_factory=lambda: list(LOCAL))
     model: str = "run:mini"
+    raw: str = ""
 
 
 @report_user_errors
@@ -38,7 +40,8 @@ def main(args: list[str]) -> None:
     rows = []
     for name in config.only:
         print(f"{name} ...", flush=True)
-        rows += importlib.import_module(f"experiments.soak.{name}").trial(config.model)
+        options = {"raw": config.raw} if name in ("interrupt", "fuzz") else {}
+        rows += importlib.import_module(f"experiments.soak.{name}").trial(config.model, **options)
         print(*(row.line() for row in rows), sep="\n", flush=True)
     failed = [row.name for row in rows if row.passed is False]
     sys.exit(f"failed: {'; '.join(failed)}" if failed else 0)

@@ -1,78 +1,116 @@
-"""Compares a mini run that is interrupted at random times with an uninterrupted one.
+"""Kills the building of shards, a training, an evaluation and a sweep 20 times and compares what they leave with uninterrupted ones.
 
-Each runs in its own copy of the tree. Interruptions alternate between SIGKILL, which no process can handle, and SIGINT (Ctrl-C).
+Kills alternate between SIGKILL, which no process can handle, and SIGTERM, which schedulers send first. All processes of a command get them,
+at a moment that is drawn over its whole duration. The same command continues after each kill; one that ends before its kill starts anew.
 """
 
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from experiments.soak import forked, small_run
 from experiments.soak.trial import Row
 
-TREE = ("src", "data_prep", "conf", "experiments")
+KILLS = 20
+PATIENCE = 300  # seconds within which a command must end after SIGTERM
 
 
-def trial(model: str, *, kills: int = 6, seed: int = 0, small: bool = False) -> list[Row]:
-    """`model` is not used: both sides train their own."""
-    args = ["small=true"] if small else []
-    rng = random.Random(seed)
+def trial(model: str, *, raw: str = "", kills: int = KILLS, seed: int = 0) -> list[Row]:
+    """`model` is not used. `raw` is a folder of real raw datasets; without it, phantoms are drawn."""
     with tempfile.TemporaryDirectory() as scratch:
-        reference, interrupted = (copy_tree(Path(scratch) / name) for name in ("reference", "interrupted"))
-        started = time.perf_counter()
-        code, _ = run_mini(reference, args)
-        duration = time.perf_counter() - started
-        assert code == 0, f"the mini run ended with code {code}"
-        for number in range(kills):
-            timeout, sig = rng.uniform(0.1, 0.4) * duration, (signal.SIGKILL, signal.SIGINT)[number % 2]
-            code, command = run_mini(interrupted, args, timeout, sig)
-            print(f"{sig.name} after {timeout:4.0f} s in: {command}" if code else "ended before it was interrupted", flush=True)
-        code, _ = run_mini(interrupted, args)
-        differences = compare_runs(reference / "outputs/mini", interrupted / "outputs/mini")
-    print(f"differences: {', '.join(differences) or 'none'}")
+        folder = Path(scratch)
+        forked.import_libraries()
+        if not raw:
+            forked.call(lambda: small_run.write_phantoms(folder / "raw", small_run.PHANTOMS), folder)
+        forked.call(lambda: small_run.write_language(folder / "language"), folder)
+        data = Path(raw).resolve() if raw else folder / "raw"
+        stages = stage_commands(data, sorted(path.name for path in data.iterdir() if path.is_dir()), folder / "language")
+        durations = {}
+        (folder / "reference").mkdir()
+        for stage, (words, _) in stages.items():
+            durations[stage] = _complete(words, folder / "reference")
+            print(f"{stage}: {durations[stage]:.1f} s without interruption", flush=True)
+        expected = small_run.snapshot(folder / "reference")
+        campaign = Campaign(folder / "interrupted", expected, random.Random(seed))
+        for number, (stage, (words, outputs)) in enumerate(stages.items()):
+            campaign.interrupt(stage, words, outputs, duration=durations[stage], kills=kills // 4 + (number < kills % 4))
+        different = small_run.differences(expected, small_run.snapshot(folder / "interrupted"))
+    print(f"files compared: {len(expected)}; different: {', '.join(different) or 'none'}")
     return [
-        Row(f"mini run interrupted {kills} times: exit code", str(code), "0", code == 0),
-        Row("predictions and scores that differ", str(len(differences)), "0", not differences),
+        Row(f"commands that do not end within {PATIENCE} s of SIGTERM", str(campaign.stuck), "0", campaign.stuck == 0),
+        Row("tracebacks in the output after a kill", str(campaign.tracebacks), "0", campaign.tracebacks == 0),
+        Row("continued commands with an exit code other than 0", str(campaign.failed), "0", campaign.failed == 0),
+        Row("kills (half SIGKILL, half SIGTERM)", str(campaign.kills), str(kills), campaign.kills == kills),
+        Row(f"files that differ after {kills} kills, of {len(expected)}", str(len(different)), "0", not different),
     ]
 
 
-def copy_tree(folder: Path) -> Path:
-    """Copies the code and the configuration into `folder`."""
-    for name in TREE:
-        shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+def stage_commands(raw: Path, sources: list[str], language: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Stage -> (command, globs of what it writes)."""
+    sweep = small_run.train(sources, language, "optim.steps=10", "name=sweep", "seed=0,1")
+    return {
+        "build": (small_run.build(raw, sources), ["shards"]),
+        "training": (small_run.train(sources, language), ["outputs/small"]),
+        "evaluation": (small_run.EVALUATE, ["outputs/small/predictions", "outputs/small/evaluate.*", "outputs/small/result.json"]),
+        "sweep": ([sweep[0], "-m", *sweep[1:]], ["outputs/sweep"]),
+    }
 
 
-def run_mini(folder: Path, args: list[str], timeout: float | None = None, sig: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
-    """(exit code, last command that started). After `timeout` seconds the process group receives `sig`."""
-    log = folder / "log.txt"
-    with log.open("w") as output:
-        command = [sys.executable, "-m", "experiments.mini.run", *args]
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+class Campaign:
+    """Interrupts the stages one after another in `folder`, and counts what happens."""
+
+    def __init__(self, folder: Path, expected: dict[str, str], rng: random.Random):
+        self.folder, self.expected, self.rng = folder, expected, rng
+        self.kills = self.stuck = self.tracebacks = self.failed = 0
+        folder.mkdir()
+
+    def interrupt(self, stage: str, words: list[str], outputs: list[str], *, duration: float, kills: int) -> None:
+        """Kills the command `kills` times, then lets it end."""
+        number = 0
+        while number < kills:
+            sig, moment = (signal.SIGKILL, signal.SIGTERM)[self.kills % 2], self.rng.uniform(0.05, 1) * duration
+            command = forked.Command(words, self.folder, self.folder.with_suffix(".log"))
+            code = command.wait(moment)
+            if code is not None:
+                self.failed += code != 0
+                print(f"{stage}: ended after {moment:.1f} s at the latest, exit code {code}; starts anew", flush=True)
+                for path in [path for glob in outputs for path in self.folder.glob(glob)]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                continue
+            command.kill(sig)
+            code = command.wait(PATIENCE)
+            if code is None:
+                self.stuck += 1
+                command.kill(signal.SIGKILL)
+                code = command.wait(PATIENCE)
+            command.kill(signal.SIGKILL)  # what is left of its process group
+            number, self.kills = number + 1, self.kills + 1
+            output = command.output()
+            self.tracebacks += "Traceback" in output
+            last = (output.strip().splitlines() or ["no output yet"])[-1]
+            print(
+                f"{stage}: kill {number} of {kills}, {sig.name} after {moment:.1f} s, exit code {code}; last line: {last[:120]}", flush=True
+            )
         try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, sig)
-            process.wait()
-    commands = [line for line in log.read_text().splitlines() if line.startswith("$ python -m")]
-    return process.returncode, commands[-1].removeprefix("$ python -m ").split()[0] if commands else ""
+            _complete(words, self.folder)
+        except AssertionError as error:
+            self.failed += 1
+            print(f"{stage}: {error}", flush=True)
+        different = [
+            name
+            for name in small_run.differences(self.expected, small_run.snapshot(self.folder))
+            if any(Path(name).is_relative_to(glob) or Path(name).match(glob) for glob in outputs)
+        ]
+        print(f"{stage}: continued to its end; files that differ: {', '.join(different) or 'none'}", flush=True)
 
 
-def compare_runs(left: Path, right: Path) -> list[str]:
-    """Names of the prediction files and of the metrics (`vqa/`, `transfer/`) that differ."""
-    files = {path.relative_to(folder) for folder in (left, right) for path in folder.glob("predictions/*.jsonl")}
-    differences = [str(name) for name in sorted(files) if read_bytes(left / name) != read_bytes(right / name)]
-    a, b = (json.loads((folder / "result.json").read_text())["metrics"] for folder in (left, right))
-    keys = sorted(key for key in a.keys() | b.keys() if key.startswith(("vqa/", "transfer/")))
-    assert keys, "no scores to compare"
-    return differences + [key for key in keys if a.get(key) != b.get(key)]
-
-
-def read_bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+def _complete(words: list[str], folder: Path) -> float:
+    """Runs a command to its end; returns its seconds."""
+    command = forked.Command(words, folder, folder.with_suffix(".log"))
+    code = command.wait(3600)
+    seconds = time.monotonic() - command.started
+    assert code == 0, f"{words[0]} ended with exit code {code}: {command.output()[-2000:]}"
+    return seconds

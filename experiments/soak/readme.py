@@ -20,8 +20,7 @@ from pathlib import Path
 import httpx
 
 from experiments.soak.images import RAMP, dicom, picture
-from experiments.soak.interrupt import copy_tree
-from experiments.soak.trial import Row
+from experiments.soak.trial import Row, copy_tree
 from src.demo import free_port
 
 PAGES = ("README.md", "docs/export.md", "docs/data.md", "docs/training.md", "docs/evaluation.md", "docs/transfer.md")  # run first

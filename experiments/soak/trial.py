@@ -1,6 +1,7 @@
 """A row of the trials' table, and a running demo for trials that need one."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ import httpx
 import psutil
 
 from src.demo import free_port
+
+TREE = ("src", "data_prep", "conf", "experiments")
 
 
 @dataclass
@@ -64,3 +67,10 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen, *, time
             if condition():
                 return time.perf_counter()
         time.sleep(0.05)
+
+
+def copy_tree(folder: Path) -> Path:
+    """Copies the code and the configuration into `folder`."""
+    for name in TREE:
+        shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder

@@ -147,7 +147,8 @@ class CostMeter:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._save(self)
+        with contextlib.suppress(OSError):  # the error that stopped the command is raised instead
+            self._save(self)
 
     def _watch(self) -> None:
         this_process = psutil.Process()
@@ -157,7 +158,8 @@ class CostMeter:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
             self.peak_mb = max(self.peak_mb, total / 2**20)
-            self._save(self)
+            with contextlib.suppress(OSError):  # a full disk stops the command where it writes its results
+                self._save(self)
             if self._stop.wait(0.5):
                 return
 
