@@ -53,8 +53,8 @@ class RealConfig:
 
     data: Path
     out: Path
-    vision: list[str]
-    language: list[str]
+    vision: dict[str, str]
+    language: dict[str, str]
     trials: list[str] = field(default_factory=list)
     seeds: int = 1
     steps: int | None = None
@@ -67,7 +67,7 @@ class RealConfig:
 @report_user_errors
 def main(args: list[str]) -> None:
     config = parse_arguments(RealConfig, args)
-    shared = [f"vision.{word}" for word in config.vision] + [f"language.{word}" for word in config.language]
+    shared = [f"{part}.{key}={value}" for part in ("vision", "language") for key, value in getattr(config, part).items()]
     shared += [f"data.root={config.data}", *([f"optim.steps={config.steps}"] if config.steps else [])]
     experiment = read_experiment(config.settings)
     trials = select_trials(experiment, config.trials, seeds=config.seeds, shared=shared)

@@ -245,7 +245,6 @@ def untrained_copy(config: VisionConfig) -> VisionConfig:
     if config.format == "timm":
         architecture = config.architecture
         if not architecture:
-            file = find_file(config.path, ["config.json"], revision=config.revision, key="vision.path")
-            architecture = read_json(file)["architecture"]
+            architecture = read_json(find_file(config.path, ["config.json"], revision=config.revision, key="vision.path"))["architecture"]
         return replace(config, format="scratch", path="", revision=UNVERIFIED, architecture=architecture)
     raise UserError(f"vision.format={config.format} cannot be built with random weights; allowed: open_clip, timm, scratch")
