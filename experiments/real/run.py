@@ -40,8 +40,8 @@ class RealConfig:
 
     data      folder of the shards, after `make audit`
     out       folder of the run folders
-    vision    keys of the encoder at the start: vision.format=, vision.path=, ...
-    language  keys of the language model: language.path=, ...
+    vision    keys of the encoder at the start, vision.format=, vision.path=, ..., in place of those of +experiment=small
+    language  keys of the language model, language.path=, ..., in place of those of +experiment=small
     trials    names from trials.yaml, separated by commas; all if not given
     seeds     number of seeds of each trial (1)
     steps     optimizer steps in place of those of trials.yaml
@@ -53,8 +53,8 @@ class RealConfig:
 
     data: Path
     out: Path
-    vision: dict[str, str]
-    language: dict[str, str]
+    vision: dict[str, str] = field(default_factory=dict)
+    language: dict[str, str] = field(default_factory=dict)
     trials: list[str] = field(default_factory=list)
     seeds: int = 1
     steps: int | None = None
