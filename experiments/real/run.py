@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from experiments.real import results
 from experiments.real.trials import SETTINGS, Trial, read_experiment, select_trials
 from src.config.evaluate import EvaluateConfig
@@ -121,8 +123,11 @@ def transfer_encoders(trials: list[Trial], config: RealConfig) -> None:
 
 
 def trains_encoder(folder: Path) -> bool:
+    """Whether the run has trained its encoder. A run without images has not, although the encoder has a learning rate."""
     parts = json.loads((folder / "train.json").read_text())["parts"]
-    return any(part["part"] == "vision" and part["trainable"] and part["lr"] for part in parts)
+    return yaml.safe_load((folder / "config.yaml").read_text())["data"]["images"] and any(
+        part["part"] == "vision" and part["trainable"] and part["lr"] for part in parts
+    )
 
 
 def run_command(name: str, words: list[str], out: Path) -> Any:
