@@ -125,9 +125,8 @@ def transfer_encoders(trials: list[Trial], config: RealConfig) -> None:
 def trains_encoder(folder: Path) -> bool:
     """Whether the run has trained its encoder. A run without images has not, although the encoder has a learning rate."""
     parts = json.loads((folder / "train.json").read_text())["parts"]
-    return yaml.safe_load((folder / "config.yaml").read_text())["data"]["images"] and any(
-        part["part"] == "vision" and part["trainable"] and part["lr"] for part in parts
-    )
+    images = yaml.safe_load((folder / "config.yaml").read_text())["data"]["images"]
+    return images and any(part["part"] == "vision" and part["trainable"] and part["lr"] for part in parts)
 
 
 def run_command(name: str, words: list[str], out: Path) -> Any:
