@@ -12,8 +12,9 @@ from pathlib import Path
 
 from experiments.tables import insert_table, markdown, read_rows
 from src.metrics.bleu import bleu4
+from src.metrics.protocols import SCORERS
 from src.metrics.published import REMOVE_PUNCTUATION, imageclef_words
-from src.metrics.vqa import SCORERS, is_closed
+from src.metrics.vqa import is_closed
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_folder import git_commit
