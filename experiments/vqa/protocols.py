@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.vqa.scorers import percent
 from src.evaluation.predictions_file import read_predictions
 from src.metrics.protocols import PROTOCOLS
 from src.metrics.vqa import unchanged
@@ -35,13 +36,12 @@ def protocol_rows(files: dict[tuple[str, str], list[dict]]) -> list[dict]:
     for name, (score, note) in PROTOCOLS.items():
         values = {f"{benchmark} {condition}": score(items) for (benchmark, condition), items in files.items()}
         if any(value is not None for value in values.values()):
-            cells = {key: "" if value is None else f"{100 * value:.1f}" for key, value in values.items()}
-            rows.append({"protocol": name, **cells, "why it differs": note})
+            rows.append({"protocol": name, **{key: percent(value) for key, value in values.items()}, "why it differs": note})
     return rows
 
 
 def unchanged_rows(files: dict[tuple[str, str], list[dict]]) -> list[dict]:
-    """A row per benchmark and kind of question: the share of answers that stay the same without the question's own image, with intervals."""
+    """A row per benchmark and kind of question: the share of answers that stay the same without the own image, with intervals."""
     rows: dict[tuple[str, str], dict] = {}
     for (name, condition), items in files.items():
         if condition != "real":
