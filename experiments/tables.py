@@ -206,8 +206,10 @@ TABLES = [
     Table("real/README.md", "row_counts", "real/row_counts.csv", markdown),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
     Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
+    Table("vqa/README.md", "protocols", "vqa/protocols.csv", markdown),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
+    Table("vqa/README.md", "unchanged", "vqa/unchanged.csv", markdown),
     *(table for table in REAL if (FOLDER / table.file).exists()),
 ]
 

@@ -69,6 +69,31 @@ def test_summary_text_describes_the_clusters(predictions):
     assert set(result["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
 
 
+def test_answers_unchanged_by_another_image_are_metrics_and_printed(predictions):
+    result = summarise(predictions, ["pathvqa", "vqa_rad"])
+    keys = {key for key in result["metrics"] if key.endswith("all/unchanged")}
+    names = ("pathvqa/shuffled", "pathvqa/blank", "vqa_rad/shuffled", "pooled/shuffled")
+    assert keys == {f"vqa/{name}/all/unchanged" for name in names}  # neither baselines nor questions without images
+    assert result["metrics"]["vqa/pathvqa/blank/all/unchanged"]["value"] == 1
+    real = predictions["pathvqa"]["real"]
+    share = sum(item["prediction"].lower() == "no" for item in real) / len(real)
+    assert result["metrics"]["vqa/pathvqa/shuffled/all/unchanged"]["value"] == pytest.approx(share)
+    assert "vqa_rad          shuffled               unchanged   1.000  [1.000, 1.000]  n=30" in summary.summary_text(result)
+
+
+def test_table_of_protocols_is_printed_for_a_predictions_file(tmp_path, capsys):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"id": "1", "question": "q", "references": ["yes"], "prediction": "Yes, it is"}))
+    folder = score_predictions(config(predictions=path, outputs=tmp_path, resamples=10))
+    print_scores(folder, str(tmp_path), protocols=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("exact_lmms_eval")).split()[1] == "0.0"
+    assert next(line for line in lines if line.startswith("closed_medevalkit ")).split(maxsplit=2)[1:] == [
+        "100.0",
+        "yes/no only; substring, wrong if both occur",
+    ]
+
+
 def test_cut_answers_are_counted_and_printed(predictions):
     predictions["pathvqa"]["real"] = [{**item, "cut": True} if n < 3 else item for n, item in enumerate(predictions["pathvqa"]["real"])]
     result = summarise(predictions, [])

@@ -8,6 +8,7 @@ from src.metrics.vqa import paired_difference
 from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.run_data import RunData, Scores, interval, scores_by_benchmark
+from src.reporting.unchanged import unchanged_blocks
 
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
@@ -106,10 +107,7 @@ def benchmark_table(benchmarks: dict[str, Scores]) -> Table:
         cells = [interval(own.get("bleu1")), interval(own.get(match)), *(interval(metric, signed=True) for metric in differences)]
         rows.append([name, condition, _count(own), *cells, interval(majority)])
     columns = ["benchmark", "image", "questions", "BLEU-1", "exact match", "... above shuffled", "... above blank", "majority answer"]
-    caption = (
-        "The last three columns are exact match, too. For multiple choice, exact match is the accuracy of the option with the highest "
-        "likelihood per token."
-    )
+    caption = "The last three columns are exact match, too; for multiple choice, the accuracy of the option likeliest per token."
     return Table(columns, rows, caption=caption)
 
 
@@ -131,6 +129,7 @@ def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = ""
     blocks: list = [condition_table(scores, pooled=pooled, clusters=clusters)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
         blocks.append(difference_table(scores, ("shuffled", "blank")))
+    blocks += unchanged_blocks(scores)
     if "real_minus_majority" in scores or "real_minus_blind" in scores:
         table = difference_table(scores, ("none", "blind", "colour", "majority"))
         blocks.append(Folded("Differences to answers without the image", [table]))
