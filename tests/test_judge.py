@@ -8,6 +8,7 @@ import pytest
 
 from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig, check_evaluate_config
+from src.evaluation.judge import reject_credentialed
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
@@ -147,6 +148,13 @@ def test_single_unreadable_reply_counts_as_wrong_and_is_asked_again(run_judge, s
     assert "5 replies have no <judge>0</judge>" in capsys.readouterr().out
     run_judge(model="other")
     assert len(server.prompts) == 10
+
+
+def test_texts_of_credentialed_data_stay_on_this_machine():
+    with pytest.raises(UserError, match=r"texts of credentialed data \(mimic_cxr\), which must not leave this machine"):
+        reject_credentialed(["mimic_cxr", "slake"], {}, "https://api.example.com/v1")
+    reject_credentialed(["mimic_cxr"], {}, "http://localhost:8000/v1")
+    reject_credentialed(["slake"], {}, "https://api.example.com/v1")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def score_predictions(config: EvaluateConfig) -> Path:
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     verdicts = None
     if config.judge.url:
+        sources = {item["source"] for item in items} | {test.source if test else name}
+        judge.reject_credentialed(sources, test.shards.manifest if test else {}, config.judge.url)
         items, verdicts = judge.judge_items(items, config.judge, folder / "predictions" / f"{name}.judged.jsonl")
         print(judge.agreement_text(verdicts))
     with run_folder.record(folder, "evaluate") as result:

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 
 from src.config.evaluate import JudgeConfig
+from src.data.credentialed import is_credentialed
 from src.evaluation.predictions_file import read_predictions, write_predictions
 from src.metrics.vqa import exact
 from src.runtime.errors import UserError
@@ -34,6 +36,16 @@ CHARACTERS_PER_TOKEN = 4  # a common estimate for English text
 REPLY_TOKENS = 60  # estimate of a reply in this format
 MAX_TOKENS = 256
 MAX_UNREADABLE = 5  # replies in a row without a verdict, after which the endpoint is not asked further
+
+
+def reject_credentialed(sources: Iterable[str], manifest: dict, url: str) -> None:
+    """Raises `UserError` for answers about credentialed data and a server on another machine, which would receive their texts."""
+    names = sorted(name for name in sources if is_credentialed(name, manifest))
+    if names and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise UserError(
+            f"judge.url={url}: would receive texts of credentialed data ({', '.join(names)}), which must not leave this machine; "
+            "start the judge on this machine and give http://localhost:PORT/v1"
+        )
 
 
 def judge_items(items: list[dict], config: JudgeConfig, path: Path) -> tuple[list[dict], dict]:
