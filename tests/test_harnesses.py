@@ -60,10 +60,10 @@ def test_rule_of_a_harness_scores_a_reply(name, reply, reference, score):
         ("B", 1, 1, 1),
         ("b. left lung", 1, 1, 1 / 3),  # lmms-eval knows upper case only
         ("(A) or (B)", 0, 0, 0),  # the option most similar to the text is not B; lmms-eval takes the first one in brackets
-        ("A or B", 1, 1, 1),  # 'Left lung' is not similar, but its letter is the last: see below
+        ("A or B", 0, 0, 1),  # the most similar option is another one; lmms-eval takes the last letter
         ("Left lung", 1, 1, 1 / 3),
         ("the left lungs", 1, 1, 1 / 3),  # the most similar option
-        ("I think:\n\nB.", 1, 1, 1),
+        ("I think:\n\nB.", 1, 1, 1 / 3),  # lmms-eval needs a space before the letter
         ("left lung " + "x" * 300, 0, 1, 1 / 3),  # too long
         ("", 0, 0, 1 / 3),  # an empty reply is the first option
     ],

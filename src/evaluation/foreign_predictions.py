@@ -12,7 +12,7 @@ from src.runtime.errors import UserError, suggest
 
 REQUIRED = ("id", "question", "references", "prediction")
 OPTIONAL = ("source", "image", "type", "choices", "prediction_unnormalised")
-FLAGS = ("closed", "seen", "cut")  # true or false
+FLAGS = ("closed", "seen", "cut", "judged")  # true or false
 SUFFIXES = (".jsonl", ".csv")
 
 

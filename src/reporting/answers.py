@@ -13,6 +13,7 @@ from src.reporting.unchanged import unchanged_blocks
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
     "shuffled": ("model, the image of another test question", "orange"),
+    "other_modality": ("model, a test image of another modality", "yellow"),
     "blank": ("model, a blank image", "vermilion"),
     "none": ("model, the question alone", "purple"),
     "blind": ("model trained without any image", "sky"),
@@ -128,7 +129,7 @@ def _match_score(scores: Scores) -> str:
 def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = "") -> list:
     blocks: list = [condition_table(scores, pooled=pooled, clusters=clusters)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
-        blocks.append(difference_table(scores, ("shuffled", "blank")))
+        blocks.append(difference_table(scores, ("shuffled", "other_modality", "blank")))
     blocks += unchanged_blocks(scores)
     if "real_minus_majority" in scores or "real_minus_blind" in scores:
         table = difference_table(scores, ("none", "blind", "colour", "majority"))

@@ -9,6 +9,7 @@ from src.reporting.blocks import Section, Table
 TERMS = [
     ["real", "the question with its own image"],
     ["shuffled", "the question with the image of another test question; the images are exchanged along one random cycle"],
+    ["other_modality", "the question with the next image of that cycle that has another modality; only if the records name it"],
     ["blank", "the question with an image that has the encoder's mean colour everywhere"],
     ["none", "the question without an image"],
     ["unchanged", "share of answers that are the same with the question's own image, ignoring case and white space: they need no image"],
