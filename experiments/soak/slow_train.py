@@ -1,4 +1,4 @@
-"""`python -m src.train`, but each step takes `SECONDS` more while the file $SOAK_SLOW exists, so that Slurm stops it before its end."""
+"""`python -m src.train`, but each step takes longer while the file $SOAK_SLOW exists, by the seconds in it, so that Slurm stops the run."""
 
 import functools
 import os
@@ -9,13 +9,11 @@ import lightning
 
 from src import train
 
-SECONDS = 8
-
 
 class Pause(lightning.Callback):
     def on_train_batch_end(self, *args) -> None:
-        if Path(os.environ["SOAK_SLOW"]).exists():
-            time.sleep(SECONDS)
+        if (file := Path(os.environ["SOAK_SLOW"])).exists():
+            time.sleep(float(file.read_text()))
 
 
 if __name__ == "__main__":

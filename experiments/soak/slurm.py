@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -121,12 +122,15 @@ def sweep() -> list[Row]:
 
 def training() -> list[Row]:
     """Two ranks: stopped by the time limit, then by the loss of the node, against torchrun without a stop."""
+    started = time.monotonic()
     code, output = run_torchrun(["src.train", *RANKS, "name=ranks", f"outputs={OUT}/local"])
     assert code == 0, output
+    # Slurm looks each 30 s and sends SIGTERM 60 to 90 s before the limit: after the ranks have started, and before the paused steps end.
+    minutes = math.ceil((time.monotonic() - started) / 60 + 1.5)
     words = ["experiments.soak.slow_train", *RANKS, "name=ranks", f"outputs={OUT}/slurm"]
     slow, log, run = OUT / "slow", OUT / "job.log", OUT / "slurm" / "ranks"
-    slow.touch()
-    options = ["--parsable", f"--output={log}", "--time=2", "--signal=TERM@60"]  # SIGTERM 30 to 60 s after the start
+    slow.write_text(str(6 * minutes))
+    options = ["--parsable", f"--output={log}", f"--time={minutes}", "--signal=TERM@60"]
     environment = os.environ | {"SOAK_SLOW": str(slow), "OMP_NUM_THREADS": "1"}
     command = ["sbatch", *options, SERVICES / "train.sbatch", sys.executable, "-m", *words]
     job = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout.strip()
