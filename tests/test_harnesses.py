@@ -51,7 +51,8 @@ def test_medevalkit_cuts_the_reply_after_the_last_mark(reply, parsed):
 )
 def test_rule_of_a_harness_scores_a_reply(name, reply, reference, score):
     assert getattr(harnesses, name)(reply, [reference]) == pytest.approx(score, abs=1e-6)
-    assert getattr(harnesses, name)(reply, ["other", reference]) == pytest.approx(score, abs=1e-6)
+    if not name.startswith("closed_slake"):  # which first decide by all references whether the question is yes/no
+        assert getattr(harnesses, name)(reply, ["other", reference]) == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.parametrize(

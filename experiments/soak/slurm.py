@@ -142,6 +142,7 @@ def training() -> list[Row]:
     service("node-down")
     wait_for(lambda: state(job) in ("PENDING", "NODE_FAIL"), job, log)
     slow.unlink()
+    subprocess.run(["scontrol", "update", f"job={job}", "TimeLimit=60"], check=True)  # the rest may run at any speed
     service("node-up")
     wait_for(lambda: state(job) == "COMPLETED", job, log)
     again = read_text(log).count("resuming from") - resumes
@@ -179,7 +180,7 @@ def state(job: str) -> str:
     return subprocess.run(["squeue", "--states=all", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
 
 
-def wait_for(condition: Callable[[], bool], job: str, log: Path, *, timeout: float = 600) -> None:
+def wait_for(condition: Callable[[], bool], job: str, log: Path, *, timeout: float = 1200) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         ended = state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") or time.monotonic() > deadline
