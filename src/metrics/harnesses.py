@@ -19,8 +19,30 @@ ANSWER_MARKS = (
     *("\u7b54\u6848:", "final answer", "final answer is"),  # the first is 'answer:' in Chinese
 )
 LONGEST_CHOICE = 300  # characters
-LMMS_YES = {"yes", "yeah", "yep", "true", *["是", "是的", "有", "包含", "可以", "能", "会", "正常"]}
-LMMS_NO = {"no", "nope", "false", *["否", "不是", "没有", "无", "不包含", "不能", "不会", "不可以", "不正常", "异常"]}
+LMMS_YES = {
+    "yes",
+    "yeah",
+    "yep",
+    "true",
+    *["\u662f", "\u662f\u7684", "\u6709", "\u5305\u542b", "\u53ef\u4ee5", "\u80fd", "\u4f1a", "\u6b63\u5e38"],
+}
+LMMS_NO = {
+    "no",
+    "nope",
+    "false",
+    *[
+        "\u5426",
+        "\u4e0d\u662f",
+        "\u6ca1\u6709",
+        "\u65e0",
+        "\u4e0d\u5305\u542b",
+        "\u4e0d\u80fd",
+        "\u4e0d\u4f1a",
+        "\u4e0d\u53ef\u4ee5",
+        "\u4e0d\u6b63\u5e38",
+        "\u5f02\u5e38",
+    ],
+}
 # The first and last code points of the Chinese punctuation in the list of the harness.
 LMMS_RANGES = ("3001 3002", "300A 300B", "3010 3011", "FF01 FF0D", "FF0F FF0F", "FF1A FF20", "FF3B FF40", "FF5B FF5E", "FF61 FF61")
 LMMS_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation), " ")
