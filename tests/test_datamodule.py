@@ -177,6 +177,7 @@ def test_state_is_the_number_of_steps_and_the_fingerprint(data):
         ("mix.shares.beta=2", "shares"),
         ("data.global_batch_size=8", "data.global_batch_size"),
         ("data.packing_window=64", "data.packing_window"),
+        ("data.shuffle=blocks", "data.shuffle"),
         ("data.max_seq_len=170", "data.max_seq_len"),
         ("mix.decontaminate=false", "decontaminate"),
     ],

@@ -39,6 +39,7 @@ def test_plan_prints_parts_memory_and_devices(words, capsys):
     assert "activations of 320 tokens, the largest micro-batch" in output  # 16 samples of 17 tokens take two sequences of 160
     assert "17 tokens and" in output
     assert "96 samples take" in output
+    assert [line.split()[0] for line in output.splitlines()[-3:]] == ["global", "global,", "blocks"]  # cache and bandwidth
     rows = [line.split() for line in output.splitlines() if line.strip().startswith(("1 GB", "2 GB"))]
     assert len(rows) == 2
     for row in rows:

@@ -14,6 +14,7 @@ from src.config.train import LanguageConfig, TrainConfig
 from src.data import token_budget
 from src.data.packing import Batch, RankBalance, low_utilization_warning
 from src.data.subsets import with_default_exclusions
+from src.data.working_set import SourceLoad, cache_table
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
@@ -137,6 +138,14 @@ def plan(config: PlanConfig) -> None:
     if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, accumulate=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
+    loads = [
+        SourceLoad(source.shards, source.disk, source.records, source.draws / samples)
+        for source in sources
+        if source.records and source.shards
+    ]
+    node = trainer.devices * tflops * 1e12 / (cost.flops / cost.samples)  # samples per second
+    if loads:
+        print_table(cache_table(loads, config.data, samples_per_second=node))
 
 
 def with_planned_steps(config: PlanConfig) -> PlanConfig:

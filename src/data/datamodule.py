@@ -11,7 +11,6 @@ A step depends on its window alone: seeking is O(1), and the samples of a step a
 micro-batches. `src/data/packing.py` works through an example.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +23,12 @@ from src.config.train import DataConfig, MixConfig
 from src.data.fingerprint import data_fingerprint
 from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
-from src.data.mixture import VERSION, Mixture
+from src.data.mixture import BLOCK, VERSION, Mixture, counts_per_block, mixture_of
 from src.data.packing import Batch, IndexedSample, collate, micro_batch_sequences, pack, split_evenly
 from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
 from src.data.train_val_split import open_sources, split_rows
+from src.data.working_set import cache_warning, source_load
 from src.runtime.errors import UserError
 from src.runtime.run_folder import diff_configs, is_first_rank
 
@@ -105,8 +105,9 @@ class PackedStream(IterableDataset):
     def _prefetch(self, number: int) -> None:
         """Starts to fetch the remote shards of a window, in its order."""
         if is_remote(self.data.root):
-            for source, row in zip(*self._positions(number), strict=True):
-                self.shards[source].prefetch(row)
+            sources, rows = self._positions(number)
+            for source in np.unique(sources):
+                self.shards[source].prefetch(rows[sources == source])
 
     def encoded(self, source: int, rows: list[int]) -> list[EncodedSample]:
         """Records of one source as tokens; their images are only counted."""
@@ -139,7 +140,7 @@ class DataModule(lightning.LightningDataModule):
         self.shards = open_sources(data.root, mix, cache=CacheConfig(data.cache, data.cache_gb))
         train_rows, self.val_rows = split_rows(self.shards, mix, val_samples=data.val_samples)
         self.fingerprint = data_fingerprint(self.shards, mix, seed=seed, data=data, rows=train_rows)
-        self.mixture = Mixture(mix.sampling_weights, train_rows, seed=seed)
+        self.mixture = mixture_of(self.shards, mix.sampling_weights, train_rows, shuffle=data.shuffle, seed=seed)
         rows = {source: np.concatenate([train_rows[source], self.val_rows[source]]) for source in train_rows}
         if any(SYSTEM_NOTE in opened.manifest.get("notes", {}) for opened in self.shards.values()):
             prompter.check_system()
@@ -157,16 +158,10 @@ class DataModule(lightning.LightningDataModule):
             self.prompter.room(int(counts[fullest]), key=f"{source}/{self.shards[source].arrow('key')[fullest]}")
 
     def _warn_if_cache_is_small(self, rows: dict[str, np.ndarray]) -> None:
-        """Every window reads from all shards, in an order that a cache cannot foresee."""
-        required = 0
-        for source, opened in self.shards.items():
-            numbers = np.unique(opened.column("shard")[rows[source]])
-            required += sum(opened.manifest["shards"][number]["bytes"] for number in numbers)
-        if required > self.data.cache_gb * 1e9:
-            print(
-                f"warning: data.cache_gb={self.data.cache_gb:g} is less than the size of the shards of this mix, so they are fetched "
-                f"again and again; data.cache_gb={math.ceil(required / 1e8) / 10:g} holds them all"
-            )
+        counts = counts_per_block(self.mix.sampling_weights)
+        loads = [source_load(opened, rows[source], share=counts[source] / BLOCK) for source, opened in self.shards.items()]
+        if warning := cache_warning(loads, self.data):
+            print(warning)
 
     def stream(self, *, rank: int = 0, world: int = 1) -> PackedStream:
         inputs = (self.shards, self.mixture, self.prompter)

@@ -25,7 +25,10 @@ def data_fingerprint(
         **{key: value for key in ("exclude", "max_per_subset") if (value := getattr(mix, key))},  # absent in runs that do not use them
         "records": {source: rows_digest(rows) for source, rows in train_rows},  # an audit changes them
         "seed": seed,
-        "data": {key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},
+        "data": {
+            **{key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},
+            **({"shuffle": data.shuffle} if data.shuffle != "global" else {}),  # older runs have none and are global
+        },
     }
 
 

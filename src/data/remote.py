@@ -18,9 +18,11 @@ from queue import SimpleQueue
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
+from src.data.shard_cache import make_room, mark_as_used, open_cached
 from src.data.shards import SUBSETS, Shards
 from src.runtime.errors import UserError, suggest
 from src.runtime.file_lock import file_lock
@@ -29,7 +31,6 @@ from src.runtime.hashing import file_sha256
 ATTEMPTS, FIRST_DELAY = 6, 0.5  # per file; seconds before the second attempt, doubled each time
 TIMEOUT = 60  # seconds without a byte after which a connection counts as lost
 PREFETCH_THREADS = 4  # tars of a source that are fetched at once, ahead of the stream
-OPEN_FILES = 8  # an open file occupies disk space even after the cache has dropped it
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ class RemoteFileNotFound(UserError):
 class RemoteShards(Shards):
     """`Shards` whose tars are stored at `url`."""
 
-    open_files = OPEN_FILES
-
     def __init__(self, url: str, cache: CacheConfig):
         self.url, self.cache = url, cache
         folder = Path(cache.folder) / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -75,12 +74,13 @@ class RemoteShards(Shards):
     def __reduce__(self):
         return RemoteShards, (self.url, self.cache)
 
-    def prefetch(self, row: int) -> None:
-        """Starts to fetch the shard of this row unless it is cached; does not wait."""
-        number = self._span(row)[0]
-        if self._prefetching.get(number) != os.getpid() and not self._path(number).exists():
-            self._prefetching[number] = os.getpid()
-            _prefetch_queue(self.url, os.getpid()).put(partial(self._prefetch_shard, number))
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Marks the cached shards of these rows as used and starts to fetch the others, in their order; does not wait."""
+        numbers = dict.fromkeys(self._spans[0][rows].tolist())
+        for number in [number for number in numbers if not mark_as_used(self._path(number))]:
+            if self._prefetching.get(number) != os.getpid():
+                self._prefetching[number] = os.getpid()
+                _prefetch_queue(self.url, os.getpid()).put(partial(self._prefetch_shard, number))
 
     def _prefetch_shard(self, number: int) -> None:
         try:
@@ -89,18 +89,24 @@ class RemoteShards(Shards):
         finally:
             self._prefetching.pop(number, None)
 
+    def _open(self, number: int) -> int:
+        if number not in self._files:  # tars that the cache has removed occupy the disk until they are closed
+            for removed in [open_number for open_number, descriptor in self._files.items() if not os.fstat(descriptor).st_nlink]:
+                os.close(self._files.pop(removed))
+        return super()._open(number)
+
     def _descriptor(self, number: int) -> int:
         """Descriptor of the open tar, which is fetched first if it is not cached."""
         path = self._path(number)
         tar = self.manifest["shards"][number]
         with contextlib.suppress(FileNotFoundError):
-            return _open_cached(path, tar["bytes"])
+            return open_cached(path, tar["bytes"])
         with file_lock(path):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                return _open_cached(path, tar["bytes"])
-            _make_room(self.cache, tar["bytes"])
-            fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
-            return _open_cached(path, tar["bytes"])
+            while True:  # another process may have fetched it meanwhile, or removed it before it was opened
+                with contextlib.suppress(FileNotFoundError):
+                    return open_cached(path, tar["bytes"])
+                make_room(self.cache.folder, tar["bytes"], limit=self.cache.gigabytes * 1e9)
+                fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
 
 
 def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: Callable[[Path], Any] | None = None) -> None:
@@ -195,29 +201,6 @@ def _is_whole(path: Path, read: Callable[[Path], Any]) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _make_room(cache: CacheConfig, size: int) -> None:
-    """Removes the least recently used tars until `size` more bytes fit. A process that has one open can read on."""
-    root = Path(cache.folder)
-    with file_lock(root / "room"):
-        tars = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in root.glob("*/*.tar"))
-        excess = sum(tar_size for _, tar_size, _ in tars) + size - cache.gigabytes * 1e9
-        for _, tar_size, path in tars:
-            if excess <= 0:
-                return
-            path.unlink(missing_ok=True)
-            excess -= tar_size
-
-
-def _open_cached(path: Path, size: int) -> int:
-    """Descriptor of a cached tar. Raises FileNotFoundError also for a truncated one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    if os.fstat(descriptor).st_size != size:
-        os.close(descriptor)
-        raise FileNotFoundError(path)
-    os.utime(descriptor)  # marks it as used
-    return descriptor
 
 
 @cache
