@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.soak import forked, fuzz, mutations, raw_trees, small_run
+from experiments.soak import forked, fuzz, interrupt, mutations, raw_trees, small_run
 from src.runtime.errors import UserError
 
 
@@ -63,25 +63,25 @@ def test_rows_of_tables_can_be_changed(intact, source, suffix):
 def test_damaged_folders_have_no_faults(intact):
     for source in ("medqa", "own_csv"):
         path = intact / source
-        result = fuzz.in_child(lambda path=path: fuzz.build_tree(path, path.parent / "shards"))
+        result = fuzz.Child(lambda path=path: fuzz.build_tree(path, path.parent / "shards")).result()
         assert result["faults"] == []
         path.with_name(f"{source}.rows").write_text(str(result["counts"]["in"]))
-        assert [fuzz.fuzz_tree(path, f"test-{number}")["faults"] for number in range(4)] == [[]] * 4
+        assert [fuzz.DamagedTree(path, f"test-{number}").result()["faults"] for number in range(4)] == [[]] * 4
 
 
 def test_lost_rows_are_a_fault(intact, monkeypatch):
     (intact / "medqa.rows").write_text("1000")
     monkeypatch.setattr(fuzz, "mutate", lambda folder, rng: [("deleted", Path("a.jpg"))])
-    result = fuzz.fuzz_tree(intact / "medqa", "test")
+    result = fuzz.DamagedTree(intact / "medqa", "test").result()
     assert result["faults"] == ["counts"]
     assert "rows instead of 1000" in result["detail"]
 
 
 def test_crash_and_endless_build_are_faults(monkeypatch):
-    assert fuzz.in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))["detail"] == "killed by SIGKILL"
-    assert "ZeroDivisionError" in fuzz.in_child(lambda: 1 / 0)["detail"]
+    assert fuzz.Child(lambda: os.kill(os.getpid(), signal.SIGKILL)).result()["detail"] == "killed by SIGKILL"
+    assert "ZeroDivisionError" in fuzz.Child(lambda: 1 / 0).result()["detail"]
     monkeypatch.setattr(fuzz, "TIME_LIMIT", 0.1)
-    assert fuzz.in_child(signal.pause)["faults"] == ["no end"]
+    assert fuzz.Child(signal.pause).result()["faults"] == ["no end"]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_part_of_a_real_dataset_has_the_files_that_its_reader_opens(tmp_path, mo
     (tmp_path / "real" / "own" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for n in range(8):
         (tmp_path / "real" / "own" / f"{n}.jpg").write_bytes(b"x" * n)
-    code = fuzz.in_child(lambda: raw_trees.copy_part(tmp_path / "real" / "own", tmp_path / "part" / "own") or {"faults": []})
-    assert code["faults"] == []
+    child = fuzz.Child(lambda: raw_trees.copy_part(tmp_path / "real" / "own", tmp_path / "part" / "own") or {"faults": []})
+    assert child.result()["faults"] == []
     assert sorted(contents(tmp_path / "part" / "own")) == ["0.jpg", "2.jpg", "4.jpg", "6.jpg", "train.jsonl"]
 
 
@@ -144,3 +144,13 @@ def test_small_commands_have_valid_configurations(tmp_path):
     check_values(config)
     with pytest.raises(UserError, match="shards"):
         check_train_config(config)
+
+
+def test_command_has_started_when_one_of_its_outputs_changes(tmp_path):
+    assert not interrupt.has_written(tmp_path, ["outputs/small"], since=0)
+    (tmp_path / "outputs/small").mkdir(parents=True)
+    path = tmp_path / "outputs/small/log.csv"
+    path.write_text("step\n")
+    assert interrupt.has_written(tmp_path, ["outputs/small"], since=path.stat().st_mtime_ns - 1)
+    assert not interrupt.has_written(tmp_path, ["outputs/small"], since=path.stat().st_mtime_ns)
+    assert not interrupt.has_written(tmp_path, ["shards", "outputs/small/*.json"], since=0)

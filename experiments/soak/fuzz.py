@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
@@ -38,6 +38,7 @@ from src.runtime.progress import Progress
 from src.runtime.tables import print_table
 
 TIME_LIMIT = 120  # seconds of a build, which takes a fraction of a second on an idle core
+WORKERS = 2  # builds at a time
 REAL_WEIGHT = 4  # trees of a real dataset per tree of a phantom
 FAULTS = ("crash", "no end", "counts", "unclear")
 EXCEPTION_TEXT = re.compile(
@@ -52,19 +53,22 @@ def trial(model: str, *, raw: str = "", trees: int = 1000, seed: int = 0) -> lis
     with tempfile.TemporaryDirectory() as scratch:
         intact = write_intact(Path(scratch) / "intact", Path(raw) if raw else None)
         schedule = [name for name, (_, weight) in intact.items() for _ in range(weight)]
-        results: list[tuple[str, dict]] = []
-        for number in Progress(range(trees), unit="tree", desc="fuzz"):
-            name = schedule[number % len(schedule)]
-            result = fuzz_tree(intact[name][0], f"{seed}-{number}")
-            results.append((find_source(name.removeprefix("real:"), intact[name][0].parent).reader, result))
-            for fault in result["faults"]:
-                print(f"tree {seed}-{number}, {name}, {result['mutations']}: {fault}: {result['detail']}", flush=True)
+        results, running = [], deque[tuple[str, DamagedTree]]()
+        for number in Progress(range(trees + WORKERS), unit="tree", desc="fuzz", total=trees):
+            if number >= WORKERS and running:
+                label, tree = running.popleft()
+                results.append(result := tree.result())
+                for fault in result["faults"]:
+                    print(f"tree {label}, {result['mutations']}: {fault}: {result['detail']}", flush=True)
+            if number < trees:
+                name = schedule[number % len(schedule)]
+                running.append((f"{seed}-{number}, {name}", DamagedTree(intact[name][0], f"{seed}-{number}")))
     print_table(table(results))
-    found = Counter(fault for _, result in results for fault in result["faults"])
+    found = Counter(fault for result in results for fault in result["faults"])
     names = {"crash": "crashes", "no end": f"builds that take more than {TIME_LIMIT} s", "counts": "builds whose counts do not add up"}
     names["unclear"] = "reasons and messages that are not clear"
     bounds = [Row(f"{trees} damaged raw folders: {names[fault]}", str(found[fault]), "0", not found[fault]) for fault in FAULTS]
-    return [*bounds, Row("damaged raw folders of real datasets", str(sum("real" in result for _, result in results)))]
+    return [*bounds, Row("damaged raw folders of real datasets", str(sum(result["real"] for result in results)))]
 
 
 def write_intact(folder: Path, raw: Path | None) -> dict[str, tuple[Path, int]]:
@@ -75,7 +79,7 @@ def write_intact(folder: Path, raw: Path | None) -> dict[str, tuple[Path, int]]:
     for source in sorted(path for path in raw.iterdir() if path.is_dir()) if raw else ():
         sources.append((f"real:{source.name}", folder / "real" / source.name, partial(copy_part, source), REAL_WEIGHT))
     for name, path, write, weight in Progress(sources, unit="folder", desc="intact folders"):
-        result = in_child(lambda path=path, write=write: write(path) or build_tree(path, path.parent / ".shards"))
+        result = Child(lambda path=path, write=write: write(path) or build_tree(path, path.parent / ".shards")).result()
         assert result["outcome"] == "built", f"{name} cannot be built before it is damaged: {result}"
         shutil.rmtree(path.parent / ".shards")
         path.with_name(path.name + ".rows").write_text(str(result["counts"]["in"]))
@@ -83,28 +87,34 @@ def write_intact(folder: Path, raw: Path | None) -> dict[str, tuple[Path, int]]:
     return intact
 
 
-def fuzz_tree(intact: Path, seed: str) -> dict[str, Any]:
-    """The result of the build of a damaged copy: its outcome, counts and faults. The seed repeats it."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "raw" / intact.name
+class DamagedTree:
+    """A damaged copy of an intact folder, whose build starts at once. The seed repeats it."""
+
+    def __init__(self, intact: Path, seed: str):
+        self.intact, self.scratch = intact, tempfile.TemporaryDirectory()
+        copy, self.mutations = Path(self.scratch.name) / "raw" / intact.name, Path(self.scratch.name) / "mutations.json"
 
         def build() -> dict[str, Any]:
             shutil.copytree(intact, copy, symlinks=True)
             applied = mutate(copy, random.Random(seed))
-            mutations = [f"{mutation} {path}" for mutation, path in applied]
-            (Path(folder) / "mutations.json").write_text(json.dumps(mutations))
+            self.mutations.write_text(json.dumps([f"{mutation} {path}" for mutation, path in applied]))
             same_rows = all(path.suffix.lower() in IMAGES for _, path in applied)
-            return build_tree(copy, Path(folder) / "out") | {"same_rows": same_rows}
+            return build_tree(copy, Path(self.scratch.name) / "out") | {"same_rows": same_rows}
 
-        result = in_child(build)
-        path = Path(folder) / "mutations.json"
-        result["mutations"] = ", ".join(json.loads(path.read_text())) if path.exists() else "none"
-    rows = int(intact.with_name(intact.name + ".rows").read_text())
-    labelled = find_source(intact.name, intact.parent).reader in ("classification", "folder")  # their rows are the image files
-    if result["outcome"] == "built" and result["same_rows"] and not labelled and result["counts"]["in"] != rows:
-        result["faults"].append("counts")
-        result["detail"] = f"{result['counts']['in']} rows instead of {rows}, although only images are damaged"
-    return result | ({"real": True} if intact.parent.name == "real" else {})
+        self.child = Child(build)
+
+    def result(self) -> dict[str, Any]:
+        """Outcome, counts, mutations and faults of the build."""
+        result = self.child.result()
+        result["mutations"] = ", ".join(json.loads(self.mutations.read_text())) if self.mutations.exists() else "none"
+        self.scratch.cleanup()
+        rows = int(self.intact.with_name(self.intact.name + ".rows").read_text())
+        result["reader"] = find_source(self.intact.name, self.intact.parent).reader
+        rows_are_images = result["reader"] in ("classification", "folder")
+        if result["outcome"] == "built" and result["same_rows"] and not rows_are_images and result["counts"]["in"] != rows:
+            result["faults"].append("counts")
+            result["detail"] = f"{result['counts']['in']} rows instead of {rows}, although only images are damaged"
+        return result | {"real": self.intact.parent.name == "real"}
 
 
 def build_tree(raw: Path, out: Path) -> dict[str, Any]:
@@ -140,24 +150,30 @@ def is_clear(reason: str) -> bool:
     return bool(re.match(r"[\w'/]", reason)) and len(reason) <= 1000 and "\n" not in reason and not EXCEPTION_TEXT.search(reason)
 
 
-def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of `work` in a forked process, or `crash` or `no end` as its outcome and fault."""
-    receiver, sender = get_context("fork").Pipe(duplex=False)
-    process = get_context("fork").Process(target=_run, args=(work, sender))
-    process.start()
-    sender.close()
-    result = None
-    if receiver.poll(TIME_LIMIT):
-        with contextlib.suppress(EOFError):
-            result = receiver.recv()
-    else:
-        process.kill()
-        result = {"outcome": "no end", "faults": ["no end"], "detail": f"after {TIME_LIMIT} s"}
-    process.join()
-    if result is None:
-        died = f"killed by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-        result = {"outcome": "crash", "faults": ["crash"], "detail": died}
-    return result
+class Child:
+    """`work` in a forked process."""
+
+    def __init__(self, work: Callable[[], dict[str, Any]]):
+        self.receiver, sender = get_context("fork").Pipe(duplex=False)
+        self.process = get_context("fork").Process(target=_run, args=(work, sender))
+        self.process.start()
+        sender.close()
+
+    def result(self) -> dict[str, Any]:
+        """The result of `work`, or `crash` or `no end` as its outcome and fault."""
+        result = None
+        if self.receiver.poll(TIME_LIMIT):
+            with contextlib.suppress(EOFError):
+                result = self.receiver.recv()
+        else:
+            self.process.kill()
+            result = {"outcome": "no end", "faults": ["no end"], "detail": f"after {TIME_LIMIT} s"}
+        self.process.join()
+        if result is None:
+            code = self.process.exitcode or 0
+            died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            result = {"outcome": "crash", "faults": ["crash"], "detail": died}
+        return result
 
 
 def _run(work: Callable[[], dict[str, Any]], sender: Any) -> None:
@@ -171,12 +187,12 @@ def _run(work: Callable[[], dict[str, Any]], sender: Any) -> None:
     sender.send(result)
 
 
-def table(results: list[tuple[str, dict]]) -> Table:
+def table(results: list[dict]) -> Table:
     """A line per reader: trees, outcomes, and the sums of the counts of its builds."""
     numbers = ("trees", "rejected", "built", *("rows", "records", "quarantined", "duplicates", "filtered"), *FAULTS)
     output = Table("reader", *(Column(name, justify="right") for name in numbers), box=None, pad_edge=False)
-    for reader in [*sorted({reader for reader, _ in results}), "all"]:
-        chosen = [result for name, result in results if reader in (name, "all")]
+    for reader in [*sorted({result["reader"] for result in results}), "all"]:
+        chosen = [result for result in results if reader in (result["reader"], "all")]
         outcomes = Counter(result["outcome"] for result in chosen)
         counts = Counter[str]()
         for result in chosen:

@@ -1,9 +1,10 @@
 """Kills the building of shards, a training, an evaluation and a sweep 20 times and compares what they leave with uninterrupted ones.
 
 Kills alternate between SIGKILL, which no process can handle, and SIGTERM, which schedulers send first. All processes of a command get them,
-at a moment that is drawn over its whole duration. The same command continues after each kill; one that ends before its kill starts anew.
+at a moment drawn between its first write and its end. The same command continues after each kill; one that ends earlier starts anew.
 """
 
+import contextlib
 import random
 import shutil
 import signal
@@ -30,9 +31,9 @@ def trial(model: str, *, raw: str = "", kills: int = KILLS, seed: int = 0) -> li
         stages = stage_commands(data, sorted(path.name for path in data.iterdir() if path.is_dir()), folder / "language")
         durations = {}
         (folder / "reference").mkdir()
-        for stage, (words, _) in stages.items():
-            durations[stage] = _complete(words, folder / "reference")
-            print(f"{stage}: {durations[stage]:.1f} s without interruption", flush=True)
+        for stage, (words, outputs) in stages.items():
+            durations[stage] = complete(words, folder / "reference", outputs)
+            print(f"{stage}: {durations[stage]:.1f} s from its first write to its end", flush=True)
         expected = small_run.snapshot(folder / "reference")
         campaign = Campaign(folder / "interrupted", expected, random.Random(seed))
         for number, (stage, (words, outputs)) in enumerate(stages.items()):
@@ -71,12 +72,12 @@ class Campaign:
         """Kills the command `kills` times, then lets it end."""
         number = 0
         while number < kills:
-            sig, moment = (signal.SIGKILL, signal.SIGTERM)[self.kills % 2], self.rng.uniform(0.05, 1) * duration
-            command = forked.Command(words, self.folder, self.folder.with_suffix(".log"))
-            code = command.wait(moment)
+            sig, moment = (signal.SIGKILL, signal.SIGTERM)[self.kills % 2], self.rng.uniform(0, 1) * duration
+            command, code = start(words, self.folder, outputs)
+            code = command.wait(moment) if code is None else code
             if code is not None:
                 self.failed += code != 0
-                print(f"{stage}: ended after {moment:.1f} s at the latest, exit code {code}; starts anew", flush=True)
+                print(f"{stage}: ended before its kill after {moment:.1f} s, exit code {code}; starts anew", flush=True)
                 for path in [path for glob in outputs for path in self.folder.glob(glob)]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 continue
@@ -95,7 +96,7 @@ class Campaign:
                 f"{stage}: kill {number} of {kills}, {sig.name} after {moment:.1f} s, exit code {code}; last line: {last[:120]}", flush=True
             )
         try:
-            _complete(words, self.folder)
+            complete(words, self.folder, outputs)
         except AssertionError as error:
             self.failed += 1
             print(f"{stage}: {error}", flush=True)
@@ -107,10 +108,28 @@ class Campaign:
         print(f"{stage}: continued to its end; files that differ: {', '.join(different) or 'none'}", flush=True)
 
 
-def _complete(words: list[str], folder: Path) -> float:
-    """Runs a command to its end; returns its seconds."""
-    command = forked.Command(words, folder, folder.with_suffix(".log"))
-    code = command.wait(3600)
-    seconds = time.monotonic() - command.started
+def start(words: list[str], folder: Path, outputs: list[str]) -> tuple[forked.Command, int | None]:
+    """A command that has written the first of its `outputs`, and its exit code if it has ended."""
+    before = time.time_ns()
+    command, code = forked.Command(words, folder, folder.with_suffix(".log")), None
+    while code is None and not has_written(folder, outputs, since=before):
+        code = command.wait(0.05)
+    return command, code
+
+
+def has_written(folder: Path, outputs: list[str], *, since: int) -> bool:
+    """Whether a file of `outputs` has changed since a time in nanoseconds."""
+    for path in (path for glob in outputs for found in folder.glob(glob) for path in (found, *found.rglob("*"))):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file
+            if path.is_file() and path.stat().st_mtime_ns > since:
+                return True
+    return False
+
+
+def complete(words: list[str], folder: Path, outputs: list[str]) -> float:
+    """Runs a command to its end; returns the seconds from its first write."""
+    command, code = start(words, folder, outputs)
+    began = time.monotonic()
+    code = command.wait(3600) if code is None else code
     assert code == 0, f"{words[0]} ended with exit code {code}: {command.output()[-2000:]}"
-    return seconds
+    return time.monotonic() - began
