@@ -125,12 +125,12 @@ def training() -> list[Row]:
     started = time.monotonic()
     code, output = run_torchrun(["src.train", *RANKS, "name=ranks", f"outputs={OUT}/local"])
     assert code == 0, output
-    # Slurm looks each 30 s and sends SIGTERM 60 to 90 s before the limit: after the ranks have started, and before the paused steps end.
-    minutes = math.ceil((time.monotonic() - started) / 60 + 1.5)
+    # Slurm looks each 30 s and sends SIGTERM 120 to 150 s before the limit: after the ranks have started, and before the paused steps end.
+    minutes = math.ceil((time.monotonic() - started) / 60 + 2.5)
     words = ["experiments.soak.slow_train", *RANKS, "name=ranks", f"outputs={OUT}/slurm"]
     slow, log, run = OUT / "slow", OUT / "job.log", OUT / "slurm" / "ranks"
-    slow.write_text(str(6 * minutes))
-    options = ["--parsable", f"--output={log}", f"--time={minutes}", "--signal=TERM@60"]
+    slow.write_text(str(5 * minutes))
+    options = ["--parsable", f"--output={log}", f"--time={minutes}", "--signal=TERM@120"]
     environment = os.environ | {"SOAK_SLOW": str(slow), "OMP_NUM_THREADS": "1"}
     command = ["sbatch", *options, SERVICES / "train.sbatch", sys.executable, "-m", *words]
     job = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout.strip()
