@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from src.evaluation.predictions_file import read_predictions
 from src.runtime.errors import UserError
 
 MAX_NEW_TOKENS = 24
-LOG = Path("data/soak/lmms.log")
+LOG, RESULTS = Path("data/soak/lmms.log"), Path("data/soak/lmms")
 
 
 def trial(model: str) -> list[Row]:
@@ -29,18 +30,20 @@ def trial(model: str) -> list[Row]:
         check_ends(hf)
         size = json.loads((hf / "processor_config.json").read_text())["image_processor"]["size"]["height"]
         task = write_task(test, scratch / "task", max_new_tokens=MAX_NEW_TOKENS, size=size, exact_decode=source.config.data.exact_decode)
-        theirs, their_score = run_lmms_eval(python, hf, task, scratch)
+        answers, their_score = run_lmms_eval(python, hf, task, scratch)
+        theirs = dict(zip(test.ids, answers, strict=True))
         options = [f"benchmarks=[{test.name}]", "images=[real]", f"max_new_tokens={MAX_NEW_TOKENS}", "accelerator=cpu"]
         run_command(source, "evaluate", *options)
         ours = {line["id"]: line["prediction"] for line in read_predictions(source.folder / f"predictions/{test.name}.real.jsonl")}
-        score = json.loads((source.folder / "evaluate.json").read_text())["metrics"][f"vqa/{test.name}/real/all/exact"]
+        score = json.loads((source.folder / "evaluate.json").read_text())["metrics"][f"vqa/{test.name}/real/all/exact"]["value"]
     for key, prediction in ours.items():
-        if theirs.get(key) != prediction:
-            print(f"{key}: ours {prediction!r}, lmms-eval {theirs.get(key)!r}")
-    count, equal = len(test.rows), sum(theirs.get(key) == prediction for key, prediction in ours.items())
+        if theirs[key] != prediction:
+            print(f"{key}: ours {prediction!r}, lmms-eval {theirs[key]!r}")
+    count, distinct = len(test.rows), len(set(answers))
+    equal = sum(theirs[key] == prediction for key, prediction in ours.items())
     return [
-        Row(f"{test.name}: predictions equal to those of src.evaluate", str(equal), str(count), equal == count == len(theirs)),
-        Row(f"{test.name}: different predictions", str(len(set(theirs.values()))), "2 or more", len(set(theirs.values())) > 1),
+        Row(f"{test.name}: predictions equal to those of src.evaluate", str(equal), str(count), equal == count),
+        Row(f"{test.name}: distinct predictions", str(distinct), "2 or more", distinct > 1),
         Row(f"{test.name}: exact match of lmms-eval", f"{their_score:.6f}", f"{score:.6f}", abs(their_score - score) < 1e-9),
     ]
 
@@ -55,19 +58,20 @@ def check_ends(hf: Path) -> None:
         )
 
 
-def run_lmms_eval(python: Path, hf: Path, task: str, scratch: Path) -> tuple[dict[str, str], float]:
-    """(prediction of each question id, exact match) of lmms-eval. Raises `UserError` with its last line if it fails."""
+def run_lmms_eval(python: Path, hf: Path, task: str, scratch: Path) -> tuple[list[str], float]:
+    """(predictions in the order of the task, exact match) of lmms-eval. Raises `UserError` with its last error if it fails."""
     command = [str(python), "-m", "lmms_eval", "eval", "--model", "llava_hf", "--tasks", task, "--include_path", str(scratch / "task")]
     command += ["--model_args", f"pretrained={hf},dtype=float32,device=cpu,device_map=cpu", "--batch_size", "1", "--log_samples"]
-    command += ["--output_path", str(scratch / "lmms")]
+    command += ["--output_path", str(RESULTS)]
+    shutil.rmtree(RESULTS, ignore_errors=True)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("w") as log:
         environment = offline(PYTHONPATH=".", HF_HOME=str(scratch / "cache"), CUDA_VISIBLE_DEVICES="")
         code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
-    samples, results = (sorted((scratch / "lmms").rglob(pattern)) for pattern in ("*_samples_*.jsonl", "*_results.json"))
+    samples, results = (sorted(RESULTS.rglob(pattern)) for pattern in ("*_samples_*.jsonl", "*_results.json"))
     if code or not samples or not results:
         last = last_error(re.sub(r"\x1b\[\d+m", "", LOG.read_text()))
         raise UserError(f"lmms-eval failed with exit code {code}: {last}; the whole log is {LOG}")
-    lines = [json.loads(line) for line in samples[0].read_text().splitlines()]
+    lines = sorted((json.loads(line) for line in samples[0].read_text().split("\n") if line), key=lambda line: line["doc_id"])
     score = json.loads(results[0].read_text())["results"][task]["exact_match,none"]
-    return {line["doc"]["id"]: line["filtered_resps"][0].strip() for line in lines}, score
+    return [line["filtered_resps"].strip() for line in lines], score
