@@ -431,7 +431,7 @@ def test_shards_pickle_as_their_path(raw, tmp_path):
 
 def test_number_of_open_files_is_bounded(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "SHARD_ROWS", 5)
-    monkeypatch.setattr(Shards, "open_files", 3)
+    monkeypatch.setattr("src.data.shards.OPEN_FILES", 3)
     built = build(raw, tmp_path / "out")
     assert len(built.manifest["shards"]) == 30
     before = len(os.listdir("/proc/self/fd"))

@@ -45,12 +45,14 @@ def exported_sources(path: str | Path | None, *, revision: str | None = None) ->
 
     `path` is a part of an export, a file in it, or its hub id after a download; `revision` is that of a hub id.
     """
-    from huggingface_hub import try_to_load_from_cache  # a third of a second, which a command without weights does not need
-
     if not path:
         return []
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if not Path(path).exists():
+        if str(path).count("/") > 1:  # a local path
+            return []
+        from huggingface_hub import try_to_load_from_cache  # a third of a second, which a command without hub weights does not need
+
         try:
             config = try_to_load_from_cache(str(path), "config.json", revision=None if revision == "unverified" else revision)
         except ValueError:  # no hub id

@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *("trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last", "trainer.activation_checkpointing"),
     *("trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "language.fast", "logger", "callbacks"),
 )
-ADDED = {"prompt": {"template": "plain"}}  # keys that older runs lack, with the values that they had
+ADDED = {"prompt": {"template": "plain"}, "data": {"shuffle": "global"}}  # keys that older runs lack, with the values that they had
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 FAILURE_FILE = "failed.json"  # in the folder of a trial of a sweep
 
@@ -43,7 +43,7 @@ def open_run(folder: Path, config: dict) -> None:
     """Creates the folder and its config.yaml. Raises `UserError` if the folder holds a run with another configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        changes = diff_configs(ADDED | read_config(folder), ADDED | redact_secrets(config))
+        changes = diff_configs(flatten(ADDED) | flatten(read_config(folder)), flatten(ADDED) | flatten(redact_secrets(config)))
         changes = {key: change for key, change in changes.items() if not key.startswith(MAY_CHANGE)}
         if changes:
             summary = "; ".join(list(changes.values())[:3])
