@@ -77,6 +77,7 @@ class Campaign:
             code = command.wait(moment) if code is None else code
             if code is not None:
                 self.failed += code != 0
+                duration = min(duration, moment)  # the machine is less busy than at the uninterrupted run
                 print(f"{stage}: ended before its kill after {moment:.1f} s, exit code {code}; starts anew", flush=True)
                 for path in [path for glob in outputs for path in self.folder.glob(glob)]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
