@@ -68,7 +68,9 @@ def without_login(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained_run(shards, language, tmp_path_factory) -> Path:
     words = overrides(shards, language, tmp_path_factory.mktemp("outputs"))
-    return train.train(to_typed(TrainConfig, compose("train", [*words, "logger=wandb"])))
+    folder = train.train(to_typed(TrainConfig, compose("train", [*words, "logger=wandb"])))
+    complete_records(run_files(folder)[0])
+    return folder
 
 
 @pytest.mark.slow
