@@ -92,11 +92,11 @@ def test_no_error_if_a_condition_was_not_evaluated():
     assert run.check_images_help(values) is None
 
 
-@pytest.mark.parametrize(("words", "low", "code"), [([], 0.1, 0), ([], -0.1, 1), (["small"], -0.1, 0)])
-def test_exit_code_is_one_if_images_do_not_help(tmp_path, monkeypatch, capsys, words, low, code):
+@pytest.mark.parametrize(("args", "low", "code"), [([], 0.1, 0), ([], -0.1, 1), (["small=true"], -0.1, 0)])
+def test_exit_code_is_one_if_images_do_not_help(tmp_path, monkeypatch, capsys, args, low, code):
     """A small run is not checked, because its scores mean nothing."""
     monkeypatch.setattr(run, "run_command", lambda command: 0)
     monkeypatch.setattr(run, "RESULT", tmp_path / "result.json")
     run.RESULT.write_text(json.dumps({"metrics": metrics(low, 0.2), "peak_rss_mb": 1.0}))
-    assert run.main(words) == code
+    assert run.main(args) == code
     assert ("error: no significant gain of correct over" in capsys.readouterr().err) == bool(code)

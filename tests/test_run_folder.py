@@ -40,6 +40,14 @@ def test_secrets_are_not_written(tmp_path):
     assert run_folder.redact_secrets({"hf_token": "a", "token": "", "max_seq_len": 5}) == {"hf_token": "***", "token": "", "max_seq_len": 5}
 
 
+@pytest.mark.parametrize("name", ["x", "sweep/seed=0"])
+def test_name_of_a_run_is_the_one_that_commands_take(tmp_path, name):
+    run_folder.open_run(tmp_path / "old" / name, CONFIG | {"name": name})
+    assert run_folder.run_name(tmp_path / "old" / name) == name
+    moved = (tmp_path / "old" / name).rename(tmp_path / "old" / name.replace("x", "y"))
+    assert run_folder.run_name(moved) == name.replace("x", "y")
+
+
 def test_unknown_run_gives_error_with_existing_names(tmp_path):
     run_folder.open_run(tmp_path / "mini", CONFIG)
     run_folder.open_run(tmp_path / "sweep" / "seed=1", CONFIG)

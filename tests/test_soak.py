@@ -1,5 +1,6 @@
 """Parts of the long trials (`make soak`)."""
 
+import re
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -16,36 +17,50 @@ from src.serving.upload_middleware import UploadMiddleware
 
 TEXT = """# Title
 
-## Ask
-
-    python -m src.ask model=run:mini question="Which organ?"
+    make shards SOURCES=a && python -m src.train -m seed=0,1     # comment
     {"no": "command"}
-    make demo MODEL=run:mini        # in the browser
+    torchrun --nnodes=4 \\
+        -m src.train
 
-## Elsewhere
+A paragraph with `make everything` runs nothing.
 
-    make everything
+    $ python -m src.train sed=1
+    error: unknown config key 'sed'
 
-## Demo
-
-    make demo MODEL=run:mini
+```
+srun python -m src.evaluate run=a
+```
 """
 
 
-def test_commands_are_those_of_the_given_sections():
-    first = 'python -m src.ask model=run:mini question="Which organ?"'
-    assert readme.commands(TEXT, ("Ask", "Demo")) == [first, "make demo MODEL=run:mini", "make demo MODEL=run:mini"]
-
-
-def test_every_documented_section_has_commands():
-    commands = {}
-    for page, sections in readme.PAGES.items():
-        for section in sections:
-            commands[page, section] = readme.commands(Path(page).read_text(), (section,))
-    assert all(commands.values()), commands
-    assert [line for lines in commands.values() for line in lines if readme.ELSEWHERE.search(line)] == [
-        "python -m src.export run=mini out=exports/mini push=user/name"
+def test_every_command_of_a_page_is_read_with_its_expected_error():
+    assert readme.find_commands(TEXT) == [
+        ("make shards SOURCES=a", ""),
+        ("python -m src.train -m seed=0,1", ""),
+        ("torchrun --nnodes=4 -m src.train", ""),
+        ("python -m src.train sed=1", "error: unknown config key 'sed'"),
+        ("srun python -m src.evaluate run=a", ""),
     ]
+
+
+def test_every_pattern_of_the_documentation_trial_matches_a_command():
+    """A pattern without a command is out of date: the documentation has changed."""
+    pages = [Path("README.md"), *Path("docs").glob("*.md")]
+    commands = [command for page in pages for command, _ in readme.find_commands(page.read_text())]
+    assert len(commands) > 60
+    for pattern in (*readme.NOT_RUN, *readme.REPLACEMENTS, *readme.OVERRIDES):
+        assert any(re.search(pattern, command) for command in commands), pattern
+
+
+def test_overrides_are_appended_as_arguments():
+    assert readme.shorten("make ablation ARGS=sweep=recipes") == ["make", "-o", ".venv/.ready", "ablation", "ARGS=sweep=recipes small=true"]
+    assert readme.shorten("python -m src.report runs='a/*'") == ["python", "-m", "src.report", "runs=a/*"]
+    assert "trainer=cpu" in readme.shorten("python -m src.train +experiment=full_mix")
+
+
+def test_command_that_cannot_run_here_is_a_row_with_the_reason(tmp_path):
+    row = readme.run_command("make download MIX=small", "", tmp_path)
+    assert (row.value, row.bound, row.passed) == ("not run:", "needs the network", None)
 
 
 def test_uploads_include_every_kind_intact_and_damaged():

@@ -9,8 +9,9 @@ from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice
 
-TRIALS = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
-WITHOUT_MODEL = {"interrupt", "fuzz", "disk"}  # they make what they need
+LOCAL = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
+SERVICES = ("slurm", "s3", "vllm", "lmms")  # each installs what it needs, see docs/services.md and docs/export.md
+WITHOUT_MODEL = {"interrupt", "fuzz", "disk", "slurm", "s3"}  # trials that make what they need
 
 
 @dataclass
@@ -19,12 +20,12 @@ class SoakConfig:
 
     python -m experiments.soak only=uploads,load model=run:mini
 
-    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: all)
-    model  finished run that uploads, load and readme use (default run:mini)
+    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: these), or with services slurm, s3, vllm, lmms
+    model  finished run that the trials use (default run:mini)
     raw    folder of raw datasets, one folder each, that interrupt and fuzz use beside phantoms (default: phantoms only)
     """
 
-    only: list[str] = field(default_factory=lambda: list(TRIALS))
+    only: list[str] = field(default_factory=lambda: list(LOCAL))
     model: str = "run:mini"
     raw: str = ""
 
@@ -33,8 +34,8 @@ class SoakConfig:
 def main(args: list[str]) -> None:
     config = parse_arguments(SoakConfig, args)
     for name in config.only:
-        check_choice("only", name, TRIALS)
-    if not WITHOUT_MODEL.issuperset(config.only):
+        check_choice("only", name, (*LOCAL, *SERVICES))
+    if set(config.only) - WITHOUT_MODEL:
         find_model(config.model)  # fails early if it does not exist; `make mini` makes run:mini
     rows = []
     for name in config.only:

@@ -14,7 +14,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.export_chat import FORMS
 from data_prep.phantom.scene.world import RADIOLOGY
 from data_prep.phantom.writers import UNSEEN, WRITERS
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 from data_prep.phantom.writers.pathvqa import sample_questions
 from data_prep.shards import build_all
 from data_prep.sources import find_source
@@ -49,7 +49,7 @@ def _write_own_data(out: Path) -> None:
         for n, (scene, rng) in enumerate(scenes(0, out.name, split, ITEMS[0], tuple(RADIOLOGY))):
             path = out / (f"{split}/{n % 2}/{n}.jpg" if out.name == "own_folder" else f"images/{split}{n}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photograph(scene, rng))
+            path.write_bytes(render_jpeg(scene, rng))
             for number, (_, question, answer) in enumerate(sample_questions(scene, rng)):
                 rows.append({"id": f"{split}{n}-{number}", "image": path.name, "question": question, "answer": answer})
         _write_own_table(out, split, rows)
