@@ -31,6 +31,7 @@ from data_prep.readers.rows import InvalidRow, row_errors_as_invalid
 from data_prep.readers.tables import table_rows
 from data_prep.shards import build_all
 from data_prep.sources import Licence, Source
+from src.data.record import Record
 from src.data.shards import Shards
 from src.runtime.errors import UserError
 from tests.processes import server
@@ -334,6 +335,13 @@ def test_field_of_another_type_is_listed_with_its_type():
     fields = {"text": ["a"], "number": 1, "empty": None}
     row = make_record(Source("own", "jsonl", {}), fields)
     assert row.reason == "unexpected field type: text is list, number is number, empty is null"
+
+
+@pytest.mark.parametrize(("image", "found"), [("text", "text"), (7, "number"), (None, "null")])
+def test_image_that_is_no_bytes_is_quarantined(image, found):
+    record = Record("a", "own", "train", images=[image], turns=[("What?", "A scan")])
+    (chunk,) = chunking.to_chunks([record], split="train", keys=HashSet())
+    assert chunk.rejected == [("a", f"unexpected field type: image is {found}, not bytes")]
 
 
 def test_reason_of_a_quarantined_row_is_one_line():

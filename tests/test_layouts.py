@@ -170,6 +170,13 @@ def test_sicap_reports_a_missing_or_truncated_spreadsheet(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"Test\.xlsx: cannot be read as xlsx .*; download it again"):
         list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    path.write_bytes(path.read_bytes()[:60] + bytes(40) + path.read_bytes()[100:])
+    with pytest.raises(UserError, match=r"Test\.xlsx: cannot be read as xlsx .*; download it again"):
+        list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3", "G4", "G5"])))
+    write_sheet(path, [("image_name", "NC", "G3"), ("a", "b", 1)])
+    (tmp_path / "SICAPv2/images/a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"Test\.xlsx: a has a value that is not a number; download it again"):
+        list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G3"])))
     write_sheet(path, [("image_name", "NC", "G3")])
     with pytest.raises(UserError, match=r"Test\.xlsx: no column 'G4'; its columns are: G3, NC, image_name$"):
         list(sicap_layout(tmp_path, ClassificationConfig("sicap", "SICAPv2", ["NC", "G4", "G5"])))
@@ -192,6 +199,11 @@ def nih_folder(root, labels, *, header=NIH_HEADER, images="images_001/images", v
     (root / "Data_Entry_2017_v2020.csv").write_text("\ufeff" + "\n".join([header, *lines]) + "\n")
     (root / "train_val_list.txt").write_text("\n".join(name for name, n, _ in rows if n != 2))
     (root / "test_list.txt").write_text("\n".join(name for name, n, _ in rows if n == 2))
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
 
 
 @pytest.mark.parametrize("images", ["images", "images_001/images", "."])
@@ -226,6 +238,12 @@ def test_nih_validation_is_a_fixed_eighth_of_the_patients(tmp_path):
             r"00000002_000\.png is neither in train_val_list\.txt nor in test_list\.txt",
         ),
         (lambda root: (root / "test_list.txt").unlink(), r"test_list\.txt does not exist"),
+        (lambda root: (root / "test_list.txt").write_bytes(b"a\xe9"), r"test_list\.txt: not UTF-8 \(byte 1\); download it again"),
+        (lambda root: replace_by_folder(root / "test_list.txt"), r"test_list\.txt: cannot be read \(Is a directory\); download it again"),
+        (
+            lambda root: (root / "Data_Entry_2017_v2020.csv").write_text(f"{NIH_HEADER}\n1.png,{'x' * 200_000},\n"),
+            r"cannot be read as csv \(field larger than field limit .*\); download it again",
+        ),
         (lambda root: nih_folder(root, ["Mass", "Efusion"]), r"00000002_000\.png has the label 'Efusion'; did you mean 'Effusion'"),
         (
             lambda root: nih_folder(root, ["Mass"], header="Image Index,Labels"),

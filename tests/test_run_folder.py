@@ -12,7 +12,7 @@ import yaml
 from src.runtime import run_folder
 from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import busy_cores_note
-from src.runtime.errors import UserError, report_user_errors
+from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.run_names import match_runs
 
 CONFIG = {
@@ -110,6 +110,15 @@ def test_full_disk_is_reported_as_one_line(error, message, capsys):
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_suggestion_lists_as_many_names_as_fit_a_message():
+    names = [f"{number:04d}" for number in range(1000)]
+    assert suggest("x", names[:3]) == "; allowed: 0000, 0001, 0002"
+    assert suggest("x", []) == "; allowed: nothing"
+    text = suggest("x", names)
+    assert text.startswith("; allowed: 0000, 0001")
+    assert text.endswith("0124, and 875 more")
 
 
 def test_other_errors_are_raised():

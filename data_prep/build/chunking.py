@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 from data_prep.readers.hash_set import HashSet
-from data_prep.readers.rows import FilteredRow, InvalidRow, Note, Row
+from data_prep.readers.rows import FilteredRow, InvalidRow, Note, Row, type_name
 from src.data.record import Record, encode_json
 
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
@@ -47,6 +47,8 @@ def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Itera
             if accepted:
                 chunk.notes[-1].append(row.text)
             continue
+        if isinstance(row, Record) and (wrong := [image for image in row.images if not isinstance(image, bytes)]):
+            row = InvalidRow(row.key, f"unexpected field type: image is {type_name(wrong[0])}, not bytes")
         size = _size(row)
         if shard_rows and (shard_rows == SHARD_ROWS or shard_bytes + size > SHARD_BYTES):
             chunk.last = True

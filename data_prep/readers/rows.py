@@ -35,6 +35,10 @@ Row = Record | InvalidRow | FilteredRow
 TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "true or false", type(None): "null", dict: "object"}  # as JSON has them
 
 
+def type_name(value: object) -> str:
+    return TYPE_NAMES.get(type(value), type(value).__name__)
+
+
 def row_errors_as_invalid(make_record: Callable[..., Row]) -> Callable[..., Row]:
     """Decorates the function of a reader that makes a record: a field of an unexpected type (a number instead of a list, null
     instead of an object) gives an `InvalidRow` that lists the types instead of an exception. Its key is the argument after the `Source`,
@@ -47,7 +51,7 @@ def row_errors_as_invalid(make_record: Callable[..., Row]) -> Callable[..., Row]
         except (AttributeError, LookupError, TypeError, ValueError):
             position = next(n for n, arg in enumerate(args) if isinstance(arg, Source))
             fields = next((arg for arg in args[position + 1 :] if isinstance(arg, dict)), {})
-            found = ", ".join(f"{name} is {TYPE_NAMES.get(type(value), type(value).__name__)}" for name, value in fields.items())
+            found = ", ".join(f"{name} is {type_name(value)}" for name, value in fields.items())
             return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {found}"[:300])
 
     return wrapper

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_prep.phantom.weights.language import train_tokenizer
 from data_prep.phantom.writers import WRITERS
+from src.training.checkpoint import checkpoints_by_step
 
 PHANTOMS = ("slake", "vqa_med_2019", "pubmedqa")
 NUM = {"train": 60, "val": 10, "test": 12}  # images or texts of a phantom
@@ -54,8 +55,12 @@ EVALUATE = ["src.evaluate", "run=small", "limit=24", "batch=4", "max_new_tokens=
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Path -> digest of the content of every file below `folder`, without what depends on the speed of the machine."""
-    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Path -> digest of the content of every file below `folder`, without what depends on the speed of the machine.
+
+    Of the checkpoints with a step, only the newest one of each run is compared: a stop saves one more.
+    """
+    older = {path for run in folder.rglob("checkpoints") for path in checkpoints_by_step(run)[:-1]}
+    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file() and path not in older}
 
 
 def differences(left: dict[str, str], right: dict[str, str]) -> list[str]:

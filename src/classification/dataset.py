@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from src.classification.groups import apply_group_rules
-from src.classification.layouts import ClassificationConfig, Example
+from src.classification.layouts import ClassificationConfig, Example, read_text
 from src.classification.names import FOLDER, dataset_folder
 from src.classification.published_layouts import LAYOUTS
 from src.classification.splits import assign_splits, hold_out_val, to_indicator
@@ -202,7 +202,7 @@ def _check_splits(data: ClassificationDataset) -> None:
 def _verify_checksums(folder: Path) -> None:
     if not (folder / CHECKSUMS).exists():
         return
-    for line in (folder / CHECKSUMS).read_text().splitlines():
+    for line in read_text(folder / CHECKSUMS).splitlines():
         expected, _, name = line.partition("  ")
         path = folder / name.strip()
         if not path.is_file():

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -134,21 +134,36 @@ def table_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example
     path = folder / (config.path or "labels.csv")
     require(path)
     columns = config.columns or {name: name for name in ("image", "label", "split", "group")}
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); download it again") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     for name, column in columns.items():
         if column not in (rows.fieldnames or []) and (config.columns or name in ("image", "label")):
             columns_text = suggest(column, rows.fieldnames or [], these="its columns are")
             raise UserError(f"{path}: no column '{column}' for the {name}{columns_text}")
     find = image_finder(path.parent)
-    for row in rows:
+    for row in complete_rows(path, rows):
         image, label, split, group = ((row.get(columns.get(name, "")) or "").strip() for name in ("image", "label", "split", "group"))
         if split and split.lower() not in SPLIT_FOLDERS:
             raise UserError(f"{path}: the split of {image} is '{split}'; allowed: train, val, test")
         yield Example(image, SPLIT_FOLDERS.get(split.lower(), ""), label, group or image, find(image, table=path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises `UserError` if it cannot be read or is not UTF-8."""
+    require(path)
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); download it again") from None
+
+
+def complete_rows(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
+    """The rows of a CSV reader. Raises `UserError` where the file is damaged."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as csv ({error}); download it again") from None
 
 
 def image_finder(*roots: Path) -> Callable[..., Path]:

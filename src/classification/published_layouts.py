@@ -4,6 +4,7 @@
 """
 
 import csv
+import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,11 +16,13 @@ import xxhash
 from src.classification.layouts import (
     ClassificationConfig,
     Example,
+    complete_rows,
     folder_layout,
     image_finder,
     list_images,
     match_group,
     npz_layout,
+    read_text,
     require,
     table_layout,
 )
@@ -45,7 +48,11 @@ def sicap_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example
     for split, fold in (("train", "Validation/Val1/Train"), ("val", "Validation/Val1/Test"), ("test", "Test/Test")):
         path = root / "partition" / f"{fold}.xlsx"
         for row in read_sheet(path, ("image_name", *config.classes)):
-            image, values = str(row["image_name"]), [float(row[name] or 0) for name in config.classes]
+            image = str(row["image_name"])
+            try:
+                values = [float(row.get(name) or 0) for name in config.classes]
+            except (TypeError, ValueError):
+                raise UserError(f"{path}: {image} has a value that is not a number; download it again") from None
             slide = image.partition("_Block_")[0]
             yield Example(image, split, config.classes[int(np.argmax(values))], patients.get(slide, slide), find(image, table=path))
 
@@ -57,14 +64,14 @@ def read_sheet(path: Path, columns: tuple[str, ...]) -> list[dict]:
     require(path)
     try:
         book = load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as xlsx ({error}); download it again") from None
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    names = [str(name) for name in next(rows, ())]
+        rows = list(book.worksheets[0].iter_rows(values_only=True))
+        book.close()
+    except Exception as error:  # openpyxl raises many types of errors on damaged files
+        reason = error if isinstance(error, (OSError, zipfile.BadZipFile)) else "it is damaged"
+        raise UserError(f"{path}: cannot be read as xlsx ({reason}); download it again") from None
+    names = [str(name) for name in rows[0]] if rows else []
     require_columns(path, columns, names)
-    records = [dict(zip(names, row, strict=False)) for row in rows if row and row[names.index(columns[0])] is not None]
-    book.close()
-    return records
+    return [dict(zip(names, row, strict=False)) for row in rows[1:] if row and row[names.index(columns[0])] is not None]
 
 
 def cxr8_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
@@ -77,8 +84,7 @@ def cxr8_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]
     table = next(iter(sorted(root.glob("Data_Entry_2017*.csv"))), root / "Data_Entry_2017_v2020.csv")
     split_of: dict[str, str] = {}
     for split, name in (("", "train_val_list.txt"), ("test", "test_list.txt")):
-        require(root / name)
-        split_of |= dict.fromkeys((root / name).read_text().split(), split)
+        split_of |= dict.fromkeys(read_text(root / name).split(), split)
     rows = list(read_columns(table, NIH_COLUMNS))
     images = {path.name: path for path in list_images(root)}
     missing = [name for name, *_ in rows if name not in images]
@@ -133,7 +139,7 @@ def medfmc_layout(folder: Path, config: ClassificationConfig) -> Iterator[Exampl
 def _read_medfmc_list(path: Path, num_labels: int) -> Iterator[tuple[str, str, list[str]]]:
     """(name, no study, labels). Names may contain blanks, so a line is read from the right; labels are separated by blanks or commas."""
     pattern = re.compile(rf"(.+?)\s+([01](?:[ ,][01]){{{num_labels - 1}}})")
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_text(path).splitlines():
         if not line.strip():
             continue
         match = pattern.fullmatch(line.strip())
@@ -155,17 +161,15 @@ def _train_or_val(group: str) -> str:
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> Iterator[list[str]]:
     """The values of `columns` in each row of a CSV file. Other columns are ignored, whatever is in their names."""
-    require(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        names = [name.strip() for name in next(rows, [])]
-        require_columns(path, columns, names)
-        places = [names.index(column) for column in columns]
-        for number, row in enumerate(rows, 2):
-            if row:
-                if len(row) <= max(places):
-                    raise UserError(f"{path}: line {number} has {len(row)} columns; download it again")
-                yield [row[place].strip() for place in places]
+    rows = complete_rows(path, csv.reader(io.StringIO(read_text(path), newline="")))
+    names = [name.strip() for name in next(rows, [])]
+    require_columns(path, columns, names)
+    places = [names.index(column) for column in columns]
+    for number, row in enumerate(rows, 2):
+        if row:
+            if len(row) <= max(places):
+                raise UserError(f"{path}: line {number} has {len(row)} columns; download it again")
+            yield [row[place].strip() for place in places]
 
 
 def require_columns(path: Path, columns: tuple[str, ...], names: list[str]) -> None:

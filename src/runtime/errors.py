@@ -7,10 +7,13 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 from src.runtime.silence_libraries import silence_libraries
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large for the file system
+
+MAX_NAMES = 500  # characters of the names that a message lists
 
 
 class UserError(Exception):
@@ -18,10 +21,13 @@ class UserError(Exception):
 
 
 def suggest(wrong: str, names: Iterable[str], *, these: str = "allowed") -> str:
-    """`; did you mean 'x'?` for the closest of `names`; if none is close, all of them after the label `these`."""
+    """`; did you mean 'x'?` for the closest of `names`; if none is close, as many of them as fit a message after the label `these`."""
     names = sorted(names)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; {these}: {', '.join(names) or 'nothing'}"
+    if close := difflib.get_close_matches(wrong, names, n=1, cutoff=0.6):
+        return f"; did you mean '{close[0]}'?"
+    shown = [name for name, end in zip(names, accumulate(map(len, names)), strict=True) if end <= MAX_NAMES]
+    more = [f"and {len(names) - len(shown):,} more"] if len(shown) < len(names) else []
+    return f"; {these}: {', '.join([*shown, *more]) or 'nothing'}"
 
 
 def full_disk_message(error: Exception) -> str | None:
