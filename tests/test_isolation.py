@@ -16,19 +16,44 @@ from tests import isolation
 
 ROOT = Path(__file__).parent.parent
 SLURM = ("sbatch", "srun", "sinfo", "squeue", "scontrol", "scancel")
-# Tests that would fail in the environment of `cluster_user` without isolation.
-SENSITIVE = (
-    "test_isolation.py::test_environment_of_the_user_is_hidden",
-    "test_shards.py::test_missing_or_unknown_executor_is_an_error",
-    "test_run_folder.py::test_only_the_first_rank_writes",
-    "test_makefile.py::test_browser_tests_fail_without_a_browser",
-    "test_push.py::test_check_push_refuses_bad_names_and_missing_tokens",
-    "test_sweep_files.py::test_run_id_of_the_sweep_agent_is_used",
-    "test_sweep_files.py::test_mistake_of_the_dashboard_command_gives_error",
-    "test_wandb.py::test_later_commands_add_the_result_and_a_table_to_the_run",
-    "test_wandb.py::test_online_without_login_is_refused_before_the_run_starts",
-    "test_wandb.py::test_malformed_api_key_is_refused",
-)
+# Tests of a suite that is isolated like this one. Each fails if the environment of `cluster_user` reaches it.
+SUITE = """
+import importlib.util, locale, os, shutil
+import huggingface_hub, pytest
+from data_prep.build.source import BuildConfig
+from data_prep.shards import build_all
+from src.release.folder import check_push
+from src.runtime.errors import UserError
+from src.runtime.run_folder import is_first_rank
+from src.tracking.wandb_run import _is_logged_in
+
+def test_worker_has_no_foreign_programs_and_modules():
+    assert 'PYTEST_XDIST_WORKER' in os.environ
+    assert importlib.util.find_spec('foreign') is None
+    assert shutil.which('sbatch') is None
+    assert (os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS']) == ('', '1')
+
+def test_missing_cluster_is_an_error(tmp_path):
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'train.jsonl').write_text('{"question": "a", "answer": "b"}')
+    with pytest.raises(UserError, match='sbatch is not installed'):
+        build_all(BuildConfig(sources=['own'], raw=tmp_path, out=tmp_path / 'out', executor='slurm'))
+
+def test_process_is_the_first_rank():
+    assert is_first_rank()
+
+def test_nobody_is_logged_in_to_wandb():
+    assert not _is_logged_in()
+
+def test_nobody_is_logged_in_to_the_hub():
+    assert huggingface_hub.get_token() is None
+    with pytest.raises(UserError, match='token'):
+        check_push('someone/model')
+
+def test_messages_are_english():
+    assert os.strerror(2) == 'No such file or directory'
+    assert locale.localeconv()['decimal_point'] == '.'
+"""
 
 
 def cluster_user(folder: Path) -> dict[str, str]:
@@ -88,28 +113,12 @@ def test_environment_of_the_user_is_hidden():
 
 
 @pytest.mark.slow
-def test_environment_of_the_user_is_hidden_from_xdist_workers(tmp_path):
+def test_isolated_suite_passes_for_a_cluster_user(tmp_path):
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "conftest.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests import isolation\nisolation.isolate()\n")
-    code = (
-        "import importlib.util, os, shutil\n\n"
-        "def test_environment():\n"
-        "    assert importlib.util.find_spec('foreign') is None\n"
-        "    assert shutil.which('sbatch') is None\n"
-        "    assert 'WANDB_API_KEY' not in os.environ\n"
-        "    assert 'PYTEST_XDIST_WORKER' in os.environ\n"
-    )
-    (suite / "test_environment.py").write_text(code)
-    environment = cluster_user(tmp_path) | {"TMPDIR": str(tmp_path)}
-    assert "1 passed" in run_pytest(suite, environment, "-n", "1")
-
-
-@pytest.mark.slow
-def test_sensitive_tests_pass_for_a_cluster_user(tmp_path):
-    environment = cluster_user(tmp_path) | {"TMPDIR": str(tmp_path)}
-    arguments = ["-n", "0", "-vv", *(f"tests/{name}" for name in SENSITIVE)]
-    assert "SKIPPED" not in run_pytest(ROOT, environment, *arguments)
+    (suite / "test_environment.py").write_text(SUITE)
+    assert "6 passed" in run_pytest(suite, cluster_user(tmp_path) | {"TMPDIR": str(tmp_path)}, "-n", "1")
 
 
 def test_process_state_is_restored(tmp_path):

@@ -6,7 +6,6 @@ from unittest.mock import MagicMock
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from experiments.sweeps import dashboard
 from src.config.train import TrainConfig
@@ -26,6 +25,8 @@ def first_value(parameter: dict) -> object:
 
 @pytest.mark.parametrize("name", FILES)
 def test_first_trial_composes_as_the_agent_starts_it(name):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # takes seconds to import
+
     sweep_file = yaml.safe_load(FILES[name].read_text())
     values = {key: {"value": first_value(parameter)} for key, parameter in sweep_file["parameters"].items()}
     args = create_sweep_command_args({"args": values})["args_no_hyphens"]

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.runtime import sweep
 from src.runtime.cli_quoting import quote_free_text
+from src.runtime.composition import compose_config
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.paths import CONF
 from src.runtime.renamed_keys import reject_renamed
@@ -169,11 +170,10 @@ def expand_experiment_sweep(name: str, overrides: list[str]) -> list[str]:
 
 def compose(name: str, overrides: list[str], **options: bool):
     """The composed configuration of a command; does not start it."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            return hydra.compose(name, overrides, **options)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(name, overrides, error)) from None
+    try:
+        return compose_config(CONF, name, overrides, **options)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(name, overrides, error)) from None
 
 
 def _explain(name: str, overrides: list[str], error: Exception) -> str:
