@@ -1,7 +1,9 @@
 """Small inputs in the real formats: shards built by data_prep, a LLaMA folder with its own tokenizer, a configuration."""
 
+import functools
 import json
 import random
+import ssl
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from src.training.callbacks import validation
 from tests import isolation
 
 validation.MAX_ANSWER_TOKENS = 3  # an untrained model generates up to the limit
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # httpx reads all certificates for each client, even for http
 
 ORGANS = ("lung", "liver", "kidney", "heart", "brain", "spine")
 SENTENCES = [f"Question: which organ is shown here? Answer: the {organ} Caption: a chest x-ray of {organ}\n" for organ in ORGANS]

@@ -18,6 +18,7 @@ OVERRIDES = [
     ["+trainer.extra.fast_dev_run=1", "optim.steps=3"],
     ["++optim.steps=4", "optim.steps=3"],
     ["optim.steps=3", "++optim.steps=4"],
+    ["+vision.architecture_kwargs={depth: 1}", "+vision.architecture_kwargs.num_heads=2", "vision.architecture_kwargs.depth=3"],
     ["~optim.warmup", "optim.steps=3"],
     ["data.root=${name}", "hydra.job.chdir=false"],
 ]
@@ -39,7 +40,7 @@ def test_configuration_equals_that_of_hydra(overrides):
         config.optim.steps = 17  # must not reach the next configuration
 
 
-@pytest.mark.parametrize("override", ["optim.stps=3", "mix=nothing", "seed=1,2", "optim.lr.vision.a=3", "~optim.stps"])
+@pytest.mark.parametrize("override", ["optim.stps=3", "mix=nothing", "seed=1,2", "optim.lr.vision.a=3", "~optim.stps", "+optim.warmup=1"])
 def test_error_is_that_of_hydra(override):
     with pytest.raises(HydraException) as expected:
         compose_with_hydra([override])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 
 def compose_config(conf: Path, name: str, overrides: list[str], **options: bool) -> DictConfig:
@@ -20,21 +20,27 @@ def compose_config(conf: Path, name: str, overrides: list[str], **options: bool)
     """
     if not options:
         with contextlib.suppress(HydraException, OmegaConfBaseException):
-            choices, values = _split_overrides(conf, overrides)
-            config = copy.deepcopy(_compose_files(conf, name, choices))
-            for override in values:
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-            return config
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            values = [one for one in parsed if one.package is None and not (conf / one.key_or_group).is_dir()]
+            if all(_sets_a_value(one) for one in values):
+                choices = tuple(word for word, one in zip(overrides, parsed, strict=True) if one not in values)
+                config = copy.deepcopy(_compose_files(conf, name, choices))
+                for one in values:
+                    _set_value(config, one)
+                return config
     return _compose(conf, name, overrides, **options)
 
 
-def _split_overrides(conf: Path, overrides: list[str]) -> tuple[tuple[str, ...], list[Override]]:
-    """Overrides that choose files of config groups, and overrides that set values; all are choices where their order could matter."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    values = [one for one in parsed if one.package is None and not (conf / one.key_or_group).is_dir()]
-    if any(one.type != OverrideType.CHANGE or one.is_sweep_override() or one.is_hydra_override() for one in values):
-        return tuple(overrides), []
-    return tuple(word for word, one in zip(overrides, parsed, strict=True) if one not in values), values
+def _sets_a_value(override: Override) -> bool:
+    return not (override.is_delete() or override.is_sweep_override() or override.is_hydra_override())
+
+
+def _set_value(config: DictConfig, override: Override) -> None:
+    """Sets the value as Hydra does. Raises `ConfigKeyError` for a key that `+` would overwrite."""
+    key, value = override.key_or_group, override.value()
+    if override.is_add() and OmegaConf.select(config, key) is not None and not isinstance(value, (dict, list)):
+        raise ConfigKeyError(key)
+    OmegaConf.update(config, key, value, merge=True, force_add=override.is_add() or override.is_force_add())
 
 
 @functools.lru_cache(maxsize=64)
