@@ -1,5 +1,6 @@
 """Replaces the environment of the tests before any library reads it, and adds `--fast`."""
 
+import gc
 import shutil
 
 import pytest
@@ -37,5 +38,11 @@ def core(items: list[pytest.Item]) -> list[pytest.Item]:
     return list(chosen.values())
 
 
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # later collections skip the imported modules and the collected tests
+
+
 def pytest_unconfigure():
+    gc.unfreeze()  # some libraries count their objects at exit
     shutil.rmtree(FOLDER, ignore_errors=True)

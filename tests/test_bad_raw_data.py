@@ -3,6 +3,7 @@ data, the same command gives the same bytes as a clean build."""
 
 import io
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -34,7 +35,6 @@ from data_prep.sources import Licence, Source
 from src.data.record import Record
 from src.data.shards import Shards
 from src.runtime.errors import UserError
-from tests.processes import server
 
 SOURCES = ("pmc_oa", "quilt_1m", "medicat", "roco", "pubmedvision", "vqa_med_2019", "medqa", "pubmedqa", "ubench")
 NUM = 24  # items per split
@@ -310,7 +310,7 @@ def build_and_die(raw: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_build_is_resumed(raw, tmp_path):
-    process = server.Process(target=build_and_die, args=(raw, tmp_path / "out"))
+    process = multiprocessing.get_context("fork").Process(target=build_and_die, args=(raw, tmp_path / "out"))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
