@@ -25,6 +25,8 @@ FOLDER = Path("data/soak/slurm").resolve()
 SERVICES = Path(__file__).parent / "services"
 OUT = FOLDER / "out"
 TOO_SMALL = {"SBATCH_MEM_PER_NODE": "50M"}  # less than Python and its imports need
+# Makes a job large for longer than the second between two measurements of Slurm.
+LARGE = "import os, time\nif 'SLURM_JOB_ID' in os.environ:\n    data = b'x' * (100 << 20)\n    time.sleep(5)\n"
 RUN = [*TRAIN, f"data.root={DATA}/shards"]
 RANKS = [*RUN, "trainer.devices=2", "trainer.nodes=1", "trainer.val_every=100"]
 SWEEP = ["src.train", "-m", *RUN, "seed=0,1", "name=sweep"]
@@ -87,7 +89,9 @@ def shards() -> list[Row]:
 
     code, output, differing = build("shards")
     by_jobs = code == 0 and "ended without a result" not in output
-    killed_code, killed, killed_differing = build("shards-killed", **TOO_SMALL)
+    (OUT / "large").mkdir(parents=True)
+    (OUT / "large/sitecustomize.py").write_text(LARGE)
+    killed_code, killed, killed_differing = build("shards-killed", **TOO_SMALL, PYTHONPATH=str(OUT / "large"))
     clear = clear_message(killed, "Slurm killed it for its memory; ask for more", "this process writes its shards")
     with controller_down():
         down_code, down, _ = build("shards-down")
