@@ -97,11 +97,13 @@ await() {  # the node is idle or at work
   fail "the node does not come up"
 }
 
-kill_steps() {  # every process of every job, at once
+kill_steps() {  # every process of every job; the steps are stopped first, because a step reports how its processes ended
+  local steps=()
   for step in $(pgrep -x slurmstepd); do
     tr '\0' '\n' <"/proc/$step/environ" 2>/dev/null | grep -qx "SLURM_CONF=$SLURM_CONF" || continue
-    kill -9 $(descendants "$step") "$step" 2>/dev/null || true
+    kill -STOP "$step" 2>/dev/null && steps+=("$step")
   done
+  for step in "${steps[@]}"; do kill -9 "$step" $(descendants "$step") 2>/dev/null || true; done
 }
 
 descendants() { for child in $(pgrep -P "$1"); do echo "$child"; descendants "$child"; done; }
