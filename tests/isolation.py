@@ -5,6 +5,7 @@ This module imports only the standard library: torch, wandb and huggingface_hub 
 """
 
 import contextlib
+import csv
 import locale
 import logging
 import os
@@ -71,9 +72,9 @@ def isolate() -> Path:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restores environment, working directory, logging, signal handlers and the session of wandb after the body."""
+    """Restores environment, working directory, logging, signal handlers, the limit of csv and the session of wandb after the body."""
     environment, folder = dict(os.environ), Path.cwd()
-    handlers, level = list(logging.root.handlers), logging.root.level
+    handlers, level, limit = list(logging.root.handlers), logging.root.level, csv.field_size_limit()
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
     try:
         yield
@@ -86,6 +87,7 @@ def restored() -> Iterator[None]:
         os.environ.pop("WANDB_SERVICE", None)  # the address of the service that has just ended
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
+        csv.field_size_limit(limit)
         for number, handler in signals.items():
             signal.signal(number, handler)
 
