@@ -109,10 +109,11 @@ def prepare_tree(tree: Path, run: str) -> None:
             question = f"which organ is shown, {split} {at}?"
             lines.append(json.dumps({"image": name, "question": question, "answer": ("lung", "liver")[at % 2]}))
         (tree / f"data/raw/my_scans/{split}.jsonl").write_text("\n".join(lines) + "\n")
-    for number, name in enumerate(("glioma", "meningioma", "no tumour")):
-        (tree / "data/raw/brain" / name).mkdir(parents=True)
+    classes = ("brain/glioma", "brain/meningioma", "brain/no tumour", "cells/Platelets", "cells/RBC", "cells/WBC")
+    for number, name in enumerate(classes):
+        (tree / "data/raw" / name).mkdir(parents=True)
         for at in range(12):
-            (tree / "data/raw/brain" / name / f"{at}.png").write_bytes(picture("PNG", (60 + at, 50 + number)))
+            (tree / "data/raw" / name / f"{at}.png").write_bytes(picture("PNG", (60 + at, 50 + number)))
     (tree / "pictures").mkdir()
     for name in ("a.png", "scan.png", "pictures/a.png"):
         (tree / name).write_bytes(picture("PNG"))
