@@ -38,9 +38,13 @@ def core(items: list[pytest.Item]) -> list[pytest.Item]:
     return list(chosen.values())
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()  # later collections skip the imported modules and the collected tests
+    if any(hasattr(item.module, "processes") or hasattr(item.module, "server") for item in session.items):
+        from tests.processes import start_server
+
+        start_server()
 
 
 def pytest_unconfigure():

@@ -1,6 +1,6 @@
 """Runs commands in separate processes, which a test can kill or start as ranks.
 
-The processes are forked from a server that has imported the libraries once, which saves about ten seconds each.
+The processes are forked from a server that has imported the libraries, which saves about ten seconds each.
 """
 
 import importlib
@@ -10,15 +10,40 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from src.runtime.errors import UserError
 from src.training.lightning_module import VLMLightningModule
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["src.commands.train"])
+
+
+def start_server() -> None:
+    """Forks the server from this process, which has imported the libraries; multiprocessing would start another one.
+
+    A process that has run a backward pass cannot hand autograd to a fork, so call this before the first test.
+    """
+
+    def fork(path: bytes, args: list[str], descriptors: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for low, high in pairwise([2, *sorted(descriptors), 1 << 16]):
+                    os.closerange(low + 1, high)  # the server ends when the tests have closed their end of a pipe
+                exec(args[-1], {})  # runs the server until this process ends
+            finally:
+                os._exit(0)
+        return pid
+
+    importlib.import_module("src.commands.train")
+    resource_tracker.ensure_running()
+    with mock.patch("multiprocessing.util.spawnv_passfds", fork):
+        forkserver.ensure_running()
 
 
 def start(
