@@ -18,6 +18,7 @@ from src.config.evaluate import EvaluateConfig
 from src.evaluate import evaluate
 from src.evaluation import benchmark
 from src.evaluation.condition_images import condition_images
+from src.evaluation.predictions_file import read_predictions
 from src.model.generate import make_request
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
@@ -36,9 +37,13 @@ PROMPTS = {
     "pmc_vqa": f"<s>{PICTURE}Question: What uptake is seen?\nA: Diffuse\nB: Focal\nC: None\nD: A and B\nAnswer:",
     "medqa": "<s>Question: A patient is pale. What is low?\nA: Zinc\nB: Iron\nC: Gold\nD: Lead\nAnswer:",
     "medmcqa": "<s>Question: Is K+ < 3 & low?\nA: One\nB: Two\nC: Three\nD: Four\nAnswer:",
+    "mmmu_med": f"<s>{PICTURE * 2}Question: Compare <image 1> and <image 2>.\nA: a\nB: b\nAnswer:",
+    "medxpertqa_mm": f"<s>{PICTURE}Question: Which artery?\nA: C\nB: D\nAnswer:",
+    "medframeqa": f"<s>{PICTURE * 3}Question: What changes?\nA: a\nB: b\nC: c\nAnswer:",
+    "omnimedvqa_open": f"<s>{PICTURE}Question: What is shown?\nA: cyst\nB: nodule\nAnswer:",
     "pubmedqa": "<s>Question: Mice were fed. They grew.\nDo mice grow?\nAnswer:",
 }
-TEXT_ONLY = [name for name, prompt in PROMPTS.items() if "<image>" not in prompt]
+TEXT_ONLY = [name for name, prompt in PROMPTS.items() if PICTURE not in prompt]
 
 
 def raw_rows(raw: Path) -> None:
@@ -70,6 +75,17 @@ def raw_rows(raw: Path) -> None:
     put_lines(raw / "medqa/phrases_no_exclude_test.jsonl", row)
     row = {"id": "x", "question": "Is K+&nbsp;&lt; 3 &amp; low?", "opa": "One", "opb": "Two", "opc": "Three", "opd": "Four", "cop": 2}
     put_parquet(raw / "medmcqa/data/validation-0.parquet", [row])
+    row = {"question": "Compare <image 1> and <image 2>.", "options": "['a', 'b']", "answer": "B", "image_1": image(0), "image_2": image(1)}
+    opened = row | {"question": "What dose is shown in <image 1>?", "options": "[]", "answer": "['2', '2 mg']"}
+    put_parquet(raw / "mmmu_med/Pharmacy/validation-0.parquet", [row, opened])
+    put_zip(raw / "medxpertqa_mm/images.zip", {"images/a.jpeg": image(0)["bytes"]})
+    row = {"question": "Which artery? Answer Choices: (A) C (B) D", "options": {"A": "C", "B": "D"}, "label": "A", "images": ["a.jpeg"]}
+    put_lines(raw / "medxpertqa_mm/MM/test.jsonl", row)
+    row = {"question": "What changes?", "options": list("abc"), "correct_answer": "C"} | {f"image_{n}": image(n) for n in (1, 2, 3)}
+    put_parquet(raw / "medframeqa/data/test-0.parquet", [row])
+    row = {"question": "What is shown?", "gt_answer": "cyst", "option_A": "cyst", "option_B": "nodule", "image_path": "Images/A/1.png"}
+    put(raw / "omnimedvqa_open/QA_information/Open-access/A.json", json.dumps([row]))
+    put(raw / "omnimedvqa_open/Images/A/1.png", image(0)["bytes"])
     article = {"QUESTION": "Do mice grow?", "CONTEXTS": ["Mice were fed.", "They grew."], "final_decision": "yes"}
     put(raw / "pubmedqa/data/ori_pqal.json", json.dumps({"7": article}))
     put(raw / "pubmedqa/data/test_ground_truth.json", '{"7": "yes"}')
@@ -130,6 +146,15 @@ def test_prompt_is_unchanged(prompts, name):
 def test_condition_changes_the_images_and_not_the_text(prompts, name):
     assert prompts[f"{name} blank"] == prompts[f"{name} real"]
     assert prompts[f"{name} none"] == [prompt.replace("<image>", "") for prompt in prompts[f"{name} real"]]
+
+
+def test_question_without_options_is_answered_by_generation(prompts, run):
+    assert prompts["mmmu_med real"][1] == f"<s>{PICTURE * 2}Question: What dose is shown in <image 1>?\nAnswer:"
+    chosen, free = read_predictions(run / "predictions/mmmu_med.real.jsonl")
+    assert chosen["prediction"] in chosen["choices"] == ["a", "b"]
+    assert "prediction_unnormalised" in chosen
+    assert not {"choices", "prediction_unnormalised"} & free.keys()
+    assert (free["references"], free["slices"]) == (["2", "2 mg"], {"subject": "Pharmacy"})
 
 
 def test_disjoint_benchmark_excludes_only_the_shared_image(prompts):

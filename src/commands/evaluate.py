@@ -109,15 +109,15 @@ def answer_condition(test: Benchmark, condition: str, generator: Generator, file
         for start in range(0, len(missing), block_size):
             numbers = missing[start : start + block_size]
             images = condition_images(test, numbers, condition, source_rows, mean=vision.mean, size=vision.size, exact=exact)
-            records = (test.shards.text(test.rows[n]) for n in numbers)
+            records = map(test.record, numbers)
             requests = [
                 make_request(record, images=pixels, prefix=name, prompter=generator.prompter, max_new_tokens=generator.max_new_tokens)
                 for record, (name, pixels) in zip(records, images, strict=True)
             ]
             for number, request in zip(numbers, requests, strict=True):  # sampling depends on the question alone, not on its batch
                 request.seed = zlib.crc32(f"{seed} {test.items[number]['id']}".encode())
-            options = [test.items[n].get("choices", []) for n in numbers]
-            for number, answer in generator.choices(requests, options) if test.choices else generator.answers(requests):
+            options = [test.items[n].get("choices", []) if test.choices else [] for n in numbers]
+            for number, answer in generator.chosen_or_free(requests, options):
                 file.add([{**test.items[numbers[number]], **answer.line()}])
                 progress.update()
     file.finish(test.items)

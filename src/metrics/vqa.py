@@ -89,13 +89,17 @@ NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last ranks options by total 
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
     """Masks (N,) of the non-empty slices: all, open and closed questions, and each question type other than open and closed.
 
-    Items with `seen` also form the slices `seen` and `unseen` (in or not in the training data). It is absent where this is unknown.
+    `slices` of an item (key -> value, such as its modality) add `<key>=<value>`. Items with `seen` also form the slices `seen` and `unseen`
+    (in or not in the training data). It is absent where this is unknown.
     """
     closed = np.array([is_closed_question(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
     masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
     names = [name for name in sorted(set(types.tolist())) if name.lower() not in ("", "open", "closed")]
     masks |= {f"type={name.replace('/', '-')}": types == name for name in names}
+    pairs = [{(key, str(value)) for key, value in item.get("slices", {}).items()} for item in items]
+    for key, value in sorted(set().union(*pairs)):
+        masks[f"{key}={value}".replace("/", "-")] = np.array([(key, value) in some for some in pairs], dtype=bool)
     for name, value in (("unseen", False), ("seen", True)):
         masks[name] = np.array([item.get("seen") is value for item in items], dtype=bool)
     return {name: mask for name, mask in masks.items() if mask.any()}
