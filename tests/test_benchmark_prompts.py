@@ -14,6 +14,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.commands import evaluate as evaluate_module
 from src.commands.evaluate import answer_condition
+from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
 from src.evaluate import evaluate
 from src.evaluation import benchmark
@@ -105,10 +106,10 @@ def run(shards, language, tmp_path_factory) -> Path:
     return finish(overrides(shards, language, tmp_path_factory.mktemp("outputs")))[0]
 
 
-def evaluated_prompts(run: Path, root: Path, names: list[str], images: list[str]) -> dict[str, list[str]]:
+def evaluated_prompts(run: Path, root: Path, names: list[str], images: list[str], *more: str) -> dict[str, list[str]]:
     """All prompts of `src.evaluate` in order, by benchmark and condition."""
     words = [f"run={run.name}", f"outputs={run.parent}", f"data_root={root}", f"benchmarks=[{','.join(names)}]", "max_seq_len=512"]
-    words += [f"images=[{','.join(images)}]", "resamples=10", "max_new_tokens=2", "accelerator=cpu"]
+    words += [f"images=[{','.join(images)}]", "resamples=10", "max_new_tokens=2", "accelerator=cpu", *more]
     prompts: dict[str, list[str]] = {}
 
     def record_request(record, *, prompter, **kwargs):
@@ -182,3 +183,39 @@ def test_text_only_benchmark_has_no_image_under_any_condition(root, name):
     for condition, rows in (("real", test.rows), ("blank", None), ("none", None)):
         ((_, pixels),) = condition_images(test, [0], condition, rows, mean=torch.full((3, 1, 1), 0.5), size=32, exact=False)
         assert pixels == []
+
+
+def test_variants_are_asked_in_pinned_words_and_scored_from_their_files(run, root, tmp_path):
+    names = ["pmc_vqa", "vqa_rad", "pathvqa", "medqa"]
+    prompts = evaluated_prompts(run, root, names, ["real", "none"], "variants=[orders,prompts]")
+    start = f"<s>{PICTURE}Question: "
+    assert prompts["pmc_vqa order1 real"] == [f"{start}What uptake is seen?\nA: Focal\nB: None\nC: A and B\nD: Diffuse\nAnswer:"]
+    assert prompts["pmc_vqa order3 real"] == [f"{start}What uptake is seen?\nA: A and B\nB: Diffuse\nC: Focal\nD: None\nAnswer:"]
+    assert "medqa order3 none" in prompts
+    assert "pathvqa order1 real" not in prompts
+    options = "\nA: Diffuse\nB: Focal\nC: None\nD: A and B\nAnswer:"
+    wordings = {
+        "pmc_vqa": [f"What uptake is seen? Choose one of the options.{options}", f"Which option is correct? What uptake is seen?{options}"],
+        "vqa_rad": ["is there a fracture? Answer yes or no.\nAnswer:", "Yes or no: is there a fracture?\nAnswer:"],
+        "pathvqa": ["what is present? Answer briefly.\nAnswer:", "Please answer this question: what is present?\nAnswer:"],
+    }
+    wordings["pmc_vqa"].append(f"What uptake is seen? Only one of these options is right.{options}")
+    wordings["vqa_rad"].append("is there a fracture? Reply with one word, yes or no.\nAnswer:")
+    wordings["pathvqa"].append("what is present? Give only the answer, without an explanation.\nAnswer:")
+    for name, texts in wordings.items():
+        assert [prompts[f"{name} prompt{n} real"][0] for n in (1, 2, 3)] == [start + text for text in texts]
+    result = json.loads((run / "evaluate.json").read_text())["metrics"]
+    files = {order: read_predictions(run / f"predictions/pmc_vqa.{order}.jsonl") for order in ("real", "order1", "order2", "order3")}
+    right = [line["prediction"] == "Focal" for (line,) in files.values()]
+    assert {line["id"] for (line,) in files.values()} == {files["real"][0]["id"]}
+    assert result["vqa/pmc_vqa/orders/all/accuracy"]["value"] == sum(right) / 4
+    assert result["vqa/pmc_vqa/orders/all/every_order"]["value"] == float(all(right))
+    assert {"lowest", "highest"} < result["vqa/vqa_rad/prompts/all/exact"].keys()
+    for path in (run / "predictions").glob("pmc_vqa.order*.jsonl"):  # edited answers are scored, not asked again
+        path.write_text(json.dumps(read_predictions(path)[0] | {"prediction": "Focal"}) + "\n")
+    assert evaluated_prompts(run, root, names, ["real", "none"], "variants=[orders]") == {key: [] for key in prompts if "prompt" not in key}
+    again = json.loads((run / "evaluate.json").read_text())["metrics"]
+    assert again["vqa/pmc_vqa/orders/all/accuracy"]["value"] == (3 + right[0]) / 4
+    words = [f"predictions={run}/predictions/pmc_vqa.order1.jsonl", f"outputs={tmp_path}", "resamples=10", "benchmarks=pmc_vqa"]
+    folder = score_predictions(to_typed(EvaluateConfig, compose("evaluate", [*words, f"data_root={root}"])))
+    assert json.loads((folder / "evaluate.json").read_text())["metrics"]["vqa/pmc_vqa/real/all/accuracy"]["value"] == 1
