@@ -31,7 +31,7 @@ TYPES = {
 }
 
 
-OPTIONS = {"access": ("all", "open")}
+OPTIONS: dict[str, tuple[str, ...]] = {"access": ("all", "open")}
 
 
 class Folder:

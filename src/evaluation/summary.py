@@ -75,7 +75,7 @@ def _unchanged(name: str, files: dict[str, list[dict]], *, resamples: int, seed:
 
 
 def _variants(name: str, items: list[dict], files: dict[str, list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
-    metrics = {}
+    metrics: dict[str, dict] = {}
     for group, prefix, scores in (("orders", "order", order_scores), ("prompts", "prompt", prompt_scores)):
         numbered = sorted((key for key in files if key.startswith(prefix)), key=lambda key: int(key.removeprefix(prefix)))
         if numbered:

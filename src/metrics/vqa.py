@@ -98,8 +98,8 @@ def slices(items: list[dict]) -> dict[str, np.ndarray]:
     names = [name for name in sorted(set(types.tolist())) if name.lower() not in ("", "open", "closed")]
     masks |= {f"type={name.replace('/', '-')}": types == name for name in names}
     pairs = [{(key, str(value)) for key, value in item.get("slices", {}).items()} for item in items]
-    for key, value in sorted(set().union(*pairs)):
-        masks[f"{key}={value}".replace("/", "-")] = np.array([(key, value) in some for some in pairs], dtype=bool)
+    for pair in sorted(set().union(*pairs)):
+        masks["=".join(pair).replace("/", "-")] = np.array([pair in some for some in pairs], dtype=bool)
     for name, value in (("unseen", False), ("seen", True)):
         masks[name] = np.array([item.get("seen") is value for item in items], dtype=bool)
     return {name: mask for name, mask in masks.items() if mask.any()}
