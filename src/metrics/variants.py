@@ -6,18 +6,19 @@ from src.metrics.vqa import accuracy, in_order, item_scores, means, score_item, 
 
 
 def order_scores(items: list[dict], orders: list[list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
-    """`<slice>/accuracy` and `<slice>/every_order` -> as `vqa.score`, over the questions with options.
+    """`<slice>/given_order`, `accuracy` and `every_order` -> as `vqa.score`, over the questions with options.
 
     `items` are the answers to the options in the given order; `orders[k]` those with the options rotated by k + 1, for the questions with
-    more than k + 1 options. `accuracy` is the mean over a question's orders, then over questions: it does not depend on where the dataset
-    put the right option. `every_order` is the share of questions that are answered correctly in every order; guessing among n options
-    reaches n ** -n. Raises `KeyError` for a question without an answer in one of its orders.
+    more than k + 1 options. `given_order` is the accuracy of `items`. `accuracy` is the mean over a question's orders, then over
+    questions: it does not depend on where the dataset put the right option. `every_order` is the share of questions that are answered
+    correctly in every order; guessing among n options reaches n ** -n. Raises `KeyError` for a question without an answer in one of its
+    orders.
     """
     items = [item for item in items if len(item.get("choices", [])) > 1]
     by_id = [{item["id"]: item for item in answers} for answers in orders]
     right = [[score_item(accuracy, item), *_rotated(item, by_id)] for item in items]
-    scores_N2 = np.array([[np.mean(scores), np.min(scores)] for scores in right])
-    return means(items, scores_N2, ["accuracy", "every_order"], resamples=resamples, seed=seed)
+    scores_N3 = np.array([[scores[0], np.mean(scores), np.min(scores)] for scores in right])
+    return means(items, scores_N3, ["given_order", "accuracy", "every_order"], resamples=resamples, seed=seed)
 
 
 def _rotated(item: dict, by_id: list[dict[str, dict]]) -> list[float]:

@@ -11,10 +11,7 @@ def variant_blocks(scores: Scores, match: str) -> list[Table]:
     given = scores.get("real") or scores.get("none") or {}
     tables = []
     if orders := scores.get("orders"):
-        rows = [
-            [_label(part), row["accuracy"]["n"], *(interval(metric) for metric in (given[part].get("accuracy"), *row.values()))]
-            for part, row in orders.items()
-        ]
+        rows = [[_label(part), row["accuracy"]["n"], *(interval(metric) for metric in row.values())] for part, row in orders.items()]
         caption = (
             "Questions with options, asked in every cyclic order of these. The mean over the orders does not depend on where the dataset "
             "puts the right option. If it is far above the share that is right in every order, answers follow the position. Brackets: 95% "
