@@ -80,10 +80,14 @@ def test_record_has_the_fields_of_its_question(tmp_path, packed):
         choices=["nodule", "cyst"],
         type="finding",
         group="Images/A set/0 (a).png",
-        meta={"dataset": "A set", "modality": "MR (Mag-netic Resonance Imaging)"},
+        meta={"dataset": "A set", "modality": "MR (Mag-netic Resonance Imaging)", "question_type": "Disease Diagnosis"},
     )
     assert (second.choices, second.type) == (["nodule", "cyst", "polyp"], "modality")
-    assert second.meta == {"dataset": "A set", "modality": "ct"}  # the name of the table, and the key of the one odd record
+    assert second.meta == {
+        "dataset": "A set",
+        "modality": "ct",
+        "question_type": "Modality Recognition",
+    }  # the name of the table, and the key of the one odd record
 
 
 @each_layout
@@ -192,6 +196,15 @@ def test_tables_stream_in_constant_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
     peak_bytes(tmp_path / "warm", 10)
     assert peak_bytes(tmp_path / "large", 3000) < peak_bytes(tmp_path / "small", 300) + 4 * json_stream.CHUNK
+
+
+def test_open_test_set_leaves_out_restricted_tables_with_images(tmp_path):
+    restricted = files_of([question(7, "B set")], f"{RESTRICTED}/B set.json")
+    raw = write_files(tmp_path / "raw", files_of([question(0)]) | restricted, packed=False)
+    assert len(read(raw)) == 2
+    record, filtered = READERS["omnimedvqa"](raw, "test", sources.load_sources()["omnimedvqa_open"])
+    assert (record.key, record.split, record.source) == ("A set_0000", "test", "omnimedvqa_open")
+    assert filtered.reason == "restricted sub-set 'B set' of 1 questions"
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ def write_csv(path, text: str) -> object:
 
 def test_all_known_fields_are_read(tmp_path):
     line = {**LINE, "source": "pathvqa", "image": "i1", "type": "organ", "choices": ["lung", "liver"], "closed": False, "cut": True}
+    line["slices"] = {"modality": "CT"}
     assert read_foreign_predictions(write_jsonl(tmp_path, {**line, "confidence": 0.4}), benchmark=None) == [line]
 
 

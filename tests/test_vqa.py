@@ -96,6 +96,13 @@ def test_slices_are_not_empty_and_cover_all_questions():
     assert "closed" not in slices([{**items[0], "references": ["lung"]}])
 
 
+def test_metadata_of_the_items_adds_slices():
+    item = {"id": "1", "prediction": "a", "references": ["a"], "slices": {"modality": "CT/MR", "system": "eye"}}
+    masks = slices([item, {**item, "slices": {"modality": "eye"}}, {"id": "3", "references": ["a"]}])
+    expected = {"modality=CT-MR": [1, 0, 0], "modality=eye": [0, 1, 0], "system=eye": [1, 0, 0]}
+    assert {name: mask.tolist() for name, mask in masks.items() if "=" in name} == expected
+
+
 def test_type_open_or_closed_overrides_the_references():
     base = {"prediction": "left", "references": ["left"]}
     items = [{**base, "id": "1", "type": "CLOSED"}, {**base, "id": "2", "type": "open", "references": ["yes"]}, {**base, "id": "3"}]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.readers import (
     classification,
+    exam,
     hf_parquet,
     iu_xray,
     medicat,
@@ -33,6 +34,7 @@ from data_prep.sources import Source
 READERS: dict[str, Callable[[Path, str, Source], Iterator[Row | Note]]] = {
     "chat": own_data.read,
     "classification": classification.read,
+    "exam": exam.read,
     "folder": classification.read,
     "hf_parquet": hf_parquet.read,
     "iu_xray": iu_xray.read,
@@ -56,4 +58,5 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {  # reader -> option -> allowe
     "classification": classification.OPTIONS,
     "folder": classification.OPTIONS,
     "mimic_cxr": mimic_cxr.OPTIONS,
+    "omnimedvqa": omnimedvqa.OPTIONS,
 }

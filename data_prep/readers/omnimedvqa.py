@@ -3,7 +3,8 @@
 `QA_information/{Open,Restricted}-access/<sub-set>.json` are arrays of `{dataset, question_id, question_type, question, gt_answer,
 image_path, option_A, option_B, ...}`. An option that a question does not have is an absent key, and `gt_answer` is the text of the right
 option. The images of the restricted sub-sets come from their owners; a restricted table without any image is skipped and counted.
-It is a benchmark with one split. Because the reference mix trains on it, all of it is the training split here.
+It is a benchmark with one split. Because the reference mix trains on it, all of it is the training split of `omnimedvqa`. The source
+`omnimedvqa_open` reads the same files as a test split, without the restricted tables (option `access`: all or open).
 """
 
 import re
@@ -28,6 +29,9 @@ TYPES = {
     "Modality Recognition": "modality",
     "Other Biological Attributes": "other",
 }
+
+
+OPTIONS: dict[str, tuple[str, ...]] = {"access": ("all", "open")}
 
 
 class Folder:
@@ -64,17 +68,20 @@ def _read_tables(files: Folder | ZipMembers, split: str, entry: Source) -> Itera
             tables[name] = table
         elif folder := IMAGE_FOLDER.match(name):
             folders.add(folder[0])
+    open_only = entry.options.get("access") == "open"
     for name, table in sorted(tables.items()):
         root, subset = table["root"], table["subset"]
         try:
-            if table["access"] == "Restricted" and not _has_images(files, name, root):
+            if table["access"] == "Restricted" and (open_only or not _has_images(files, name, root)):
                 with files.open(name) as file:
-                    count = sum(1 for _ in iter_stream(file, name))
-                yield FilteredRow(subset, f"restricted sub-set '{subset}' of {count:,} questions without images")
+                    of_images = [_image_folder(root, fields) for _, fields in iter_stream(file, name)]
+                folders.difference_update(of_images)
+                without = "" if open_only else " without images"
+                yield FilteredRow(subset, f"restricted sub-set '{subset}' of {len(of_images):,} questions{without}")
                 continue
             with files.open(name) as file:
                 for position, fields in iter_stream(file, name):
-                    folders.discard(f"{root}{'/'.join(_image_path(fields).split('/')[:2])}/")
+                    folders.discard(_image_folder(root, fields))
                     yield _make_record(split, entry, fields, f"{subset}-{position}", subset, root, files)
         except UserError as error:  # a damaged table ends here, and the others follow
             yield InvalidRow(f"{subset}.json", f"table damaged: {error}")
@@ -92,6 +99,10 @@ def _image_path(fields: object) -> str:
     return str(fields.get("image_path") or "") if isinstance(fields, dict) else ""
 
 
+def _image_folder(root: str, fields: object) -> str:
+    return f"{root}{'/'.join(_image_path(fields).split('/')[:2])}/"
+
+
 @row_errors_as_invalid
 def _make_record(split: str, entry: Source, fields: dict, default_key: str, subset: str, root: str, files: Folder | ZipMembers) -> Row:
     if not isinstance(fields, dict):
@@ -107,6 +118,8 @@ def _make_record(split: str, entry: Source, fields: dict, default_key: str, subs
     if isinstance(image, InvalidRow):
         return image
     modality = clean_text(fields.get("modality_type") or fields.get("modality"))  # one record of 'Chest CT Scan' has the second key
+    kind = clean_text(fields.get("question_type"))
+    meta = {"dataset": clean_text(fields.get("dataset")) or subset, "modality": modality, "question_type": kind}
     return Record(
         key=key,
         source=entry.name,
@@ -114,7 +127,7 @@ def _make_record(split: str, entry: Source, fields: dict, default_key: str, subs
         images=[image],
         turns=[(question, answer)],
         choices=choices,
-        type=TYPES.get(clean_text(fields.get("question_type"))) or question_type(question, answer),
+        type=TYPES.get(kind) or question_type(question, answer),
         group=path,
-        meta={"dataset": clean_text(fields.get("dataset")) or subset} | ({"modality": modality} if modality else {}),
+        meta={name: value for name, value in meta.items() if value},
     )

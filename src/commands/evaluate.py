@@ -14,6 +14,7 @@ from src.evaluation.benchmark import Benchmark
 from src.evaluation.condition_images import condition_images
 from src.evaluation.overlap import checkpoint_overlaps, mark_items
 from src.evaluation.predictions_file import PredictionsFile
+from src.evaluation.variants import PARAPHRASES, variants_of
 from src.model.generate import Generator, make_request
 from src.model.vlm import build_vlm
 from src.runtime import distributed, run_folder
@@ -40,12 +41,18 @@ def evaluate_run(
         settings = {"checkpoint": file_sha256(checkpoint), "row_tokens": prompter.budget, "seed": config.seed, **decoding}
         if ranks.is_first:  # only this rank writes the files
             result["seen"] = mark_seen(tests, checkpoint)
+        varied = {test.name: variants_of(test, config.variants) for test in tests}  # after mark_seen, whose marks they take over
         for test in tests:
             for condition in conditions[test.name]:
                 depends_on = {**settings, "shards": test.shards.manifest["fingerprint"]}
                 depends_on |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition in benchmark.SHUFFLED else {}
                 file = PredictionsFile(predictions_path(folder, test, condition), depends_on, ranks=ranks)
                 answer_condition(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
+            main = main_condition(conditions[test.name])
+            for name, variant in varied[test.name].items():
+                depends_on = {**settings, "shards": test.shards.manifest["fingerprint"], "variant": [name, main, PARAPHRASES]}
+                file = PredictionsFile(predictions_path(folder, test, name), depends_on, ranks=ranks)
+                answer_condition(variant, main, generator, file, exact=trained.data.exact_decode, seed=config.seed)
             for name, answers in baselines.baseline_answers(test).items() if ranks.is_first else ():
                 file = PredictionsFile(predictions_path(folder, test, name), {"shards": test.shards.manifest["fingerprint"]})
                 file.add({**item, "prediction": answer} for item, answer in zip(test.items, answers, strict=True))
@@ -54,8 +61,15 @@ def evaluate_run(
             return
         result["asked"] = {test.name: len(test.rows) for test in tests}  # this many lines at the start of each predictions file
         files = {test.name: read_conditions(test, folder, [*conditions[test.name], *baselines.BASELINES]) for test in tests}
+        asked_again = {
+            test.name: {
+                name: predictions_file.read_predictions(predictions_path(folder, test, name))[: len(variant.rows)]
+                for name, variant in varied[test.name].items()
+            }
+            for test in tests
+        }
         pooled = [test.name for test in tests if test.pooled]
-        result |= summary.summarise(files, pooled=pooled, resamples=config.resamples, seed=config.seed)
+        result |= summary.summarise(files, pooled=pooled, variants=asked_again, resamples=config.resamples, seed=config.seed)
     wandb_run.update_run(folder)
     warn_of_credentialed_texts(folder, tests)
 
@@ -98,6 +112,11 @@ def select_device(accelerator: str, ranks: Ranks) -> torch.device:
     return torch.device(f"cuda:{ranks.local % torch.cuda.device_count()}" if use_gpu else "cpu")
 
 
+def main_condition(conditions: list[str]) -> str:
+    """The image condition of the main scores, under which variants are asked."""
+    return "real" if "real" in conditions else "none"
+
+
 def answer_condition(test: Benchmark, condition: str, generator: Generator, file: PredictionsFile, *, exact: bool, seed: int) -> None:
     """Completes a predictions file. Questions that it already answers are skipped; the ranks divide the images among them."""
     source_rows, vision = benchmark.image_rows(condition, test, seed=seed), generator.model.vision
@@ -109,15 +128,15 @@ def answer_condition(test: Benchmark, condition: str, generator: Generator, file
         for start in range(0, len(missing), block_size):
             numbers = missing[start : start + block_size]
             images = condition_images(test, numbers, condition, source_rows, mean=vision.mean, size=vision.size, exact=exact)
-            records = (test.shards.text(test.rows[n]) for n in numbers)
+            records = map(test.record, numbers)
             requests = [
                 make_request(record, images=pixels, prefix=name, prompter=generator.prompter, max_new_tokens=generator.max_new_tokens)
                 for record, (name, pixels) in zip(records, images, strict=True)
             ]
             for number, request in zip(numbers, requests, strict=True):  # sampling depends on the question alone, not on its batch
                 request.seed = zlib.crc32(f"{seed} {test.items[number]['id']}".encode())
-            options = [test.items[n].get("choices", []) for n in numbers]
-            for number, answer in generator.choices(requests, options) if test.choices else generator.answers(requests):
+            options = [test.items[n].get("choices", []) if test.choices else [] for n in numbers]
+            for number, answer in generator.chosen_or_free(requests, options):
                 file.add([{**test.items[numbers[number]], **answer.line()}])
                 progress.update()
     file.finish(test.items)

@@ -7,6 +7,8 @@ from src.config.fields import bounded, check_fields
 from src.runtime.errors import UserError
 from src.runtime.schema import check_choice
 
+VARIANTS = ("orders", "prompts")
+
 
 @dataclass
 class JudgeConfig:
@@ -24,6 +26,7 @@ class EvaluateConfig:
     data_root: str | None
     benchmarks: Any  # a name, a list of names, or null
     images: list[str]
+    variants: list[str]
     limit: int
     batch: int
     max_new_tokens: int
@@ -52,6 +55,14 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
         raise UserError("judge.url: a judge reads saved predictions; give predictions=outputs/NAME/predictions/BENCHMARK.real.jsonl")
     if config.judge.url is not None and not config.judge.url.startswith(("http://", "https://")):
         raise UserError(f"judge.url={config.judge.url}: not an address; give http(s)://HOST/v1 of an OpenAI-compatible server")
+    for variant in config.variants:
+        check_choice("variants", variant, VARIANTS)
+    if config.variants and config.predictions is not None:
+        raise UserError(
+            f"variants={config.variants}: they need the model; give run=NAME, or score the predictions file of each variant alone"
+        )
+    if config.variants and not {"real", "none"} & set(config.images):
+        raise UserError(f"variants={config.variants}: they are asked under images=[real], else [none]; add one of the two to images=")
     check_fields(config)
     check_choice("checkpoint", config.checkpoint, ("best", "last"))
     if config.temperature < 0 or not 0 < config.top_p <= 1:

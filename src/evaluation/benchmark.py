@@ -1,6 +1,7 @@
 """Benchmarks: the test questions of one source, and the rows of the images that the model gets with them under each image condition."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class BenchmarkConfig:
     choices: bool
     disjoint: bool
     modality: str = "modality"
+    slices: list[str] = field(default_factory=list)  # keys of `Record.meta` whose values are reported one by one
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Benchmark:
     source: str = ""
     split: str = "test"
     modality: str = "modality"  # the key of `Record.meta` with the modality of the images
+    slices: list[str] = field(default_factory=list)
+    change: Callable[[Record], Record] | None = None  # of each question, for another order of its options or another wording
 
     @property
     def set_name(self) -> str:
@@ -56,7 +60,12 @@ class Benchmark:
 
     @cached_property
     def items(self) -> list[dict]:
-        return to_items(self.shards, self.rows)
+        return to_items(self.shards, self.rows, slices=self.slices, change=self.change)
+
+    def record(self, number: int) -> Record:
+        """Question `number` of `items`, without images."""
+        record = self.shards.text(self.rows[number])
+        return self.change(record) if self.change else record
 
     @property
     def ids(self) -> list[str]:
@@ -95,7 +104,8 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
     pooled = config.pooled and bool(shards.column("num_images")[rows].any())
-    return Benchmark(name, shards, rows.tolist(), all_rows.tolist(), pooled, config.choices, config.source, config.split, config.modality)
+    about = {key: getattr(config, key) for key in ("choices", "source", "split", "modality", "slices")}
+    return Benchmark(name, shards, rows.tolist(), all_rows.tolist(), pooled, **about)
 
 
 def benchmark_names() -> list[str]:
@@ -128,9 +138,12 @@ def _has_questions(root: str | Path, source: str, split: str, cache: CacheConfig
     return any(shards.text(row).turns for row in shards.rows(split)[:SEARCHED_RECORDS].tolist())
 
 
-def to_items(shards: Shards, rows: list[int]) -> list[dict]:
+def to_items(
+    shards: Shards, rows: list[int], *, slices: Iterable[str] = (), change: Callable[[Record], Record] | None = None
+) -> list[dict]:
     """Records as items of a predictions file. `image` is the cluster of an answer in the statistics, empty for text-only records."""
-    records, counts = (shards.text(row) for row in rows), shards.column("num_images")[rows]
+    texts, counts = (shards.text(row) for row in rows), shards.column("num_images")[rows]
+    records = map(change, texts) if change else texts
     return [
         {
             "id": record.key,
@@ -141,6 +154,7 @@ def to_items(shards: Shards, rows: list[int]) -> list[dict]:
             "references": record.references or [record.answer],
             **({"choices": record.choices} if record.choices else {}),
             **_closed(record),
+            **({"slices": values} if (values := {key: str(record.meta[key]) for key in slices if record.meta.get(key)}) else {}),
         }
         for record, images in zip(records, counts, strict=True)
     ]

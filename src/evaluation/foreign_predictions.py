@@ -104,6 +104,8 @@ def _to_item(row: dict, place: str, *, benchmark: str | None) -> dict:
         if not isinstance(row["choices"], list):
             raise UserError(f"{place}: choices is {_kind(row['choices'])}; give a list of the options")
         item["choices"] = [_string(choice, "choices", place) for choice in row["choices"]]
+    if isinstance(row.get("slices"), dict):
+        item["slices"] = {str(name): _string(value, "slices", place) for name, value in row["slices"].items()}
     item |= {name: row[name] for name in FLAGS if isinstance(row.get(name), bool)}
     return item | {name: _string(row[name], name, place) for name in OPTIONAL if name != "choices" and row.get(name) is not None}
 

@@ -4,20 +4,35 @@ from collections.abc import Callable
 
 from src.metrics.protocols import SCORERS, protocol_lines
 from src.metrics.statistics import holm
+from src.metrics.variants import order_scores, prompt_scores
 from src.metrics.vqa import describe_clusters, paired_difference, score, unchanged
 
 REFERENCE_CONDITIONS = ("shuffled", "other_modality", "blank", "none", "majority", "colour")
 IMAGE_CONDITIONS = ("shuffled", "other_modality", "blank", "none")  # the same model without the question's own image
 
+SHOWN = {
+    "orders": ("accuracy", "every_order"),
+    "prompts": ("exact", "accuracy"),
+    "": ("bleu1", "exact", "unchanged"),
+}  # "": any other condition
 
-def summarise(predictions: dict[str, dict[str, list[dict]]], *, pooled: list[str], resamples: int, seed: int) -> dict:
+
+def summarise(
+    predictions: dict[str, dict[str, list[dict]]],
+    *,
+    pooled: list[str],
+    variants: dict[str, dict[str, list[dict]]] | None = None,
+    resamples: int,
+    seed: int,
+) -> dict:
     """Scores of all predictions. `predictions[benchmark][condition]` are the items of one predictions file.
 
     Returns `metrics`, `scorers`, `clusters`, `pooled`, `cut` and `empty`; the last two count, per benchmark and condition, the answers
     that reached the token limit and those that are empty. A paired difference has `p` and `p_holm`, adjusted for the family of all
     conditions that are subtracted from `real` under the same key. `vqa/<name>/<condition>/<slice>/unchanged` is the share of answers
     that are the same under `real` and under another image condition: the answers that need no image. `vqa/pooled` contains the
-    benchmarks in `pooled`, for each condition that all of them have; it exists for a single benchmark too.
+    benchmarks in `pooled`, for each condition that all of them have; it exists for a single benchmark too. `variants[benchmark][variant]`
+    are answers to the questions asked in other ways; `vqa/<name>/orders` and `vqa/<name>/prompts` compare them with the main answers.
     """
     predictions = {name: {condition: items for condition, items in files.items() if items} for name, files in predictions.items()}
     if pooled:
@@ -30,6 +45,8 @@ def summarise(predictions: dict[str, dict[str, list[dict]]], *, pooled: list[str
         metrics |= _differences(name, files, resamples=resamples, seed=seed)
         metrics |= _unchanged(name, files, resamples=resamples, seed=seed)
     main = {name: files.get("real") or files.get("none") for name, files in predictions.items()}
+    for name, files in (variants or {}).items():
+        metrics |= _variants(name, main[name] or [], files, resamples=resamples, seed=seed)
     scorers = {name: {scorer: function(items) for scorer, function in SCORERS.items()} for name, items in main.items() if items}
     clusters = {name: describe_clusters(items) for name, items in main.items() if items}
     counts = {
@@ -55,6 +72,16 @@ def _unchanged(name: str, files: dict[str, list[dict]], *, resamples: int, seed:
     others = [other for other in IMAGE_CONDITIONS if "real" in files and other in files]
     shares = {other: unchanged(files["real"], files[other], resamples=resamples, seed=seed) for other in others}
     return {f"vqa/{name}/{other}/{key}": row for other, rows in shares.items() for key, row in rows.items()}
+
+
+def _variants(name: str, items: list[dict], files: dict[str, list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
+    metrics: dict[str, dict] = {}
+    for group, prefix, scores in (("orders", "order", order_scores), ("prompts", "prompt", prompt_scores)):
+        numbered = sorted((key for key in files if key.startswith(prefix)), key=lambda key: int(key.removeprefix(prefix)))
+        if numbered:
+            rows = scores(items, [files[key] for key in numbered], resamples=resamples, seed=seed)
+            metrics |= {f"vqa/{name}/{group}/{key}": row for key, row in rows.items()}
+    return metrics
 
 
 def _count(predictions: dict[str, dict[str, list[dict]]], matches: Callable[[dict], bool]) -> dict[str, dict[str, int]]:
@@ -89,8 +116,9 @@ def summary_text(summary: dict) -> str:
             lines += [f"{name:16} {condition:22} {count:,} {message}" for condition, count in counts.items()]
     for key, row in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
-        if part == "all" and scorer in ("bleu1", "exact", "unchanged") and name != repeated:
-            lines.append(f"{name:16} {condition:22} {scorer:9} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}")
+        if part == "all" and scorer in SHOWN.get(condition, SHOWN[""]) and name != repeated:
+            line = f"{name:16} {condition:22} {scorer:9} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}"
+            lines.append(line + (f"  by wording {row['lowest']:.3f} to {row['highest']:.3f}" if "lowest" in row else ""))
     return "\n".join(lines)
 
 

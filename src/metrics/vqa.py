@@ -5,7 +5,7 @@ the cluster of the answer. Scores are in [0, 1]; with several references the bes
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -89,13 +89,17 @@ NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last ranks options by total 
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
     """Masks (N,) of the non-empty slices: all, open and closed questions, and each question type other than open and closed.
 
-    Items with `seen` also form the slices `seen` and `unseen` (in or not in the training data). It is absent where this is unknown.
+    `slices` of an item (key -> value, such as its modality) add `<key>=<value>`. Items with `seen` also form the slices `seen` and `unseen`
+    (in or not in the training data). It is absent where this is unknown.
     """
     closed = np.array([is_closed_question(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
     masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
     names = [name for name in sorted(set(types.tolist())) if name.lower() not in ("", "open", "closed")]
     masks |= {f"type={name.replace('/', '-')}": types == name for name in names}
+    pairs = [{(key, str(value)) for key, value in item.get("slices", {}).items()} for item in items]
+    for pair in sorted(set().union(*pairs)):
+        masks["=".join(pair).replace("/", "-")] = np.array([pair in some for some in pairs], dtype=bool)
     for name, value in (("unseen", False), ("seen", True)):
         masks[name] = np.array([item.get("seen") is value for item in items], dtype=bool)
     return {name: mask for name, mask in masks.items() if mask.any()}
@@ -107,7 +111,12 @@ def score(items: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
     A question without `image` is its own cluster. A score is included if it is defined for every question of the slice: `accuracy` if
     all have a closed set of answers, `accuracy_unnormalised` if all have options whose likelihoods were compared.
     """
-    values, columns = _columns(slices(items), _scores(items))
+    return means(items, item_scores(items), resamples=resamples, seed=seed)
+
+
+def means(items: list[dict], scores_NH: np.ndarray, names: Sequence[str] = NAMES, *, resamples: int, seed: int) -> dict[str, dict]:
+    """As `score`, for any H scores in [0, 1] of N items with these names; NaN where a score is not defined for an item."""
+    values, columns = slice_columns(slices(items), scores_NH, names)
     sums, counts = statistics.by_cluster(values, _clusters(items))
     resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
     low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(0.0, 1.0))
@@ -120,9 +129,9 @@ def paired_difference(items: list[dict], others: list[dict], *, resamples: int, 
     `p` is two-sided, from sign flips of whole images; adjust a family of them with `statistics.holm`. Raises `UserError` if the two do
     not answer the same questions.
     """
-    others = _in_order(items, others)
-    differences = _scores(items) - _scores(others)
-    values, columns = _columns(slices(items), differences)
+    others = in_order(items, others)
+    differences = item_scores(items) - item_scores(others)
+    values, columns = slice_columns(slices(items), differences)
     sums, counts = statistics.by_cluster(values, _clusters(items))
     resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
     low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
@@ -135,17 +144,12 @@ def unchanged(items: list[dict], others: list[dict], *, resamples: int, seed: in
 
     With `others` from another image condition these are the answers that need no image. Raises `UserError` as `paired_difference`.
     """
-    pairs = zip(items, _in_order(items, others), strict=True)
-    same_N = np.array([_folded(one["prediction"]) == _folded(other["prediction"]) for one, other in pairs], dtype=float)
-    masks = slices(items)
-    values = np.stack([np.where(mask, same_N, np.nan) for mask in masks.values()], axis=1)
-    sums, counts = statistics.by_cluster(values, _clusters(items))
-    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
-    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(0.0, 1.0))
-    return _table([f"{name}/unchanged" for name in masks], sums, counts, low, high)
+    pairs = zip(items, in_order(items, others), strict=True)
+    same_N1 = np.array([[_folded(one["prediction"]) == _folded(other["prediction"])] for one, other in pairs], dtype=float)
+    return means(items, same_N1, ["unchanged"], resamples=resamples, seed=seed)
 
 
-def _in_order(items: list[dict], others: list[dict]) -> list[dict]:
+def in_order(items: list[dict], others: list[dict]) -> list[dict]:
     """`others` in the order of the questions of `items`. Raises `UserError` if the two do not answer the same questions."""
     other_by_id = {item["id"]: item for item in others}
     ids = {item["id"] for item in items}
@@ -170,7 +174,7 @@ def _clusters(items: list[dict]) -> list[str]:
     return [f"image {item['image']}" if item.get("image") else f"id {item['id']}" for item in items]
 
 
-def _scores(items: list[dict]) -> np.ndarray:
+def item_scores(items: list[dict]) -> np.ndarray:
     """The scores `NAMES` (N, H) of each item; NaN if a score is not defined for it."""
     return np.array([_item_scores(item) for item in items], dtype=float)
 
@@ -182,11 +186,11 @@ def _item_scores(item: dict) -> list[float]:
     return [bleu1(prediction, references), exact(prediction, references), f1(prediction, references), closed, unnormalised]
 
 
-def _columns(masks: dict[str, np.ndarray], scores_NH: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def slice_columns(masks: dict[str, np.ndarray], scores_NH: np.ndarray, names: Sequence[str] = NAMES) -> tuple[np.ndarray, list[str]]:
     """One column per slice and score that is defined for all its questions: values (N, K), NaN outside the slice, and their keys."""
     columns, keys = [], []
     for part, mask in masks.items():
-        for h, name in enumerate(NAMES):
+        for h, name in enumerate(names):
             if not np.isnan(scores_NH[mask, h]).any():
                 columns.append(np.where(mask, scores_NH[:, h], np.nan))
                 keys.append(f"{part}/{name}")

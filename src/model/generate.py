@@ -83,6 +83,14 @@ class Generator:
             best, best_total = int(np.argmax(means)), int(np.argmax([total for total, _ in scores]))
             yield index, Answer(options[index][best], means[best], options[index][best_total])
 
+    def chosen_or_free(self, requests: list[GenerationRequest], options: list[list[str]]) -> Iterator[tuple[int, Answer]]:
+        """`choices` for requests with options, `answers` for the others."""
+        chosen, free = ([n for n, texts in enumerate(options) if bool(texts) is wanted] for wanted in (True, False))
+        for n, answer in self.choices([requests[n] for n in chosen], [options[n] for n in chosen]):
+            yield chosen[n], answer
+        for n, answer in self.answers([requests[n] for n in free]):
+            yield free[n], answer
+
     @torch.inference_mode()
     def likelihoods(self, requests: list[GenerationRequest], options: list[list[str]]) -> list[list[tuple[float, int]]]:
         """Per request and option: (log-probability of the option's tokens and its end after the prompt, their number)."""

@@ -9,6 +9,7 @@ from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.run_data import RunData, Scores, interval, scores_by_benchmark
 from src.reporting.unchanged import unchanged_blocks
+from src.reporting.variants import variant_blocks
 
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
@@ -130,7 +131,7 @@ def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = ""
     blocks: list = [condition_table(scores, pooled=pooled, clusters=clusters)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
         blocks.append(difference_table(scores, ("shuffled", "other_modality", "blank")))
-    blocks += unchanged_blocks(scores)
+    blocks += [*unchanged_blocks(scores), *variant_blocks(scores, _match_score(scores))]
     if "real_minus_majority" in scores or "real_minus_blind" in scores:
         table = difference_table(scores, ("none", "blind", "colour", "majority"))
         blocks.append(Folded("Differences to answers without the image", [table]))
@@ -140,8 +141,7 @@ def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = ""
     elif "unseen" in parts:
         blocks.append(Text("The audits found no question of this benchmark in the training data, neither by its image nor by its text."))
     if len(parts) > 1:
-        blocks.append(slice_table(scores, _match_score(scores)))
-        blocks.append(Folded("BLEU-1 by kind of question", [slice_table(scores, "bleu1")]))
+        blocks += [slice_table(scores, _match_score(scores)), Folded("BLEU-1 by kind of question", [slice_table(scores, "bleu1")])]
     return blocks
 
 

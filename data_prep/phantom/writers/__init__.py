@@ -10,13 +10,17 @@ from data_prep.phantom.writers import (
     medfmc_chest,
     medfmc_colon,
     medfmc_endo,
+    medframeqa,
     medical_flashcards,
     medicat,
     medmcqa,
     medqa,
+    medxpertqa_mm,
     mimic_cxr,
+    mmmu_med,
     octmnist,
     omnimedvqa,
+    omnimedvqa_open,
     organcmnist,
     pad_ufes_20,
     pathvqa,
@@ -46,5 +50,6 @@ UNSEEN |= _named(cxr8, medfmc_chest, medfmc_colon, medfmc_endo, busi)  # the tra
 FULL = _named(pmc_oa, mimic_cxr, pubmedqa, medmcqa, pmc_vqa, omnimedvqa, roco, pathvqa, ubench, vqa_med_2019, medqa, iu_xray, slake)
 FULL |= _named(vqa_rad)
 FURTHER = _named(quilt_1m, medicat, pubmedvision, rocov2, healthcaremagic, medical_flashcards)  # not in the mix of the paper
+EXAMS = _named(omnimedvqa_open, mmmu_med, medxpertqa_mm, medframeqa)  # benchmarks that no mix draws from
 MINI = FULL | _named(breastmnist, retinamnist)  # what `make mini` needs
-WRITERS = FULL | FURTHER | UNSEEN
+WRITERS = FULL | FURTHER | EXAMS | UNSEEN
