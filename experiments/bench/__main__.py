@@ -21,7 +21,7 @@ from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.run_folder import git_commit
 from src.runtime.tables import print_table
 
-GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep", "startup")
+GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep", "startup", "roofline")
 OUT = Path("outputs/bench/result.json")
 TABLE = Path("experiments/bench/results.csv")
 COLUMNS = ["group", "name", "value", "rounds", "ours", "peer", "unit", "target", "met", "git"]
