@@ -23,7 +23,6 @@ def test_step_adds_passes_and_update():
     step = RUN.on(1, batch=64)
     assert step.seconds == pytest.approx(4 * 0.01 + 3200e-4 + 0.002)
     assert step.samples_per_second == pytest.approx(64 / 0.362)
-    assert step.acceptable
 
 
 def test_ranks_wait_for_the_one_with_the_longest_sample():
@@ -31,7 +30,6 @@ def test_ranks_wait_for_the_one_with_the_longest_sample():
     step = replace(RUN, lengths=[90, 10]).on(2, batch=2)
     assert (step.compute, step.waiting) == (pytest.approx(0.01 + 50e-4 + 0.002), pytest.approx(40e-4))
     assert step.shares["waiting"] == pytest.approx(0.004 / 0.021)
-    assert not step.acceptable
 
 
 def test_communication_counts_four_bytes_per_trained_parameter():

@@ -91,7 +91,7 @@ def mix_lengths() -> list[tuple[int, int, int]]:
 
 def sample_of(lengths: tuple[int, int, int], patches: int) -> EncodedSample:
     images, prompt, answer = lengths
-    ids = np.array([1, *[IMAGE_ID] * (images * patches), *[5] * (prompt + answer), 2], np.int32)
+    ids = np.array([0, *[IMAGE_ID] * (images * patches), *[5] * (prompt + answer), 2], np.int32)
     return EncodedSample(ids, np.where(np.arange(len(ids)) < len(ids) - answer - 1, IGNORE, ids).astype(np.int32), images)
 
 
@@ -149,7 +149,7 @@ def record_peer(lengths: list[tuple[int, int, int]], micro_batch: int, checkpoin
 
     recorder, peer = record_layers(passes, LLAMA_7B["num_hidden_layers"]), build(None)
     with fake_gpu():
-        trainable = [p for p in to_fake(peer).parameters() if p.requires_grad]
+        trainable = [p for p in to_fake(peer, device="cuda:0").parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, foreach=True)
 
         def update() -> None:
@@ -190,7 +190,7 @@ def show(steps: dict[str, Step], gpu: Accelerator) -> None:
         cells += [f"{step.share(gpu):.1%}", f"{speed:.1f}", f"{FULL_MIX_RECORDS / speed / 3600:.1f}", str(step.recorder.waits.total())]
         table.add_row(name, *cells, f"{1 - step.tokens / step.places:.1%}")
     print_table(table)
-    for name in steps.keys() & {"ours_none", "transformers"}:
+    for name in [name for name in ("ours_none", "transformers") if name in steps]:
         table = Table(f"most expensive kernels, {name}", "line", "kernels", "ms", box=None)
         for op, line, launches, seconds in most_expensive(steps[name].recorder.kernels, gpu, count=10):
             table.add_row(op, line, f"{launches:,}", f"{1e3 * seconds:.1f}")

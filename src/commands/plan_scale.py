@@ -19,7 +19,7 @@ GPUS_PER_NODE = 8
 # Bytes/s per GPU and direction. Assumed: 80% of the 450 GB/s of NVLink (data sheet of the H100) and of a port of 400 Gbit/s per GPU.
 NVLINK, NETWORK = 360e9, 40e9
 DECODED = 884  # images/s of a data worker: stream_image of experiments/bench/results.csv, one core, 512x384 to 224x224
-LIMIT = 0.1  # share of the time that communication, waiting or a lack of data may take
+EFFICIENT = 0.9  # samples per second and GPU, of those of one GPU
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class StepTime:
     fixed: float
     per_token: float
     update: float
-    micro_batch: float  # tokens of the largest micro-batch
+    micro_batch: float  # mean tokens, of the configuration
 
-    def passes(self, tokens: float) -> float:
-        return math.ceil(tokens / self.micro_batch) * self.fixed + tokens * self.per_token
+    def step(self, tokens: float, micro_batches: int) -> float:
+        return micro_batches * self.fixed + tokens * self.per_token + self.update
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,6 @@ class Scale:
         """Of the step: all-reduce, waiting for the fullest rank, lack of data."""
         return {"all-reduce": self.all_reduce / self.seconds, "waiting": self.waiting / self.seconds, "lack of data": self.lack}
 
-    @property
-    def acceptable(self) -> bool:
-        return max(self.shares.values()) <= LIMIT
-
 
 def all_reduce_seconds(size: int, gpus: int) -> float:
     """Of `size` bytes: each node reduces over NVLink, each of its GPUs reduces its part over the network, and each node gathers."""
@@ -86,7 +82,8 @@ class Workload:
         window = self.lengths * math.ceil(batch / len(self.lengths))
         balance = RankBalance.of(window, gpus, global_batch_size=batch, max_seq_len=self.max_seq_len)
         tokens = batch * sum(self.lengths) / len(self.lengths) / gpus
-        compute, fullest = (self.time.passes(n) + self.time.update for n in (tokens, tokens / balance.utilization))
+        micro_batches = math.ceil(tokens / self.time.micro_batch - 1e-9)
+        compute, fullest = (self.time.step(n, micro_batches) for n in (tokens, tokens / balance.utilization))
         all_reduce = all_reduce_seconds(4 * self.trained, gpus)
         needed = self.images * batch / gpus / (fullest + all_reduce)  # images/s
         lack = max(0.0, 1 - max(self.workers, 1) * DECODED / needed) if needed else 0.0
@@ -94,7 +91,7 @@ class Workload:
 
 
 def scale_table(config: PlanConfig, sample: AverageSample, lengths: list[int], *, sample_bytes: float) -> Table:
-    """A row for each of `GPUS` with the batch of the configuration, and one with the batch at which no share passes `LIMIT`."""
+    """A row for each of `GPUS` with the batch of the configuration, and one with the smallest batch that is efficient, if another is."""
     gpu = ACCELERATORS.get(config.device[0].lower(), H200)
     model = build_on_meta(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -106,13 +103,9 @@ def scale_table(config: PlanConfig, sample: AverageSample, lengths: list[int], *
     table = Table("GPUs", *(Column(name, justify="right") for name in columns), box=None, caption=caption)
     one = run.on(1, batch=config.data.global_batch_size)
     for gpus in GPUS:
-        batches = [config.data.global_batch_size << n for n in range(10) if config.data.global_batch_size << n >= gpus]
-        first = run.on(gpus, batch=batches[0])
-        rows = [first] if batches[0] == config.data.global_batch_size or first.acceptable else []
-        if not first.acceptable:
-            options = (run.on(gpus, batch=batch) for batch in batches)
-            rows += [option for option in options if option.acceptable][:1]
-        for row in rows:
+        rows = [run.on(gpus, batch=config.data.global_batch_size << n) for n in range(10) if config.data.global_batch_size << n >= gpus]
+        efficient = [row for row in rows if row.samples_per_second >= EFFICIENT * gpus * one.samples_per_second]
+        for row in dict.fromkeys([rows[0], *efficient[:1]]):
             linear = row.samples_per_second / one.samples_per_second / gpus
             read = row.samples_per_second / gpus * min(gpus, GPUS_PER_NODE) * sample_bytes / 1e6
             cells = [f"{row.batch:,}", f"{row.batch / gpus:g}", f"{1e3 * row.seconds:.0f}", f"{row.samples_per_second:,.0f}"]

@@ -1,7 +1,8 @@
 """The kernels that PyTorch launches on a GPU, recorded without one, and the time that they take at best.
 
-`fake_gpu` runs code on fake tensors, which have a GPU as device and a shape, but no numbers. So the code takes the branches of a GPU: fused
-optimizers, autocast, flash attention. `KernelRecorder` counts the operations below autograd, as PyTorch dispatches them:
+`fake_gpu` runs code on fake tensors, which have a shape and a device, but no numbers. Passes run on the meta device, which our code treats
+as a GPU, because the backward pass of a fake tensor on `cuda` needs the hardware; updates run on `cuda`, so that optimizers are fused as
+there. `KernelRecorder` counts the operations below autograd, as PyTorch dispatches them:
 
 - FLOPs of matrix products, convolutions and attention, by the formulas of torch.utils.flop_counter. Attention per sample of a packed
   batch counts the pairs (token, earlier token of the same sample), which `causal_pairs` states, because fake tensors have no lengths.
@@ -31,11 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-DEVICE = "cuda:0"
 ROOT = Path(__file__).parents[2]
 TORCH, STDLIB = f"{Path(torch.__file__).parent}/", f"{sysconfig.get_path('stdlib')}/"
 WRITE_ONLY = ("copy_", "fill_", "zero_")
@@ -116,40 +117,81 @@ def extrapolate(two: Counter[Kernel], three: Counter[Kernel], layers: int) -> Co
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
-    """Tensors that are made in this context are fake. The GPU is a Hopper in what code can ask about it."""
+    """Tensors that are made in this context are fake."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("torch.cuda.get_device_capability", return_value=(9, 0)))
-        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
-        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
         stack.enter_context(mock.patch("torch.utils._foreach_utils._foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]))
         stack.enter_context(mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1"))  # it would read values
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # there is no thread for a GPU
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
 
-def to_fake(module: nn.Module) -> nn.Module:
-    """Replaces the parameters and buffers of a module by fake ones on the GPU; shared parameters stay shared."""
+def to_fake(module: nn.Module, *, device: str = "meta") -> nn.Module:
+    """Replaces the parameters and buffers of a module by fake ones; shared parameters stay shared."""
     fakes: dict[Tensor, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor not in fakes:
-                    fake = fake_like(tensor)
+                    fake = fake_like(tensor, device=device)
                     fakes[tensor] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
                 tensors[name] = None if tensor is None else fakes[tensor]  # type: ignore[assignment]
     return module
 
 
-def fake_like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+def fake_like(tensor: Tensor, *, device: str = "meta") -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+class Autocast(TorchFunctionMode):
+    """`torch.autocast` to bfloat16 as on a GPU, which the meta device lacks; lists as in aten/src/ATen/autocast_mode.h.
+
+    Parameters in float32 are cast once in the context, others at each use. `clear` begins anew, as the backward pass does.
+    """
+
+    LOWER = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, torch.addmm, torch.conv2d, F.conv2d)
+    FLOAT32 = (F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, F.cross_entropy, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt)
+    FLOAT32 += (Tensor.rsqrt, torch.exp, Tensor.exp, torch.sum, Tensor.sum)
+    active = 0
+
+    def __init__(self, *, enabled: bool):
+        super().__init__()
+        self.enabled = enabled
+        self.cache: dict[Tensor, Tensor] = {}
+
+    def clear(self) -> None:
+        self.cache = {}
+
+    def __enter__(self):
+        Autocast.active += self.enabled
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        Autocast.active -= self.enabled
+        return super().__exit__(*error)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.enabled and func in self.LOWER:
+            args, kwargs = tree_map_only(Tensor, self._to_half, (args, kwargs))
+        elif self.enabled and func in self.FLOAT32:
+            args, kwargs = tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _to_half(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.bfloat16()
+        if tensor not in self.cache:
+            self.cache[tensor] = tensor.bfloat16()
+        return self.cache[tensor]
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """The kernels that PyTorch chooses on a GPU: flash attention without a mask, memory-efficient attention with one."""
-    if torch.is_autocast_enabled("cuda"):
-        query, key, value = (states.to(torch.get_autocast_dtype("cuda")) for states in (query, key, value))
+    if Autocast.active:
+        query, key, value = (states.bfloat16() for states in (query, key, value))
     if attn_mask is None:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if attn_mask.dtype == torch.bool:
@@ -183,6 +225,8 @@ class KernelRecorder(TorchDispatchMode):
             return 1
         out = func(*args, **kwargs)
         outputs = _tensors(out)
+        if op == "lift_fresh" and _on_gpu(outputs):  # torch.tensor(..., device=...)
+            self.waits[line] += 1
         if op in ("_to_copy", "copy_") and _waits(inputs, outputs, non_blocking=kwargs.get("non_blocking") or args[2:3] == (True,)):
             self.waits[line] += 1
         if _on_gpu(inputs + outputs) and _launches_kernels(func, op, inputs, outputs):
@@ -225,7 +269,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _on_gpu(tensors: list[Tensor]) -> bool:
-    return any(tensor.device.type == "cuda" for tensor in tensors)
+    return any(tensor.device.type != "cpu" for tensor in tensors)
 
 
 def _waits(inputs: list[Tensor], outputs: list[Tensor], *, non_blocking: bool) -> bool:

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from src.config.train import TrainConfig
 from src.data.packing import Batch
 from src.model.cost import build_on_meta, layers_of
-from src.model.kernels import DEVICE, KernelRecorder, extrapolate, fake_gpu, fake_like, to_fake
+from src.model.kernels import Autocast, KernelRecorder, extrapolate, fake_gpu, fake_like, to_fake
 from src.training.lightning_module import VLMLightningModule
 
 
@@ -29,7 +30,7 @@ def record_micro_batches(config: TrainConfig, batches: list[Batch], *, shape: di
     def passes(layers: int) -> KernelRecorder:
         model, recorder = build_on_meta(config, shape=shape, layers=layers), KernelRecorder()
         with fake_gpu():
-            module = _fake_module(model, config)
+            module = _fake_module(model, config, device="meta")
             for batch in batches:
                 fake = Batch(**{name: fake_like(value) if isinstance(value, Tensor) else value for name, value in vars(batch).items()})
                 recorder.causal_pairs = causal_pairs(batch.cu_seqlens)
@@ -43,8 +44,8 @@ def record_optimizer(config: TrainConfig, *, shape: dict[str, int] | None = None
     """Everything of a step after its last backward pass: division by the tokens, norm, clipping, AdamW."""
     model, recorder = build_on_meta(config, shape=shape), KernelRecorder()
     with fake_gpu():
-        module = _fake_module(model, config)
-        module.step_losses, module.step_tokens = [(torch.empty((), device=DEVICE), [""])] * config.trainer.accumulate, 1
+        module = _fake_module(model, config, device="cuda:0")
+        module.step_losses, module.step_tokens = [(torch.empty((), device="cuda:0"), [""])] * config.trainer.accumulate, 1
         optimizer = module.configure_optimizers()["optimizer"]
 
         def update() -> None:
@@ -56,11 +57,11 @@ def record_optimizer(config: TrainConfig, *, shape: dict[str, int] | None = None
     return recorder
 
 
-def _fake_module(model: nn.Module, config: TrainConfig) -> VLMLightningModule:
-    module = VLMLightningModule(to_fake(model), config, sources=["all"], folder=Path()).train()  # type: ignore[arg-type]
-    module._device = torch.device(DEVICE)  # `to` would convert the parameters
+def _fake_module(model: nn.Module, config: TrainConfig, *, device: str) -> VLMLightningModule:
+    module = VLMLightningModule(to_fake(model, device=device), config, sources=["all"], folder=Path()).train()  # type: ignore[arg-type]
+    module._device = torch.device(device)  # `to` would convert the parameters
     module.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0)
-    module.loss_sums, module.token_sums = module.loss_sums.to(DEVICE), module.token_sums.to(DEVICE)  # once per row of the log
+    module.loss_sums, module.token_sums = module.loss_sums.to(device), module.token_sums.to(device)  # once per row of the log
     return module
 
 
@@ -75,10 +76,11 @@ def record_layers(record: Callable[[int], KernelRecorder], layers: int) -> Kerne
 
 def record_passes(recorder: KernelRecorder, loss: Callable[[], Tensor], *, config: TrainConfig) -> None:
     """Forward and backward pass of a micro-batch in the precision of the run."""
-    with recorder:
-        with torch.autocast("cuda", torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed"):
-            total = loss()
-        total.backward()
+    with recorder, Autocast(enabled=config.trainer.precision == "bf16-mixed") as autocast:
+        total = loss()
+        autocast.clear()
+        # Autocast stays on for what activation checkpointing computes again. `total.backward()` would turn the mode off.
+        _engine_run_backward((total,), (torch.ones_like(total),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def record_update(recorder: KernelRecorder, model: nn.Module, optimizer: torch.optim.Optimizer, update: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel
 
 from src.model.fast.attention import PackedSequences, varlen_attention
+from src.model.fast.elementwise import rotary
 from src.model.fast.lora import lora_linears
 
 
@@ -70,23 +71,12 @@ class LossOnlyLastLayer(LlamaDecoderLayer):
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
-
     @staticmethod
     def forward(ctx, x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
         ctx.save_for_backward(cos_LE, sin_LE)
-        return _apply_rotary(x_LAE, cos_LE, sin_LE)
+        return rotary(x_LAE, cos_LE, sin_LE)
 
     @staticmethod
     def backward(ctx, dy_LAE: Tensor) -> tuple[Tensor, None, None]:
         cos_LE, sin_LE = ctx.saved_tensors
-        return _apply_rotary(dy_LAE, cos_LE, -sin_LE), None, None
-
-
-def _apply_rotary(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    half = x_LAE.shape[-1] // 2
-    (left_LAF, right_LAF), sin_L1F = x_LAE.split(half, -1), sin_LE[:, None, :half]
-    y_LAE = x_LAE * cos_LE[:, None]
-    y_LAE[..., :half].addcmul_(right_LAF, sin_L1F, value=-1)
-    y_LAE[..., half:].addcmul_(left_LAF, sin_L1F)
-    return y_LAE
+        return rotary(dy_LAE, cos_LE, -sin_LE), None, None
