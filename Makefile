@@ -35,7 +35,7 @@ mini: $(READY)  ## the whole path on phantom data: raw data to outputs/mini/repo
 	@$(RUN) -m experiments.mini.run $(ARGS)
 
 test: $(READY)  ## all tests but those that need a browser; no network, no GPU
-	@$(TEST) -m "not browser" -n 2 --dist worksteal $(ARGS)
+	@$(TEST) -m "not browser" -n 3 --dist worksteal $(ARGS)
 
 test-fast: $(READY)  ## the core of the tests: none that is marked slow, one case of each function; under 90 seconds on two cores
 	@$(TEST) -m "not browser" --fast -n 2 --dist worksteal $(ARGS)
@@ -51,7 +51,7 @@ bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ON
 experiments: $(READY)  ## every table of experiments/*/README.md anew from the CSV file beside it
 	@$(RUN) -m experiments.tables
 
-ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=recipes), from nothing to their comparison: minutes on two cores
+ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=sweep=recipes), from nothing to their comparison: minutes on two cores
 	@$(RUN) -m experiments.ablations.run $(ARGS)
 
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
@@ -60,8 +60,8 @@ breadth: $(READY)  ## does training on more sources make an encoder that carries
 bench-gpu: $(READY)  ## the 7B on one GPU, random weights: our trainer against transformers, a table with the GPU's name
 	@$(RUN) -m experiments.bench.gpu $(ARGS)
 
-soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme] [MODEL=run:mini]; after make mini
-	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY))
+soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,fuzz,disk,slurm,s3,vllm,lmms] [MODEL=run:mini] [ARGS=raw=FOLDER]
+	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY)) $(ARGS)
 
 check: $(READY)  ## lint, format and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -5,6 +5,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from src.runtime.errors import UserError, report_user_errors
 
 FOLDER = Path(__file__).parent
 Rows = list[dict[str, str]]
+REAL_SCORES = {"exact": "exact match", "bleu1": "BLEU-1", "f1": "token F1"}
 IMAGE_COLUMNS = {"real": "real", "shuffled": "shuffled", "blank": "blank", "real - shuffled": "real_minus_shuffled"}
 
 
@@ -106,6 +108,65 @@ def interval(row: dict[str, str]) -> str:
     return f"{float(row['value']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
 
 
+def real_answers(rows: Rows, *, benchmark: str) -> str:
+    """One line per trial and image condition, then one per paired difference."""
+    rows = [row for row in rows if row["benchmark"] == benchmark and row["slice"] == "all"]
+    scores, differences = [], []
+    for trial, condition in dict.fromkeys((row["trial"], row["condition"]) for row in rows):
+        own = {row["score"]: row for row in rows if (row["trial"], row["condition"]) == (trial, condition)}
+        values = {title: interval(own[score]) for score, title in REAL_SCORES.items()}
+        n = f"{int(own['exact']['n']):,}"
+        if condition and "_minus_" not in condition:
+            scores.append({"trial": trial, "images": condition, "n": n} | values)
+        else:
+            label = f"{trial}: {condition.replace('_minus_', ' - ')}" if condition else trial
+            differences.append({"difference": label, "n": n} | values | {"p, exact match": own["exact"]["p_holm"]})
+    return "\n\n".join(markdown(lines) for lines in (scores, differences) if lines)
+
+
+def real_slices(rows: Rows) -> str:
+    """Exact match of each trial on slices of the questions, under its main condition."""
+    slices = [row for row in rows if row["slice"] != "all" and row["score"] == "exact"]
+    lines = []
+    for benchmark, part in dict.fromkeys((row["benchmark"], row["slice"]) for row in slices):
+        own = {row["trial"]: row for row in slices if (row["benchmark"], row["slice"]) == (benchmark, part)}
+        n = f"{int(next(iter(own.values()))['n']):,}"
+        cells = {row["trial"]: interval(own[row["trial"]]) if row["trial"] in own else "" for row in slices}
+        lines.append({"benchmark": benchmark, "questions": part, "n": n} | cells)
+    return markdown(lines)
+
+
+def real_scorers(rows: Rows) -> str:
+    """Every scorer on the answers of each trial under its main condition."""
+    lines = []
+    for benchmark, scorer in dict.fromkeys((row["benchmark"], row["scorer"]) for row in rows):
+        own = {row["trial"]: f"{float(row['value']):.3f}" for row in rows if (row["benchmark"], row["scorer"]) == (benchmark, scorer)}
+        lines.append({"benchmark": benchmark, "scorer": scorer} | {row["trial"]: own.get(row["trial"], "") for row in rows})
+    return markdown(lines)
+
+
+def real_trials(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        line = {"trial": row["trial"], "seed": row["seed"], "settings": row["settings"], "samples": f"{int(row['samples']):,}"}
+        line["hours"] = f"{float(row['train_hours']):.2f} + {float(row['evaluate_hours']):.2f}"
+        line |= {"memory, GB": f"{float(row['peak_gb']):.1f}", "data": row["data"], "commit": row["commit_of_training"][:12]}
+        lines.append(line)
+    return markdown(lines)
+
+
+def real_cells(rows: Rows) -> str:
+    """Macro-F1 of the linear probe per encoder, then the paired differences."""
+    scores, differences = [], []
+    for row in rows:
+        if row["score"] == "macro_f1":
+            line = {"encoder": row["encoder"], "n": f"{int(row['n']):,}", "macro-F1": interval(row)}
+            scores.append(line | {"test images unseen": row["unseen"]})
+        elif row["score"] == "macro_f1_difference":
+            differences.append({"difference": row["encoder"], "macro-F1": interval(row), "p (Holm)": row["p_holm"]})
+    return "\n\n".join(markdown(lines) for lines in (scores, differences) if lines)
+
+
 def breadth(rows: Rows) -> str:
     return analysis.tables(analysis.read(rows))
 
@@ -127,17 +188,29 @@ class Table(NamedTuple):
     render: Callable[[Rows], str]
 
 
+# Written by `python -m experiments.real.run`. A table without a CSV file has not been measured yet.
+REAL = [
+    Table("real/README.md", "trials", "real/trials.csv", real_trials),
+    Table("real/README.md", "slake", "real/results.csv", partial(real_answers, benchmark="slake")),
+    Table("real/README.md", "vqa_med_2019", "real/results.csv", partial(real_answers, benchmark="vqa_med_2019")),
+    Table("real/README.md", "slices", "real/results.csv", real_slices),
+    Table("real/README.md", "scorers", "real/scorers.csv", real_scorers),
+    Table("real/README.md", "cells", "real/cells.csv", real_cells),
+]
 TABLES = [
     Table("ablations/README.md", "leave_kind_out", "ablations/leave_kind_out.csv", ablation),
     Table("ablations/README.md", "recipes", "ablations/recipes.csv", recipes),
     Table("bench/README.md", "bench", "bench/results.csv", bench),
     Table("breadth/README.md", "breadth", "breadth/results.csv", breadth),
     Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),
-    Table("real/README.md", "real", "real/real.csv", markdown),
+    Table("real/README.md", "row_counts", "real/row_counts.csv", markdown),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
     Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
+    Table("vqa/README.md", "protocols", "vqa/protocols.csv", markdown),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
+    Table("vqa/README.md", "unchanged", "vqa/unchanged.csv", markdown),
+    *(table for table in REAL if (FOLDER / table.file).exists()),
 ]
 
 

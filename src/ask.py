@@ -1,4 +1,4 @@
-"""`python -m src.ask model=run:NAME image=FILE question="..."`: answers one question, or a table of questions as JSONL."""
+"""`python -m src.ask model=run:NAME image=FILE question="..."`: answers one question, a conversation, or a table of questions as JSONL."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from src.config.ask import AskConfig
 from src.data.credentialed import credentialed_notice
 from src.data.image_io import read_image
-from src.inference.query import Sampling, VQAQuery, find_model, trained_on, validate_question
+from src.inference.query import EMPTY_ANSWER, Sampling, VQAQuery, find_model, trained_on, validate_question
 from src.runtime.atomic_file import write_atomically
 from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
@@ -38,10 +38,48 @@ class QuestionRow:
 
 def ask(config: AskConfig) -> dict:
     """Answers `config.question`; returns a record in the format of a predictions file."""
-    row = QuestionRow("", validate_question(config.question or ""), _image_paths(config.image), config.frame)
-    query, sampling = _query(row), _sampling(config)
+    return converse(config)[-1]
+
+
+def converse(config: AskConfig) -> list[dict]:
+    """Answers `config.question`, or each of `config.questions` with the turns before it. The turns of `config.history` come first; the
+    new ones are added to this file."""
+    rows = [
+        QuestionRow("", validate_question(question), _image_paths(config.image), config.frame)
+        for question in config.questions or [config.question or ""]
+    ]
+    history = read_history(Path(config.history)) if config.history else []
+    images, sampling = _query(rows[0]).images, _sampling(config)
     model = _load(config)
-    return _prediction(row, model.answers([query], sampling)[0])
+    predictions = []
+    for row in rows:
+        answer = model.answers([VQAQuery(row.question, images, list(history))], sampling)[0]
+        predictions.append(_prediction(row, answer))
+        history.append((row.question, answer.text.strip() or EMPTY_ANSWER))
+    if config.history:
+        turns = [{"question": question, "answer": answer} for question, answer in history]
+        write_atomically(Path(config.history), "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in turns))
+    return predictions
+
+
+def read_history(file: Path) -> list[tuple[str, str]]:
+    """The (question, answer) turns of a JSONL file; none if it does not exist. Raises `UserError` for a line that is no such turn."""
+    if not file.parent.is_dir():
+        raise UserError(f"history={file}: the folder {file.parent} does not exist; create it, or give another file")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n") if file.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"history={file}: cannot be read ({error}); give a JSONL file") from None
+    history = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            turn = json.loads(line)
+            history.append((validate_question(turn["question"]), turn["answer"].strip() or EMPTY_ANSWER))
+        except (ValueError, TypeError, LookupError, AttributeError, UserError):
+            raise UserError(f'history={file}, line {number}: not a turn {{"question": "...", "answer": "..."}}; correct the line') from None
+    return history
 
 
 def ask_all(config: AskConfig) -> Path:
@@ -131,17 +169,20 @@ def _prediction(row: QuestionRow, answer: "Answer") -> dict:
 
 @command("ask", AskConfig)
 def main(config: AskConfig) -> None:
-    if (config.question is None) == (config.batch is None):
-        raise UserError('give either question="..." or batch=FILE')
+    if sum(map(bool, (config.question is not None, config.questions, config.batch))) != 1:
+        raise UserError('give one of question="...", questions=[...] and batch=FILE')
+    if config.batch and config.history:
+        raise UserError("history= belongs to question= or questions=; the questions of batch= are independent")
     if config.batch:
         print(ask_all(config))
         return
-    prediction = ask(config)
-    print(json.dumps(prediction, ensure_ascii=False) if config.json else prediction["prediction"])
-    if "note" in prediction and not config.json:
-        print(f"note: {prediction['note']}", file=sys.stderr)
+    predictions = converse(config)
+    for prediction in predictions:
+        print(json.dumps(prediction, ensure_ascii=False) if config.json else prediction["prediction"])
+    if "note" in predictions[0] and not config.json:
+        print(f"note: {predictions[0]['note']}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("model", "question", "image", "batch", "out"))
+    sys.argv[1:] = quote_free_text(sys.argv[1:], texts=("model", "question", "image", "history", "batch", "out"))
     main()

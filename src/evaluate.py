@@ -37,19 +37,22 @@ def main(config: EvaluateConfig) -> None:
         from src.commands.score import score_predictions
 
         folder = score_predictions(config)
-        print_scores(folder, folder.name, config.outputs)
+        print_scores(folder, config.outputs, protocols=True)
         return
     for name in match_runs(config.outputs, config.run or ""):
         folder = evaluate(replace(config, run=name))
         if run_folder.is_first_rank():
-            print_scores(folder, name, config.outputs)
+            print_scores(folder, config.outputs)
 
 
-def print_scores(folder: Path, name: str, outputs: str) -> None:
+def print_scores(folder: Path, outputs: str, *, protocols: bool = False) -> None:
     from src.evaluation import summary
 
-    print(summary.summary_text(json.loads((folder / "evaluate.json").read_text())))
-    print(f"{folder}/evaluate.json; next: {follow_up('report', name, outputs)}")
+    result = json.loads((folder / "evaluate.json").read_text())
+    print(summary.summary_text(result))
+    if protocols:
+        print(summary.protocol_text(result))
+    print(f"{folder}/evaluate.json; next: {follow_up('report', str(folder.relative_to(outputs)), outputs)}")
 
 
 if __name__ == "__main__":

@@ -143,5 +143,5 @@ def parts(config: TrainConfig) -> tuple[VLM, DataModule]:
     """The model and the data of a configuration."""
     model = build_vlm(config)
     prompter = model.prompter(budget=config.data.max_seq_len)
-    slots = config.trainer.accumulate
-    return model, DataModule(config.mix, config.data, prompter=prompter, size=model.vision.size, seed=config.seed, slots=slots)
+    accumulate = config.trainer.accumulate
+    return model, DataModule(config.mix, config.data, prompter=prompter, size=model.vision.size, seed=config.seed, accumulate=accumulate)

@@ -4,6 +4,7 @@ from src.evaluation import summary
 from src.reporting import answers
 from src.reporting.blocks import Table
 from src.reporting.run_data import scores_by_benchmark
+from src.reporting.unchanged import unchanged_blocks
 from tests.stored import items
 
 
@@ -54,3 +55,12 @@ def test_question_types_fall_back_to_the_most_frequent():
     parts = {"all": {}, **{f"type={name}": {"exact": {"n": n}} for name, n in (("plane", 3), ("organ", 9), ("yes-no", 5), ("site", 4))}}
     assert answers._question_types(parts) == ["type=organ", "type=yes-no", "type=site"]
     assert answers._question_types({**parts, "type=count": {"exact": {"n": 1}}}) == ["type=count"]
+
+
+def test_answers_that_need_no_image_have_a_row_per_kind_of_question():
+    (table,) = unchanged_blocks(make_scores(real=items("", 8), shuffled=items("", 2), blank=items("", 8), majority=items("", 2)))
+    assert table.columns == ["questions on", "n", "same with blank image", "same with another test image"]
+    assert column(table, "questions on") == ["all", "open", "closed", "presence", "side"]
+    assert [cell.value for cell in column(table, "same with blank image")] == [1, 1, 1, 1, 1]
+    assert [cell.value for cell in column(table, "same with another test image")] == [0.25, 0, 0.5, 0.5, 0]
+    assert unchanged_blocks(make_scores(none=items("", 4), majority=items("", 2))) == []

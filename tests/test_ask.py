@@ -9,9 +9,9 @@ from PIL import Image
 
 from experiments.soak.images import RAMP, dicom
 from src import ask as command
-from src.ask import ask, ask_all
+from src.ask import ask, ask_all, converse, read_history
 from src.config.ask import AskConfig
-from src.inference.query import Sampling, VQAQuery
+from src.inference.query import EMPTY_ANSWER, Sampling, VQAQuery
 from src.inference.vqa_model import load_vqa_model
 from src.runtime.cli import compose
 from src.runtime.cli_quoting import quote_free_text
@@ -109,6 +109,33 @@ def test_table_gets_the_same_answers_as_single_questions(run, tmp_path):
     assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == [line["prediction"] for line in lines]
 
 
+def test_follow_up_question_comes_after_the_turns_before_it(run, tmp_path):
+    folder, pictures = run
+    file, questions, answers = tmp_path / "scan.jsonl", ["which organ?", "is it normal?", "how many?"], []
+    words = [f"image={pictures}/a.png", f"history={file}"]
+    predictions = converse(ask_config(folder, *words, 'questions=["which organ?","is it normal?"]'))
+    predictions += converse(ask_config(folder, *words, "question=how many?"))
+    model, images = load_vqa_model(str(folder)), [Image.open(pictures / "a.png")]
+    for n, prediction in enumerate(predictions):
+        answer = model.answers([VQAQuery(questions[n], images, list(zip(questions, answers, strict=False)))], Sampling(8))[0]
+        assert (prediction["question"], prediction["prediction"]) == (questions[n], answer.text)
+        assert prediction["confidence"] == pytest.approx(answer.confidence, abs=1e-6)
+        answers.append(answer.text.strip() or EMPTY_ANSWER)
+    assert read_history(file) == list(zip(questions, answers, strict=True))
+    alone = ask(ask_config(folder, f"image={pictures}/a.png", "question=how many?"))
+    assert alone["confidence"] != pytest.approx(predictions[-1]["confidence"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("q", 1), ("[1]", 1), ('{"question": "q", "answer": "a"}\n\n{"question": "q"}', 3), ('{"question": " ", "answer": "a"}', 1)],
+)
+def test_line_of_a_history_that_is_no_turn_is_named(tmp_path, content, line):
+    (tmp_path / "h.jsonl").write_text(content)
+    with pytest.raises(UserError, match=rf"h\.jsonl, line {line}: not a turn"):
+        read_history(tmp_path / "h.jsonl")
+
+
 def test_history_that_does_not_fit_loses_its_oldest_turns(run):
     model = load_vqa_model(str(run[0]))
     query = VQAQuery("and now?", history=[(f"turn {n} {'long ' * 5}?", f"answer {n}") for n in range(12)])
@@ -202,7 +229,7 @@ def test_command_prints_the_answer_or_json(run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         command.main()
     assert error.value.code == 2
-    assert capsys.readouterr().err == 'error: give either question="..." or batch=FILE\n'
+    assert capsys.readouterr().err == 'error: give one of question="...", questions=[...] and batch=FILE\n'
 
 
 @pytest.mark.slow

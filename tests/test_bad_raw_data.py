@@ -1,6 +1,7 @@
 """Builds from damaged raw data: each damage is quarantined or rejected with its reason and affects no other record. With repaired
 data, the same command gives the same bytes as a clean build."""
 
+import io
 import json
 import os
 import resource
@@ -17,14 +18,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from data_prep.build import chunking, shard_writer
+from data_prep.build import chunking, encode, shard_writer
 from data_prep.build import source as building
 from data_prep.build.finalize import COUNTS
 from data_prep.build.source import BuildConfig
 from data_prep.phantom.writers import WRITERS, medicat
 from data_prep.phantom.writers.pmc_oa import FOLDER
+from data_prep.readers.hash_set import HashSet
+from data_prep.readers.rows import InvalidRow, row_errors_as_invalid
+from data_prep.readers.tables import table_rows
 from data_prep.shards import build_all
+from data_prep.sources import Licence, Source
 from src.data.shards import Shards
 from src.runtime.errors import UserError
 from tests.processes import server
@@ -312,3 +318,56 @@ def test_killed_build_is_resumed(raw, tmp_path):
     build(raw, tmp_path / "out", "roco")
     build(raw, tmp_path / "clean", "roco")
     assert contents(tmp_path / "out") == contents(tmp_path / "clean")
+
+
+def test_folder_in_place_of_a_table_is_an_error(tmp_path):
+    (tmp_path / "raw" / "own" / "train.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"source 'own': .*train\.jsonl cannot be used \(Is a directory\); correct it"):
+        build(tmp_path / "raw", tmp_path / "out", "own")
+
+
+def test_field_of_another_type_is_listed_with_its_type():
+    @row_errors_as_invalid
+    def make_record(entry, fields):
+        return fields["text"].strip() + fields["number"]
+
+    fields = {"text": ["a"], "number": 1, "empty": None}
+    row = make_record(Source("own", "jsonl", {}), fields)
+    assert row.reason == "unexpected field type: text is list, number is number, empty is null"
+
+
+def test_reason_of_a_quarantined_row_is_one_line():
+    rows = [InvalidRow("a", "image missing: line\nbreak.jpg"), InvalidRow("b", "empty answer")]
+    (chunk,) = chunking.to_chunks(rows, split="train", keys=HashSet())
+    assert chunk.rejected == [("a", "image missing: line break.jpg"), ("b", "empty answer")]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("image file is truncated"), "broken image: image file is truncated"),
+        (IndexError("list index out of range"), "broken image: it cannot be decoded"),
+    ],
+)
+def test_reason_of_a_broken_image_has_no_text_of_an_exception(monkeypatch, error, reason):
+    def fail(image):
+        raise error
+
+    monkeypatch.setattr(encode, "to_rgb", fail)
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG")
+    with pytest.raises(encode.InvalidImage, match=reason):
+        encode.open_image(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("credentialed", "reason"), [("yes", "the message is withheld"), ("no", "unexpected end of data")])
+def test_message_about_a_broken_table_quotes_nothing_of_a_credentialed_one(tmp_path, credentialed, reason):
+    path = tmp_path / "train.csv"
+    path.write_text('id\n"a\n')
+    entry = Source("own", "jsonl", {}, licence=Licence(credentialed=credentialed))
+    with pytest.raises(UserError, match=rf"cannot be read as csv \(({reason})\); download it again"):
+        list(table_rows(path, entry, required=["id"]))
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        list(table_rows(path, entry, required=["id"]))

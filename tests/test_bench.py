@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import sources
+from data_prep.readers import READERS
 from experiments.bench import __main__ as bench
 from experiments.bench import ranks
 from experiments.bench.measurement import ratio, single, single_ratio, time_alternately
-from experiments.bench.synthetic_data import make_jpeg, replicate_shards
+from experiments.bench.synthetic_data import make_jpeg, replicate_shards, write_mimic_cxr, write_omnimedvqa, write_roco
 from src.data.image_transform import decode_image
+from src.data.record import Record
 from src.data.shards import Shards
-from src.runtime.errors import UserError
 
 
 def test_group_replaces_only_its_own_metrics(tmp_path, monkeypatch):
@@ -32,13 +34,14 @@ def test_ranks_table_matches_readme():
     assert readme.split("<!-- ranks -->\n")[1].split("\n<!-- /ranks -->")[0] == ranks.table()
 
 
-def test_arguments_select_groups():
-    assert bench.parse_groups([]) == list(bench.GROUPS)
-    assert bench.parse_groups(["only=data,stream"]) == ["data", "stream"]
-    with pytest.raises(UserError, match="only=steam; did you mean 'stream'"):
-        bench.parse_groups(["only=steam"])
-    with pytest.raises(UserError, match=r"^bench: unknown argument in 'data'; use only=GROUP"):
-        bench.parse_groups(["data"])
+def test_arguments_select_groups(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(bench, "run_group", started.append)
+    bench.main(["only=data"])
+    assert started == ["data"]
+    with pytest.raises(SystemExit):
+        bench.main(["only=steam"])
+    assert "only='steam'; did you mean 'stream'?" in capsys.readouterr().err
 
 
 def test_ratio_is_median_of_rounds_and_above_one_if_ours_is_better():
@@ -77,3 +80,19 @@ def test_fast_decoding_of_synthetic_images_is_close_to_exact(height, width, grai
     difference = np.abs(decode_image(data, size=224).astype(int) - decode_image(data, size=224, exact=True))
     assert difference.mean() <= 1.5
     assert math.isclose(len(data) / 1024, {384: 42, 768: 131}[height], rel_tol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("mimic_cxr", lambda folder, jpegs: write_mimic_cxr(folder, len(jpegs), jpegs=jpegs)),
+        ("omnimedvqa", write_omnimedvqa),
+        ("roco", write_roco),
+    ],
+)
+def test_synthetic_raw_data_has_a_record_per_image(tmp_path, name, write):
+    jpegs = [bytes([n]) for n in range(50)]
+    raw, entry = write(tmp_path / name, jpegs), sources.load_sources()[name]
+    rows = list(READERS[entry.reader](raw, "train", entry))
+    assert all(isinstance(row, Record) for row in rows)
+    assert sorted(row.images[0] for row in rows) == jpegs

@@ -111,6 +111,21 @@ def test_shuffling_needs_two_images(root):
         image_rows("shuffled", replace(test, all_rows=test.rows[:1]), seed=0)
 
 
+def test_other_modality_shows_an_image_of_another_named_modality(root, monkeypatch, capsys):
+    test = read_benchmark("own", root=root)
+    group = {row: item["image"] for row, item in zip(test.rows, test.items, strict=True)}
+    names = dict(zip(sorted(set(group.values())), ("ct", "mri", "ct", ""), strict=True))
+    monkeypatch.setattr(benchmark, "_modalities", lambda _, rows: [names[group[row]] for row in rows])
+    assert image_conditions(test, ["real", "other_modality"]) == ["real", "other_modality"]
+    for seed in range(5):
+        pairs = {(names[group[a]], names[group[b]]) for a, b in zip(test.rows, image_rows("other_modality", test, seed=seed), strict=True)}
+        assert pairs >= {("ct", "mri"), ("mri", "ct")}
+        assert all(own != other and other for own, other in pairs)
+    names |= dict.fromkeys(names, "ct")
+    assert image_conditions(test, ["real", "other_modality"]) == ["real"]
+    assert "own: without other_modality, because its records do not name several modalities" in capsys.readouterr().out
+
+
 def test_limit_does_not_change_the_shuffled_image(root):
     full, limited = (read_benchmark("own", root=root, limit=limit) for limit in (0, 5))
     other = dict(zip(full.rows, image_rows("shuffled", full, seed=3), strict=True))

@@ -312,7 +312,7 @@ def test_run_trains_and_evaluates_with_the_chat_template(configure, model_folder
 
 def test_batches_of_training_have_the_chat_template(configure, model_folder):
     model, data = parts(configure(f"language.path={model_folder}", "prompt.template=chat", "data.max_seq_len=256"))
-    batch = data.stream().batch(0, slot=0)
+    batch = data.stream().batch(0, micro_batch=0)
     tokenizer = model.language.tokenizer
     texts = [
         tokenizer.decode(batch.input_ids_BT.flatten()[begin:end])
@@ -401,6 +401,10 @@ def test_exported_processor_has_the_tokens_and_answers_of_the_run(exported):
         chat[0]["content"].insert(0, {"type": "image", "image": query.images[0]})
         inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
         assert inputs["input_ids"][0].tolist() == request.prefix_ids + request.prompt
+        texts = [{"role": message["role"], "content": content} for message, content in zip(chat, contents, strict=True)]
+        texts[0]["content"] = f"<image>\n{contents[0]}"
+        text = processor.tokenizer.apply_chat_template(texts, add_generation_prompt=True, tokenize=False)
+        assert list(processor(text=text, images=query.images).input_ids[0]) == request.prefix_ids + request.prompt
         assert reloaded.prepare(query, sampling).prompt == request.prompt
         answer = trained.answers([query], sampling)[0]
         generated = llava.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]

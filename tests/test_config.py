@@ -43,6 +43,7 @@ def error_of(overrides: list[str]) -> str:
             "language.dtype=nf4: 4-bit weights are not supported, because adapters trained on rounded weights do",
         ),
         ("trainer.strategy=fsdp2", "trainer.strategy=fsdp2: FSDP is not supported, because a frozen 7B model fits one device"),
+        ("data.shuffle=no", "data.shuffle='no'; allowed: blocks, global"),
         ("trainer.on_nonfinite=ignore", "trainer.on_nonfinite='ignore'; allowed: skip, stop"),
         ("trainer.activation_checkpointing=ful", "trainer.activation_checkpointing='ful'; did you mean 'full'?"),
         ("projector.kind=mpl", "projector.kind='mpl'; did you mean 'mlp'?"),

@@ -13,7 +13,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.commands.evaluate import mark_seen
 from src.config.evaluate import EvaluateConfig
-from src.data.datamodule import data_fingerprint
+from src.data.fingerprint import data_fingerprint
 from src.data.lineage import write_lineage
 from src.data.train_val_split import open_sources
 from src.evaluate import evaluate

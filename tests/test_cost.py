@@ -52,8 +52,9 @@ def test_7b_costs_little_more_than_the_minimum():
         )
         assert config.trainer.precision == "bf16-mixed"
         costs[how] = measure_cost(config, AverageSample(images=1, text=61, supervised=30), checkpointing=how)
-        # The same length as text alone: the encoder gets one blank image per batch, so that the language model dominates.
-        costs[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), checkpointing=how)
+        if how != "full":
+            # The same length as text alone: the encoder gets one blank image per batch, so that the language model dominates.
+            costs[f"{how}, text"] = measure_cost(config, AverageSample(images=0, text=257, supervised=30), checkpointing=how)
     assert parameter_counts(build_on_meta(config))["language"][1] == 19_988_480
     minimum = 4 * 6.476e9 + 4 * 131e6 * 30 / 258 + 6 * 20.0e6
     flops_per_token = {how.removesuffix(", text"): cost.flops / cost.tokens for how, cost in costs.items() if how.endswith("text")}

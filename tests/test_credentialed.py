@@ -22,11 +22,12 @@ from data_prep.readers.tables import table_rows
 from data_prep.shards import build_all
 from data_prep.sources import Licence, Source
 from src.ask import ask
+from src.classification.encoders import Encoder
 from src.config.ask import AskConfig
 from src.config.evaluate import EvaluateConfig
 from src.config.export import ExportConfig, PushConfig
 from src.config.report import ReportConfig
-from src.config.train import MixConfig, TrainConfig
+from src.config.train import MixConfig, TrainConfig, VisionConfig
 from src.data import credentialed as rules
 from src.data import source_entries
 from src.data.lineage import FILE, credentialed, lineage, write_lineage
@@ -38,6 +39,7 @@ from src.model.generate import Answer
 from src.release.card import LIBRARIES, collect_facts, model_card
 from src.release.space import texts
 from src.report import report
+from src.reporting.run_data import RunData, credentialed_sources
 from src.runtime.cli import compose, normalise_override
 from src.runtime.errors import UserError
 from src.runtime.run_folder import open_run
@@ -64,7 +66,10 @@ def write_raw(folder: Path, marker: str) -> None:
             (folder / f"{split}{n}.jpg").write_bytes(jpeg(rng))
             texts = {"caption": f"{marker} caption {n}"} if n % 4 == 3 else {"question": f"{marker} {n}?", "answer": f"{marker} {n % 2}"}
             lines.append({"id": f"{split}{n}", "image": f"{split}{n}.jpg", "licence": "own", "note": marker, **texts})
-        lines += [{**lines[0], "id": "bad-type", "type": f"{marker} type"}, {**lines[0], "id": "bad-image", "image": f"{marker}.jpg"}]
+        lines += [
+            {"id": "bad-role", "messages": [{"role": marker, "content": marker}]},
+            {**lines[0], "id": "bad-image", "image": f"{marker}.jpg"},
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -140,7 +145,7 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
     page, card = (files[name].decode() for name in ("outputs/tiny/report.html", "card/card.html"))
     assert {table, "outputs/tiny/report.html", "card/card.html", "demo/questions"} <= holders(files, OPEN)
     assert json.loads(files["shards/closed/manifest.json"])["credentialed"] is is_closed
-    assert len([line for line in files["shards/closed/quarantine.jsonl"].splitlines() if b"unknown type" in line]) == 3
+    assert len([line for line in files["shards/closed/quarantine.jsonl"].splitlines() if b"unknown role" in line]) == 3
     if is_closed:
         assert holders(files, CLOSED) == holders(files, MEMORISED) == set()
         assert (page.count('src="data:image/jpeg'), card.count("src='data:image/jpeg"), pictures) == (8, 6, 8)
@@ -162,11 +167,15 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
         assert "Credentialed: trained on" not in out + err + page
 
 
+NOT_UNICODE = "p10\udce9"
+
+
 @pytest.mark.parametrize(
     ("key", "reason", "expected"),
     [
-        ("p10/s500-1", f"unknown type: '{CLOSED}'", ("p10/s500-1", "unknown type")),
+        ("p10/s500-1", f"unknown role: '{CLOSED}'", ("p10/s500-1", "unknown role")),
         ("p10/s500-1", "empty answer", ("p10/s500-1", "empty answer")),
+        (NOT_UNICODE, "empty answer", (f"row-{hash64(NOT_UNICODE):016x}", "empty answer")),
         (CLOSED * 20, "empty answer", (f"row-{hash64(CLOSED * 20):016x}", "empty answer")),
         (f"report: {CLOSED}", "unexpected field type: KeyError", (f"row-{hash64(f'report: {CLOSED}'):016x}", "unexpected field type")),
     ],
@@ -240,11 +249,43 @@ def test_run_on_an_exported_credentialed_model_is_credentialed(start, tmp_path, 
     assert credentialed(lineage(start("tuned", "gamma", f"language.path={exported}"))) == ["closed"]
 
 
+@pytest.mark.parametrize("has_card", [True, False])
+def test_model_loaded_by_hub_id_is_recognised_in_the_cache(start, tmp_path, monkeypatch, has_card):
+    """A folder in the layout of the hub's cache stands for a download, of which loading fetches config and weights but no card."""
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--user--name" / "refs").mkdir()
+    (tmp_path / "models--user--name" / "refs" / "main").write_text("c0ffee")
+    (snapshot / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    encoder = Encoder("hf:user/name", "hf:user_name", VisionConfig(format="timm", path="user/name"))
+    assert encoder.credentialed == rules.exported_sources("user/name") == []
+    if has_card:
+        (snapshot / "README.md").write_text("---\ncredentialed: [closed]\n---\n")
+    else:
+        rules.mark_config(snapshot / "config.json", ["closed"])
+    assert encoder.credentialed == rules.exported_sources("user/name", revision="unverified") == ["closed"]
+    assert rules.exported_sources("user/name", revision="0ther") == rules.exported_sources("user/other") == []
+    run = start("tuned", "gamma", "vision.format=timm", "vision.path=user/name", "vision.architecture=vit_tiny_patch16_224")
+    assert credentialed(lineage(run)) == find_model(str(run)).credentialed == ["closed"]
+
+
+def test_report_names_credentialed_encoders_of_transfer(tmp_path):
+    (tmp_path / "transfer.json").write_text(json.dumps({"metrics": {}, "credentialed": ["closed"]}))
+    assert credentialed_sources(RunData("table", tmp_path)).strip().startswith("Credentialed: trained on closed,")
+
+
 @pytest.mark.parametrize("text", ["", "# no front matter", "---\n[broken\n---\n", "---\ncredentialed: yes\n---\n", "---\n- list\n---\n"])
 def test_card_of_another_model_names_no_credentialed_source(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
     assert rules.exported_sources(tmp_path) == rules.exported_sources(tmp_path / "model.safetensors") == []
-    assert rules.exported_sources("some/repository") == rules.exported_sources(None) == []
+    assert rules.exported_sources("some/repository") == rules.exported_sources("no hub id") == rules.exported_sources(None) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{broken", '{"credentialed": "yes"}'])
+def test_config_of_another_model_names_no_credentialed_source(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert rules.exported_sources(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -296,7 +337,10 @@ def test_reason_of_an_upload_is_recorded_and_stated_on_every_card(words, tmp_pat
     assert len(cards) == 4
     assert all(f"Reason for this upload, as stated by its user: {REASON}" in card for card in cards)
     assert "warning: Credentialed: trained on alpha," in capsys.readouterr().out
-    assert find_model(str(tmp_path / "out")).credentialed == ["alpha"]
+    for part in ("hf", "timm"):
+        assert json.loads(hub.store["model"][f"user/name{'' if part == 'hf' else '-timm'}"]["config.json"])["credentialed"] == ["alpha"]
+        (tmp_path / "out" / part / "README.md").unlink()
+    assert find_model(str(tmp_path / "out")).credentialed == ["alpha"]  # from config.json
 
 
 def test_push_is_short_for_its_repository():

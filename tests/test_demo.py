@@ -1,6 +1,9 @@
 """The demo over HTTP: answers for visitors, and refusal of everything else."""
 
+import contextlib
 import http.client
+import importlib.util
+import inspect
 import io
 import os
 import re
@@ -25,7 +28,7 @@ from experiments.soak.images import RAMP, dicom, hostile, picture
 from src import demo as command
 from src.config.demo import DemoConfig
 from src.data.image_io import read_image
-from src.demo import credentials, examples_from_run, is_loopback, read_examples, running_demo
+from src.demo import credentials, examples_from_run, is_loopback, read_examples, running_demo, without_source_files
 from src.inference.occlusion import likelihood, occlude
 from src.inference.query import Sampling, VQAQuery
 from src.inference.vqa_model import load_vqa_model
@@ -711,3 +714,15 @@ def test_page_loads_nothing_from_other_machines(demo):
 def test_default_port_and_queue():
     config = to_typed(DemoConfig, compose("demo", ["model=run:none", "host=0.0.0.0"]))
     assert (config.port, config.queue) == (7860, 8)
+
+
+@pytest.mark.parametrize("skipped", [True, False])
+def test_gradio_writes_no_stub_files_at_its_import(tmp_path, monkeypatch, skipped):
+    (tmp_path / "part.py").write_text("import gradio as gr\n\n\nclass Part(gr.HTML):\n    EVENTS = ['change']\n")
+    spec = importlib.util.spec_from_file_location("part", tmp_path / "part.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "part", module)
+    with without_source_files() if skipped else contextlib.nullcontext():
+        spec.loader.exec_module(module)
+    assert (tmp_path / "part.pyi").exists() is not skipped
+    assert inspect.getfile(module.Part) == str(tmp_path / "part.py")

@@ -1,16 +1,12 @@
-"""experiments/transfer: the script and the commands of the README, and the CSV of cells."""
+"""experiments/transfer: the lists of the README and the CSV of cells."""
 
 import json
 import re
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from experiments.bench.transfer import measure, multilabel_scores
 from experiments.transfer.table import COLUMNS, rows, table, unseen
@@ -19,23 +15,6 @@ from src.runtime import paths
 from src.runtime.errors import UserError
 
 README = Path(__file__).resolve().parent.parent / "experiments/transfer/README.md"
-BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>22</ymax></bndbox></object>"
-
-
-def test_pascal_voc_script_of_readme_makes_a_benchmark(tmp_path):
-    voc = tmp_path / "voc"
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (voc / name).mkdir(parents=True)
-    for split in ("train", "val", "test"):
-        (voc / f"ImageSets/Main/{split}.txt").write_text(f"{split}_1\n")
-        Image.fromarray(np.full((30, 60, 3), 99, np.uint8)).save(voc / f"JPEGImages/{split}_1.jpg")
-        boxes = BOX.format("RBC", 1, 21) + BOX.format("WBC", 30, 50) + BOX.format("WBC", 59, 60)
-        (voc / f"Annotations/{split}_1.xml").write_text(f"<annotation>{boxes}</annotation>")
-    (tmp_path / "crop.py").write_text(re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1])
-    subprocess.run([sys.executable, "crop.py", "voc", "raw/cells"], cwd=tmp_path, check=True)
-    data = dataset.read_dataset("cells", raw=tmp_path / "raw")
-    assert data.counts() == {split: {"RBC": 1, "WBC": 1} for split in ("train", "val", "test")}
-    assert {example.group for example in data.examples} == {"train_1", "val_1", "test_1"}
 
 
 def test_readme_names_lists_of_benchmarks_of_conf():

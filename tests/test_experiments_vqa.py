@@ -47,9 +47,8 @@ def test_every_published_number_has_source_or_is_unsourced():
 def test_mini_stores_the_rows_of_the_readme_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mini, "REPORT", tmp_path / "report.csv")
     monkeypatch.setattr(mini, "TABLE", tmp_path / "mini.csv")
-    monkeypatch.setattr("sys.argv", ["mini"])
     with pytest.raises(SystemExit):
-        mini.main()
+        mini.main([])
     assert capsys.readouterr().err == f"error: {tmp_path}/report.csv does not exist; run make mini first\n"
     scores = ["real/all/bleu1", "real/open/bleu1", "real/all/exact", "real/type=organ/bleu1", "real_minus_blank/all/bleu1"]
     rows = [{"run": "mini", "git": "g", "data": "d", "metric": f"vqa/alpha/{key}", "value": "0.5"} for key in scores]
@@ -57,5 +56,5 @@ def test_mini_stores_the_rows_of_the_readme_table(tmp_path, monkeypatch, capsys)
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows([*rows, rows[0] | {"metric": "train/fill"}])
-    mini.main()
+    mini.main([])
     assert read_rows(mini.TABLE) == [rows[0], rows[4]]

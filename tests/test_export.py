@@ -23,6 +23,7 @@ import yaml
 from gradio_client import Client, handle_file
 from peft import PeftModel
 from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -39,12 +40,15 @@ from data_prep.phantom.weights.language import SHAPE, VOCABULARY
 from src.config.export import ExportConfig
 from src.data.image_io import to_png
 from src.data.lineage import write_lineage
+from src.data.prompt import Prompter
+from src.data.record import Record
 from src.demo import free_port
 from src.export import export
-from src.inference.query import Sampling, VQAQuery, finished_run
+from src.inference.query import Sampling, VQAQuery, finished_run, training_data_of_card
 from src.inference.vqa_model import VQAModel, load_vqa_model
 from src.release import usage
 from src.release.card import LIBRARIES, CardFacts, collect_facts, model_card, usage_restrictions
+from src.release.llava import chat_template
 from src.release.space import APP, REQUIREMENTS, imported_files, texts
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
@@ -166,16 +170,41 @@ def test_pipeline_gives_the_answer_of_the_run(exported):
     assert outputs[0]["generated_text"].strip() == answer(trained, VQAQuery(QUESTIONS[0], [image]))
 
 
-def test_chat_template_matches_the_training_prompt(exported):
+PARTS = [{"type": "image"}, {"type": "text", "text": "which organ is shown?"}]
+
+
+@pytest.mark.parametrize("content", [PARTS, PARTS[::-1], "<image>\nwhich organ is shown?", "which organ is shown? <image>"], ids=str)
+def test_chat_template_matches_the_training_prompt(exported, content):
     _, out, trained = exported
     processor = AutoProcessor.from_pretrained(out / "hf")
     turns = [("which organ is shown?", "lung"), ("is it healthy?", "yes the lung is")]
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turns[0][0]}]}]
+    messages = [{"role": "user", "content": content}]
     messages += [{"role": "assistant", "content": turns[0][1]}, {"role": "user", "content": turns[1][0]}]
     text = processor.apply_chat_template(messages, tokenize=False)
     request = trained.prepare(VQAQuery(turns[1][0], [random_image(0)], history=turns[:1]), SHORT)
-    ids = processor.tokenizer(text.replace("<image>", "<image>" * trained.prompter.patches), add_special_tokens=False).input_ids
-    assert ids == trained.prompter.prefix(1) + request.prompt
+    ids = processor(text=text, images=random_image(0)).input_ids[0]
+    assert list(ids) == trained.prompter.prefix(1) + request.prompt
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never", "legacy"])
+def test_chat_template_has_the_tokens_of_training_for_any_word_marks(scheme):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never" if scheme == "legacy" else scheme)
+    if scheme == "legacy":
+        tokenizer.normalizer = normalizers.Prepend("\u2581")
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "</s>", "<image>"], show_progress=False)
+    tokenizer.train_from_iterator(["Question: is the lung healthy? shown\nAnswer: yes lung"] * 5, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    prompter = Prompter(fast, patches=1, budget=200)
+    fast.chat_template = chat_template(prompter)
+    turns = [("is the lung shown?", "yes"), ("is the lung healthy?", "")]
+    for number, num_images in ((0, 0), (0, 1), (1, 1)):
+        record = Record(key="k", source="s", split="test", turns=turns[: number + 1])
+        prefix, prompt = prompter.question_ids(record, num_images, max_new_tokens=8)
+        texts = [text for turn in record.turns for text in turn][:-1]
+        texts[0] = "<image>" * num_images + texts[0]
+        messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+        assert fast.apply_chat_template(messages, return_dict=False) == prefix + prompt
 
 
 @pytest.mark.slow
@@ -473,7 +502,8 @@ def test_space_requirements_cover_all_imports():
     owners = packages_distributions()
     for module in {*imported_files("src.demo"), "app.py"}:
         tree = ast.parse(APP if module == "app.py" else Path(module).read_text())
-        nodes = list(ast.walk(tree))
+        # The functions of slurm_jobs import submitit, which a Space does not need: only sweeps on a cluster call them.
+        nodes = tree.body if module == "src/runtime/slurm_jobs.py" else list(ast.walk(tree))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
         for name in {name.partition(".")[0] for name in names} - {"src", *sys.stdlib_module_names}:
@@ -498,11 +528,13 @@ def test_card_warns_about_phantoms(exported):
     facts = collect_facts(folder, trained)
     part = "**Trained in part on phantoms.** A program generated the images and texts of alpha in"
     whole = "**Trained on phantoms.** A program generated all images and texts"
-    for count, expected in ((0, ""), (1, part), (3, whole)):
+    drawn = "Trained on alpha, beta, gamma. Of these, a program drew alpha."
+    for count, expected, sentence in ((0, "", "Trained on alpha, beta, gamma."), (1, part, drawn), (3, whole, whole.replace("**", ""))):
         facts.sources = [source | {"phantom": index < count} for index, source in enumerate(facts.sources)]
         for text in (model_card(facts, library="timm", usage=""), texts(facts, repository=None)["README.md"]):
             assert expected in text
             assert ("phantoms" in text) == bool(count)
+            assert training_data_of_card(text).startswith(sentence)  # what ask and the demo show
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import sentencepiece
@@ -295,3 +297,33 @@ def test_hub_that_accepts_no_connection_is_not_asked(monkeypatch, tmp_path):
     )
     weight_files.find_file("owner/name", ["config.json"], revision="unverified", key="language.path")
     assert asked == [True]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status", "reached"), [("https", 403, False), ("https", 200, True), ("http", 407, False), ("http", 401, True)]
+)
+def test_hub_behind_a_proxy_is_asked_if_the_proxy_lets_us_through(monkeypatch, scheme, status, reached):
+    """With `https`, the proxy opens a tunnel, and fails at once at the handshake that follows."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def do_CONNECT(self):
+            self.do_HEAD()
+            if status == 200:
+                self.wfile.write(b"no handshake")
+
+        def log_message(self, *_):
+            pass
+
+    weight_files.is_reachable.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(weight_files, "getproxies", lambda: {scheme: f"http://127.0.0.1:{server.server_address[1]}"})
+        assert weight_files.is_reachable(f"{scheme}://hub.invalid") is reached
+        server.shutdown()
+    weight_files.is_reachable.cache_clear()
+    assert not weight_files.is_reachable(f"{scheme}://hub.invalid")  # the proxy is down
+    weight_files.is_reachable.cache_clear()

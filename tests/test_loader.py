@@ -201,3 +201,11 @@ def test_process_exits_although_an_iterator_of_the_loader_is_still_open():
 def test_loader_yields_the_batches_of_its_workers_in_order(workers):
     numbers = [batch.item() for batch in loader(Numbers(end=4), workers=workers, prefetch=2 if workers else None)]
     assert numbers == [number for number in range(4) for _ in range(max(workers, 1))]
+
+
+def test_loader_passes_a_user_error_of_a_worker_without_its_traceback():
+    def act() -> None:
+        raise UserError("s3://a/b.tar: access was refused; check the credentials")
+
+    with pytest.raises(UserError, match=r"^s3://a/b\.tar: access was refused; check the credentials$"):
+        list(loader(Numbers(act)))

@@ -214,8 +214,8 @@ def test_damaged_rows_and_members_are_quarantined_by_key(raw):
     assert sum(reason.startswith("wrong number of fields") for reason in found.values()) == 1
 
 
-def build(raw: Path, out: Path, *options: str) -> Shards:
-    build_all(BuildConfig(["mimic_cxr"], raw, out, workers=1, quarantine_limit=0.3, options=list(options)))
+def build(raw: Path, out: Path, source: str = "mimic_cxr", **options: str) -> Shards:
+    build_all(BuildConfig(["mimic_cxr"], raw, out, workers=1, quarantine_limit=0.3, options={source: options} if options else {}))
     return Shards(out / "mimic_cxr")
 
 
@@ -235,7 +235,7 @@ def test_another_option_is_another_build_with_its_own_counts(phantom, tmp_path):
     assert one.manifest["settings"]["options"] == {"section": "both", "images": "first"}
     assert one.manifest["filtered"] == {"report without sections": 1}
     assert build(phantom.parent, tmp_path).manifest == one.manifest
-    other = build(phantom.parent, tmp_path, "mimic_cxr.section=findings", "mimic_cxr.images=all")
+    other = build(phantom.parent, tmp_path, section="findings", images="all")
     assert other.manifest["settings"]["options"] == {"section": "findings", "images": "all"}
     assert other.manifest["filtered"] == {"no text for section=findings": 2, "report without sections": 1}
     assert other.manifest["fingerprint"] != one.manifest["fingerprint"]
@@ -246,23 +246,23 @@ def test_another_option_is_another_build_with_its_own_counts(phantom, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("source", "options", "message"),
     [
-        ("mimic_cxr.secton=both", r"options=mimic_cxr\.secton: unknown option; did you mean 'section'\?"),
-        ("mimic_cxr.section=finding", r"options=mimic_cxr\.section=finding: unknown value; did you mean 'findings'\?"),
-        ("slake.section=both", r"options=slake\.section=both: not an option of a source in sources=; give <source>\.<option>=<value>"),
+        ("mimic_cxr", {"secton": "both"}, r"options\.mimic_cxr\.secton: unknown option; did you mean 'section'\?"),
+        ("mimic_cxr", {"section": "finding"}, r"options\.mimic_cxr\.section=finding: unknown value; did you mean 'findings'\?"),
+        ("slake", {"section": "both"}, r"options\.slake: not a source in sources=; allowed: mimic_cxr"),
     ],
 )
-def test_unknown_option_is_an_error_before_the_build(raw, tmp_path, option, message):
+def test_unknown_option_is_an_error_before_the_build(raw, tmp_path, source, options, message):
     with pytest.raises(UserError, match=message):
-        build(raw.parent, tmp_path / "out", option)
+        build(raw.parent, tmp_path / "out", source, **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_output_of_a_failed_build_contains_text_of_a_report(raw, tmp_path, capfd):
     """The images of `raw` cannot be decoded, so every study is quarantined."""
     with pytest.raises(UserError, match="are quarantined") as error:
-        build(raw.parent, tmp_path / "out", "mimic_cxr.section=official")
+        build(raw.parent, tmp_path / "out", section="official")
     quarantine = (tmp_path / "out/mimic_cxr/quarantine.jsonl").read_text()
     assert {json.loads(line)["key"] for line in quarantine.splitlines()} == {f"s{study}" for _, study, *_ in STUDIES}
     written = "".join(path.read_bytes().decode(errors="replace") for path in (tmp_path / "out").rglob("*") if path.is_file())

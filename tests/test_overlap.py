@@ -16,7 +16,7 @@ from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
 from src.classification import dataset
 from src.config.train import DataConfig, MixConfig
-from src.data.datamodule import data_fingerprint
+from src.data.fingerprint import data_fingerprint
 from src.data.lineage import write_lineage
 from src.data.shards import Shards
 from src.evaluation.overlap import training_overlap

@@ -15,8 +15,9 @@ from data_prep.build.source import BuildConfig
 from data_prep.export_chat import ExportConfig, export_chat
 from data_prep.readers import READERS
 from data_prep.readers.chat import Chat, parse_chat
+from data_prep.readers.own_data import TYPE_NOTE
 from data_prep.readers.rows import InvalidRow, Note
-from data_prep.shards import build_all, main
+from data_prep.shards import build_all, layout_notes, main
 from src.classification import dataset
 from src.data.prompt import prompt_answer_pairs
 from src.data.record import SPLITS, Record, to_json
@@ -268,17 +269,21 @@ def test_build_counts_notes_and_quarantines_conversations(tmp_path, capsys):
         messages(ROWS[2] | {"image": "data:image/png;base64,%"}) | {"id": "percent"},
         messages(ROWS[2] | {"image": "https://host/a.jpg"}) | {"id": "address"},
         messages(ROWS[2]) | {"id": "video", "videos": ["a.mp4"]},
+        system | {"id": "no image", "image": "9.jpg", "images": []},
+        system | {"id": "duplicate"},
+        system | {"id": "other", "messages": [SYSTEM | {"content": "t"}, *messages(ROWS[0])["messages"]]},
+        system | {"id": "huge", "messages": [SYSTEM | {"content": "t" * 2**20}, *messages(ROWS[0])["messages"]]},
         {"id": "keys", "image": "0.jpg", "text": "x"},
         {"image": "0.jpg", "messages": [user("<image>"), {"role": "assistant", "content": "A scan."}], "id": "caption"},
     ]
     put_lines(tmp_path / "raw" / "own" / "train.jsonl", rows)
     shards = build(tmp_path / "raw")
     records = {record.key: record for record in (shards[row] for row in range(len(shards)))}
-    assert list(records) == ["q0", "q1", "q1-train-3", "caption"]
+    assert list(records) == ["q0", "q1", "q1-train-3", "other", "caption"]
     assert records["q0"].meta == {"site": "A", "system": "s"}
     assert (records["caption"].caption, records["caption"].type) == ("A scan.", "caption")
-    assert shards.manifest["notes"] == {"system text stored in meta": 1, "repeated id": 1}
-    assert "own notes: 1 system text stored in meta, 1 repeated id\n" in capsys.readouterr().out
+    assert shards.manifest["notes"] == {"system text stored in meta": 2, "repeated id": 1}  # of records only
+    assert "own notes: 2 system text stored in meta, 1 repeated id\n" in capsys.readouterr().out
     quarantine = [json.loads(line) for line in (shards.folder / "quarantine.jsonl").read_text().splitlines()]
     assert {line["key"]: line["reason"] for line in quarantine} == {
         "text": "data URI is not an image in base64: data:text/plain;base64",
@@ -287,6 +292,8 @@ def test_build_counts_notes_and_quarantines_conversations(tmp_path, capsys):
         "address": "image is an address: https://host/a.jpg; download it and give its path",
         "video": "media other than images: found key videos",
         "keys": "no key question: found id, image, text",
+        "no image": "image missing: 9.jpg",
+        "huge": "text too long: 1,048,603 characters; at most 1,048,576",
     }
 
 
@@ -329,6 +336,21 @@ def test_table_without_the_keys_is_an_error_that_lists_those_found(tmp_path, nam
     with pytest.raises(UserError, match=f"{name}: {message}"):
         build(tmp_path / "raw")
     assert not (tmp_path / "out-own").exists()  # before the build
+
+
+def test_class_folders_beside_a_table_are_named(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    put_images(raw / "own")
+    put_lines(raw / "own" / "train.jsonl", [*ROWS, ROWS[0] | {"id": "scan", "image": "scans/0.jpg"}])
+    for folder in ("scans", "images", "glioma", "no tumour"):
+        put_images(raw / "own" / folder)
+    build(raw)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "own: read as a table (train.jsonl); ignored, unless a later row names a file in them: glioma, no tumour"
+    assert second == f"own: to read them as classes, move them to a folder of their own, such as {raw}/own_classes, and give it in sources="
+    put_lines(raw / "own" / "train.jsonl", [TABLE])
+    with pytest.raises(UserError, match=r"; or move the table out of .*own, to read its folders glioma, no tumour, scans as classes$"):
+        build(raw)
 
 
 def test_single_row_without_the_keys_is_quarantined_with_those_found(tmp_path):
@@ -381,10 +403,11 @@ def put_classes(folder: Path, classes: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_class_folders_become_questions_with_the_splits_of_the_classification_set(tmp_path):
+def test_class_folders_become_questions_with_the_splits_of_the_classification_set(tmp_path, capsys):
     put_classes(tmp_path / "raw" / "own", {"glioma": 10, "no tumour": 15})
     arguments = ["sources=own", f"raw={tmp_path}/raw", f"out={tmp_path}/out", "workers=1", "options.own.question=which tumour, if any?"]
     main(arguments)
+    assert "own: read as one folder of images per class; the question is 'which tumour, if any?'\n" in capsys.readouterr().out
     shards = Shards(tmp_path / "out" / "own")
     records = [shards[row] for row in range(len(shards))]
     assert {record.question for record in records} == {"which tumour, if any?"}
@@ -411,10 +434,21 @@ def test_single_class_folder_is_refused(tmp_path):
         rows_of(tmp_path)
 
 
+def test_question_of_class_folders_is_shown_with_its_option(tmp_path):
+    put_classes(tmp_path / "own", {"a": 1, "b": 1})
+    notes = layout_notes(sources.find_source("own", tmp_path), tmp_path / "own")
+    assert notes == [
+        "read as one folder of images per class; the question is 'what does the image show?'",
+        "for another question, add options.own.question=\"...\" (to make: ARGS='...')",
+    ]
+    put(tmp_path / "own" / "labels.csv", "image,label\n")
+    assert "read as labels.csv (images" in layout_notes(sources.find_source("own", tmp_path), tmp_path / "own")[0]
+
+
 def test_option_of_no_reader_is_an_error(tmp_path):
     put_lines(tmp_path / "raw" / "own" / "train.jsonl", ROWS)
-    with pytest.raises(UserError, match=r"options=own\.question: unknown option; allowed: nothing"):
-        build(tmp_path / "raw", options=["own.question=q"])
+    with pytest.raises(UserError, match=r"options\.own\.question: unknown option; allowed: nothing"):
+        build(tmp_path / "raw", options={"own": {"question": "q"}})
 
 
 def test_missing_benchmark_names_its_download(tmp_path):
@@ -442,8 +476,26 @@ def test_export_and_chat_reader_give_equal_records(tmp_path, capsys, form):
     assert [second[row] for row in range(len(second))] == [first[row] for row in range(len(rows) + 1)]
     assert first.manifest["shards"] == second.manifest["shards"]  # with their sha256
     assert second.manifest["notes"] == first.manifest["notes"]
+    line = json.loads((tmp_path / "again" / "own" / "train.jsonl").read_text().splitlines()[-1])
+    if form == "messages":
+        assert (line["messages"][0], line.get("system")) == (SYSTEM, None)
+    else:
+        assert (line["conversations"][0]["from"], line["system"]) == ("human", "s")
     with pytest.raises(UserError, match="own: already exists; remove it"):
         export_chat(ExportConfig(source="own", out=first.folder.parent, to=tmp_path / "again" / "own", form=form))
+
+
+def test_failed_export_leaves_nothing_behind(tmp_path):
+    put_lines(tmp_path / "raw" / "own" / "train.jsonl", [{"question": "q", "answer": "a", "depth": 1}])
+    shards = build(tmp_path / "raw")
+    config = ExportConfig(source="own", out=shards.folder.parent, to=tmp_path / "again" / "own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.export_chat.RECORD_KEYS", ("depth",))
+        with pytest.raises(UserError, match="its meta has the key 'depth' of a chat row"):
+            export_chat(config)
+    assert list(config.to.parent.iterdir()) == []
+    export_chat(config)
+    assert [path.name for path in config.to.parent.iterdir()] == ["own"]
 
 
 @pytest.mark.parametrize("marks", [{"credentialed": True}, {"phantom": True}], ids=str)
@@ -480,6 +532,17 @@ def test_system_is_a_turn_of_conversations_and_a_column_of_tables(tmp_path):
     assert (metas["chat"].get("system"), metas["row"].get("system")) == ("Be brief.", None)
     assert metas["row"]["system_column"] == "respiratory"
     assert sum(shards.manifest["notes"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "meta"),
+    [("open", "finding", {"type_column": "open"}), (3, "finding", {"type_column": 3}), ("Modality", "modality", {}), ("", "finding", {})],
+)
+def test_type_of_the_user_that_is_no_question_type_is_kept_as_meta(tmp_path, value, type_, meta):
+    put_lines(tmp_path / "own" / "train.jsonl", [{"question": "What is shown?", "answer": "a", "type": value}])
+    record, *notes = rows_of(tmp_path)
+    assert (record.type, record.meta) == (type_, meta)
+    assert notes == [Note(TYPE_NOTE)] * len(meta)
 
 
 def test_boolean_answers_are_yes_and_no(tmp_path):

@@ -73,19 +73,19 @@ def test_low_utilization_warning_names_the_smallest_sufficient_batch_size(config
     sizes = (16, 32, 64, 128, 256)
     utilization = {size: RankBalance.of(lengths, 8, global_batch_size=size, max_seq_len=160).utilization for size in sizes}
     sufficient = next(size for size, share in utilization.items() if share >= 0.9)
-    assert low_utilization_warning(lengths, 2, data=data, slots=1) is None
-    warning = low_utilization_warning(lengths, 8, data=data, slots=1)
+    assert low_utilization_warning(lengths, 2, data=data, accumulate=1) is None
+    warning = low_utilization_warning(lengths, 8, data=data, accumulate=1)
     assert f"8 processes compute {utilization[16]:.0%} of their time" in warning
     assert "data.global_batch_size=16 gives each 2 samples per step" in warning
     assert f"a new run with data.global_batch_size={sufficient} would compute {utilization[sufficient]:.0%}" in warning
     assert "use fewer processes, or a larger data.packing_window" in low_utilization_warning(
-        lengths[:16], 16, data=configure("data.packing_window=16").data, slots=1
+        lengths[:16], 16, data=configure("data.packing_window=16").data, accumulate=1
     )
 
 
 def test_split_evenly_over_ranks_and_slots_equals_one_split():
-    """Ranks x slots divide a step at the same places as one finer split, so 4 x 4 and 16 x 1 have the same sequences in the same order."""
-    assert [item for rank in range(2) for slot in range(4) for item in split_evenly(37, 8, rank * 4 + slot)] == list(range(37))
+    """Ranks x micro-batches divide a step as one finer split does, so 4 x 4 and 16 x 1 have the same sequences in the same order."""
+    assert [item for part in range(8) for item in split_evenly(37, 8, part)] == list(range(37))
 
 
 def samples(model, lengths: list[int], *, images: list[int]) -> list[EncodedSample]:
@@ -138,7 +138,7 @@ def test_collate_never_supervises_the_first_token_of_a_sample():
     assert batch.sources_BT.tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
-def test_collate_treats_padding_as_a_sample_and_an_empty_slot_as_one_pad_token():
+def test_collate_treats_padding_as_a_sample_and_an_empty_micro_batch_as_one_pad_token():
     sample = EncodedSample(np.array([5, 6], np.int32), np.array([5, 6], np.int32), 0)
     batch = collate([[sample, sample], [sample]], sources=[[0, 0], [1]], images=[], size=32, pad=2, image_id=330, keys=[])
     assert batch.input_ids_BT[1].tolist() == [5, 6, 2, 2]

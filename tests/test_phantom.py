@@ -238,7 +238,7 @@ def test_breastmnist_has_both_classes(raw):
     assert arrays["test_labels"].mean() == 0.75
 
 
-def test_what_is_complete_is_kept_and_what_is_broken_off_is_redone(tmp_path):
+def test_complete_dataset_is_not_written_again_and_partial_one_is(tmp_path):
     words = [f"out={tmp_path}", "sources=pubmedqa", "scale=0.02"]
     (tmp_path / "pubmedqa.tmp").mkdir()
     (tmp_path / "pubmedqa.tmp" / "half").write_text("")
@@ -252,7 +252,7 @@ def test_what_is_complete_is_kept_and_what_is_broken_off_is_redone(tmp_path):
     assert made.stat().st_mtime_ns != before
 
 
-def test_a_misspelt_source_is_one_sentence(tmp_path, capsys):
+def test_misspelt_source_is_one_line_error(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([f"out={tmp_path}", "sources=pathvqua"])
     assert "did you mean 'pathvqa'" in capsys.readouterr().err

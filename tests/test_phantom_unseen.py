@@ -13,7 +13,7 @@ from src.classification import dataset
 from src.classification.dataset import image_to_pixels
 from src.classification.layouts import SUFFIXES
 
-SMALL = {"cxr8": 240, "medfmc_chest": 180, "medfmc_endo": 120} | {"breastmnist": 24, "organcmnist": 22, "sicapv2": 80, "pad_ufes_20": 120}
+SMALL = {"cxr8": 180, "medfmc_chest": 120, "medfmc_endo": 90} | {"breastmnist": 24, "organcmnist": 22, "sicapv2": 60, "pad_ufes_20": 90}
 
 
 def write(name, root, *, seed=0, most=None):

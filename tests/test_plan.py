@@ -39,6 +39,7 @@ def test_plan_prints_parts_memory_and_devices(words, capsys):
     assert "activations of 320 tokens, the largest micro-batch" in output  # 16 samples of 17 tokens take two sequences of 160
     assert "17 tokens and" in output
     assert "96 samples take" in output
+    assert [line.split()[0] for line in output.splitlines()[-3:]] == ["global", "global,", "blocks"]  # cache and bandwidth
     rows = [line.split() for line in output.splitlines() if line.strip().startswith(("1 GB", "2 GB"))]
     assert len(rows) == 2
     for row in rows:
@@ -145,25 +146,25 @@ def token_counts(batches: list) -> StepCost:
     return StepCost(tokens, sum(batch.num_samples for batch in batches), 0, 0)
 
 
-@pytest.mark.parametrize("slots", [1, 4, 8])
-def test_no_micro_batch_of_one_rank_exceeds_the_estimate(configure, slots):
-    """One rank distributes whole sequences: of eight slots, one gets two of nine sequences."""
-    config = configure(f"trainer.accumulate={slots}", "data.max_seq_len=60")
+@pytest.mark.parametrize("accumulate", [1, 4, 8])
+def test_no_micro_batch_of_one_rank_exceeds_the_estimate(configure, accumulate):
+    """One rank distributes whole sequences: of eight micro-batches, one gets two of nine sequences."""
+    config = configure(f"trainer.accumulate={accumulate}", "data.max_seq_len=60")
     _, data = parts(config)
-    batches = [data.stream().batch(step, slot=slot) for step in range(2) for slot in range(slots)]
+    batches = [data.stream().batch(step, micro_batch=micro_batch) for step in range(2) for micro_batch in range(accumulate)]
     largest = max(batch.input_ids_BT.numel() for batch in batches)
-    assert largest <= largest_micro_batch(config, token_counts(batches), slots=slots) < largest + 60
+    assert largest <= largest_micro_batch(config, token_counts(batches), accumulate=accumulate) < largest + 60
 
 
-@pytest.mark.parametrize(("ranks", "slots"), [(2, 1), (4, 1), (4, 4), (16, 1)])
-def test_no_micro_batch_of_several_ranks_exceeds_the_estimate(configure, ranks, slots):
-    config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={slots}", "data.max_seq_len=60")
+@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (4, 1), (4, 4), (16, 1)])
+def test_no_micro_batch_of_several_ranks_exceeds_the_estimate(configure, ranks, accumulate):
+    config = configure(f"trainer.devices={ranks}", f"trainer.accumulate={accumulate}", "data.max_seq_len=60")
     _, data = parts(config)
     streams = [data.stream(rank=rank, world=ranks) for rank in range(ranks)]
-    batches = [stream.batch(step, slot=slot) for stream in streams for step in range(2) for slot in range(slots)]
+    batches = [stream.batch(step, micro_batch=micro_batch) for stream in streams for step in range(2) for micro_batch in range(accumulate)]
     largest = max(batch.input_ids_BT.numel() for batch in batches)
     cost = token_counts(batches)
-    assert largest <= largest_micro_batch(config, cost, slots=slots) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
+    assert largest <= largest_micro_batch(config, cost, accumulate=accumulate) <= max(60, largest + cost.tokens / cost.samples + 60 / ranks)
 
 
 @pytest.mark.slow

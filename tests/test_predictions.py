@@ -75,8 +75,8 @@ def test_numbers_become_text(tmp_path):
         ({"prediction": None}, "line 2: prediction is null; give text or a number"),
         ({"prediction": True}, "line 2: prediction is true"),
         ({"prediction": ["lung"]}, "line 2: prediction is a list"),
-        ({"references": []}, "line 2: references are empty"),
-        ({"references": " "}, "line 2: references are empty"),
+        ({"references": []}, "line 2: 'references' is empty"),
+        ({"references": " "}, "line 2: 'references' is empty"),
         ({"reference": "lung"}, "line 2: 'reference' and 'references' are both present"),
         ({"prediction": float("inf")}, "line 2: prediction is NaN"),
         ({"choices": "ct, mri"}, "line 2: choices is text; give a list"),
@@ -89,6 +89,20 @@ def test_invalid_value_is_reported_in_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         read_foreign_predictions(write_jsonl(tmp_path, LINE, {**LINE, "id": "q2", **change}), benchmark=None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"reference": []}, "'reference' is empty"),
+        ({"reference": {}}, "reference is an object"),
+        ({"reference": "a", "predicton": "a"}, "'prediction' is missing, found id, question, reference, predicton;"),
+    ],
+)
+def test_errors_name_the_column_of_the_file(tmp_path, row, message):
+    row = {"id": "q1", "question": "q", **({} if "predicton" in row else {"prediction": "a"}), **row}
+    with pytest.raises(UserError, match=message):
+        read_foreign_predictions(write_jsonl(tmp_path, row), benchmark=None)
 
 
 def test_missing_field_is_reported_with_the_present_fields(tmp_path):

@@ -191,6 +191,7 @@ def library_lines(lines: list[str]) -> list[str]:
     own_patterns = (
         r"part +parameters +trainable +lr +weights|(vision|projector|language) +[\d,]+ +[\d,]+ +.*"  # train
         r"|data [0-9a-f]{12}: .*|train: step .*|validation \w+: .*|\S+/result\.json: .*"
+        r"|loss: nats per supervised token; \d+\.\d for a model that knows nothing \([\d,]+ tokens\)"
         r"|next: .*|held out of training for validation: .*|note: other processes keep .*"
         r"|\w+ +95% intervals by bootstrap .*|\w+ +\w+ +\w+ +-?\d\.\d{3} .*|\w+ +\w+ +\d+ answers .*"  # evaluate
         r"|\S+/evaluate\.json; next: .*|\w+ (real|blank|shuffled|none): question .*"

@@ -147,6 +147,8 @@ def test_pubmedqa_splits_by_test_ids(tmp_path):
     put_parquet(tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet", [artificial])
     last = read("pubmedqa", tmp_path)[-1]
     assert (last.key, last.turns) == ("9", [("One.\nIs it?", "no")])
+    put_parquet(tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet", [artificial | {"context": "One."}])
+    assert reasons(read("pubmedqa", tmp_path)) == [("9", "no CONTEXTS")]
     (tmp_path / "pqa_artificial" / "train-00000-of-00001.parquet").unlink()
     put(tmp_path / "data" / "ori_pqaa.json", json.dumps({"8": {"QUESTION": "q", "final_decision": "yes"}}))
     assert reasons(read("pubmedqa", tmp_path)) == [("8", "no CONTEXTS")]
@@ -170,7 +172,6 @@ def test_jsonl_reads_all_keys_and_rejects_faults(tmp_path):
         {"question": "A or B?", "answer": "A", "choices": ["A", "B"], "type": "choice", "references": ["A", "a"]},
         {"id": "far", "image": "../secret.png", "question": "q", "answer": "a"},
         {"id": "gone", "image": "no.png", "question": "q", "answer": "a"},
-        {"id": "odd", "question": "q", "answer": "a", "type": "modalty"},
         "[1, 2]",
     ]
     put_lines(tmp_path / "test.jsonl", *lines)
@@ -181,8 +182,7 @@ def test_jsonl_reads_all_keys_and_rejects_faults(tmp_path):
     assert reasons(bad) == [
         ("far", "image path is not inside the raw folder: '../secret.png'"),
         ("gone", "image missing: no.png"),
-        ("odd", "unknown type: 'modalty'; did you mean 'modality'?"),
-        ("test-7", "not a JSON object: line 7 of test.jsonl"),
+        ("test-6", "not a JSON object: line 6 of test.jsonl"),
     ]
 
 

@@ -1,6 +1,9 @@
 """src/data/remote.py: an address gives the same stream as a folder, also with a faulty server."""
 
+import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -8,11 +11,14 @@ from collections import Counter
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from data_prep.audit.leaks import AuditConfig, audit_all
+from data_prep.build import chunking
+from data_prep.shards import BuildConfig, build_all
 from src.config.train import MixConfig
 from src.config.train_rules import check_train_config, missing_files
 from src.data import remote, token_budget
@@ -52,7 +58,7 @@ class Handler(SimpleHTTPRequestHandler):
         if fault == "busy":
             self.send_error(503)
             return
-        content = path.read_bytes()
+        content = path.read_bytes() + (b"?" if fault == "longer" else b"")
         self.send_response(200)
         if fault != "cut without a length":
             self.send_header("Content-Length", str(len(content)))
@@ -62,7 +68,7 @@ class Handler(SimpleHTTPRequestHandler):
             self.connection.close()
             return
         if fault == "corrupt":
-            content = content[:700] + b"?" + content[701:]
+            content = content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :]
         for at in range(0, len(content), 1 << 14):
             time.sleep(0.02 if fault == "slow" else 0)
             self.wfile.write(content[at : at + (1 << 14)])
@@ -97,7 +103,7 @@ def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configur
     local, served = parts(configure())[1], data()
     assert served.fingerprint == local.fingerprint
     for step in range(4):
-        one, other = local.stream().batch(step, slot=0), served.stream().batch(step, slot=0)
+        one, other = local.stream().batch(step, micro_batch=0), served.stream().batch(step, micro_batch=0)
         assert one.keys == other.keys
         assert torch.equal(one.images_NCHW, other.images_NCHW)
     for tar in tars(tmp_path):
@@ -106,7 +112,7 @@ def test_stream_from_an_address_equals_the_stream_from_the_folder(data, configur
     assert not list(tmp_path.glob("cache/*/*.part"))
     before = server.requests.copy()
     again = data()
-    again.stream().batch(0, slot=0)
+    again.stream().batch(0, micro_batch=0)
     assert {path.rpartition("/")[2] for path in server.requests - before} == {"manifest.json", "audit.json"}  # everything else is cached
 
 
@@ -122,11 +128,21 @@ def test_audit_removed_at_the_address_is_removed_from_the_cache(data, shards, se
 
 
 @pytest.mark.slow
+def test_corrupt_index_of_audited_shards_is_fetched_again(shards, server, tmp_path):
+    server.folder = Path(shutil.copytree(shards, tmp_path / "served"))
+    audit_all(AuditConfig(out=server.folder))
+    server.faults["/alpha/index.arrow"] = ["corrupt"]
+    RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
+    (cached,) = tmp_path.glob("cache/*/index.arrow")
+    assert cached.read_bytes() == (server.folder / "alpha" / "index.arrow").read_bytes()
+
+
+@pytest.mark.slow
 def test_workers_fetch_each_tar_once(data, server):
     stream = data().stream()
     loader = iter(DataLoader(stream, batch_size=None, num_workers=2))
     keys = [next(loader).keys for _ in range(4)]
-    assert keys == [data().stream().batch(step, slot=0).keys for step in range(4)]
+    assert keys == [data().stream().batch(step, micro_batch=0).keys for step in range(4)]
     assert max(count for path, count in server.requests.items() if path.endswith(".tar")) == 1
 
 
@@ -161,6 +177,7 @@ def test_truncated_file_in_the_cache_is_fetched_again(server, tmp_path, name):
     ("faults", "message"),
     [
         (["corrupt"] * 2, f"{TAR}: the checksum differs from the manifest in two downloads"),
+        (["longer"] * 2, rf"{TAR}: it has [\d,]+ instead of [\d,]+ bytes in two downloads; it was changed or damaged"),
         (["cut"] * remote.ATTEMPTS, f"{TAR}: not fetched in {remote.ATTEMPTS} attempts"),
     ],
 )
@@ -173,12 +190,44 @@ def test_download_that_keeps_failing_raises(server, tmp_path, faults, message):
     assert not tars(tmp_path)
 
 
+class NoCredentialsError(Exception):
+    """Stands for botocore's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError("The request signature does not match"),
+            r"access was refused \(The request .*\); check the credentials, for s3://",
+        ),
+        (NoCredentialsError("Unable to locate credentials"), r"access was refused \(Unable to locate credentials\); check the credentials"),
+        (FileNotFoundError("The specified bucket does not exist"), "the bucket does not exist; correct the address"),
+    ],
+)
+def test_refused_access_and_a_missing_bucket_are_reported_at_the_first_attempt(tmp_path, monkeypatch, error, message):
+    attempts = []
+
+    class Files:
+        def get_file(self, *names) -> None:
+            attempts.append(names)
+            raise error
+
+    monkeypatch.setattr(remote, "_filesystem", lambda url: (Files(), url))
+    with pytest.raises(UserError, match=f"^s3://bucket/a.tar: {message}"):
+        remote.fetch_file("s3://bucket/a.tar", tmp_path / "a.tar")
+    assert len(attempts) == 1
+
+
 @pytest.mark.slow
 def test_small_cache_holds_the_last_used_tar(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
-    for row in (0, 60, 70, 0):  # one of each split
+    for row in (0, 60, 70):  # one of each split
         assert shards[row].images
-    assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]  # the others are still open
+    assert [path.name for path in tars(tmp_path)] == ["test-000000.tar"]
+    links = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
+    deleted = [link for link in links if link.startswith(str(tmp_path)) and "tar" in link and link.endswith("(deleted)")]
+    assert [Path(link).name for link in deleted] == ["val-000000.tar (deleted)"]  # is closed when the next tar is opened
     fresh = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache"), 0))
     assert fresh[0].key == "train0"
     assert [path.name for path in tars(tmp_path)] == ["train-000000.tar"]
@@ -186,14 +235,85 @@ def test_small_cache_holds_the_last_used_tar(server, tmp_path):
 
 
 @pytest.mark.slow
+def test_blocks_fetch_each_shard_once_into_a_cache_of_5_percent(configure, tmp_path, monkeypatch):
+    """An epoch of a source of 400 shards of two records. Two ranks, which seek, get the samples of one rank, which reads."""
+    monkeypatch.setattr(chunking, "SHARD_ROWS", 2)
+    (tmp_path / "raw" / "many").mkdir(parents=True)
+    lines = [json.dumps({"question": f"which organ {n}?", "answer": "liver", "id": f"r{n}"}) for n in range(800)]
+    (tmp_path / "raw" / "many" / "train.jsonl").write_text("\n".join(lines))
+    build_all(BuildConfig(sources=["many"], raw=tmp_path / "raw", out=tmp_path / "out", workers=1))
+    size = sum(path.stat().st_size for path in tmp_path.glob("out/many/*.tar"))
+    fetched: Counter = Counter()
+    fetch = remote.fetch_file
+    monkeypatch.setattr(
+        remote, "fetch_file", lambda url, *args, **keys: (fetched.update([url.rpartition(".")[2]]), fetch(url, *args, **keys))
+    )
+    words = [
+        "+mix.shares.many=1",
+        "mix.only=[many]",
+        "data.shuffle=blocks",
+        "data.packing_window=8",
+        "data.global_batch_size=8",
+        "data.val_samples=0",
+    ]
+    cache = [f"data.root=file://{tmp_path}/out", f"data.cache={tmp_path / 'cache'}", f"data.cache_gb={0.05 * size / 1e9}"]
+    reading = parts(configure(*words, *cache))[1].stream()
+    epoch = [reading.batch(step, micro_batch=0).keys for step in range(100)]
+    assert sorted(itertools.chain(*epoch)) == sorted(f"many:{row}" for row in range(800))
+    assert 400 <= fetched["tar"] <= 420
+    local = parts(configure(*words, f"data.root={tmp_path}/out"))[1]
+    ranks = [local.stream(rank=rank, world=2) for rank in range(2)]
+    for step in (70, 7):
+        assert sorted(key for stream in ranks for key in stream.batch(step, micro_batch=0).keys) == sorted(epoch[step])
+
+
+def read_rows(url: str, cache: CacheConfig, seed: int, connection) -> None:
+    """Sends the keys of 60 random rows."""
+    shards = RemoteShards(url, cache)
+    connection.send([(row, shards[row].key) for row in np.random.default_rng(seed).permutation(60).tolist()])
+
+
+@pytest.mark.slow
+def test_processes_read_while_each_removes_the_tars_of_the_other(shards, tmp_path):
+    """The cache has room for one tar, so every other read removes a tar that the other process reads or has just fetched."""
+    root, cache = f"file://{shards}/alpha", CacheConfig(str(tmp_path / "cache"), 0)
+    expected = RemoteShards(root, CacheConfig(str(tmp_path / "other")))
+    fork = multiprocessing.get_context("fork")
+    pipes = [fork.Pipe(duplex=False) for _ in range(2)]
+    processes = [fork.Process(target=read_rows, args=(root, cache, seed, pipes[seed][1])) for seed in range(2)]
+    for process in processes:
+        process.start()
+    for receiver, _ in pipes:
+        assert receiver.poll(60)
+        assert all(expected[row].key == key for row, key in receiver.recv())
+    for process in processes:
+        process.join()
+    assert len(tars(tmp_path)) <= 2
+
+
+def test_tar_that_another_process_removes_before_it_is_opened_is_fetched_again(shards, tmp_path, monkeypatch):
+    fetched, fetch = [], remote.fetch_file
+
+    def fetch_and_remove(url: str, path: Path, **keys) -> None:
+        fetch(url, path, **keys)
+        if path.suffix == ".tar" and not fetched:
+            fetched.append(path)
+            path.unlink()
+
+    monkeypatch.setattr(remote, "fetch_file", fetch_and_remove)
+    assert RemoteShards(f"file://{shards}/alpha", CacheConfig(str(tmp_path / "cache")))[0].key == "train0"
+    assert fetched == tars(tmp_path)
+
+
+@pytest.mark.slow
 def test_cache_smaller_than_the_mix_prints_one_warning_with_the_required_size(data, server, monkeypatch, capsys):
     """Training and validation shards of three sources are required, those of test splits are not."""
     required = sum(tar["bytes"] for path in server.folder.glob("*/manifest.json") for tar in json.loads(path.read_text())["shards"][:2])
     stream = data(f"data.cache_gb={required / 1e9 - 1e-9}").stream()
-    stream.batch(0, slot=0)
+    stream.batch(0, micro_batch=0)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: data.cache_gb=")
-    assert line.endswith("again and again; data.cache_gb=0.1 holds them all")
+    assert line.endswith("at a time with data.shuffle=global, so they are fetched again and again; data.cache_gb=0.1 holds them all")
     data(f"data.cache_gb={required / 1e9}")
     monkeypatch.setenv("LOCAL_RANK", "1")
     data("data.cache_gb=0")
@@ -203,11 +323,11 @@ def test_cache_smaller_than_the_mix_prints_one_warning_with_the_required_size(da
 @pytest.mark.slow
 def test_prefetch_fetches_a_shard_before_it_is_read(server, tmp_path):
     shards = RemoteShards(f"{server.url}/alpha", CacheConfig(str(tmp_path / "cache")))
-    shards.prefetch(0)
+    shards.prefetch(np.array([0, 2]))
     deadline = time.monotonic() + 20
     while not tars(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
-    shards.prefetch(1)
+    shards.prefetch(np.array([1]))
     assert shards[0].key == "train0"
     assert server.requests[TAR] == 1
 

@@ -1,6 +1,8 @@
 """The run folder: its configuration, its result and what only the first rank writes."""
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import yaml
 from src.runtime import run_folder
 from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import busy_cores_note
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_names import match_runs
 
 CONFIG = {
@@ -36,6 +38,14 @@ def test_secrets_are_not_written(tmp_path):
     run_folder.open_run(tmp_path / "x", CONFIG)
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["logger"] == {"api_key": "***"}
     assert run_folder.redact_secrets({"hf_token": "a", "token": "", "max_seq_len": 5}) == {"hf_token": "***", "token": "", "max_seq_len": 5}
+
+
+@pytest.mark.parametrize("name", ["x", "sweep/seed=0"])
+def test_name_of_a_run_is_the_one_that_commands_take(tmp_path, name):
+    run_folder.open_run(tmp_path / "old" / name, CONFIG | {"name": name})
+    assert run_folder.run_name(tmp_path / "old" / name) == name
+    moved = (tmp_path / "old" / name).rename(tmp_path / "old" / name.replace("x", "y"))
+    assert run_folder.run_name(moved) == name.replace("x", "y")
 
 
 def test_unknown_run_gives_error_with_existing_names(tmp_path):
@@ -67,6 +77,48 @@ def test_result_has_the_metrics_of_every_command_and_the_cost_of_restarts(tmp_pa
     assert combined["data"] == "abc"
     assert len(combined["commands"]) == 2
     assert not list(tmp_path.glob("*.partial.json")) + list(tmp_path.glob("*.tmp"))
+
+
+def test_full_disk_while_the_cost_is_written_does_not_hide_the_error_of_the_command(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def training():
+        with run_folder.record(tmp_path, "train"):
+            monkeypatch.setattr(run_folder, "write_atomically", full)
+            raise UserError("out of memory")
+
+    with pytest.raises(UserError, match="out of memory"):
+        training()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.json"), "no space is left for a.json (No space left on device); free some"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left (Disk quota exceeded); free some and run the same command again"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "no space is left (File too large); free some"),  # safetensors
+        (RuntimeError("write failed: No space left on device"), "no space is left (No space left on device); free some"),
+    ],
+)
+def test_full_disk_is_reported_as_one_line(error, message, capsys):
+    @report_user_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_other_errors_are_raised():
+    @report_user_errors
+    def main():
+        raise OSError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(OSError, match="Permission denied"):
+        main()
 
 
 def test_failed_write_leaves_the_previous_file_and_no_other(tmp_path, monkeypatch):

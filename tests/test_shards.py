@@ -31,7 +31,6 @@ from data_prep.readers.hash_set import HashSet
 from data_prep.shards import build_all, main
 from src.data.record import PHANTOM_MARKER, QUESTION_TYPES, SPLITS, Record, tar_bytes, to_json
 from src.data.shards import SCHEMA, Shards
-from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError
 from tests.fixtures import jpeg
 
@@ -240,7 +239,7 @@ FAULTS = [
     ({"id": "no-question", "question": "", "answer": "yes"}, "empty question"),
     ({"id": "no-image", "image": "x.jpg", "question": "What?", "answer": "yes"}, "image missing: x.jpg"),
     ({"id": "no-path", "image": {"bytes": "x"}, "question": "What?", "answer": "yes"}, "image is neither a path, a data URI nor bytes"),
-    ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: OSError image file is truncated"),
+    ({"id": "broken", "image": "broken.jpg", "question": "What?", "answer": "yes"}, "broken image: image file is truncated"),
     ({"id": "dot", "image": "dot.png", "question": "What?", "answer": "yes"}, "image of less than 8 pixels: 1 x 1"),
     ({"id": "words", "image": "words.jpg", "question": "What?", "answer": "yes"}, "not an image that can be read"),
     ({"id": "q0", "question": "Another question?", "answer": "yes"}, "duplicate key"),
@@ -322,21 +321,6 @@ def test_missing_or_empty_raw_folder_is_an_error(raw, tmp_path):
     assert not (tmp_path / "out" / "own").exists()  # all sources are checked before the first build
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["sorces=a"], "unknown key 'sorces'; did you mean 'sources'?"),
-        (["sources=own", "raw=r"], "out= is missing; give out=..."),
-        (["sources=own", "raw=r", "out=o", "workers=two"], "workers='two' is not a whole number"),
-        (["own"], "'own' is not of the form key=value"),
-    ],
-)
-def test_invalid_arguments_are_rejected(words, message):
-    with pytest.raises(UserError) as error:
-        parse_arguments(BuildConfig, words)
-    assert str(error.value) == message
-
-
 def test_settings_out_of_range_are_rejected(raw, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["sources=own", f"raw={raw}", f"out={tmp_path / 'out'}", "quality=0"])
@@ -406,7 +390,8 @@ def test_slurm_jobs_write_the_same_bytes(raw, tmp_path, small_shards):
     assert contents(tmp_path / "out" / "own") == contents(tmp_path / "whole" / "own")
 
 
-def test_missing_or_unknown_executor_is_an_error(raw, tmp_path):
+def test_missing_or_unknown_executor_is_an_error(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="executor=slurm: sbatch is not installed on this machine; use executor=process"):
         build(raw, tmp_path / "out", executor="slurm")
     with pytest.raises(UserError, match="executor='slrum': unknown executor; did you mean 'slurm'"):
@@ -446,7 +431,7 @@ def test_shards_pickle_as_their_path(raw, tmp_path):
 
 def test_number_of_open_files_is_bounded(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "SHARD_ROWS", 5)
-    monkeypatch.setattr(Shards, "open_files", 3)
+    monkeypatch.setattr("src.data.shards.OPEN_FILES", 3)
     built = build(raw, tmp_path / "out")
     assert len(built.manifest["shards"]) == 30
     before = len(os.listdir("/proc/self/fd"))

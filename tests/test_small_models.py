@@ -89,7 +89,7 @@ def configure_small(configure, folders):
 def test_labels_end_with_eos_and_padding_has_none(configure_small, name):
     """A model that is padded with eos and ignores eos in the loss would never learn to stop."""
     _, data = parts(configure_small(name, "data.max_seq_len=40", "mix.shares={gamma: 1}"))
-    prompter, batch = data.prompter, data.stream().batch(0, slot=0)
+    prompter, batch = data.prompter, data.stream().batch(0, micro_batch=0)
     padding = batch.sources_BT == -1
     assert padding.any()
     assert (batch.labels_BT[padding] == IGNORE).all()

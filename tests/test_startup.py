@@ -19,14 +19,18 @@ for words in json.loads(sys.argv[1]):
             importlib.import_module(f"src.{words[0]}").main()
         except SystemExit as end:
             code = end.code
-    slow = {"torch", "transformers", "lightning", "timm", "sklearn", "gradio", "huggingface_hub"} & set(sys.modules)
+    slow = {"torch", "transformers", "lightning", "timm", "sklearn", "gradio", "huggingface_hub", "pydicom"} & set(sys.modules)
     print(json.dumps([code, errors.getvalue(), sorted(slow)]))
 """
 
 
-def start(commands: list[tuple[str, ...]]) -> list[tuple[int, str, list[str]]]:
-    """Runs the commands one after another in a new process; returns exit code, stderr and the slow modules imported so far."""
-    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True, check=True)
+def start(commands: list[tuple[str, ...]], *, path: Path | None = None) -> list[tuple[int | str, str, list[str]]]:
+    """Runs the commands one after another in a new process; returns exit code, stderr and the slow modules imported so far.
+
+    `path` is a folder of modules that replace installed ones.
+    """
+    command = [sys.executable, "-c", (f"import sys; sys.path.insert(0, {str(path)!r})" if path else "") + RUN, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -50,9 +54,8 @@ def test_help_and_mistakes_do_not_import_torch(tmp_path):
 
 @pytest.mark.slow
 def test_a_valid_command_imports_torch(tmp_path):
-    """Shows that `start` sees a slow import."""
+    """Shows that the checks end before the import. The torch of this test only reports that it was imported."""
     write_run(tmp_path)
-    ((code, error, slow),) = start([("export", "run=made", f"out={tmp_path}/out", f"outputs={tmp_path}")])
-    assert code == 2
-    assert "holds no checkpoint" in error
-    assert "torch" in slow
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    ((code, _, _),) = start([("export", "run=made", f"out={tmp_path}/out", f"outputs={tmp_path}")], path=tmp_path)
+    assert code == "torch was imported"

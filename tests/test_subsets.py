@@ -20,7 +20,7 @@ from experiments.paper import overlap
 from src.config.train import MixConfig, TrainConfig
 from src.config.train_rules import check_values
 from src.data import subsets
-from src.data.datamodule import data_fingerprint
+from src.data.fingerprint import data_fingerprint
 from src.data.lineage import lineage, write_lineage
 from src.data.remote import CacheConfig, RemoteShards
 from src.data.shards import Shards

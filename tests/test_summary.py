@@ -7,6 +7,7 @@ import pytest
 from src.commands.score import score_predictions
 from src.config.evaluate import EvaluateConfig
 from src.config.report import ReportConfig
+from src.evaluate import print_scores
 from src.evaluation import benchmark, predictions_file, summary
 from src.metrics.vqa import slices
 from src.report import report
@@ -66,6 +67,31 @@ def test_summary_text_describes_the_clusters(predictions):
     assert "pathvqa          95% intervals by bootstrap over 20 images" in lines
     assert "medqa            95% intervals by bootstrap over 20 questions without an image name" in lines
     assert set(result["scorers"]) == {"medqa", "pathvqa", "vqa_rad", "pooled"}
+
+
+def test_answers_unchanged_by_another_image_are_metrics_and_printed(predictions):
+    result = summarise(predictions, ["pathvqa", "vqa_rad"])
+    keys = {key for key in result["metrics"] if key.endswith("all/unchanged")}
+    names = ("pathvqa/shuffled", "pathvqa/blank", "vqa_rad/shuffled", "pooled/shuffled")
+    assert keys == {f"vqa/{name}/all/unchanged" for name in names}  # neither baselines nor questions without images
+    assert result["metrics"]["vqa/pathvqa/blank/all/unchanged"]["value"] == 1
+    real = predictions["pathvqa"]["real"]
+    share = sum(item["prediction"].lower() == "no" for item in real) / len(real)
+    assert result["metrics"]["vqa/pathvqa/shuffled/all/unchanged"]["value"] == pytest.approx(share)
+    assert "vqa_rad          shuffled               unchanged   1.000  [1.000, 1.000]  n=30" in summary.summary_text(result)
+
+
+def test_table_of_protocols_is_printed_for_a_predictions_file(tmp_path, capsys):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"id": "1", "question": "q", "references": ["yes"], "prediction": "Yes, it is"}))
+    folder = score_predictions(config(predictions=path, outputs=tmp_path, resamples=10))
+    print_scores(folder, str(tmp_path), protocols=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("exact_lmms_eval")).split()[1] == "0.0"
+    assert next(line for line in lines if line.startswith("closed_medevalkit ")).split(maxsplit=2)[1:] == [
+        "100.0",
+        "yes/no only; substring, wrong if both occur",
+    ]
 
 
 def test_cut_answers_are_counted_and_printed(predictions):
@@ -169,6 +195,14 @@ def test_summary_text_does_not_repeat_a_single_benchmark_as_pooled(predictions):
     text = summary.summary_text(summarise(one, pooled=["alpha"]))
     assert "alpha" in text
     assert "pooled" not in text
+
+
+def test_score_of_a_predictions_file_ends_with_the_report_of_its_whole_name(tmp_path, capsys):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"id": "1", "question": "q", "references": ["a"], "prediction": "a"}))
+    folder = score_predictions(config(predictions=path, outputs=tmp_path, name="sw/theirs", resamples=10))
+    print_scores(folder, str(tmp_path))
+    assert capsys.readouterr().out.endswith(f"next: python -m src.report runs=sw/theirs outputs={tmp_path}\n")
 
 
 def test_report_of_a_predictions_file_gives_no_advice_on_training(tmp_path):

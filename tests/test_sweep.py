@@ -45,6 +45,16 @@ def outputs_folder(words) -> Path:
     return Path(next(word for word in words if word.startswith("outputs=")).partition("=")[2])
 
 
+def test_full_disk_before_the_first_trial_is_reported_as_one_line(run, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_sweeper.OmegaConf.save", full)
+    code, _, err = run("-m", "seed=0,1")
+    assert code == 2
+    assert err.startswith("error: no space is left (No space left on device); free some and run the same command again")
+
+
 @pytest.mark.slow
 def test_full_disk_fails_one_trial_and_only_that_one_runs_again(run, words, monkeypatch):
     """The disk is full when the second of three trials writes its first checkpoint."""

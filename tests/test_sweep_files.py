@@ -70,10 +70,10 @@ def test_dashboard_uses_keys_that_runs_have(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "ENTITY: expected one wandb user or team"),
-        (["me", "mix=mni"], "mix=mni; did you mean 'mini'?"),
-        (["me", "projct=x"], "unknown key 'projct'; did you mean 'project'?"),
-        (["me"], "logger.wandb=online, but nobody is logged in"),
+        ([], "entity= is missing; give entity=..."),
+        (["entity=me", "mix=mni"], "mix='mni'; did you mean 'mini'?"),
+        (["entity=me", "projct=x"], "unknown key 'projct'; did you mean 'project'?"),
+        (["entity=me"], "logger.wandb=online, but nobody is logged in"),
     ],
 )
 def test_mistake_of_the_dashboard_command_gives_error(arguments, message, monkeypatch, tmp_path, capsys):

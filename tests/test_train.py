@@ -259,7 +259,7 @@ def distances(one: Path, other: Path) -> float:
 
 @pytest.mark.slow
 def test_update_does_not_depend_on_accumulation(configure):
-    one, many = (train(configure(*DOUBLE, f"name=slots{n}", f"trainer.accumulate={n}")) for n in (1, 4))
+    one, many = (train(configure(*DOUBLE, f"name=accumulate{n}", f"trainer.accumulate={n}")) for n in (1, 4))
     assert distances(one, many) < 1e-6
     assert [row["tokens"] for row in steps(one)] == [row["tokens"] for row in steps(many)]
 
@@ -337,7 +337,7 @@ def run_ranks(config: TrainConfig, log: Path, world: int) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_make_the_same_update_as_one(configure, tmp_path):
-    """2 ranks x 2 slots; a quarter of the records has no image, so some slots have none at all."""
+    """2 ranks x 2 micro-batches; a quarter of the records has no image, so some micro-batches have none at all."""
     one = train(configure(*DOUBLE, "name=one", "data.max_seq_len=60"))
     config = configure(*DOUBLE, "name=two", "data.max_seq_len=60", "trainer.accumulate=2")
     run_ranks(config, tmp_path / "log", 2)
@@ -429,7 +429,7 @@ def test_nonfinite_loss_stops_and_lists_its_samples(configure, monkeypatch):
         train(config)
     (listed,) = (Path(config.outputs) / "tiny" / "nonfinite.jsonl").read_text().splitlines()
     assert json.loads(listed)["step"] == 0
-    assert 4 < len(json.loads(listed)["samples"]) < 16  # one of two slots
+    assert 4 < len(json.loads(listed)["samples"]) < 16  # one of two micro-batches
 
 
 @pytest.mark.slow
@@ -508,10 +508,10 @@ def test_killed_data_worker_is_reported(configure, monkeypatch):
     """The worker kills itself, so that it is always busy when it dies."""
     usual = PackedStream.batch
 
-    def batch(self, step: int, *, slot: int) -> Batch:
+    def batch(self, step: int, *, micro_batch: int) -> Batch:
         if step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return usual(self, step, slot=slot)
+        return usual(self, step, micro_batch=micro_batch)
 
     monkeypatch.setattr(PackedStream, "batch", batch)
     with pytest.raises(UserError, match=LOST):
@@ -720,7 +720,7 @@ def test_log_has_losses_and_scores_of_every_source(whole):
 
 @pytest.mark.slow
 def test_log_counts_truncated_tokens(configure):
-    """Every token of a window (two steps) is either trained on or counted as truncated, for any number of slots."""
+    """Every token of a window (two steps) is either trained on or counted as truncated, for any number of micro-batches."""
     words = ["optim.steps=2", "optim.warmup=1", "trainer.log_every=2", "data.val_samples=0", "trainer.accumulate=2"]
     long, short = (steps(train(configure(*words, f"name={n}", f"data.max_seq_len={n}"))) for n in (160, 24))
     assert [int(row["cut_tokens"]) for row in long] == [0]

@@ -111,7 +111,7 @@ def test_stream_validation_epochs_and_plan_use_the_same_split(build, configure):
     module = parts(config)[1]
     val = {key for batch in module.validation_batches() for key in batch.keys}
     steps = epochs_to_steps(config).optim.steps
-    train = {key for step in range(steps) for key in module.stream().batch(step, slot=0).keys}
+    train = {key for step in range(steps) for key in module.stream().batch(step, micro_batch=0).keys}
     assert (len(val), len(train), steps) == (4, 196, 196 * 4 // 16)
     groups = opened.column("group")
     assert not {groups[int(key.partition(":")[2])] for key in val} & {groups[int(key.partition(":")[2])] for key in train}

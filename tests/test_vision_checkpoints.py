@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from src.config.train import VisionConfig
 from src.model.vision import identity, load_vision
-from src.model.vision_checkpoints import CLIP_MEAN, CLIP_STD, save_open_clip
+from src.model.vision_checkpoints import CLIP_MEAN, CLIP_STD, save_open_clip, untrained_copy
 from src.runtime.errors import UserError
 from tests.rounding import rounding
 
@@ -201,6 +201,9 @@ def test_timm_folder_loads(tmp_path):
     ours = load_vision(VisionConfig(format="timm", path=str(tmp_path)))
     assert torch.equal(ours(pixels(160)), last_tokens(model, normalised(pixels(160), OTHER_MEAN, OTHER_STD)))
     assert len(identity(VisionConfig(format="timm", path=str(tmp_path)))["sha256"]) == 64
+    assert untrained_copy(VisionConfig(format="timm", path=str(tmp_path), image_size=96)) == VisionConfig(
+        format="scratch", architecture="test_vit", image_size=96
+    )
 
 
 def test_scratch_weights_depend_on_the_seed():

@@ -31,7 +31,7 @@ def test_text_only_batch_gives_every_trainable_parameter_a_gradient(configure):
     """Otherwise DDP waits forever for a rank without images. The loss does not change."""
     model, data = parts(configure("mix.shares.alpha=0", "mix.shares.beta=0"))
     model = model.double()
-    batch = data.stream().batch(0, slot=0)
+    batch = data.stream().batch(0, micro_batch=0)
     assert len(batch.images_NCHW) == 0
     losses, _ = model(batch)
     losses.sum().backward()
@@ -45,7 +45,7 @@ def test_text_only_batch_gives_every_trainable_parameter_a_gradient(configure):
 
 
 def test_batch_without_supervised_tokens_gets_zero_grad(configure):
-    """A slot has no sequence if a step has fewer sequences than ranks x slots."""
+    """A micro-batch has no sequence if a step has fewer sequences than ranks x micro-batches."""
     model = build_vlm(configure())
     losses, sources = model(collate([], sources=[], images=[], size=32, pad=2, image_id=330, keys=[]))
     losses.sum().backward()
@@ -96,7 +96,7 @@ def test_activation_checkpointing_saves_memory_and_keeps_gradients(configure, ho
 def forward_and_backward(config) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """The loss, the gradients, and the number of bytes that autograd saves."""
     model, data = parts(config)
-    batch = data.stream().batch(0, slot=0)
+    batch = data.stream().batch(0, micro_batch=0)
     saved: dict[int, int] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torchmetrics.functional.text import bleu_score
 
-from src.metrics import vqa
+from src.metrics.protocols import SCORERS
 from src.metrics.published import bleu1_pathvqa
-from src.metrics.vqa import HEADLINE, SCORERS, accuracy, bleu1, exact, f1, is_closed, paired_difference, score, slices
+from src.metrics.vqa import HEADLINE, accuracy, bleu1, exact, f1, is_closed, paired_difference, score, slices, unchanged
 from src.runtime.errors import UserError
 
 WORDS = ["yes", "no", "left", "right", "lung", "mri", "ct", "carcinoma", "of", "hering", "canals", "in", "tissue", "two", "x-ray"]
@@ -211,6 +211,22 @@ def test_paired_difference_needs_the_same_questions():
         paired_difference(items, items[1:], resamples=10, seed=0)
 
 
+def test_unchanged_is_the_share_of_equal_answers_by_kind_of_question():
+    items = [{"id": str(n), "image": f"i{n // 2}", "type": f"t{n % 2}", "references": ["x"], "prediction": "Left  lung"} for n in range(8)]
+    others = [{**item, "prediction": "left lung" if int(item["id"]) < 6 else "rib"} for item in items][::-1]
+    others[-1]["prediction"] = ""
+    rows = unchanged(items, others, resamples=500, seed=0)
+    assert {key: row["value"] for key, row in rows.items()} == {
+        "all/unchanged": 5 / 8,
+        "open/unchanged": 5 / 8,
+        "type=t0/unchanged": 2 / 4,
+        "type=t1/unchanged": 3 / 4,
+    }
+    assert unchanged(items, items, resamples=9, seed=0)["all/unchanged"] == {"value": 1, "low": 1, "high": 1, "n": 8}
+    with pytest.raises(UserError, match="same questions"):
+        unchanged(items, others[1:], resamples=9, seed=0)
+
+
 def test_scorer_without_an_applicable_question_is_none():
     assert SCORERS["closed_llava_med"]([{"id": "1", "references": ["lung"], "prediction": "lung"}]) is None
     assert all(function([]) is None for function in SCORERS.values())
@@ -222,5 +238,5 @@ def test_scores_of_a_large_test_set_take_less_than_30_seconds():
     items = [{**item, "image": f"i{n // 8}", "type": f"t{n % 9}"} for n, item in enumerate(random_items(6761))]
     start = time.process_time()
     assert len(score(items, resamples=10_000, seed=0)) >= 12 * 3
-    assert len({name: function(items) for name, function in SCORERS.items()}) == len(vqa.SCORERS)
+    assert len({name: function(items) for name, function in SCORERS.items()}) == len(SCORERS)
     assert time.process_time() - start < 30

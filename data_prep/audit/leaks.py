@@ -19,9 +19,10 @@ from src.data.hamming_search import hamming_pairs
 from src.data.near_duplicates import MIN_CORRELATION, correlation, open_grey, thumbnail_variants, variant_hashes
 from src.data.record import SPLITS
 from src.data.shards import SCHEMA, Shards
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.hashing import file_sha256
 from src.runtime.progress import Progress
 from src.runtime.tables import print_table
 
@@ -50,8 +51,8 @@ class AuditConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    audit_all(arguments.parse_arguments(AuditConfig, words))
+def main(args: list[str]) -> None:
+    audit_all(parse_arguments(AuditConfig, args))
 
 
 def audit_all(config: AuditConfig) -> dict[str, dict[str, Any]]:
@@ -102,8 +103,10 @@ def audit_source(shards: Shards, known: KnownTestData, missing: list[str]) -> di
     columns = {field.name: shards.arrow(field.name) for field in SCHEMA} | {"leaks_into": column(names, pa.string())}
     (shards.folder / "audit.json").unlink(missing_ok=True)  # so that an interrupted audit leaves none instead of an outdated one
     write_index(shards.folder, columns)
+    index = shards.folder / "index.arrow"
     result = {
         "manifest": shards.manifest["fingerprint"],  # of the audited build
+        "index": {"size": index.stat().st_size, "sha256": file_sha256(index)},
         "checked": {one.name: one.size for one in known.sets},
         "fingerprints": {one.name: one.fingerprint for one in known.sets},
         "not_checked": missing,

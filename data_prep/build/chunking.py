@@ -28,7 +28,7 @@ class Chunk:
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason) of rows quarantined before their images are decoded
     counts: Counter = field(default_factory=Counter)  # in, duplicates, filtered
     filtered: Counter = field(default_factory=Counter)  # reason -> rows
-    notes: Counter = field(default_factory=Counter)  # change by the reader -> rows
+    notes: list[list[str]] = field(default_factory=list)  # per record, what the reader changed in it
     last: bool = False  # the last chunk of its shard
     size: int = 0  # bytes of the raw images and text
 
@@ -40,11 +40,12 @@ def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Itera
     duplicate (same images and same normalised text within the split) is dropped; the first occurrence stays. `keys` holds
     the keys of the previous splits and is extended, so that a key is unique in its source.
     """
-    content_hashes, number, shard_rows, shard_bytes = HashSet(), 0, 0, 0
+    content_hashes, number, shard_rows, shard_bytes, accepted = HashSet(), 0, 0, 0, False
     chunk = Chunk(f"{split}-{number:06d}")
     for row in rows:
         if isinstance(row, Note):
-            chunk.notes[row.text] += 1
+            if accepted:
+                chunk.notes[-1].append(row.text)
             continue
         size = _size(row)
         if shard_rows and (shard_rows == SHARD_ROWS or shard_bytes + size > SHARD_BYTES):
@@ -56,35 +57,37 @@ def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Itera
             yield chunk
             chunk = Chunk(chunk.shard)
         shard_rows, shard_bytes, chunk.size = shard_rows + 1, shard_bytes + size, chunk.size + size
-        _add_row(row, chunk, keys=keys, content_hashes=content_hashes)
+        accepted = _add_row(row, chunk, keys=keys, content_hashes=content_hashes)
     if shard_rows:
         chunk.last = True
         yield chunk
 
 
-def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) -> None:
-    """Adds a row to the records, the rejected rows or the counts of a chunk."""
+def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) -> bool:
+    """Adds a row to the records, the rejected rows or the counts of a chunk; returns whether it is a record."""
     chunk.counts["in"] += 1
     if isinstance(row, FilteredRow):
         chunk.counts["filtered"] += 1
         chunk.filtered[row.reason.partition(":")[0]] += 1
-        return
+        return False
     if isinstance(row, InvalidRow):
-        chunk.rejected.append((row.key, row.reason))
-        return
+        chunk.rejected.append((row.key, " ".join(row.reason.split())))  # one line, also if it quotes a name with a line break
+        return False
     reason = record_fault(row)
     if not reason and not content_hashes.add(content_hash(row)):
         chunk.counts["duplicates"] += 1
-        return
+        return False
     if not reason and not keys.add(hash64(row.key)):
         reason = "duplicate key"
     if reason:
         chunk.rejected.append((row.key, reason))
-        return
+        return False
     safe_key = tar_key(row.key)
     if safe_key != row.key:
         row.meta, row.key = {**row.meta, "id": row.key}, safe_key
     chunk.records.append(row)
+    chunk.notes.append([])
+    return True
 
 
 def record_fault(record: Record) -> str:
@@ -97,7 +100,7 @@ def record_fault(record: Record) -> str:
         return "empty question"
     if any(not answer.strip() for _, answer in record.turns):
         return "empty answer"
-    if (length := sum(map(len, record_texts(record)))) > MAX_TEXT:
+    if (length := sum(map(len, (*record_texts(record), record.system, *record.references, *record.choices)))) > MAX_TEXT:
         return f"text too long: {length:,} characters; at most {MAX_TEXT:,}"
     try:
         "".join((record.key, record.group, record.licence, record_text(record), *record.references, *record.choices)).encode()
@@ -120,7 +123,7 @@ def record_texts(record: Record) -> list[str]:
 
 
 def hash64(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text.encode())
+    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"))  # the key of a rejected row may be no valid Unicode
 
 
 def text_hash(text: str) -> int:
@@ -129,8 +132,10 @@ def text_hash(text: str) -> int:
 
 
 def content_hash(record: Record) -> int:
-    """64-bit hash of the normalised text and of the image bytes."""
+    """64-bit hash of the normalised text, of the image bytes, and of the system text of a conversation that has one."""
     state = xxhash.xxh3_64(text_hash(record_text(record)).to_bytes(8))
+    if record.system:
+        state.update(b"system" + text_hash(record.system).to_bytes(8))
     for image in record.images:
         state.update(xxhash.xxh3_64_digest(image))
     return state.intdigest()

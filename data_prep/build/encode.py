@@ -92,7 +92,8 @@ def open_image(data: bytes) -> Image.Image:
     except DecompressionBombError as error:
         raise InvalidImage(f"image of more than {MAX_PIXELS // 1_000_000} megapixels: {error}") from None
     except Exception as error:  # decoders raise many types of errors on damaged files
-        raise InvalidImage(f"broken image: {type(error).__name__} {error}"[:200]) from None
+        is_message = isinstance(error, (OSError, SyntaxError)) and str(error)  # the other types have texts for programmers
+        raise InvalidImage(f"broken image: {error if is_message else 'it cannot be decoded'}"[:200]) from None
 
 
 def _check_size(width: int, height: int) -> None:

@@ -17,6 +17,7 @@ class SerializedChunk:
     data: bytes = b""  # consecutive tar members
     rows: list[dict[str, Any]] = field(default_factory=list)  # index rows; offsets count from the start of `data`
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason) of records with an invalid image
+    notes: Counter = field(default_factory=Counter)  # what the reader changed -> records
     licences: Counter = field(default_factory=Counter)  # licence -> records; "" for records that state none
 
 
@@ -26,9 +27,9 @@ def serialize_chunk(chunk: Chunk, *, max_side: int, quality: int, tokenizer: Pat
     `max_side` (pixels) and `quality` are those of `encode_image`; `tokenizer` is the file that `count_tokens` loads.
     """
     data: list[bytes] = []
-    rows, rejected, licences, offset = [], [], [], 0
+    rows, rejected, notes, licences, offset = [], [], Counter[str](), [], 0
     encode = cache(partial(encode_image, max_side=max_side, quality=quality))  # consecutive questions often share an image
-    for record, tokens in zip(chunk.records, count_tokens(chunk.records, tokenizer), strict=True):
+    for record, changes, tokens in zip(chunk.records, chunk.notes, count_tokens(chunk.records, tokenizer), strict=True):
         try:
             images = [encode(image) for image in record.images]
         except InvalidImage as error:
@@ -39,9 +40,10 @@ def serialize_chunk(chunk: Chunk, *, max_side: int, quality: int, tokenizer: Pat
         length = sum(map(len, parts))
         rows.append(_index_row(record, images, offset=offset, length=length, json_length=len(parts[1]), tokens=tokens))
         data += parts
+        notes.update(changes)
         licences.append(record.licence)
         offset += length
-    return SerializedChunk(b"".join(data), rows, rejected, Counter(licences))
+    return SerializedChunk(b"".join(data), rows, rejected, notes, Counter(licences))
 
 
 def _index_row(record: Record, images: list[EncodedImage], *, offset: int, length: int, json_length: int, tokens: int) -> dict[str, Any]:

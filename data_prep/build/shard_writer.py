@@ -35,7 +35,7 @@ class ShardPart:
     counts: Counter
     rejected: list[tuple[str, str]]  # (key, reason)
     filtered: Counter  # reason -> rows
-    notes: Counter  # change by the reader -> rows
+    notes: Counter  # what the reader changed -> records
     licences: Counter  # licence -> records; "" for records that state none
     subsets: list[tuple[str, int]]  # runs of consecutive rows of one sub-set: name, "" for none, and number of rows
     tar: dict[str, Any]  # name, sha256, bytes, records; empty if the shard has no records
@@ -93,7 +93,7 @@ def write_shard(folder: Path, shard: str, chunks: Iterator[tuple[Chunk, Serializ
             rejected += chunk.rejected + serialized.rejected
             counts.update(chunk.counts)
             filtered.update(chunk.filtered)
-            notes.update(chunk.notes)
+            notes.update(serialized.notes)
             licences.update(serialized.licences)
             writer.write(serialized.data)
         writer.write(END_OF_TAR)

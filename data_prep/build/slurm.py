@@ -11,6 +11,7 @@ from data_prep.build.process_pool import process_map
 from data_prep.build.source import BuildConfig
 from data_prep.build.token_counts import TokenizerFile, tokenizer_file
 from data_prep.sources import Source
+from src.runtime import slurm_jobs
 from src.runtime.errors import UserError
 
 DAY = 24 * 60  # minutes
@@ -26,14 +27,15 @@ def write_shards(entries: list[Source], config: BuildConfig, tokenizer: Tokenize
         source.prepare_folder(entry, config, tokenizer)
     executor = submitit.AutoExecutor(folder=config.out / "slurm", cluster=cluster)
     executor.update_parameters(name="shards", cpus_per_task=config.workers, timeout_min=DAY)
-    with executor.batch():
+    slurm_jobs.watch_with_squeue()
+    with slurm_jobs.explained_submission("executor=slurm", "see `sinfo`, or use executor=process"), executor.batch():
         jobs = [executor.submit(_run_job, entries, config, part) for part in range(config.jobs)]
     print(f"{config.jobs} jobs submitted, logs in {config.out / 'slurm'}")
     for job in jobs:
         try:
             job.result()
-        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-            print(f"job {job.job_id} failed, its shards are written by this process ({str(error).strip().splitlines()[0]})")
+        except submitit.core.utils.UncompletedJobError as error:
+            print(f"{slurm_jobs.explain_lost_job(job, error)}; this process writes its shards")
 
 
 def _run_job(entries: list[Source], config: BuildConfig, part: int) -> None:

@@ -47,8 +47,8 @@ class BuildConfig:
     quarantine_limit  largest share of unusable rows before a build fails (default 0.05)
     executor          process: a pool of processes on this machine (default); slurm: jobs of that many processes on a cluster
     jobs              Slurm jobs that share the shards of each source (default 4)
-    options           <source>.<option>=<value>, separated by commas: options of readers, in place of those in sources.yaml; a value with
-                      commas is given alone: options.brain.question="which tumour, if any?" (question: of a folder of classes)
+    options           options of readers, in place of those in sources.yaml: options.<source>.<option>=<value>, for example
+                      options.mimic_cxr.section=findings, or options.brain.question="which tumour, if any?" for a folder of classes
     """
 
     sources: list[str]
@@ -61,7 +61,7 @@ class BuildConfig:
     quarantine_limit: float = 0.05
     executor: str = "process"
     jobs: int = 4
-    options: list[str] = field(default_factory=list)
+    options: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def build_source(entry: Source, config: BuildConfig, map_chunks: Map, tokenizer: TokenizerFile | None = None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from data_prep.card import html, markdown
 from data_prep.card.croissant import croissant
 from data_prep.card.facts import gather_facts
 from src.config.train import MixConfig
-from src.runtime import arguments, paths
+from src.runtime import paths
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import atomic_file, explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
 
@@ -34,8 +35,8 @@ class CardConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(CardConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(CardConfig, args)
     write_card(config.mix, read_mix(config.mix), config.out, config.to)
     print(f"wrote {config.to / 'card.html'}, card.md and croissant.json")
 

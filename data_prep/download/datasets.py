@@ -16,7 +16,7 @@ from data_prep.download.http import RemoteFile, checksum
 from data_prep.download.unpack import unpack_tar, unpack_zip
 from data_prep.sources import Source
 from src.data.record import SPLITS
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import explain_full_disk
 from src.runtime.errors import UserError, report_user_errors, suggest
 
@@ -55,8 +55,8 @@ class DownloadPlan:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    download_all(arguments.parse_arguments(DownloadConfig, words))
+def main(args: list[str]) -> None:
+    download_all(parse_arguments(DownloadConfig, args))
 
 
 def download_all(config: DownloadConfig) -> None:

@@ -1,28 +1,29 @@
-"""`python -m data_prep.phantom out=data/phantom/raw`: the procedural datasets, each in the raw layout of the one it stands for."""
+"""`python -m data_prep.phantom out=data/phantom/raw`: writes procedural datasets in the raw layouts of real ones."""
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from data_prep.phantom.sheet import sheet
 from data_prep.phantom.writers import MINI, WRITERS
-from data_prep.phantom.writers.folder import complete
-from src.runtime import arguments
+from data_prep.phantom.writers.folder import write_if_changed
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.progress import Progress
 
 
 @dataclass
 class PhantomConfig:
-    """Draws procedural medical datasets; what is complete is kept.
+    """Draws procedural medical datasets. Datasets that are complete and have the same settings are not written again.
 
     python -m data_prep.phantom out=data/phantom/raw sources=pathvqa,pubmedqa seed=0
 
-    out      folder that gets OUT/<source>
-    sources  names of datasets, separated by commas; `all` is every one (default: those of `make mini`)
-    seed     of everything that is drawn and written (default 0)
-    scale    size of the training splits, 1 = default
-    sheet    a PNG to draw instead: one row per modality, with captions
+    out      folder to write OUT/<source> to
+    sources  names of datasets; `all` for every one (default: those of `make mini`)
+    seed     random seed of images and texts (default 0)
+    scale    factor of the size of the training splits (default 1)
+    sheet    a PNG to draw instead of datasets: one row per modality, with captions
     """
 
     out: Path = Path("data/phantom/raw")
@@ -33,8 +34,8 @@ class PhantomConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(PhantomConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(PhantomConfig, args)
     if config.sheet:
         sheet(Path(config.sheet), seed=config.seed)
         print(config.sheet)
@@ -42,11 +43,12 @@ def main(words: list[str]) -> None:
     chosen = list(WRITERS) if config.sources == ["all"] else config.sources or list(MINI)
     for name in chosen:
         if name not in WRITERS:
-            raise UserError(f"sources names '{name}', which no phantom stands for{suggest(name, WRITERS)}")
+            raise UserError(f"sources={name}: no phantom has this name{suggest(name, WRITERS)}")
     for name in Progress(chosen, unit="dataset", desc="phantoms"):
         writer = WRITERS[name]
         num = {split: max(4, round(size * config.scale)) if split == "train" else size for split, size in writer.SIZES.items()}
-        complete(config.out / name, {"seed": config.seed, "num": num}, lambda folder: writer.write(folder, seed=config.seed, num=num))  # noqa: B023
+        settings = {"seed": config.seed, "num": num}
+        write_if_changed(config.out / name, settings, partial(writer.write, seed=config.seed, num=num))
 
 
 if __name__ == "__main__":

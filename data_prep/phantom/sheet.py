@@ -1,4 +1,4 @@
-"""A contact sheet: one row per modality, two images per finding, each with its caption."""
+"""A contact sheet with a row per modality and two captioned images per finding."""
 
 import textwrap
 from pathlib import Path
@@ -11,7 +11,7 @@ from data_prep.phantom.scene.world import MODALITIES, NORMAL, Scene, item_rng, s
 
 
 def sheet(path: Path, *, seed: int) -> None:
-    from matplotlib import pyplot  # half a second that only this needs
+    from matplotlib import pyplot  # takes half a second to import, which only the contact sheet needs
 
     rows = [[_scene(seed, name, finding, n) for finding in (*kind.findings, NORMAL) for n in range(2)] for name, kind in MODALITIES.items()]
     figure, axes = pyplot.subplots(len(rows), len(rows[0]), figsize=(2 * len(rows[0]), 2.5 * len(rows)), layout="constrained")
@@ -26,7 +26,7 @@ def sheet(path: Path, *, seed: int) -> None:
 
 
 def _scene(seed: int, modality: str, finding: str, number: int) -> tuple[Scene, np.random.Generator]:
-    """The scene of the first item whose finding it is."""
+    """The scene of the first item that has this finding."""
     for item in range(10_000):
         rng = item_rng(seed, f"sheet {modality} {finding} {number}", "", item)
         scene = sample_scene(rng, modalities=[modality])

@@ -3,7 +3,8 @@
 A table is JSON lines, a JSON array, CSV, TSV, parquet, or Arrow as saved by `datasets`. Keys of a row: `image` or `images` (a path relative
 to the folder or to its folder `images`, a data URI, `{bytes, path}` as written by `datasets`, or a list of these), `question` and
 `answer`, or `caption`, or a conversation (`data_prep/readers/chat.py`), and the optional `id` (default: split and row number), `choices`,
-`type`, `group` (default: the first image), `references` and `licence`. Other keys are stored in `meta`.
+`type` (another value than a question type is stored in `meta`), `group` (default: the first image), `references` and `licence`. Other
+keys are stored in `meta`.
 """
 
 import base64
@@ -24,13 +25,15 @@ from data_prep.readers.raw_files import all_images, group_of, image_file, json_l
 from data_prep.readers.rows import InvalidRow, Note, Row, row_errors_as_invalid
 from data_prep.readers.tables import table_rows
 from data_prep.sources import Source
+from src.classification.layouts import list_images
 from src.data.record import QUESTION_TYPES, SPLITS, Record, question_type
-from src.runtime.errors import UserError, suggest
+from src.runtime.errors import UserError
 
 RECORD_KEYS = (
     *("id", "image", "images", "question", "answer", "caption", *CONVERSATIONS),
     *("choices", "type", "group", "references", "licence"),
 )
+TYPE_NOTE = "type is not a question type, stored in meta as type_column"
 CHECKED_ROWS = 100  # rows of a table among which one must have the keys of a record
 
 
@@ -44,8 +47,9 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row | Note]:
                 yield fields
                 continue
             notes: list[str] = []
-            yield _make_record(raw, split, entry, f"{split}-{previous + number}", fields, folders, ids, notes)
-            yield from map(Note, notes)
+            yield (row := _make_record(raw, split, entry, f"{split}-{previous + number}", fields, folders, ids, notes))
+            if isinstance(row, Record):
+                yield from map(Note, notes)
         previous += number
 
 
@@ -63,7 +67,19 @@ def check_tables(raw: Path, entry: Source) -> None:
         else:
             if missing:
                 expected = f"question and answer, or caption, or {' or '.join(CONVERSATIONS)}"
-                raise UserError(f"{path}: {missing.replace(':', ';', 1)}; name the keys {expected}")
+                folders = ", ".join(unread_folders(raw, entry)[:5])
+                advice = f"; or move the table out of {raw}, to read its folders {folders} as classes" if folders else ""
+                raise UserError(f"{path}: {missing.replace(':', ';', 1)}; name the keys {expected}{advice}")
+
+
+def unread_folders(raw: Path, entry: Source) -> list[str]:
+    """The folders with images beside the tables that none of the first rows of a table names, such as folders of classes."""
+    folders = [path.name for path in sorted(raw.glob("[!.]*/")) if path.name not in ("images", "data")]
+    paths = [path for split in SPLITS for path in entry.tables(raw, split)] if folders else []
+    rows = (fields for path in paths for _, fields in islice(_table_rows(path, entry), CHECKED_ROWS) if isinstance(fields, dict))
+    for text in (json.dumps(fields, ensure_ascii=False, default=lambda _: "") for fields in rows):
+        folders = [name for name in folders if f'"{name}/' not in text and f"/{name}/" not in text]
+    return [name for name in folders if list_images(raw / name)]
 
 
 def _table_rows(path: Path, entry: Source) -> Iterator[tuple[int, dict | InvalidRow]]:
@@ -122,9 +138,12 @@ def _make_record(
     if isinstance(images, InvalidRow):
         return images
     turns, caption = _texts(fields, chat)
-    type_ = _as_text(fields.get("type")) or ("caption" if caption else question_type(*turns[-1]))
+    type_ = _as_text(fields.get("type")).lower()
     if type_ not in QUESTION_TYPES:
-        return InvalidRow(key, f"unknown type: {type_!r}{suggest(type_, QUESTION_TYPES)}")
+        if _is_meta(fields.get("type")):
+            meta["type_column"] = fields["type"]
+            notes.append(TYPE_NOTE)
+        type_ = "caption" if caption else question_type(*turns[-1])
     return Record(
         key=key,
         source=entry.name,

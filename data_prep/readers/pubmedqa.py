@@ -35,9 +35,10 @@ def _parquet_items(path: Path, entry: Source) -> Iterator[tuple[str, dict | Inva
         if isinstance(row, InvalidRow):
             yield row.key, row
         else:
+            context = row["context"]
             fields = {
                 "QUESTION": row["question"],
-                "CONTEXTS": (row["context"] or {}).get("contexts"),
+                "CONTEXTS": context.get("contexts") if isinstance(context, dict) else None,
                 "final_decision": row["final_decision"],
             }
             yield str(row["pubid"]), fields

@@ -32,19 +32,22 @@ class Note:
 
 
 Row = Record | InvalidRow | FilteredRow
+TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "true or false", type(None): "null", dict: "object"}  # as JSON has them
 
 
 def row_errors_as_invalid(make_record: Callable[..., Row]) -> Callable[..., Row]:
     """Decorates the function of a reader that makes a record: a field of an unexpected type (a number instead of a list, null
-    instead of an object) gives an `InvalidRow` instead of an exception. Its key is the argument after the `Source`, which is the
-    key or the fields of the raw row."""
+    instead of an object) gives an `InvalidRow` that lists the types instead of an exception. Its key is the argument after the `Source`,
+    which is the key or the fields of the raw row."""
 
     @wraps(make_record)
     def wrapper(*args, **kwargs) -> Row:
         try:
             return make_record(*args, **kwargs)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError):
             position = next(n for n, arg in enumerate(args) if isinstance(arg, Source))
-            return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {type(error).__name__} {error}")
+            fields = next((arg for arg in args[position + 1 :] if isinstance(arg, dict)), {})
+            found = ", ".join(f"{name} is {TYPE_NAMES.get(type(value), type(value).__name__)}" for name, value in fields.items())
+            return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {found}"[:300])
 
     return wrapper

@@ -43,7 +43,9 @@ def table_rows(
             else:
                 yield InvalidRow(f"{path.stem}-{number}", f"no column '{missing[0]}': row {number} of {path.name}")
     except (pa.ArrowException, OSError, csv.Error, EOFError, zlib.error) as error:
-        reason = type(error).__name__ if entry.credentialed else str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
+        if entry.credentialed:  # other messages than that of the operating system may quote a record
+            reason = (isinstance(error, OSError) and error.strerror) or "the message is withheld"
         raise UserError(f"{path.name} of {entry.name}: cannot be read as {kind[1:]} ({reason}); download it again") from None
 
 

@@ -1,17 +1,20 @@
 """`make ablation`: compares short trainings on phantoms, from data generation to the report. Minutes on two cores; resumable.
 
-python -m experiments.ablations.run            six data mixes: data, weights, training, evaluation, report and CSV table
-python -m experiments.ablations.run recipes    the paper's recipe and ours at equal cost, three seeds
-python -m experiments.ablations.run small      runs every stage in a minute or two, without the table; also `recipes small`
+python -m experiments.ablations.run                  six data mixes: data, weights, training, evaluation, report and CSV table
+python -m experiments.ablations.run sweep=recipes    the paper's recipe and ours at equal cost, three seeds
 """
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.mini.run import SMALL, STAGES, run_command
 from experiments.tables import store_metrics
+from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose, expand_experiment_sweep
+from src.runtime.errors import report_user_errors
+from src.runtime.schema import check_choice
 from src.runtime.sweep import common_keys, expand_trials, trial_slug
 
 SEEDS = "seed=0,1,2"
@@ -24,12 +27,25 @@ METRICS = [f"vqa/pooled/{condition}/all/bleu1" for condition in ("real", "shuffl
 METRICS += ["train/fill", "train/samples_per_second"]
 
 
-def main(words: list[str]) -> int:
-    small = words[-1:] == ["small"]
-    name = " ".join(words[: len(words) - small]) or "leave_kind_out"
-    if name not in SWEEPS:
-        print(f"error: unknown argument '{name}'; use one of {', '.join(SWEEPS)}, and 'small'", file=sys.stderr)
-        return 2
+@dataclass
+class AblationConfig:
+    """Compares short trainings on phantoms. To continue an interrupted comparison, run the same command again.
+
+    python -m experiments.ablations.run sweep=recipes
+
+    sweep  leave_kind_out: six data mixes (default); recipes: the paper's recipe and ours, three seeds
+    small  true: every stage in a minute or two, without the CSV table (default false)
+    """
+
+    sweep: str = "leave_kind_out"
+    small: bool = False
+
+
+@report_user_errors
+def main(args: list[str]) -> int:
+    config = parse_arguments(AblationConfig, args)
+    name, small = config.sweep, config.small
+    check_choice("sweep", name, tuple(SWEEPS))
     start = time.perf_counter()
     for command in commands(name, small=small):
         print(f"$ python -m {command}", flush=True)

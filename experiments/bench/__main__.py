@@ -1,4 +1,4 @@
-"""`python -m experiments.bench [only=train,stream]`: runs the benchmarks against peers and writes outputs/bench/result.json.
+"""`python -m experiments.bench only=train,stream`: runs the benchmarks against peers and writes outputs/bench/result.json.
 
 Each group runs in its own process on one thread and replaces only its own metrics, so an interrupted run keeps what it has measured.
 """
@@ -9,16 +9,18 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
 from experiments.bench.measurement import Measurement
+from src.runtime.arguments import parse_arguments
 from src.runtime.atomic_file import write_atomically
 from src.runtime.environment import environment
-from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_folder import git_commit
+from src.runtime.schema import check_choice
 from src.runtime.tables import print_table
 
 GROUPS = ("train", "stream", "data", "evaluate", "transfer", "sweep", "startup", "roofline")
@@ -27,9 +29,23 @@ TABLE = Path("experiments/bench/results.csv")
 COLUMNS = ["group", "name", "value", "rounds", "ours", "peer", "unit", "target", "met", "git"]
 
 
+@dataclass
+class BenchConfig:
+    """Runs the benchmarks against peers, both sides in turn, each group in its own process.
+
+    python -m experiments.bench only=train,stream
+
+    only  groups to run: train, stream, data, evaluate, transfer, sweep, startup (default: all)
+    """
+
+    only: list[str] = field(default_factory=lambda: list(GROUPS))
+
+
 @report_user_errors
-def main(words: list[str]) -> None:
-    groups = parse_groups(words)
+def main(args: list[str]) -> None:
+    groups = parse_arguments(BenchConfig, args).only
+    for group in groups:
+        check_choice("only", group, GROUPS)
     if len(groups) == 1:
         run_group(groups[0])
     else:
@@ -38,16 +54,6 @@ def main(words: list[str]) -> None:
             raise UserError(
                 f"bench: the groups {', '.join(failed)} failed; their measurements so far are stored, run them again with only="
             )
-
-
-def parse_groups(words: list[str]) -> list[str]:
-    if any(not word.startswith("only=") for word in words):
-        raise UserError(f"bench: unknown argument in '{' '.join(words)}'; use only=GROUP,GROUP with groups of {', '.join(GROUPS)}")
-    groups = [group for word in words for group in word.removeprefix("only=").split(",")] or list(GROUPS)
-    for group in groups:
-        if group not in GROUPS:
-            raise UserError(f"only={group}{suggest(group, GROUPS)}")
-    return groups
 
 
 def run_group(group: str) -> None:

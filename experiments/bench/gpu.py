@@ -8,12 +8,11 @@ frozen parameter and real token, 6 per trained one, and no recomputation; its re
 import gc
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning
 import torch
 from torch.utils.data import DataLoader
 
@@ -21,13 +20,14 @@ from experiments.bench import peers, workload
 from experiments.bench.flops import flops_per_token, peak_tflops, synchronised_time
 from experiments.bench.gpu_data import make_shards, sample_batches, word_tokenizer
 from experiments.bench.gpu_table import Row, gpu_name, show, write
-from experiments.bench.step_monitor import StepMonitor
+from experiments.bench.step_monitor import Clock, StepMonitor, start_timing
 from src.config.train import TrainConfig
 from src.data.datamodule import DataModule
 from src.data.packing import collate
 from src.data.prompt import Prompter
 from src.model import cost
 from src.model.vlm import VLM
+from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import check_choice, to_typed
@@ -57,23 +57,36 @@ class TrainingRun(NamedTuple):
 Variant = Callable[[int], TrainingRun]  # trains with this many samples per micro-batch
 
 
+@dataclass
+class BenchGpuConfig:
+    """Trains at full size on one GPU, with random weights and synthetic shards: our trainer against transformers.
+
+    python -m experiments.bench.gpu lengths=even,mix
+
+    device   cuda (default) or cpu
+    size     full (default) or small
+    lengths  even: all samples have the same length; mix: lengths of the mix (default: both)
+    out      CSV file (default experiments/bench/gpu.csv)
+    """
+
+    device: str = "cuda"
+    size: str = "full"
+    lengths: list[str] = field(default_factory=lambda: list(LENGTHS))
+    out: Path = Path("experiments/bench/gpu.csv")
+
+
 @report_user_errors
-def main(words: list[str]) -> None:
-    options = {"device": "cuda", "size": "full", "lengths": ",".join(LENGTHS), "out": "experiments/bench/gpu.csv"}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in options:
-            raise UserError(f"bench-gpu: unknown argument '{word}'; use {', '.join(f'{name}=...' for name in options)}")
-        options[key] = value
-    if options["device"] == "cuda" and not torch.cuda.is_available():
+def main(args: list[str]) -> None:
+    config = parse_arguments(BenchGpuConfig, args)
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench-gpu: torch finds no GPU; use device=cpu size=small to try the script (its numbers mean nothing)")
-    check_choice("size", options["size"], tuple(SIZES))
-    for lengths in options["lengths"].split(","):
+    check_choice("size", config.size, tuple(SIZES))
+    for lengths in config.lengths:
         check_choice("lengths", lengths, LENGTHS)
     rows: list[Row] = []
-    for row in measure(options["device"], options["size"], options["lengths"].split(",")):
+    for row in measure(config.device, config.size, config.lengths):
         rows.append(row)
-        write(rows, Path(options["out"]))  # after each row, so that an interrupted run keeps its measurements
+        write(rows, config.out)  # after each row, so that an interrupted run keeps its measurements
         print(f"{row.lengths}, {row.variant}: {row.samples_per_second:.4g} samples/s", flush=True)
     show(rows)
 
@@ -112,14 +125,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def start_timing() -> float:
-    """The current time. Also resets the peak memory, because building a model can need more than training it."""
-    start = synchronised_time()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    return start
 
 
 def variants(device: str, size: str, folder: Path, lengths: str, tokenizer) -> dict[str, Variant]:
@@ -162,8 +167,8 @@ def train_packed(settings: TrainConfig, device: str, tokenizer) -> TrainingRun:
     """Our trainer on our stream: data workers read, decode and pack during training."""
     model = make_model(settings, device)
     prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
-    slots = settings.trainer.accumulate
-    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=slots)
+    accumulate = settings.trainer.accumulate
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, accumulate=accumulate)
     return fit(model, settings, data)
 
 
@@ -185,33 +190,6 @@ def fit(model: VLM, settings: TrainConfig, data) -> TrainingRun:
     build_trainer(settings, callbacks=[clock]).fit(module.train(), data)
     wait = clock.wait / clock.seconds
     return TrainingRun(clock.seconds, clock.samples, int(clock.tokens), clock.supervised, wait, clock.monitor, model)
-
-
-class Clock(lightning.Callback):
-    """Time, samples, tokens and waiting time after the first optimizer step."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots, self.samples, self.tokens, self.supervised, self.wait = slots, 0, 0, 0, 0.0
-        self.monitor = StepMonitor()
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        if batch_idx > self.slots:
-            self.wait += time.perf_counter() - self._batch_end
-        self._timed = batch_idx >= self.slots
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if self._timed:
-            self.samples += batch.num_samples
-            self.tokens += (batch.sources_BT >= 0).sum()
-            self.supervised += len(batch.loss_index_S)
-        elif batch_idx == self.slots - 1:
-            self._start = start_timing()
-        if (batch_idx + 1) % self.slots == 0:
-            self.monitor.record()
-        self._batch_end = time.perf_counter()
-
-    def on_train_end(self, trainer, module) -> None:
-        self.seconds = synchronised_time() - self._start
 
 
 def train_transformers(settings: TrainConfig, device: str, tokenizer, batch: int, checkpointing: bool) -> TrainingRun:

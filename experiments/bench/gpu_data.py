@@ -48,7 +48,7 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 def sample_batches(settings: TrainConfig, model: VLM, tokenizer, batch: int) -> list[list[EncodedSample]]:
     """Random batches of the samples of the stream, as many samples as our run trains on."""
     prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
-    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, slots=1)
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, accumulate=1)
     stream, rng = data.stream(), np.random.default_rng(0)
     samples = [sample for number in range(2) for sequence in stream.window(number) for sample, _, _ in sequence]
     order = rng.permutation(len(samples))[: settings.data.global_batch_size * settings.optim.length]

@@ -1,9 +1,12 @@
 """Host memory and time per optimizer step. A cache that grows with every new batch shape shows in both."""
 
 import statistics
+import time
 
+import lightning
 import numpy as np
 import psutil
+import torch
 
 from experiments.bench.flops import synchronised_time
 
@@ -30,3 +33,38 @@ class StepMonitor:
         seconds = np.diff(self.times).tolist()
         half = len(seconds) // 2
         return statistics.median(seconds[half:]) / statistics.median(seconds[:half])
+
+
+def start_timing() -> float:
+    """The current time. Also resets the peak memory, because building a model can need more than training it."""
+    start = synchronised_time()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    return start
+
+
+class Clock(lightning.Callback):
+    """Time, samples, tokens and waiting time after the first optimizer step."""
+
+    def __init__(self, accumulate: int) -> None:
+        self.accumulate, self.samples, self.tokens, self.supervised, self.wait = accumulate, 0, 0, 0, 0.0
+        self.monitor = StepMonitor()
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if batch_idx > self.accumulate:
+            self.wait += time.perf_counter() - self._batch_end
+        self._timed = batch_idx >= self.accumulate
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self._timed:
+            self.samples += batch.num_samples
+            self.tokens += (batch.sources_BT >= 0).sum()
+            self.supervised += len(batch.loss_index_S)
+        elif batch_idx == self.accumulate - 1:
+            self._start = start_timing()
+        if (batch_idx + 1) % self.accumulate == 0:
+            self.monitor.record()
+        self._batch_end = time.perf_counter()
+
+    def on_train_end(self, trainer, module) -> None:
+        self.seconds = synchronised_time() - self._start

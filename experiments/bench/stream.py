@@ -67,7 +67,7 @@ def decoding_error(jpegs: list[bytes]) -> float:
 
 def read_ours(root: Path) -> None:
     stream = make_datamodule(root, "pictures").stream()
-    assert sum(len(stream.batch(step, slot=0).images_NCHW) for step in range(WINDOW // BATCH)) == WINDOW
+    assert sum(len(stream.batch(step, micro_batch=0).images_NCHW) for step in range(WINDOW // BATCH)) == WINDOW
 
 
 def read_webdataset(shards: Shards) -> None:
@@ -150,16 +150,16 @@ def stream_costs(root: Path) -> dict:
     for _ in range(ROUNDS):
         start = time.process_time()
         datamodule = make_datamodule(root, "full", prompter)
-        datamodule.stream().batch(0, slot=0)
+        datamodule.stream().batch(0, micro_batch=0)
         costs["first"].append(time.process_time() - start)
         costs.setdefault("bytes", (memory_mb("RssAnon") - before) * 2**20 / FULL_MIX_RECORDS)
         for share, seconds in zip((0.01, 0.5, 0.99), costs["seeks"], strict=True):
             stream = make_datamodule(root, "full", prompter).stream()
             start = time.process_time()
-            stream.batch(int(share * FULL_MIX_RECORDS / BATCH), slot=0)
+            stream.batch(int(share * FULL_MIX_RECORDS / BATCH), micro_batch=0)
             seconds.append(time.process_time() - start)
     for step in range(2 * WINDOW // BATCH):
-        stream.batch(step, slot=0)
+        stream.batch(step, micro_batch=0)
     return costs | {"worker": memory_mb("VmRSS")}
 
 
@@ -167,7 +167,7 @@ def make_datamodule(root: Path, source: str, prompter: Prompter | None = None) -
     sizes = {"packing_window": WINDOW, "global_batch_size": BATCH, "max_seq_len": 2048}
     data = DataConfig(root=str(root), **sizes, workers=0, exact_decode=False, images=True, val_samples=0, val_generations=0)
     mix = MixConfig(shares={source: 1.0}, decontaminate=True)
-    return DataModule(mix, data, prompter=prompter or make_prompter(), size=SIZE, seed=0, slots=1)
+    return DataModule(mix, data, prompter=prompter or make_prompter(), size=SIZE, seed=0, accumulate=1)
 
 
 def make_prompter() -> Prompter:

@@ -80,6 +80,27 @@ def write_mimic_cxr(folder: Path, count: int, *, jpegs: Sequence[bytes] = ()) ->
     return folder
 
 
+def write_omnimedvqa(folder: Path, jpegs: Sequence[bytes], *, tables: int = 42) -> Path:
+    """Writes the same images, with the texts as questions, as the zip of OmniMedVQA with one table per sub-set."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "OmniMedVQA.zip", "w") as archive:
+        for table in range(tables):
+            rows = []
+            for n in range(table, len(jpegs), tables):
+                path = f"Images/set {table}/{n}.jpg"
+                archive.writestr(f"OmniMedVQA/{path}", jpegs[n])
+                fields = {
+                    "dataset": f"set {table}",
+                    "question_id": f"set{table}_{n}",
+                    "question_type": "Disease Diagnosis",
+                    "image_path": path,
+                }
+                options = {f"option_{letter}": answer for letter, answer in zip("ABCD", ANSWERS, strict=True)}
+                rows.append(fields | options | {"question": findings(n), "gt_answer": ANSWERS[n % 4], "modality_type": "X-Ray"})
+            archive.writestr(f"OmniMedVQA/QA_information/Open-access/set {table}.json", json.dumps(rows, indent=4))
+    return folder
+
+
 def write_roco(folder: Path, jpegs: Sequence[bytes]) -> Path:
     """Writes the same images and texts in the layout of ROCO."""
     (folder / "data").mkdir(parents=True)

@@ -12,7 +12,7 @@ import torch
 from scipy.special import expit
 
 from data_prep.phantom.scene.world import item_rng, sample_scene
-from data_prep.phantom.writers.folder import photograph
+from data_prep.phantom.writers.folder import render_jpeg
 from experiments.bench.measurement import ROUNDS, Measurement, ratio, single, time_alternately
 from src.classification.dataset import ClassificationDataset, build_dataset, image_batches
 from src.classification.features import extract_features
@@ -93,7 +93,7 @@ def phantom_dataset(folder: Path, images: int) -> ClassificationDataset:
     for n in range(images):
         rng = item_rng(0, "overhead", "", n)
         path = folder / f"{n}.jpg"
-        path.write_bytes(photograph(sample_scene(rng), rng))
+        path.write_bytes(render_jpeg(sample_scene(rng), rng))
         examples.append(Example(path.name, "", "abc"[n % 3], path.name, path))
     return build_dataset("overhead", examples, classes=[])
 

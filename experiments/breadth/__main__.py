@@ -11,10 +11,12 @@ import multiprocessing
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.breadth.trials import BENCHMARKS, IMAGE_SOURCES, TEXT_SOURCES, Trial, trials
 from experiments.breadth.work import RAW, redirect_output, run_baseline, run_trial
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.progress import Progress
 
@@ -22,9 +24,21 @@ SHARDS = "data/phantom/shards"
 RESULTS = Path("experiments/breadth/results.csv")
 
 
+@dataclass
+class BreadthConfig:
+    """Runs the missing trials, then writes results.csv.
+
+    python -m experiments.breadth workers=1
+
+    workers  trials that run at the same time (default 2)
+    """
+
+    workers: int = 2
+
+
 @report_user_errors
-def main(words: list[str]) -> None:
-    workers = int(words[0].removeprefix("workers=")) if words else 2
+def main(args: list[str]) -> None:
+    workers = parse_arguments(BreadthConfig, args).workers
     if not all((Path(SHARDS) / source / "manifest.json").exists() for source in (*IMAGE_SOURCES, *TEXT_SOURCES)):
         raise UserError(f"{SHARDS}: a source of the mini mix is missing; run make mini first, which builds it and the initial weights")
     run_module("data_prep.phantom", f"sources={','.join(BENCHMARKS)}", f"out={RAW}")

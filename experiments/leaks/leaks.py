@@ -1,6 +1,6 @@
 """Detection rate of the audit for planted copies of test images, by kind, and its rate of false matches.
 
-    python -m experiments.leaks.leaks [test images] [other images]
+    python -m experiments.leaks.leaks
 
 Draws phantoms, copies each test image in every way, and runs the search of the audit. Prints the rates and writes leaks.csv.
 """
@@ -10,6 +10,7 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from data_prep.build.encode import encode_image
 from data_prep.phantom.draw import render
 from data_prep.phantom.scene.world import item_rng, sample_scene
 from src.data.near_duplicates import open_grey
+from src.runtime.arguments import parse_arguments
+from src.runtime.errors import report_user_errors
 from src.runtime.progress import Progress
 from src.runtime.run_folder import git_commit
 
@@ -54,7 +57,27 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def main(num_tests: int, num_others: int) -> None:
+@dataclass
+class LeaksConfig:
+    """Measures the detection rate of the audit on planted copies and writes leaks.csv.
+
+    python -m experiments.leaks.leaks tests=1000 others=30000
+
+    tests   test images, each of which is copied in every way (default 1000)
+    others  training images that are no copies (default 30000)
+    """
+
+    tests: int = 1000
+    others: int = 30_000
+
+
+@report_user_errors
+def main(args: list[str]) -> None:
+    config = parse_arguments(LeaksConfig, args)
+    measure(config.tests, config.others)
+
+
+def measure(num_tests: int, num_others: int) -> None:
     originals = [draw("test", n) for n in Progress(range(num_tests), desc="test images", unit="image")]
     test_images = [EvaluationImage(partial(open_grey, jpeg(image, 92))) for image in originals]
     known = KnownTestData([EvaluationSet("phantom", images=test_images)])
@@ -84,4 +107,4 @@ def write(rows: list[list]) -> None:
 
 
 if __name__ == "__main__":
-    main(*(map(int, sys.argv[1:]) if len(sys.argv) == 3 else (1000, 30_000)))
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """`python -m experiments.mini.run`: the complete pipeline on phantom data, one or more commands per stage.
 
 Each stage skips what is complete, so the same command continues an interrupted run. The exit code is 1 if the model does not answer
-better with the correct image than with another image or a blank one. `small` runs every stage in about a minute, for
+better with the correct image than with another image or a blank one. `small=true` runs every stage in about a minute, for
 `experiments.soak.interrupt`.
 """
 
@@ -9,10 +9,13 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
+from src.runtime.arguments import parse_arguments
+from src.runtime.errors import report_user_errors
 from src.runtime.tables import print_table
 
 MIX = "pmc_oa,mimic_cxr,pubmedqa,medmcqa,pmc_vqa,omnimedvqa,roco,pathvqa,ubench,vqa_med_2019,medqa,iu_xray,slake,vqa_rad"
@@ -45,16 +48,27 @@ SMALL = {  # overrides of `small`: about a minute for all stages; the scores mea
 RESULT = Path("outputs/mini/result.json")
 
 
-def main(words: list[str]) -> int:
-    if words not in ([], ["small"]):
-        print(f"error: unknown argument '{' '.join(words)}'; use 'small' or no argument", file=sys.stderr)
-        return 2
+@dataclass
+class MiniConfig:
+    """Runs the complete pipeline on phantom data. To continue an interrupted run, run the same command again.
+
+    python -m experiments.mini.run
+
+    small  true: every stage in about a minute; the scores mean nothing (default false)
+    """
+
+    small: bool = False
+
+
+@report_user_errors
+def main(args: list[str]) -> int:
+    small = parse_arguments(MiniConfig, args).small
     seconds: dict[str, float] = {}
     for number, (name, (budget, commands)) in enumerate(STAGES.items(), 1):
         print(f"\n[{number}/{len(STAGES)}] {name} (budget {budget} s)", flush=True)
         start = time.perf_counter()
         for command in commands:
-            command = f"{command} {SMALL.get(command.split()[0], '')}".strip() if words else command
+            command = f"{command} {SMALL.get(command.split()[0], '')}".strip() if small else command
             print(f"$ python -m {command}", flush=True)
             code = run_command(command)
             if code:
@@ -63,7 +77,7 @@ def main(words: list[str]) -> int:
         seconds[name] = time.perf_counter() - start
     result = json.loads(RESULT.read_text())
     show(seconds, result)
-    error_text = None if words else check_images_help(result["metrics"])
+    error_text = None if small else check_images_help(result["metrics"])
     if error_text:
         print(f"error: {error_text}", file=sys.stderr)
     return int(bool(error_text))

@@ -1,33 +1,50 @@
-"""`python -m experiments.soak [only=interrupt,uploads,load,readme] [model=run:mini]`: long trials, a table, exit 1 where it breaks."""
+"""`python -m experiments.soak only=load model=run:mini`: long trials; exit code 1 if one fails."""
 
 import importlib
 import sys
+from dataclasses import dataclass, field
 
 from src.inference.query import find_model
-from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.arguments import parse_arguments
+from src.runtime.errors import report_user_errors
+from src.runtime.schema import check_choice
 
-TRIALS = ("interrupt", "uploads", "load", "readme")
+LOCAL = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
+SERVICES = ("slurm", "s3", "vllm", "lmms")  # each installs what it needs, see docs/services.md and docs/export.md
+WITHOUT_MODEL = {"interrupt", "fuzz", "disk", "slurm", "s3"}  # trials that make what they need
+
+
+@dataclass
+class SoakConfig:
+    """Runs long trials and prints a table of values and their bounds.
+
+    python -m experiments.soak only=uploads,load model=run:mini
+
+    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: these), or with services slurm, s3, vllm, lmms
+    model  finished run that the trials use (default run:mini)
+    raw    folder of raw datasets, one folder each, that interrupt and fuzz use beside phantoms (default: phantoms only)
+    """
+
+    only: list[str] = field(default_factory=lambda: list(LOCAL))
+    model: str = "run:mini"
+    raw: str = ""
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    options = dict(word.partition("=")[::2] for word in words)
-    unknown = [key for key in options if key not in ("only", "model")]
-    if unknown:
-        raise UserError(f"soak has no '{unknown[0]}'{suggest(unknown[0], ('only', 'model'))}")
-    chosen, model = (options.get("only") or ",".join(TRIALS)).split(","), options.get("model", "run:mini")
-    for name in chosen:
-        if name not in TRIALS:
-            raise UserError(f"only={name}{suggest(name, TRIALS)}")
-    if chosen != ["interrupt"]:
-        find_model(model)  # there, and trained to its end; `make mini` makes run:mini
+def main(args: list[str]) -> None:
+    config = parse_arguments(SoakConfig, args)
+    for name in config.only:
+        check_choice("only", name, (*LOCAL, *SERVICES))
+    if set(config.only) - WITHOUT_MODEL:
+        find_model(config.model)  # fails early if it does not exist; `make mini` makes run:mini
     rows = []
-    for name in chosen:
+    for name in config.only:
         print(f"{name} ...", flush=True)
-        rows += importlib.import_module(f"experiments.soak.{name}").trial(model)
+        options = {"raw": config.raw} if name in ("interrupt", "fuzz") else {}
+        rows += importlib.import_module(f"experiments.soak.{name}").trial(config.model, **options)
         print(*(row.line() for row in rows), sep="\n", flush=True)
-    broken = [row.name for row in rows if row.kept is False]
-    sys.exit(f"broken: {'; '.join(broken)}" if broken else 0)
+    failed = [row.name for row in rows if row.passed is False]
+    sys.exit(f"failed: {'; '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

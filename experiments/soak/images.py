@@ -16,7 +16,7 @@ RAMP = np.arange(16 * 12, dtype=np.uint16).reshape(12, 16) * 20  # 0 to 3820
 
 
 def dicom(path: Path, pixels: np.ndarray, *, syntax: str = ExplicitVRLittleEndian, **tags) -> Path:
-    """A secondary capture; grey pixels are 16 bit (H, W) or (frames, H, W), colour (H, W, 3) uint8 or uint16."""
+    """Writes a secondary capture. Grey pixels are 16 bit (H, W) or (frames, H, W), colour is (H, W, 3) in uint8 or uint16."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
@@ -58,7 +58,7 @@ def picture(kind: str, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> b
 
 
 def hostile(folder: Path) -> dict[str, tuple[bytes, str]]:
-    """name -> (bytes, part of the error)."""
+    """(bytes, part of the error message) of each file that must be refused, by name."""
     png, jpeg = picture("PNG"), picture("JPEG")
     deflated = dicom(folder / "deflated.dcm", RAMP, syntax=DeflatedExplicitVRLittleEndian).read_bytes()
     good = dicom(folder / "good.dcm", RAMP).read_bytes()

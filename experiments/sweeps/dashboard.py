@@ -1,16 +1,19 @@
-"""`python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]`: saves a wandb workspace that compares mixes.
+"""`python -m experiments.sweeps.dashboard entity=NAME`: saves a wandb workspace that compares mixes.
 
 It needs `wandb login` and network access.
 """
 
 import sys
+from dataclasses import dataclass
 
 import wandb_workspaces.reports.v2 as panels
 from wandb_workspaces import workspaces
 
 from src.config.train import LoggerConfig
+from src.runtime.arguments import parse_arguments
 from src.runtime.cli import CONF, compose
-from src.runtime.errors import UserError, report_user_errors, suggest
+from src.runtime.errors import report_user_errors
+from src.runtime.schema import check_choice
 from src.tracking import wandb_run
 
 SCORES = {"BLEU-1": "all/bleu1", "exact match": "all/exact", "closed accuracy": "closed/accuracy"}
@@ -68,21 +71,28 @@ def learning_rate_panel() -> panels.LinePlot:
     return curve("Learning rate", *(f"lr/{part}" for part in ("vision", "projector", "language")))
 
 
+@dataclass
+class DashboardConfig:
+    """Saves a wandb workspace with panels that compare mixes. It needs `wandb login` and network access.
+
+    python -m experiments.sweeps.dashboard entity=NAME mix=mini
+
+    entity   wandb user or team
+    project  wandb project (default openmedq)
+    mix      file of conf/mix, whose sources get panels (default mini)
+    """
+
+    entity: str
+    project: str = "openmedq"
+    mix: str = "mini"
+
+
 @report_user_errors
-def main(words: list[str]) -> None:
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    entities = [word for word in words if "=" not in word]
-    for key in options.keys() - {"project", "mix"}:
-        raise UserError(f"unknown key '{key}'{suggest(key, ('project', 'mix'))}")
-    if len(entities) != 1:
-        raise UserError(
-            "ENTITY: expected one wandb user or team; run python -m experiments.sweeps.dashboard ENTITY [project=openmedq] [mix=mini]"
-        )
-    mix = options.get("mix", "mini")
-    if not (CONF / "mix" / f"{mix}.yaml").exists():
-        raise UserError(f"mix={mix}{suggest(mix, [path.stem for path in (CONF / 'mix').glob('*.yaml')])}")
-    wandb_run.check_login(LoggerConfig(wandb="online", project=options.get("project", "openmedq")))
-    print(workspace(entity=entities[0], project=options.get("project", "openmedq"), mix=mix).save().url)
+def main(args: list[str]) -> None:
+    config = parse_arguments(DashboardConfig, args)
+    check_choice("mix", config.mix, tuple(path.stem for path in (CONF / "mix").glob("*.yaml")))
+    wandb_run.check_login(LoggerConfig(wandb="online", project=config.project))
+    print(workspace(entity=config.entity, project=config.project, mix=config.mix).save().url)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes the cells of one or more transfer runs as CSV, and prints a readable table.
 
-    python -m experiments.transfer.table outputs/transfer [more run folders] > experiments/transfer/cells.csv
+    python -m experiments.transfer.table runs=outputs/transfer,outputs/other > experiments/transfer/cells.csv
 
 The CSV goes to standard output, the table to standard error. A CSV line is one score of a cell, or f1/<class>; few-shot
 cells have macro_f1 only. Further lines are the means over benchmarks, `average_rank`, and the `macro_f1_difference` of two encoders with
@@ -10,8 +10,10 @@ Holm's p.
 import csv
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 
 COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "p_holm", "pooling", "unseen")
@@ -74,11 +76,21 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class TableConfig:
+    """Writes the cells of transfer runs as CSV to standard output, and a readable table to standard error.
+
+    python -m experiments.transfer.table runs=outputs/transfer
+
+    runs  run folders
+    """
+
+    runs: list[str]
+
+
 @report_user_errors
-def main(folders: list[str]) -> None:
-    if not folders:
-        raise UserError("no run folder given; pass at least one, such as outputs/transfer")
-    all_rows = [row for folder in folders for row in rows(Path(folder))]
+def main(args: list[str]) -> None:
+    all_rows = [row for folder in parse_arguments(TableConfig, args).runs for row in rows(Path(folder))]
     writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in all_rows:

@@ -1,9 +1,11 @@
 """`python -m experiments.vqa.mini`, after `make mini`: stores the scores of the mini run on the phantoms of each benchmark."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.tables import store_metrics
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 
 REPORT = Path("outputs/mini/report.csv")
@@ -17,10 +19,17 @@ def is_stored(metric: str) -> bool:
     return task == "vqa" and len(rest) == 3 and rest[0] in CONDITIONS and rest[1:] in (["all", "bleu1"], ["all", "accuracy"])
 
 
+@dataclass
+class VqaMiniConfig:
+    """Stores the scores of the mini run in mini.csv. It has no keys.
+
+    python -m experiments.vqa.mini
+    """
+
+
 @report_user_errors
-def main() -> None:
-    if len(sys.argv) > 1:
-        raise UserError(f"unknown argument '{sys.argv[1]}'; this command takes none")
+def main(args: list[str]) -> None:
+    parse_arguments(VqaMiniConfig, args)
     if not REPORT.exists():
         raise UserError(f"{REPORT} does not exist; run make mini first")
     store_metrics(REPORT, TABLE, is_stored)
@@ -28,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

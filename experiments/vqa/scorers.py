@@ -1,18 +1,21 @@
 """Every scorer applied to a perfect model and three constant answers, on the test references of VQA-Med-2019.
 
-    python -m experiments.vqa.scorers path/to/VQAMed2019_Test_Questions_w_Ref_Answers.txt
+    python -m experiments.vqa.scorers file=path/to/VQAMed2019_Test_Questions_w_Ref_Answers.txt
 
 Writes `scorers.csv` and renders it and `published.csv` in the README of this folder.
 """
 
 import csv
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.tables import insert_table, markdown, read_rows
 from src.metrics.bleu import bleu4
+from src.metrics.protocols import SCORERS
 from src.metrics.published import REMOVE_PUNCTUATION, imageclef_words
-from src.metrics.vqa import SCORERS, is_closed
+from src.metrics.vqa import is_closed
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.run_folder import git_commit
 
@@ -30,22 +33,23 @@ def read(path: Path) -> list[list[str]]:
 
 
 def table(references: list[list[str]]) -> list[dict]:
-    """One row per scorer: its score in per cent for the first alternative of each reference, and for each constant answer."""
+    """One row per scorer that applies: its score in per cent for the first alternative of each reference, and for each constant answer."""
     predictions = {name: [alternatives[0] if name == "oracle" else name for alternatives in references] for name in ANSWERERS}
     items = {
         name: [{"references": one, "prediction": answer} for one, answer in zip(references, answers, strict=True)]
         for name, answers in predictions.items()
     }
-    return [{"scorer": name, **{by: _percent(score(items[by])) for by in ANSWERERS}} for name, score in SCORERS.items()]
+    rows = [{"scorer": name, **{by: percent(score(items[by])) for by in ANSWERERS}} for name, score in SCORERS.items()]
+    return [row for row in rows if row["oracle"]]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
 def facts(references: list[list[str]]) -> str:
     first = [alternatives[0] for alternatives in references]
-    old, new = (_percent(oracle_bleu4(references, old_nltk=is_old)) for is_old in (True, False))
+    old, new = (percent(oracle_bleu4(references, old_nltk=is_old)) for is_old in (True, False))
     return (
         f"{len(references)} references: {sum(map(is_closed, references))} closed, {sum(len(one) > 1 for one in references)} with "
         f"alternatives, {sum('(' in ' '.join(one) for one in references)} with brackets; after the pre-processing of the ImageCLEF "
@@ -61,13 +65,21 @@ def oracle_bleu4(references: list[list[str]], *, old_nltk: bool) -> float:
     return sum(max(bleu4(one[0], answer, old_nltk=old_nltk) for answer in one) for one in tokens) / len(tokens)
 
 
+@dataclass
+class ScorersConfig:
+    """Writes scorers.csv and renders the tables in the README.
+
+    python -m experiments.vqa.scorers file=VQAMed2019_Test_Questions_w_Ref_Answers.txt
+
+    file  the test references of VQA-Med-2019 (github.com/abachaa/VQA-Med-2019)
+    """
+
+    file: Path
+
+
 @report_user_errors
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise UserError(
-            "expected one argument; pass the path of VQAMed2019_Test_Questions_w_Ref_Answers.txt (github.com/abachaa/VQA-Med-2019)"
-        )
-    references = read(Path(sys.argv[1]))
+def main(args: list[str]) -> None:
+    references = read(parse_arguments(ScorersConfig, args).file)
     rows = [{**row, "git": git_commit()} for row in table(references)]
     with (FOLDER / "scorers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -80,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

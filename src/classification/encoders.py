@@ -16,6 +16,8 @@ from torch import Tensor
 
 from src.classification.names import check_encoder_name, encoder_files
 from src.config.train import VisionConfig
+from src.data.credentialed import exported_sources
+from src.data.lineage import credentialed, lineage
 from src.model.vision import Vision, identity, load_vision
 from src.model.vision_checkpoints import untrained_copy
 from src.model.weight_files import UNVERIFIED, find_file, read_json
@@ -44,6 +46,13 @@ class Encoder:
     def random(self) -> bool:
         """Whether the weights depend on the seed."""
         return self.config.format == "scratch" and not self.ours
+
+    @property
+    def credentialed(self) -> list[str]:
+        """The credentialed sources that the encoder was trained on. Of a hub id they are known after its download."""
+        if self.checkpoint:
+            return credentialed(lineage(self.checkpoint.parent.parent))
+        return exported_sources(self.config.path, revision=self.config.revision) if self.config.format != "scratch" else []
 
     @cached_property
     def identity(self) -> dict[str, str]:

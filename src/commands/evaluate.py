@@ -43,7 +43,7 @@ def evaluate_run(
         for test in tests:
             for condition in conditions[test.name]:
                 depends_on = {**settings, "shards": test.shards.manifest["fingerprint"]}
-                depends_on |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition == "shuffled" else {}
+                depends_on |= {"cycle": benchmark.shuffle_cycle(test, seed=config.seed)} if condition in benchmark.SHUFFLED else {}
                 file = PredictionsFile(predictions_path(folder, test, condition), depends_on, ranks=ranks)
                 answer_condition(test, condition, generator, file, exact=trained.data.exact_decode, seed=config.seed)
             for name, answers in baselines.baseline_answers(test).items() if ranks.is_first else ():

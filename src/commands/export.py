@@ -6,6 +6,7 @@ import torch
 
 from src.config.export import PARTS, ExportConfig
 from src.config.train import TrainConfig
+from src.data.credentialed import mark_config
 from src.model.vlm import build_vlm
 from src.release import card, space, usage
 from src.release.folder import atomic_folder, push_folder, repository_name
@@ -30,10 +31,12 @@ def export_run(config: ExportConfig, folder: Path, trained: TrainConfig) -> Path
             dtype = getattr(torch, config.dtype or trained.language.dtype)
             save_llava(model, partial / "hf", dtype=dtype, prompter=model.prompter(budget=trained.data.max_seq_len))
             result["logits"] = {"dtype": str(dtype).removeprefix("torch.")} | max_logit_difference(model, partial / "hf")
+            mark_config(partial / "hf" / "config.json", facts.credentialed)
         if "adapter" in config.parts:
             save_adapter(model, partial / "adapter", base=trained.language.path, revision=trained.language.revision)
         if "timm" in config.parts:
             save_timm(model.vision, partial / "timm")
+            mark_config(partial / "timm" / "config.json", facts.credentialed)
         if "space" in config.parts:
             space.save_space(partial / "space")
         for name, text in render_texts(facts, config.parts).items():

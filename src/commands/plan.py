@@ -15,6 +15,7 @@ from src.config.train import LanguageConfig, TrainConfig
 from src.data import token_budget
 from src.data.packing import Batch, RankBalance, low_utilization_warning
 from src.data.subsets import with_default_exclusions
+from src.data.working_set import SourceLoad, cache_table
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
@@ -89,18 +90,18 @@ def estimate_memory(config: TrainConfig, model: VLM, cost: StepCost, *, working:
     return Memory(parts, (cost.saved + working) / cost.tokens)
 
 
-def largest_micro_batch(config: TrainConfig, cost: StepCost, *, slots: int) -> int:
+def largest_micro_batch(config: TrainConfig, cost: StepCost, *, accumulate: int) -> int:
     """Tokens of the largest micro-batch.
 
-    One rank distributes whole sequences over its `slots`, so some slots hold one sequence more than others. Several ranks share single
+    One rank distributes whole sequences over its micro-batches, so some hold one sequence more than others. Several ranks share single
     samples: the largest micro-batch exceeds the mean by an average sample, or is one sample as long as a sequence.
     """
     max_seq_len, ranks = config.data.max_seq_len, config.trainer.devices * config.trainer.nodes
     sequences = math.ceil(config.data.global_batch_size * cost.tokens / cost.samples / max_seq_len)  # per optimizer step
     if ranks == 1:
-        return math.ceil(sequences / slots) * max_seq_len
+        return math.ceil(sequences / accumulate) * max_seq_len
     sample = math.ceil(cost.tokens / cost.samples)
-    return max(max_seq_len, (sequences * max_seq_len // (ranks * slots * sample) + 1) * sample)
+    return max(max_seq_len, (sequences * max_seq_len // (ranks * accumulate * sample) + 1) * sample)
 
 
 def plan(config: PlanConfig) -> None:
@@ -124,7 +125,7 @@ def plan(config: PlanConfig) -> None:
     print_table(parameter_table(model))
     cost = costs[trainer.activation_checkpointing]
     ranks, samples = trainer.devices * trainer.nodes, config.optim.length * config.data.global_batch_size
-    tokens = largest_micro_batch(config, cost, slots=trainer.accumulate)
+    tokens = largest_micro_batch(config, cost, accumulate=trainer.accumulate)
     lengths = token_budget.window_lengths(config.mix, config.data, patches=model.vision.num_patches, seed=config.seed)
     lengths = lengths or [cost.tokens // cost.samples] * config.data.packing_window
     used = RankBalance.of(lengths, ranks, global_batch_size=config.data.global_batch_size, max_seq_len=config.data.max_seq_len).utilization
@@ -135,11 +136,19 @@ def plan(config: PlanConfig) -> None:
         f"{seconds / 3600:.1f} h on {ranks} x {device} at {tflops} TFLOP/s (expected, not measured)"
         + (f", of which each computes {used:.0%} and waits for the fullest in the rest" if ranks > 1 else "")
     )
-    if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, slots=trainer.accumulate)):
+    if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, accumulate=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
     if trainer.accelerator == "gpu":
         print_table(scale_table(config, sample, lengths, sample_bytes=token_budget.bytes_per_sample(sources)))
+    loads = [
+        SourceLoad(source.shards, source.disk, source.records, source.draws / samples)
+        for source in sources
+        if source.records and source.shards
+    ]
+    node = trainer.devices * tflops * 1e12 / (cost.flops / cost.samples)  # samples per second
+    if loads:
+        print_table(cache_table(loads, config.data, samples_per_second=node))
 
 
 def with_planned_steps(config: PlanConfig) -> PlanConfig:
@@ -173,11 +182,11 @@ def memory_advice(config: TrainConfig, gigabytes: float | None = None) -> str:
         working = cost.saved / len(model.language.base.model.layers)
         fits = estimate_memory(config, model, cost, working=working, reserve=assumed.reserve).tokens(gigabytes)
         per_rank = config.data.global_batch_size // (config.trainer.devices * config.trainer.nodes)
-        slots = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0]
-        slots = [n for n in slots if largest_micro_batch(config, cost, slots=n) <= fits]
-        if fits >= config.data.max_seq_len and slots:
+        accumulate = [n for n in range(config.trainer.accumulate + 1, per_rank + 1) if per_rank % n == 0]
+        accumulate = [n for n in accumulate if largest_micro_batch(config, cost, accumulate=n) <= fits]
+        if fits >= config.data.max_seq_len and accumulate:
             return (
-                f"set trainer.accumulate={slots[0]} and trainer.activation_checkpointing={mode}, with which python -m src.plan expects it "
+                f"set trainer.accumulate={accumulate[0]} and trainer.activation_checkpointing={mode}, with which src.plan expects it "
                 f"to fit into {gigabytes:.0f} GB, and run the same command: it resumes with the same updates"
             )
     return (

@@ -56,9 +56,9 @@ def report_summary(run: RunData) -> str:
     """A sentence that states what the run trained or scored."""
     config = run.config
     if not config and "evaluate" not in run.results:
-        return f"Transfer of image encoders to classification sets, {run.folder.name}; no model was trained here.{phantom_sources(run)}"
+        return f"Transfer of image encoders to classification sets, {run.name}; no model was trained here.{phantom_sources(run)}"
     if not config:
-        return f"Scores of answers from a predictions file, {run.folder.name}."
+        return f"Scores of answers from a predictions file, {run.name}."
     sources = list(MixConfig(**config["mix"]).sampling_weights)
     vision, language = config["vision"]["path"] or config["vision"]["architecture"], config["language"]["path"]
     return (

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from src.config.evaluate import EvaluateConfig
-from src.evaluation import benchmark, predictions_file, summary
+from src.evaluation import benchmark, judge, predictions_file, summary
 from src.evaluation.foreign_predictions import check_references, read_foreign_predictions
 from src.runtime import run_folder
 from src.runtime.errors import UserError, suggest
@@ -28,8 +28,15 @@ def score_predictions(config: EvaluateConfig) -> Path:
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder}: is the folder of a trained run; give another name=")
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    verdicts = None
+    if config.judge.url:
+        sources = {item["source"] for item in items} | {test.source if test else name}
+        judge.reject_credentialed(sources, test.shards.manifest if test else {}, config.judge.url)
+        items, verdicts = judge.judge_items(items, config.judge, folder / "predictions" / f"{name}.judged.jsonl")
+        print(judge.agreement_text(verdicts))
     with run_folder.record(folder, "evaluate") as result:
         result["predictions"] = path.name
         predictions_file.write_predictions(folder / "predictions" / f"{name}.real.jsonl", items)
+        result |= {"judge": verdicts} if verdicts else {}
         result |= summary.summarise({name: {"real": items}}, pooled=[], resamples=config.resamples, seed=config.seed)
     return folder

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,8 @@ from src.commands.plan import memory_advice
 from src.config.train import TrainConfig
 from src.data import lineage
 from src.data.credentialed import credentialed_notice
-from src.data.datamodule import DataModule, fingerprint_id
+from src.data.datamodule import DataModule
+from src.data.fingerprint import fingerprint_id
 from src.data.subsets import mix_usage, with_default_exclusions
 from src.model.vlm import VLM, build_vlm, parameter_summary, summary_table
 from src.runtime import run_folder
@@ -81,6 +83,8 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[lightning.Call
         subsets = mix_usage(data.shards, dict(zip(data.mixture.sources, data.mixture.rows, strict=True)), config.mix)
         if held_out := held_out_counts(data):
             print(f"held out of training for validation: {', '.join(held_out)} (data.val_samples={config.data.val_samples})")
+        vocabulary = model.language.body.config.vocab_size
+        print(f"loss: nats per supervised token; {math.log(vocabulary):.1f} for a model that knows nothing ({vocabulary:,} tokens)")
         warn_if_ranks_wait(config, data)
         if run_folder.is_first_rank():
             for warning in text_warnings(config, data):
@@ -125,7 +129,7 @@ def build_data(config: TrainConfig, model: VLM) -> DataModule:
         prompter=model.prompter(budget=config.data.max_seq_len),
         size=model.vision.size,
         seed=config.seed,
-        slots=config.trainer.accumulate,
+        accumulate=config.trainer.accumulate,
     )
 
 

@@ -21,6 +21,7 @@ from src.classification.probe import Fit, Split
 from src.classification.results import TransferResultFile, make_labels_distinct, read_results
 from src.classification.table import transfer_table
 from src.config.transfer import TransferConfig, to_list
+from src.data.credentialed import credentialed_notice
 from src.data.record import PHANTOM_MARKER
 from src.evaluation.overlap import training_overlap
 from src.runtime import run_folder
@@ -59,6 +60,9 @@ def transfer(config: TransferConfig) -> Path:
         results, left_out = read_results(folder, data={data.name: data.fingerprint for data in datasets})
         record |= transfer_table(results, resamples=config.resamples, seed=config.seed)
         record["transfer"]["left_out"] = left_out
+        record["credentialed"] = sorted({name for encoder in selected for name in encoder.credentialed})
+        if notice := credentialed_notice(record["credentialed"]):
+            print(notice)
         record["phantoms"] = sorted({metadata["benchmark"] for metadata, _ in results if metadata.get("phantom")})
     wandb_run.update_run(folder)
     return folder

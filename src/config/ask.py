@@ -8,6 +8,8 @@ from typing import Any
 class AskConfig:
     model: str
     question: str | None
+    questions: list[str]
+    history: str | None
     image: Any
     frame: int | None
     batch: str | None

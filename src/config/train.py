@@ -51,6 +51,7 @@ class DataConfig:
     val_generations: int = field(metadata=bounded(0))
     cache: str = "data/cache"  # `cache` and `cache_gb` are absent in the config.yaml of older runs
     cache_gb: float = field(default=200, metadata=bounded(0))
+    shuffle: str = field(default="global", metadata=choices("global", "blocks"))  # absent in the config.yaml of older runs
 
 
 @dataclass

@@ -40,10 +40,6 @@ def chat_turns(record: Record) -> list[tuple[str, str]]:
     return [(question + options_text(record), answer) for question, answer in record.turns] or [(CAPTION_REQUEST, record.caption)]
 
 
-def system_text(record: Record) -> str:
-    return str(record.meta.get("system") or "")
-
-
 class ChatPrompter(Prompter):
     """Raises `UserError` for a tokenizer whose chat template cannot be used."""
 
@@ -77,7 +73,7 @@ class ChatPrompter(Prompter):
 
     def encode(self, records: list[Record], *, num_images: list[int]) -> list[EncodedSample]:
         rendered = (
-            self.template.render(chat_turns(record), num_images=count, system=system_text(record))
+            self.template.render(chat_turns(record), num_images=count, system=record.system)
             for record, count in zip(records, num_images, strict=True)
         )
         return [
@@ -119,7 +115,7 @@ class ChatPrompter(Prompter):
         turns = chat_turns(record)
         while len(turns) > 1:
             turns = turns[:-1]
-            (chat,) = self._tokenise([self.template.render(turns, num_images=num_images, system=system_text(record))])
+            (chat,) = self._tokenise([self.template.render(turns, num_images=num_images, system=record.system)])
             if len(chat.ids) <= self.budget:
                 return self._sample(chat, num_images, whole=whole)
         chat, room = self._single(record, turns[0], num_images, answered=True)
@@ -136,7 +132,7 @@ class ChatPrompter(Prompter):
 
         The system text is left out if it leaves fewer than `MIN_TEXT_TOKENS`.
         """
-        for system in dict.fromkeys([system_text(record), ""]):
+        for system in dict.fromkeys([record.system, ""]):
             (chat,) = self._tokenise([self.template.render([turn], num_images=num_images, system=system, answered=answered)])
             texts = sum(end - begin for begin, end in [chat.question, *chat.answers])
             if self.budget - (len(chat.ids) - texts) >= MIN_TEXT_TOKENS:
@@ -144,7 +140,7 @@ class ChatPrompter(Prompter):
         return chat, self.room(num_images, key=record.key, overhead=len(chat.ids) - texts)
 
     def _asked(self, record: Record, turns: list[tuple[str, str]], num_images: int) -> TokenisedChat:
-        return self._tokenise([self.template.render(turns, num_images=num_images, system=system_text(record), answered=False)])[0]
+        return self._tokenise([self.template.render(turns, num_images=num_images, system=record.system, answered=False)])[0]
 
     def _empty(self, num_images: int) -> TokenisedChat:
         """An empty question with an empty answer."""

@@ -4,74 +4,54 @@
     Step 2  the texts of its samples are read and tokenised; images are only counted
     Step 3  the samples are packed (best-fit decreasing) into sequences of at most `max_seq_len` tokens; the sequences are shuffled
     Step 4  the sequences are split evenly over packing_window / global_batch_size optimizer steps
-    Step 5  the sequences of a step (for several ranks, its samples) are split over ranks and accumulation slots
-    Step 6  the sequences of one slot become a batch; only now are the images read and decoded
+    Step 5  the sequences of a step (for several ranks, its samples) are split over ranks and micro-batches
+    Step 6  the sequences of one micro-batch become a batch; only now are the images read and decoded
 
 A step depends on its window alone: seeking is O(1), and the samples of a step are the same for any number of workers, ranks and
-accumulation slots. `src/data/packing.py` works through an example.
+micro-batches. `src/data/packing.py` works through an example.
 """
 
-import hashlib
-import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-import xxhash
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.config.train import DataConfig, MixConfig
+from src.data.fingerprint import data_fingerprint
 from src.data.image_transform import record_pixels
 from src.data.loader import Loader, prepare_worker
-from src.data.mixture import VERSION, Mixture
-from src.data.packing import Batch, IndexedSample, collate, pack, slot_sequences, split_evenly
+from src.data.mixture import BLOCK, VERSION, Mixture, counts_per_block, mixture_of
+from src.data.packing import Batch, IndexedSample, collate, micro_batch_sequences, pack, split_evenly
 from src.data.prompt import SYSTEM_NOTE, EncodedSample, Prompter
 from src.data.remote import CacheConfig, is_remote
-from src.data.shards import Shards
 from src.data.train_val_split import open_sources, split_rows
+from src.data.working_set import cache_warning, source_load
 from src.runtime.errors import UserError
 from src.runtime.run_folder import diff_configs, is_first_rank
-
-
-def data_fingerprint(
-    shards: dict[str, Shards], mix: MixConfig, *, seed: int, data: DataConfig, rows: dict[str, np.ndarray] | None = None
-) -> dict:
-    """Everything that the order of the stream depends on; a run resumes only if it is unchanged. `rows` are the training rows, if known."""
-    train_rows = sorted((rows or split_rows(shards, mix, val_samples=data.val_samples)[0]).items())
-    return {
-        "version": VERSION,
-        "shards": {source: opened.manifest["fingerprint"] for source, opened in sorted(shards.items())},
-        "shares": dict(sorted(mix.sampling_weights.items())),
-        "decontaminate": mix.decontaminate,
-        **{key: value for key in ("exclude", "max_per_subset") if (value := getattr(mix, key))},  # absent in runs that do not use them
-        "records": {source: rows_digest(rows) for source, rows in train_rows},  # an audit changes them
-        "seed": seed,
-        "data": {key: getattr(data, key) for key in ("packing_window", "global_batch_size", "max_seq_len", "images")},
-    }
-
-
-def rows_digest(rows: np.ndarray) -> str:
-    return f"{len(rows):,} ({xxhash.xxh3_64_hexdigest(rows.data)[:8]})"
-
-
-def fingerprint_id(fingerprint: dict) -> str:
-    """Short hash of a fingerprint. It leaves out the seed, so that runs over several seeds have the same id."""
-    without_seed = {key: value for key, value in fingerprint.items() if key != "seed"}
-    return hashlib.sha256(json.dumps(without_seed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class PackedStream(IterableDataset):
     """Endless batches of one rank, from micro-batch `start` on."""
 
     def __init__(
-        self, shards, mixture: Mixture, prompter: Prompter, *, data: DataConfig, size: int, seed: int, rank: int, world: int, slots: int
+        self,
+        shards,
+        mixture: Mixture,
+        prompter: Prompter,
+        *,
+        data: DataConfig,
+        size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        accumulate: int,
     ):
         self.shards = [shards[source] for source in mixture.sources]
         self.mixture, self.prompter, self.data, self.size, self.seed = mixture, prompter, data, size, seed
-        self.rank, self.world, self.slots = rank, world, slots
+        self.rank, self.world, self.accumulate = rank, world, accumulate
         self.start = 0
         self._window_cache: tuple[int, list[list[IndexedSample]]] | None = None
 
@@ -81,7 +61,7 @@ class PackedStream(IterableDataset):
         micro = self.start + number
         while True:
             try:
-                yield self.batch(micro // self.slots, slot=micro % self.slots)
+                yield self.batch(micro // self.accumulate, micro_batch=micro % self.accumulate)
             except UserError as error:
                 if worker is None:
                     raise
@@ -89,12 +69,13 @@ class PackedStream(IterableDataset):
                 return
             micro += count
 
-    def batch(self, step: int, *, slot: int) -> Batch:
-        """The batch of accumulation slot `slot` of this rank in optimizer step `step`."""
-        return self.to_batch(slot_sequences(self.step_sequences(step), rank=self.rank, world=self.world, slot=slot, slots=self.slots))
+    def batch(self, step: int, *, micro_batch: int) -> Batch:
+        """One micro-batch of this rank in optimizer step `step`. `micro_batch` is its number in the step."""
+        part = {"rank": self.rank, "world": self.world, "micro_batch": micro_batch, "accumulate": self.accumulate}
+        return self.to_batch(micro_batch_sequences(self.step_sequences(step), **part))
 
     def step_sequences(self, step: int) -> list[list[IndexedSample]]:
-        """The sequences of one optimizer step, over all ranks and slots."""
+        """The sequences of one optimizer step, over all ranks and micro-batches."""
         steps = self.data.packing_window // self.data.global_batch_size
         sequences = self.window(step // steps)
         return [sequences[n] for n in split_evenly(len(sequences), steps, step % steps)]
@@ -124,8 +105,9 @@ class PackedStream(IterableDataset):
     def _prefetch(self, number: int) -> None:
         """Starts to fetch the remote shards of a window, in its order."""
         if is_remote(self.data.root):
-            for source, row in zip(*self._positions(number), strict=True):
-                self.shards[source].prefetch(row)
+            sources, rows = self._positions(number)
+            for source in np.unique(sources):
+                self.shards[source].prefetch(rows[sources == source])
 
     def encoded(self, source: int, rows: list[int]) -> list[EncodedSample]:
         """Records of one source as tokens; their images are only counted."""
@@ -150,15 +132,15 @@ class PackedStream(IterableDataset):
 
 
 class DataModule(lightning.LightningDataModule):
-    """Training stream and fixed validation batches. `size` is the side of the image in pixels, `slots` the accumulation steps."""
+    """Training stream and fixed validation batches. `size`: side of the image in pixels. `accumulate`: micro-batches per step and rank."""
 
-    def __init__(self, mix: MixConfig, data: DataConfig, *, prompter: Prompter, size: int, seed: int, slots: int):
+    def __init__(self, mix: MixConfig, data: DataConfig, *, prompter: Prompter, size: int, seed: int, accumulate: int):
         super().__init__()
-        self.mix, self.data, self.prompter, self.size, self.seed, self.slots = mix, data, prompter, size, seed, slots
+        self.mix, self.data, self.prompter, self.size, self.seed, self.accumulate = mix, data, prompter, size, seed, accumulate
         self.shards = open_sources(data.root, mix, cache=CacheConfig(data.cache, data.cache_gb))
         train_rows, self.val_rows = split_rows(self.shards, mix, val_samples=data.val_samples)
         self.fingerprint = data_fingerprint(self.shards, mix, seed=seed, data=data, rows=train_rows)
-        self.mixture = Mixture(mix.sampling_weights, train_rows, seed=seed)
+        self.mixture = mixture_of(self.shards, mix.sampling_weights, train_rows, shuffle=data.shuffle, seed=seed)
         rows = {source: np.concatenate([train_rows[source], self.val_rows[source]]) for source in train_rows}
         if any(SYSTEM_NOTE in opened.manifest.get("notes", {}) for opened in self.shards.values()):
             prompter.check_system()
@@ -176,24 +158,18 @@ class DataModule(lightning.LightningDataModule):
             self.prompter.room(int(counts[fullest]), key=f"{source}/{self.shards[source].arrow('key')[fullest]}")
 
     def _warn_if_cache_is_small(self, rows: dict[str, np.ndarray]) -> None:
-        """Every window reads from all shards, in an order that a cache cannot foresee."""
-        required = 0
-        for source, opened in self.shards.items():
-            numbers = np.unique(opened.column("shard")[rows[source]])
-            required += sum(opened.manifest["shards"][number]["bytes"] for number in numbers)
-        if required > self.data.cache_gb * 1e9:
-            print(
-                f"warning: data.cache_gb={self.data.cache_gb:g} is less than the size of the shards of this mix, so they are fetched "
-                f"again and again; data.cache_gb={math.ceil(required / 1e8) / 10:g} holds them all"
-            )
+        counts = counts_per_block(self.mix.sampling_weights)
+        loads = [source_load(opened, rows[source], share=counts[source] / BLOCK) for source, opened in self.shards.items()]
+        if warning := cache_warning(loads, self.data):
+            print(warning)
 
     def stream(self, *, rank: int = 0, world: int = 1) -> PackedStream:
         inputs = (self.shards, self.mixture, self.prompter)
-        return PackedStream(*inputs, data=self.data, size=self.size, seed=self.seed, rank=rank, world=world, slots=self.slots)
+        return PackedStream(*inputs, data=self.data, size=self.size, seed=self.seed, rank=rank, world=world, accumulate=self.accumulate)
 
     def train_dataloader(self) -> Loader:
         stream, workers = self.stream(rank=self.trainer.global_rank, world=self.trainer.world_size), self.data.workers
-        stream.start = self.consumed * self.slots
+        stream.start = self.consumed * self.accumulate
         return Loader(
             stream,
             batch_size=None,
@@ -218,7 +194,7 @@ class DataModule(lightning.LightningDataModule):
             samples = [IndexedSample(sample, source, row) for sample, row in zip(stream.encoded(source, rows), rows, strict=True)]
             packed = pack([len(item.sample.ids) for item in samples], self.data.max_seq_len)
             sequences += [[samples[item] for item in sequence] for sequence in packed]
-        per_batch = max(1, len(stream.step_sequences(0)) // (world * self.slots))
+        per_batch = max(1, len(stream.step_sequences(0)) // (world * self.accumulate))
         batches = [sequences[at : at + per_batch] for at in range(0, len(sequences), per_batch)]
         # DDP synchronises every forward pass, so all ranks need equally many batches; an empty one has no supervised token.
         batches += [[]] * (-len(batches) % world or (not batches) * world)

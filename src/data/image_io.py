@@ -6,19 +6,19 @@ file that declares a huge image nor a compressed one can fill the memory.
 
 import io
 import warnings
+from collections.abc import MutableSequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
-from pydicom import dcmread
-from pydicom.dataset import FileDataset
-from pydicom.filereader import read_file_meta_info
-from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
 from src.data.image_conversion import MAX_PIXELS, MIN_SIDE, to_grey, to_rgb
 from src.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 MAX_BYTES = 512 * 2**20
@@ -76,6 +76,10 @@ def _read_picture(path: Path, frame: int | None, max_pixels: int) -> Image.Image
 
 
 def _read_dicom(path: Path, frame: int | None, max_pixels: int) -> Image.Image:
+    from pydicom import dcmread  # takes longer than everything else here, and most images are no DICOM files
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.pixels import apply_color_lut, pixel_array
+
     syntax = str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
     if syntax == DEFLATED:
         raise ImageError("a deflated DICOM file, whose size is unknown before it is unpacked; convert it to explicit little endian")
@@ -102,8 +106,10 @@ def _colour_image(values_HW3: np.ndarray, *, bits: int) -> Image.Image:
     return Image.fromarray(np.clip(values_HW3 >> max(bits - 8, 0), 0, 255).astype(np.uint8), "RGB")
 
 
-def _windowed_image(stored_HW: np.ndarray, data: FileDataset) -> Image.Image:
+def _windowed_image(stored_HW: np.ndarray, data: "FileDataset") -> Image.Image:
     """Stored values -> modality values -> grey levels of the window."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     values_HW = apply_modality_lut(stored_HW, data)
     inverted = data.PhotometricInterpretation == "MONOCHROME1"
     if "VOILUTSequence" in data:
@@ -136,7 +142,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _first(value):
-    return value[0] if isinstance(value, MultiValue | list | tuple) else value
+    return value[0] if isinstance(value, MutableSequence) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -107,7 +107,8 @@ def training_record(
                 **({"subsets": subsets[name]} if subsets and subsets.get(name) else {}),
             }
         )
-    pretrained = {name for part in ("vision", "language") for name in exported_sources(config.get(part, {}).get("path"))}
+    parts = (config.get(part, {}) for part in ("vision", "language"))
+    pretrained = {name for part in parts for name in exported_sources(part.get("path"), revision=part.get("revision"))}
     return {
         "name": config.get("name"),
         "config": config,

@@ -76,6 +76,8 @@ class _Workers:
             death = self._death()  # before the workers are killed
             self.kill()
             message = str(error)
+            if isinstance(error, UserError) and message.startswith("Caught "):  # PyTorch puts the traceback of the worker in it
+                raise UserError(message.strip().splitlines()[-1].partition(": ")[2]) from None
             if message.startswith("Caught ") and not isinstance(error, MemoryError) and "can't allocate memory" not in message:
                 raise
             # If this process cannot open another file, a descriptor is dropped from its message: "received 0 items of ancdata".

@@ -1,4 +1,4 @@
-"""Sequence packing: samples -> sequences of at most `max_seq_len` tokens -> their share of a step, rank and slot -> the tensors of a batch.
+"""Sequence packing: samples -> sequences of at most `max_seq_len` tokens -> the micro-batches of a step -> the tensors of a batch.
 
 Three records with 5, 3 and 4 tokens, `max_seq_len` 8. The ids are 1 for the begin and 2 for the end of a sequence, 9 for an image
 token (one per image here), 20 to 29 for prompts and 30 to 39 for answers. Only answers and their end are supervised.
@@ -12,12 +12,12 @@ token (one per image here), 20 to 29 for prompts and 30 to 39 for answers. Only 
 >>> lengths = [len(sample.ids) for sample in window]
 
 Packing takes the longest sample first and puts it into the sequence with the least space that suffices. A window of 3 samples with a
-global batch size of 3 is one step, so the step gets both sequences; two accumulation slots get one each.
+global batch size of 3 is one step, so the step gets both sequences; two micro-batches get one each.
 
 >>> packed = pack(lengths, 8)
 >>> packed
 [[0, 1], [2]]
->>> [list(split_evenly(len(packed), 2, slot)) for slot in range(2)]
+>>> [list(split_evenly(len(packed), 2, n)) for n in range(2)]
 [[0], [1]]
 
 Two ranks split the samples of the step instead, so that each gets about the same number of tokens (5 and 7).
@@ -25,7 +25,7 @@ Two ranks split the samples of the step instead, so that each gets about the sam
 >>> split_by_tokens(lengths, 2)
 [[0], [1, 2]]
 
-On one rank with one slot, both sequences become one batch. The second is padded with 2; its padding is one more sample.
+On one rank with one micro-batch, both sequences become one batch. The second is padded with 2; its padding is one more sample.
 
 >>> image = np.zeros((3, 4, 4), np.uint8)
 >>> sequences = [[window[item] for item in sequence] for sequence in packed]
@@ -112,17 +112,19 @@ def split_by_tokens(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
     return [sorted(part) for part in items]
 
 
-def slot_sequences(sequences: list[list[IndexedSample]], *, rank: int, world: int, slot: int, slots: int) -> list[list[IndexedSample]]:
-    """The part of the sequences of a step for one accumulation slot of one rank.
+def micro_batch_sequences(
+    sequences: list[list[IndexedSample]], *, rank: int, world: int, micro_batch: int, accumulate: int
+) -> list[list[IndexedSample]]:
+    """The part of the sequences of a step for one micro-batch of one rank.
 
-    A single rank divides whole sequences among its slots. A step has only few (for 128 samples, 17 sequences of 2,048 tokens), so several
-    ranks would get unequal numbers of them and wait for each other. They divide the samples instead, so that each gets about the same
-    number of tokens: first over the ranks, then over the slots. The samples of a slot form one sequence without padding.
+    A single rank divides whole sequences among its micro-batches. A step has only few (for 128 samples, 17 sequences of 2,048 tokens), so
+    several ranks would get unequal numbers of them and wait for each other. They divide the samples instead, so that each gets about the
+    same number of tokens: first over the ranks, then over the micro-batches. The samples of one form a sequence without padding.
     """
     if world == 1:
-        return [sequences[n] for n in split_evenly(len(sequences), slots, slot)]
+        return [sequences[n] for n in split_evenly(len(sequences), accumulate, micro_batch)]
     items = [item for sequence in sequences for item in sequence]
-    for num_parts, part in ((world, rank), (slots, slot)):
+    for num_parts, part in ((world, rank), (accumulate, micro_batch)):
         items = [items[n] for n in split_by_tokens([len(item.sample.ids) for item in items], num_parts)[part]]
     return [items] if items else []
 
@@ -147,11 +149,11 @@ class RankBalance:
         return RankBalance(float(loads_SW.mean(1).sum() / loads_SW.max(1).sum()), float((loads_SW == 0).mean()))
 
 
-def low_utilization_warning(lengths: list[int], world: int, *, data: DataConfig, slots: int) -> str | None:
+def low_utilization_warning(lengths: list[int], world: int, *, data: DataConfig, accumulate: int) -> str | None:
     """A warning if `world` ranks would wait much of their time for samples of these lengths, with the batch size that avoids it."""
     utilization = {
         size: RankBalance.of(lengths, world, global_batch_size=size, max_seq_len=data.max_seq_len).utilization
-        for size in range(data.global_batch_size, data.packing_window + 1, world * slots)
+        for size in range(data.global_batch_size, data.packing_window + 1, world * accumulate)
         if data.packing_window % size == 0
     }
     current = utilization[data.global_batch_size]

@@ -59,6 +59,11 @@ class Record:
     def answer(self) -> str:
         return self.turns[-1][1] if self.turns else self.caption
 
+    @property
+    def system(self) -> str:
+        """The system text of a conversation; empty if it has none."""
+        return str(self.meta.get("system") or "")
+
 
 def question_type(question: str, answer: str = "") -> str:
     """The type of a question, from its wording (and for yes or no, from its answer)."""

@@ -5,13 +5,12 @@ under a lock, compared with the checksum of the manifest, and renamed. The least
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,17 +18,19 @@ from queue import SimpleQueue
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
+from src.data.shard_cache import make_room, mark_as_used, open_cached
 from src.data.shards import SUBSETS, Shards
 from src.runtime.errors import UserError, suggest
+from src.runtime.file_lock import file_lock
 from src.runtime.hashing import file_sha256
 
 ATTEMPTS, FIRST_DELAY = 6, 0.5  # per file; seconds before the second attempt, doubled each time
 TIMEOUT = 60  # seconds without a byte after which a connection counts as lost
 PREFETCH_THREADS = 4  # tars of a source that are fetched at once, ahead of the stream
-OPEN_FILES = 8  # an open file occupies disk space even after the cache has dropped it
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,10 @@ class RemoteFileNotFound(UserError):
 class RemoteShards(Shards):
     """`Shards` whose tars are stored at `url`."""
 
-    open_files = OPEN_FILES
-
     def __init__(self, url: str, cache: CacheConfig):
         self.url, self.cache = url, cache
         folder = Path(cache.folder) / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-        with _locked(folder / "index"):
+        with file_lock(folder / "index"):
             _fetch_index(url, folder)
         super().__init__(folder)
         if len(self) != (records := sum(tar["records"] for tar in self.manifest["shards"])):
@@ -75,12 +74,13 @@ class RemoteShards(Shards):
     def __reduce__(self):
         return RemoteShards, (self.url, self.cache)
 
-    def prefetch(self, row: int) -> None:
-        """Starts to fetch the shard of this row unless it is cached; does not wait."""
-        number = self._span(row)[0]
-        if self._prefetching.get(number) != os.getpid() and not self._path(number).exists():
-            self._prefetching[number] = os.getpid()
-            _prefetch_queue(self.url, os.getpid()).put(partial(self._prefetch_shard, number))
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Marks the cached shards of these rows as used and starts to fetch the others, in their order; does not wait."""
+        numbers = dict.fromkeys(self._spans[0][rows].tolist())
+        for number in [number for number in numbers if not mark_as_used(self._path(number))]:
+            if self._prefetching.get(number) != os.getpid():
+                self._prefetching[number] = os.getpid()
+                _prefetch_queue(self.url, os.getpid()).put(partial(self._prefetch_shard, number))
 
     def _prefetch_shard(self, number: int) -> None:
         try:
@@ -89,36 +89,48 @@ class RemoteShards(Shards):
         finally:
             self._prefetching.pop(number, None)
 
+    def _open(self, number: int) -> int:
+        if number not in self._files:  # tars that the cache has removed occupy the disk until they are closed
+            for removed in [open_number for open_number, descriptor in self._files.items() if not os.fstat(descriptor).st_nlink]:
+                os.close(self._files.pop(removed))
+        return super()._open(number)
+
     def _descriptor(self, number: int) -> int:
         """Descriptor of the open tar, which is fetched first if it is not cached."""
         path = self._path(number)
         tar = self.manifest["shards"][number]
         with contextlib.suppress(FileNotFoundError):
-            return _open_cached(path, tar["bytes"])
-        with _locked(path):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                return _open_cached(path, tar["bytes"])
-            _make_room(self.cache, tar["bytes"])
-            fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
-            return _open_cached(path, tar["bytes"])
+            return open_cached(path, tar["bytes"])
+        with file_lock(path):
+            while True:  # another process may have fetched it meanwhile, or removed it before it was opened
+                with contextlib.suppress(FileNotFoundError):
+                    return open_cached(path, tar["bytes"])
+                make_room(self.cache.folder, tar["bytes"], limit=self.cache.gigabytes * 1e9)
+                fetch_file(f"{self.url}/{tar['name']}", path, size=tar["bytes"], sha256=tar["sha256"])
 
 
 def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: Callable[[Path], Any] | None = None) -> None:
     """Downloads a file; `path` exists only once it is complete. Raises `UserError`.
 
-    A lost connection is retried `ATTEMPTS` times, a wrong checksum once. `read` raises a `ValueError` for a truncated file, since not
-    every server states the size of a file.
+    A lost connection is retried `ATTEMPTS` times, a wrong size or checksum once. `read` raises a `ValueError` for a truncated file, since
+    not every server states the size of a file.
     """
     files, name = _filesystem(url)
-    partial_path, reason, mismatches = path.with_name(path.name + ".part"), "", 0
+    partial_path, reason, mismatch = path.with_name(path.name + ".part"), "", ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(FIRST_DELAY * 2 ** (attempt - 1))
         try:
             files.get_file(name, str(partial_path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if "bucket does not exist" in str(error):
+                raise UserError(f"{url}: the bucket does not exist; correct the address") from None
             raise RemoteFileNotFound(f"{url} does not exist") from None
         except Exception as error:  # each file system has its own exceptions
+            refused = isinstance(error, PermissionError) and not error.filename  # a file name is that of the cache
+            if refused or type(error).__name__ == "NoCredentialsError":  # botocore's
+                advice = "check the credentials, for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+                raise UserError(f"{url}: access was refused ({error}); {advice}") from None
             reason = f"{type(error).__name__} {error}".strip()[:200]
             continue
         try:
@@ -126,16 +138,16 @@ def fetch_file(url: str, path: Path, *, size: int = 0, sha256: str = "", read: C
         except ValueError as error:
             reason = f"download is invalid or truncated: {str(error).splitlines()[0]}"
             continue
-        received = partial_path.stat().st_size
-        if size and received != size:
-            reason = f"received {received:,} of {size:,} bytes"
+        if size and (received := partial_path.stat().st_size) != size:
+            reason = f"it has {received:,} instead of {size:,} bytes"
         elif sha256 and file_sha256(partial_path) != sha256:
-            reason, mismatches = "the checksum differs from the manifest", mismatches + 1
-            if mismatches == 2:
-                raise UserError(f"{url}: the checksum differs from the manifest in two downloads; upload this shard again")
+            reason = "the checksum differs from the manifest"
         else:
             partial_path.replace(path)
             return
+        if reason == mismatch:
+            raise UserError(f"{url}: {reason} in two downloads; it was changed or damaged, so upload this file again")
+        mismatch = reason
     raise UserError(f"{url}: not fetched in {ATTEMPTS} attempts ({reason}); run the same command again when it can be reached")
 
 
@@ -146,15 +158,16 @@ def _fetch_index(url: str, folder: Path) -> None:
         fetch_file(f"{url}/manifest.json", folder / "manifest.new", read=_checksums)
     except RemoteFileNotFound:
         raise RemoteFileNotFound(f"data.root={root} has no shards of '{source}': {url}/manifest.json does not exist") from None
-    state = (folder / "manifest.new").read_bytes()
+    state, index = (folder / "manifest.new").read_bytes(), {}
     try:
-        fetch_file(f"{url}/audit.json", folder / "audit.json")
-        state += (folder / "audit.json").read_bytes()
+        fetch_file(f"{url}/audit.json", folder / "audit.json", read=lambda path: json.loads(path.read_bytes()))
+        state += (audit := (folder / "audit.json").read_bytes())
+        index = json.loads(audit).get("index", {})
     except RemoteFileNotFound:  # the shards were not audited
         (folder / "audit.json").unlink(missing_ok=True)
     cached, digest = folder / "index.sha256", hashlib.sha256(state).hexdigest()  # identifies the manifest and audit of the index
     if not cached.exists() or cached.read_text() != digest or not _is_whole(folder / "index.arrow", _num_rows):
-        fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_num_rows)
+        fetch_file(f"{url}/index.arrow", folder / "index.arrow", read=_num_rows, **index)
         cached.write_text(digest)
     if subsets := json.loads((folder / "manifest.new").read_bytes()).get("subsets"):
         path = folder / SUBSETS
@@ -188,41 +201,6 @@ def _is_whole(path: Path, read: Callable[[Path], Any]) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _make_room(cache: CacheConfig, size: int) -> None:
-    """Removes the least recently used tars until `size` more bytes fit. A process that has one open can read on."""
-    root = Path(cache.folder)
-    with _locked(root / "room"):
-        tars = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in root.glob("*/*.tar"))
-        excess = sum(tar_size for _, tar_size, _ in tars) + size - cache.gigabytes * 1e9
-        for _, tar_size, path in tars:
-            if excess <= 0:
-                return
-            path.unlink(missing_ok=True)
-            excess -= tar_size
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Exclusive lock among processes and threads; the lock of a killed process is released."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # explicitly, since a forked process may hold the file open too
-
-
-def _open_cached(path: Path, size: int) -> int:
-    """Descriptor of a cached tar. Raises FileNotFoundError also for a truncated one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    if os.fstat(descriptor).st_size != size:
-        os.close(descriptor)
-        raise FileNotFoundError(path)
-    os.utime(descriptor)  # marks it as used
-    return descriptor
 
 
 @cache

@@ -40,14 +40,12 @@ SCHEMA = pa.schema(
     ]
 )
 SUBSETS = "subsets.arrow"  # of a source whose records have `meta.dataset`: one dictionary-encoded column, a value per row of the index
-OPEN_FILES = 64
+OPEN_FILES = 64  # per source
 MAX_HASH_DISTANCE = 7  # bits by which the perceptual hashes of copies of an image differ at most, as in the audit
 
 
 class Shards:
     """`shards[row]` is a Record. It is pickled as its path; each process opens its own files."""
-
-    open_files = OPEN_FILES
 
     def __init__(self, folder: str | Path):
         """Raises `UserError` if the folder holds no finished build."""
@@ -196,13 +194,13 @@ class Shards:
             raise self._mismatch_error(number)
         return data
 
-    def prefetch(self, row: int) -> None:
-        """Announces that this row will be read; remote shards are fetched in the background."""
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Announces that these rows will be read; remote shards are fetched in the background."""
 
     def _open(self, number: int) -> int:
         if number not in self._files:
             descriptor = self._descriptor(number)
-            if len(self._files) >= self.open_files:
+            if len(self._files) >= OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
             self._files[number] = descriptor
         self._files.move_to_end(number)

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Column, Table
 
 from src.config.train import DataConfig, MixConfig
-from src.data.mixture import BLOCK, Mixture, counts_per_block
+from src.data.mixture import BLOCK, counts_per_block, mixture_of
 from src.data.remote import CacheConfig, RemoteFileNotFound, is_remote, open_shards
 from src.data.shards import Shards
 from src.data.source_entries import source_entries
@@ -73,7 +73,7 @@ def window_lengths(mix: MixConfig, data: DataConfig, *, patches: int, seed: int)
     rows = {name: split_source(shards, **mix.selection(name), val_samples=data.val_samples)[0] for name, shards in opened.items()}
     if len(rows) < len(mix.sampling_weights) or not all(map(len, rows.values())):
         return None
-    mixture = Mixture(mix.sampling_weights, rows, seed=seed)
+    mixture = mixture_of(opened, mix.sampling_weights, rows, shuffle=data.shuffle, seed=seed)
     numbers_W, rows_W = mixture.take(0, data.packing_window)
     tokens_W = np.zeros(data.packing_window)
     for number, name in enumerate(mixture.sources):

@@ -16,7 +16,8 @@ from src.runtime import paths
 from src.runtime.errors import UserError, suggest
 from src.runtime.schema import check_choice, to_typed
 
-CONDITIONS = ("real", "shuffled", "blank", "none")
+CONDITIONS = ("real", "shuffled", "other_modality", "blank", "none")
+SHUFFLED = ("shuffled", "other_modality")  # conditions that depend on `shuffle_cycle`
 FOLDER = paths.CONF / "benchmark"
 SEARCHED_RECORDS = 100  # records of a split among which a source with questions has one
 NO_IMAGE = (0, b"")  # the image key of a question without image
@@ -31,6 +32,7 @@ class BenchmarkConfig:
     pooled: bool
     choices: bool
     disjoint: bool
+    modality: str = "modality"
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Benchmark:
     choices: bool
     source: str = ""
     split: str = "test"
+    modality: str = "modality"  # the key of `Record.meta` with the modality of the images
 
     @property
     def set_name(self) -> str:
@@ -92,7 +95,7 @@ def read_benchmark(name: str, *, root: str | Path, limit: int = 0, cache: CacheC
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
     pooled = config.pooled and bool(shards.column("num_images")[rows].any())
-    return Benchmark(name, shards, rows.tolist(), all_rows.tolist(), pooled, config.choices, config.source, config.split)
+    return Benchmark(name, shards, rows.tolist(), all_rows.tolist(), pooled, config.choices, config.source, config.split, config.modality)
 
 
 def benchmark_names() -> list[str]:
@@ -152,12 +155,16 @@ def _closed(record: Record) -> dict:
 def image_conditions(test: Benchmark, requested: list[str], *, images: bool = True) -> list[str]:
     """The image conditions to evaluate: `requested`, or only `none` for a text-only benchmark and for a run trained without `images`.
 
+    `other_modality` is left out, with a message, if the records do not name the modalities of the images, or all have the same.
     Raises `UserError` if only `none` is possible and it was not requested.
     """
     for condition in requested:
         check_choice("images", condition, CONDITIONS)
     if images and test.shards.column("num_images")[test.rows].any():
-        return list(requested)
+        if "other_modality" not in requested or len(set(_modalities(test, test.all_rows)) - {""}) > 1:
+            return list(requested)
+        print(f"{test.name}: without other_modality, because its records do not name several modalities")
+        return [condition for condition in requested if condition != "other_modality"]
     if "none" not in requested and not images:
         raise UserError(f"images={requested}: the run was trained without images (data.images=false); add 'none'")
     if "none" not in requested:
@@ -169,15 +176,28 @@ def image_rows(condition: str, test: Benchmark, *, seed: int) -> list[int] | Non
     """For each question, the row that its images are taken from; None for conditions without images of the benchmark.
 
     With `shuffled`, it is the next row of `shuffle_cycle`: no question keeps its own image, and all questions on one image get the
-    same other image.
+    same other image. With `other_modality`, it is the next one whose image has another modality.
     """
     if condition in ("blank", "none"):
         return None
     if condition == "real":
         return test.rows
     cycle = shuffle_cycle(test, seed=seed)
-    next_row = dict(zip(_image_keys(test.shards, cycle), cycle[1:] + cycle[:1], strict=True))
+    following = cycle[1:] + cycle[:1] if condition == "shuffled" else _next_of_other_modality(cycle, _modalities(test, cycle))
+    next_row = dict(zip(_image_keys(test.shards, cycle), following, strict=True))
     return [next_row.get(key, row) for key, row in zip(_image_keys(test.shards, test.rows), test.rows, strict=True)]
+
+
+def _next_of_other_modality(cycle: list[int], modalities: list[str]) -> list[int]:
+    """For each row of the cycle, the next row with another modality; rows without a modality are replaced by any that has one."""
+    following, twice = [], list(zip(cycle * 2, modalities * 2, strict=True))
+    for n, own in enumerate(modalities):
+        following.append(next(row for row, modality in twice[n + 1 :] if modality and modality != own))
+    return following
+
+
+def _modalities(test: Benchmark, rows: list[int]) -> list[str]:
+    return [str(test.shards.text(row).meta.get(test.modality) or "") for row in rows]
 
 
 def shuffle_cycle(test: Benchmark, *, seed: int) -> list[int]:

@@ -12,7 +12,7 @@ from src.runtime.errors import UserError, suggest
 
 REQUIRED = ("id", "question", "references", "prediction")
 OPTIONAL = ("source", "image", "type", "choices", "prediction_unnormalised")
-FLAGS = ("closed", "seen", "cut")  # true or false
+FLAGS = ("closed", "seen", "cut", "judged")  # true or false
 SUFFIXES = (".jsonl", ".csv")
 
 
@@ -85,24 +85,21 @@ def _parse_list(value: str) -> str | list:
 
 
 def _to_item(row: dict, place: str, *, benchmark: str | None) -> dict:
-    row = dict(row)
-    if "reference" in row:
-        if "references" in row:
-            raise UserError(f"{place}: 'reference' and 'references' are both present; keep one of them")
-        row["references"] = row.pop("reference")
-    for name in REQUIRED:
+    key = "reference" if "reference" in row else "references"  # messages show the name of the file
+    if "reference" in row and "references" in row:
+        raise UserError(f"{place}: 'reference' and 'references' are both present; keep one of them")
+    for name in (key if name == "references" else name for name in REQUIRED):
         if name not in row:
             raise UserError(f"{place}: '{name}' is missing, found {', '.join(map(str, row)) or 'nothing'}; add it")
     item: dict = {name: _string(row[name], name, place) for name in ("id", "question", "prediction")}
     if not item["id"].strip():
         raise UserError(f"{place}: id is empty; give each question a unique id")
-    values = row["references"] if isinstance(row["references"], list) else [row["references"]]
-    references = [_string(value, "references", place) for value in values]
+    references = [_string(value, key, place) for value in (row[key] if isinstance(row[key], list) else [row[key]])]
     if benchmark == "vqa_med_2019":
         references = [alternative.strip() for reference in references for alternative in reference.split("#")]
     item["references"] = [reference for reference in references if reference.strip()]
     if not item["references"]:
-        raise UserError(f"{place}: references are empty; give at least one answer to score against")
+        raise UserError(f"{place}: '{key}' is empty; give at least one answer to score against")
     if row.get("choices"):
         if not isinstance(row["choices"], list):
             raise UserError(f"{place}: choices is {_kind(row['choices'])}; give a list of the options")

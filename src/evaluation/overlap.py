@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from src.config.train import MixConfig
-from src.data.datamodule import rows_digest
+from src.data.fingerprint import rows_digest
 from src.data.lineage import lineage, missing_parent
 from src.data.remote import CacheConfig, open_shards
 from src.data.shards import Shards

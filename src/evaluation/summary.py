@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from src.metrics.protocols import SCORERS, protocol_lines
 from src.metrics.statistics import holm
-from src.metrics.vqa import SCORERS, describe_clusters, paired_difference, score
+from src.metrics.vqa import describe_clusters, paired_difference, score, unchanged
 
-REFERENCE_CONDITIONS = ("shuffled", "blank", "none", "majority", "colour")
+REFERENCE_CONDITIONS = ("shuffled", "other_modality", "blank", "none", "majority", "colour")
+IMAGE_CONDITIONS = ("shuffled", "other_modality", "blank", "none")  # the same model without the question's own image
 
 
 def summarise(predictions: dict[str, dict[str, list[dict]]], *, pooled: list[str], resamples: int, seed: int) -> dict:
@@ -13,8 +15,9 @@ def summarise(predictions: dict[str, dict[str, list[dict]]], *, pooled: list[str
 
     Returns `metrics`, `scorers`, `clusters`, `pooled`, `cut` and `empty`; the last two count, per benchmark and condition, the answers
     that reached the token limit and those that are empty. A paired difference has `p` and `p_holm`, adjusted for the family of all
-    conditions that are subtracted from `real` under the same key. `vqa/pooled` contains the benchmarks in `pooled`, for each condition
-    that all of them have; it exists for a single benchmark too.
+    conditions that are subtracted from `real` under the same key. `vqa/<name>/<condition>/<slice>/unchanged` is the share of answers
+    that are the same under `real` and under another image condition: the answers that need no image. `vqa/pooled` contains the
+    benchmarks in `pooled`, for each condition that all of them have; it exists for a single benchmark too.
     """
     predictions = {name: {condition: items for condition, items in files.items() if items} for name, files in predictions.items()}
     if pooled:
@@ -25,6 +28,7 @@ def summarise(predictions: dict[str, dict[str, list[dict]]], *, pooled: list[str
         for condition, items in files.items():
             metrics |= {f"vqa/{name}/{condition}/{key}": value for key, value in score(items, resamples=resamples, seed=seed).items()}
         metrics |= _differences(name, files, resamples=resamples, seed=seed)
+        metrics |= _unchanged(name, files, resamples=resamples, seed=seed)
     main = {name: files.get("real") or files.get("none") for name, files in predictions.items()}
     scorers = {name: {scorer: function(items) for scorer, function in SCORERS.items()} for name, items in main.items() if items}
     clusters = {name: describe_clusters(items) for name, items in main.items() if items}
@@ -46,6 +50,13 @@ def _differences(name: str, files: dict[str, list[dict]], *, resamples: int, see
     return {f"vqa/{name}/real_minus_{other}/{key}": value for other, rows in differences.items() for key, value in rows.items()}
 
 
+def _unchanged(name: str, files: dict[str, list[dict]], *, resamples: int, seed: int) -> dict[str, dict]:
+    """`vqa/<name>/<condition>/<slice>/unchanged` for each condition in which the model gets another image or none."""
+    others = [other for other in IMAGE_CONDITIONS if "real" in files and other in files]
+    shares = {other: unchanged(files["real"], files[other], resamples=resamples, seed=seed) for other in others}
+    return {f"vqa/{name}/{other}/{key}": row for other, rows in shares.items() for key, row in rows.items()}
+
+
 def _count(predictions: dict[str, dict[str, list[dict]]], matches: Callable[[dict], bool]) -> dict[str, dict[str, int]]:
     return {
         name: {condition: count for condition, items in files.items() if (count := sum(map(matches, items)))}
@@ -65,6 +76,8 @@ def _unique(benchmark: str, item: dict) -> dict:
 def summary_text(summary: dict) -> str:
     """The text that the command prints: per benchmark and condition the scores of all items, with 95% intervals.
 
+    `unchanged` is the share of answers that are the same with the question's own image.
+
     `pooled` appears only if it pools several benchmarks; for one it would repeat its lines.
     """
     repeated = "pooled" if len(summary["pooled"]) == 1 else ""
@@ -76,6 +89,14 @@ def summary_text(summary: dict) -> str:
             lines += [f"{name:16} {condition:22} {count:,} {message}" for condition, count in counts.items()]
     for key, row in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
-        if part == "all" and scorer in ("bleu1", "exact") and name != repeated:
-            lines.append(f"{name:16} {condition:22} {scorer:6} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}")
+        if part == "all" and scorer in ("bleu1", "exact", "unchanged") and name != repeated:
+            lines.append(f"{name:16} {condition:22} {scorer:9} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}")
     return "\n".join(lines)
+
+
+def protocol_text(summary: dict) -> str:
+    """The table of one predictions file under every published protocol: score in per cent, and why it differs from the others."""
+    names = [name for name in summary["scorers"] if name != "pooled"]
+    return "\n".join(
+        line for name in names for line in [f"{name} under every protocol, in per cent:", *protocol_lines(summary["scorers"][name])]
+    )

@@ -13,6 +13,8 @@ from src.runtime import run_folder
 from src.runtime.errors import UserError
 from src.runtime.schema import check_choice, to_typed
 
+EMPTY_ANSWER = "(empty answer)"  # in a conversation, so that each turn has text
+
 
 @dataclass
 class Sampling:
@@ -62,7 +64,7 @@ def trained_on(source: ModelSource) -> str:
     """A sentence on the data of the model: of a run from its lineage, of an exported folder from its card; empty if unknown."""
     if source.config is None:
         card = source.folder / "README.md"
-        return warning_of_card(card.read_text()) if card.is_file() else ""
+        return training_data_of_card(card.read_text()) if card.is_file() else ""
     return describe_training_data([record for run in lineage(source.folder) for record in run["sources"]])
 
 
@@ -76,10 +78,9 @@ def describe_training_data(sources: list[dict]) -> str:
     return f"Trained on {names}." + (f" Of these, a program drew {phantoms}." if phantoms else "")
 
 
-def warning_of_card(text: str) -> str:
-    """The paragraph of a model card that begins with `**Trained`, without its markup."""
-    paragraph = next((line for line in text.splitlines() if line.startswith("**Trained")), "")
-    return paragraph.replace("**", "")
+def training_data_of_card(text: str) -> str:
+    """The first paragraph of a model card that begins with `**Trained`, without its markup."""
+    return next((line for line in text.splitlines() if line.startswith("**Trained")), "").replace("**", "")
 
 
 def validate_question(question: str) -> str:
@@ -101,7 +102,8 @@ def find_model(where: str, *, outputs: str = "outputs", checkpoint: str = "best"
         name = where.removeprefix("run:")
         return _run_source(where, outputs, name, checkpoint, accelerator)
     if (folder / "config.yaml").exists():
-        return _run_source(f"run:{folder.name}", str(folder.parent), folder.name, checkpoint, accelerator)
+        name = run_folder.run_name(folder)
+        return _run_source(f"run:{name}", str(folder.absolute().parents[name.count("/")]), name, checkpoint, accelerator)
     for exported in (folder, folder / "hf"):
         if (exported / "config.json").exists():
             return ModelSource(str(exported), exported, None, accelerator=accelerator, credentialed=exported_sources(exported))

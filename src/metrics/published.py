@@ -108,10 +108,10 @@ def bleu1_multimedeval(prediction: str, references: list[str]) -> float:
 def f1_multimedeval(prediction: str, references: list[str]) -> float:
     """MultiMedEval: F1 of the *sets* of tokens after the same normalisation, mean over all items; 1e-8 is added to the denominator."""
     predicted = set(normalise_llava_med(prediction).split())
-    return max(_f1_multimedeval(predicted, set(normalise_llava_med(reference).split())) for reference in references)
+    return max(f1_of_sets(predicted, set(normalise_llava_med(reference).split())) for reference in references)
 
 
-def _f1_multimedeval(predicted: set[str], expected: set[str]) -> float:
+def f1_of_sets(predicted: set[str], expected: set[str]) -> float:
     if not predicted or not expected:
         return 0.0
     precision, recall = len(predicted & expected) / len(predicted), len(predicted & expected) / len(expected)

@@ -4,13 +4,12 @@ An item is a line of a predictions file: `id`, `references` (list), `prediction`
 the cluster of the answer. Scores are in [0, 1]; with several references the best score counts.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
-from src.metrics import bleu, published, statistics
+from src.metrics import bleu, statistics
 from src.metrics.text import normalise, words
 from src.runtime.errors import UserError
 
@@ -52,8 +51,12 @@ def accuracy(prediction: str, references: list[str]) -> float:
 
 def option(prediction: str, references: list[str]) -> float:
     """1 if the prediction is the correct option, ignoring case and white space. Normalisation would make '> 5 cm' equal '< 5 cm'."""
-    text = " ".join(prediction.casefold().split())
-    return float(bool(text) and any(text == " ".join(reference.casefold().split()) for reference in references))
+    text = _folded(prediction)
+    return float(bool(text) and any(text == _folded(reference) for reference in references))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def score_item(scorer: Scorer, item: dict) -> float:
@@ -66,11 +69,7 @@ def is_closed(references: list[str]) -> bool:
     return all(words(reference) in (["yes"], ["no"]) for reference in references)
 
 
-def _any(item: dict) -> bool:
-    return True
-
-
-def _closed(item: dict) -> bool:
+def is_closed_question(item: dict) -> bool:
     """`closed` if the dataset states it (in SLAKE 'left or right?' is closed too), else a `type` of open or closed, else the references."""
     if isinstance(item.get("closed"), bool):
         return item["closed"]
@@ -78,59 +77,13 @@ def _closed(item: dict) -> bool:
     return kind == "closed" if kind in ("open", "closed") else is_closed(item["references"])
 
 
-def _open(item: dict) -> bool:
-    return not _closed(item)
-
-
-def _yes_or_no(item: dict) -> bool:
-    return is_closed(item["references"])
-
-
-def _not_yes_or_no(item: dict) -> bool:
-    return not _yes_or_no(item)
-
-
 def has_closed_answers(item: dict) -> bool:
     """Whether `accuracy` is defined: the item has options or is closed."""
-    return bool(item.get("choices")) or _closed(item)
+    return bool(item.get("choices")) or is_closed_question(item)
 
 
 HEADLINE: dict[str, Scorer] = {"bleu1": bleu1, "exact": exact, "f1": f1, "accuracy": accuracy}
 NAMES = (*HEADLINE, "accuracy_unnormalised")  # the last ranks options by total likelihood instead of likelihood per token
-
-
-def _mean(scorer: Scorer, applies: Callable[[dict], bool]) -> Callable[[list[dict]], float | None]:
-    @functools.wraps(scorer)
-    def value(items: list[dict]) -> float | None:
-        scores = [score_item(scorer, item) for item in items if applies(item)]
-        defined = [score for score in scores if score == score]
-        return float(np.mean(defined)) if defined else None
-
-    return value
-
-
-# Scores of a whole predictions file, for the table that compares scorers; None without any applicable question.
-SCORERS: dict[str, Callable[[list[dict]], float | None]] = {
-    "bleu1": _mean(bleu1, _any),
-    "exact": _mean(exact, _any),
-    "f1": _mean(f1, _any),
-    "accuracy": _mean(accuracy, has_closed_answers),
-    "bleu1_pathvqa": _mean(published.bleu1_pathvqa, _any),
-    "bleu1_mmbert": _mean(published.bleu1_mmbert, _any),
-    "bleu1_multimedeval": _mean(published.bleu1_multimedeval, _any),
-    "bleu1_llava_med": _mean(published.bleu1_llava_med, _open),
-    "bleu1_van_sonsbeek": _mean(published.bleu1_van_sonsbeek, _any),
-    "corpus_bleu1": published.corpus_bleu1,
-    "bleu4_imageclef_old_nltk": _mean(published.bleu4_imageclef_old_nltk, _any),
-    "bleu4_imageclef_new_nltk": _mean(published.bleu4_imageclef_new_nltk, _any),
-    "f1_multimedeval": _mean(published.f1_multimedeval, _any),
-    "recall_llava_med": _mean(published.recall_llava_med, _open),
-    "closed_llava_med": _mean(published.closed_llava_med, _closed),
-    "closed_llava_med_bug": _mean(published.closed_llava_med_bug, _closed),
-    "recall_multimedeval": _mean(published.recall_multimedeval, _any),
-    "closed_multimedeval": _mean(published.closed_multimedeval, _yes_or_no),
-    "open_multimedeval": _mean(published.open_multimedeval, _not_yes_or_no),
-}
 
 
 def slices(items: list[dict]) -> dict[str, np.ndarray]:
@@ -138,7 +91,7 @@ def slices(items: list[dict]) -> dict[str, np.ndarray]:
 
     Items with `seen` also form the slices `seen` and `unseen` (in or not in the training data). It is absent where this is unknown.
     """
-    closed = np.array([_closed(item) for item in items], dtype=bool)
+    closed = np.array([is_closed_question(item) for item in items], dtype=bool)
     types = np.array([str(item.get("type") or "") for item in items])
     masks = {"all": np.ones(len(items), dtype=bool), "open": ~closed, "closed": closed}
     names = [name for name in sorted(set(types.tolist())) if name.lower() not in ("", "open", "closed")]
@@ -167,6 +120,33 @@ def paired_difference(items: list[dict], others: list[dict], *, resamples: int, 
     `p` is two-sided, from sign flips of whole images; adjust a family of them with `statistics.holm`. Raises `UserError` if the two do
     not answer the same questions.
     """
+    others = _in_order(items, others)
+    differences = _scores(items) - _scores(others)
+    values, columns = _columns(slices(items), differences)
+    sums, counts = statistics.by_cluster(values, _clusters(items))
+    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
+    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
+    p = statistics.sign_flip(sums, resamples=resamples, seed=seed)
+    return {key: {**row, "p": float(p[k])} for k, (key, row) in enumerate(_table(columns, sums, counts, low, high).items())}
+
+
+def unchanged(items: list[dict], others: list[dict], *, resamples: int, seed: int) -> dict[str, dict]:
+    """`<slice>/unchanged` -> as `score`, but the share of answers that are equal in `items` and `others`, ignoring case and white space.
+
+    With `others` from another image condition these are the answers that need no image. Raises `UserError` as `paired_difference`.
+    """
+    pairs = zip(items, _in_order(items, others), strict=True)
+    same_N = np.array([_folded(one["prediction"]) == _folded(other["prediction"]) for one, other in pairs], dtype=float)
+    masks = slices(items)
+    values = np.stack([np.where(mask, same_N, np.nan) for mask in masks.values()], axis=1)
+    sums, counts = statistics.by_cluster(values, _clusters(items))
+    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
+    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(0.0, 1.0))
+    return _table([f"{name}/unchanged" for name in masks], sums, counts, low, high)
+
+
+def _in_order(items: list[dict], others: list[dict]) -> list[dict]:
+    """`others` in the order of the questions of `items`. Raises `UserError` if the two do not answer the same questions."""
     other_by_id = {item["id"]: item for item in others}
     ids = {item["id"] for item in items}
     if other_by_id.keys() != ids or len(others) != len(items):
@@ -174,13 +154,7 @@ def paired_difference(items: list[dict], others: list[dict], *, resamples: int, 
             f"paired difference: needs the same questions on both sides, found {len(items)} and {len(others)} with "
             f"{len(other_by_id.keys() & ids)} in common; compare files of the same benchmark"
         )
-    differences = _scores(items) - _scores([other_by_id[item["id"]] for item in items])
-    values, columns = _columns(slices(items), differences)
-    sums, counts = statistics.by_cluster(values, _clusters(items))
-    resampled = statistics.bootstrap(sums, counts, resamples=resamples, seed=seed)
-    low, high = statistics.interval(resampled, clusters_K=(counts > 0).sum(axis=0), widest=(-1.0, 1.0))
-    p = statistics.sign_flip(sums, resamples=resamples, seed=seed)
-    return {key: {**row, "p": float(p[k])} for k, (key, row) in enumerate(_table(columns, sums, counts, low, high).items())}
+    return [other_by_id[item["id"]] for item in items]
 
 
 def describe_clusters(items: list[dict]) -> str:

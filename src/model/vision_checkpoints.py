@@ -242,8 +242,9 @@ def untrained_copy(config: VisionConfig) -> VisionConfig:
             image_size=config.image_size or int(vision.get("image_size", 224)),
             layer=config.layer,
         )
-    if config.format == "timm" and config.architecture:
-        return replace(config, format="scratch", path="", revision=UNVERIFIED)
-    raise UserError(
-        f"vision.format={config.format} cannot be built with random weights; allowed: open_clip, timm (by architecture name), scratch"
-    )
+    if config.format == "timm":
+        architecture = config.architecture
+        if not architecture:
+            architecture = read_json(find_file(config.path, ["config.json"], revision=config.revision, key="vision.path"))["architecture"]
+        return replace(config, format="scratch", path="", revision=UNVERIFIED, architecture=architecture)
+    raise UserError(f"vision.format={config.format} cannot be built with random weights; allowed: open_clip, timm, scratch")

@@ -6,13 +6,16 @@ import json
 import pickle
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 import safetensors.torch
 import torch
@@ -28,6 +31,9 @@ from src.runtime.progress import Progress
 UNVERIFIED = "unverified"  # a revision that is not pinned to a commit
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+REACH_SECONDS = 5  # for the attempt to reach the hub
+PROXY_REFUSALS = (403, 407, 502, 503, 504)  # status codes by which a proxy says that it does not let us through
+PORTS = {"https": 443, "http": 80} | dict.fromkeys(("socks4", "socks4a", "socks5", "socks5h", "socks"), 1080)
 _HUB_ID = re.compile(r"(datasets/)?(?!\.)[\w.-]+/[\w.-]+")
 
 
@@ -82,24 +88,41 @@ def _from_hub(path: str, names: Sequence[str], *, revision: str, key: str) -> Pa
 
 @lru_cache
 def is_reachable(address: str) -> bool:
-    """Whether a host accepts a connection within 3 seconds; the client of the hub would retry for most of a minute.
-
-    Behind a proxy only the client can tell, so the answer is True. The name is looked up in a thread, because that has no timeout.
+    """Whether a host can be reached within 5 seconds, through the proxy of the environment if it names one; the client of the hub would
+    retry for most of a minute. Names are looked up in a thread, because that has no timeout. Of a SOCKS proxy only its own port is tried.
     """
-    if getproxies():
-        return True
-    parts = urlsplit(address)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    scheme, host, proxies = urlsplit(address).scheme, urlsplit(address).hostname or "", getproxies()
+    proxy = "" if proxy_bypass(host) else proxies.get(scheme) or proxies.get("all") or ""
     reached = threading.Event()
 
     def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((parts.hostname, port), timeout=3):
+        if _answers(address, proxy) if proxy and not proxy.startswith("socks") else _accepts(proxy or address):
             reached.set()
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    thread.join(3)
+    thread.join(REACH_SECONDS)
     return reached.is_set()
+
+
+def _accepts(address: str) -> bool:
+    """Whether a host accepts a connection."""
+    parts = urlsplit(address)
+    with contextlib.suppress(OSError), socket.create_connection((parts.hostname, parts.port or PORTS[parts.scheme]), timeout=REACH_SECONDS):
+        return True
+    return False
+
+
+def _answers(address: str, proxy: str) -> bool:
+    """Whether a host answers through a proxy. A certificate that Python does not accept comes after the proxy has let us through."""
+    opener = build_opener(ProxyHandler({urlsplit(address).scheme: proxy}))
+    try:
+        opener.open(Request(address, method="HEAD"), timeout=REACH_SECONDS).close()
+    except HTTPError as error:
+        return error.code not in PROXY_REFUSALS
+    except (OSError, HTTPException) as error:
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)
+    return True
 
 
 def _listing(folder: Path) -> str:

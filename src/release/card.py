@@ -13,7 +13,9 @@ from src.data.credentialed import TERMS, is_credentialed
 from src.data.lineage import credentialed, lineage, missing_parent
 from src.data.source_entries import source_entries
 from src.data.subsets import usage_texts
+from src.inference.query import describe_training_data
 from src.runtime.errors import UserError
+from src.runtime.run_folder import run_name
 
 DEFINITIONS = {
     "bleu1": "BLEU-1 of the answer against its references, from 0 to 1, mean over questions",
@@ -63,8 +65,10 @@ class CardFacts:
 
     @property
     def warnings(self) -> list[str]:
-        """The paragraphs that stand at the top of every card."""
-        return list(filter(None, [self.phantom_warning, self.credentialed_warning]))
+        """The paragraphs that stand at the top of every card. `ask` and the demo show the first, on the training data."""
+        only_phantoms = all(source["phantom"] for source in self.sources)  # phantom_warning says it
+        training_data = "" if only_phantoms else f"**{describe_training_data(self.sources)}**\n"
+        return list(filter(None, [training_data, self.phantom_warning, self.credentialed_warning]))
 
     @property
     def credentialed_warning(self) -> str:
@@ -117,7 +121,7 @@ def collect_facts(folder: Path, config: TrainConfig) -> CardFacts:
                     "phantom": bool(source["phantom"]),
                 }
             )
-    return CardFacts(folder.name, config, result, sources, [record["name"] for record in records[1:]], credentialed(records))
+    return CardFacts(run_name(folder), config, result, sources, [record["name"] for record in records[1:]], credentialed(records))
 
 
 def card_front(facts: CardFacts, front: dict[str, Any]) -> str:

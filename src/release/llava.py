@@ -1,6 +1,7 @@
 """Export of a trained VLM as `LlavaForConditionalGeneration` with a processor, with a check that both compute the same logits."""
 
 import copy
+import re
 from pathlib import Path
 
 import torch
@@ -132,8 +133,7 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
     tokenizer = copy.deepcopy(model.language.tokenizer)
     tokenizer.model_max_length = prompter.budget
     tokenizer.chat_template = chat_template(prompter)
-    if isinstance(prompter, ChatPrompter):
-        add_no_special_tokens(tokenizer)
+    add_no_special_tokens(tokenizer)
     patch = vision.size // round(vision.num_patches**0.5)
     return LlavaProcessor(
         image_processor=images,
@@ -147,7 +147,7 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
 
 
 def add_no_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Otherwise the processor adds a begin of sequence where the chat template has none."""
+    """The chat template has all of them: a program that tokenises its text would add a second begin of sequence, or one that it lacks."""
     for name in ("add_bos_token", "add_eos_token"):
         if getattr(tokenizer, name, None):
             setattr(tokenizer, name, False)
@@ -162,7 +162,19 @@ def chat_template(prompter: Prompter) -> str:
         return CHAT_IMAGES.replace("IMAGE", IMAGE).replace("DATE", DATE) + tokenizer.get_chat_template()
     bos = tokenizer.convert_ids_to_tokens(prompter.bos)
     eos = tokenizer.convert_ids_to_tokens(prompter.eos)
-    return TEMPLATE.replace("BOS", bos).replace("EOS", eos).replace("IMAGE", IMAGE).replace("GAP", answer_separator(prompter))
+    values = {"BOS": bos, "EOS": eos, "IMAGE": IMAGE, "QUESTION_GAP": question_separator(prompter), "GAP": answer_separator(prompter)}
+    return re.sub("|".join(values), lambda match: values[match[0]], TEMPLATE)
+
+
+def question_separator(prompter: Prompter) -> str:
+    """The separator between a special token and `Question:` for which the joined text has the tokens of training.
+
+    Training tokenises a question as a text of its own. Some tokenizers (`Metaspace` with `prepend_scheme="first"`, LLaMA with
+    `legacy=False`) mark the begin of a word there, but not after a special token.
+    """
+    expected = [prompter.image_id, *prompter.tokens(["Question: a?"])[0]]
+    texts = {gap: f"{IMAGE}{gap}Question: a?" for gap in ("", " ")}
+    return next((gap for gap, text in texts.items() if prompter.tokenizer(text, add_special_tokens=False).input_ids == expected), "")
 
 
 def answer_separator(prompter: Prompter) -> str:
@@ -171,14 +183,15 @@ def answer_separator(prompter: Prompter) -> str:
     return next((gap for gap in ("", " ") if prompter.tokens([f"Question: a?\nAnswer:{gap}lung"])[0] == expected), " ")
 
 
+# A content that is one text may hold placeholders, as lmms-eval and others write them; they move to the front like images in parts.
 TEMPLATE = (
     "BOS"
-    "{% for message in messages %}{% if message.content is not string %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}IMAGE{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message.content is string %}{{ 'IMAGE' * message.content.count('IMAGE') }}"
+    "{% else %}{% for part in message.content %}{% if part.type == 'image' %}IMAGE{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% for message in messages %}"
-    "{% if message.content is string %}{% set text = message.content %}"
+    "{% if message.content is string %}{% set text = message.content | replace('IMAGE', '') %}"
     "{% else %}{% set text = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}{% endif %}"
-    "{% if message.role == 'user' %}Question: {{ text | trim }}\nAnswer:"
+    "{% if message.role == 'user' %}QUESTION_GAPQuestion: {{ text | trim }}\nAnswer:"
     "{% elif message.role == 'assistant' %}GAP{{ text | trim }}EOS"
     "{% else %}{{ raise_exception('unknown role; use user or assistant') }}{% endif %}"
     "{% endfor %}"
@@ -188,10 +201,11 @@ TEMPLATE = (
 # Makes texts of messages in parts, with all images in front of the first question, for the template of the tokenizer that follows.
 CHAT_IMAGES = (
     "{% set date_string = 'DATE' %}{% set chat = namespace(images='', messages=[]) %}"
-    "{% for message in messages %}{% if message.content is not string %}{% for part in message.content %}"
+    "{% for message in messages %}{% if message.content is string %}"
+    "{% set chat.images = chat.images + 'IMAGE' * message.content.count('IMAGE') %}{% else %}{% for part in message.content %}"
     "{% if part.type == 'image' %}{% set chat.images = chat.images + 'IMAGE' %}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% for message in messages %}"
-    "{% if message.content is string %}{% set text = message.content %}"
+    "{% if message.content is string %}{% set text = message.content | replace('IMAGE', '') %}"
     "{% else %}{% set text = message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}{% endif %}"
     "{% set images = chat.images + '\n' if chat.images and message.role == 'user' else '' %}"
     "{% if images %}{% set chat.images = '' %}{% endif %}"

@@ -14,7 +14,8 @@ answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=True).strip())
 ```
 
-`pipeline("image-text-to-text", model="HERE")(text=[{"role": "user", "content": content}])` gives an answer, too."""
+`pipeline("image-text-to-text", model="HERE")(text=[{"role": "user", "content": content}])` gives an answer, too.
+`vllm serve HERE --model-impl transformers` serves it with vLLM."""
 
 PLAIN_PROMPT = """text = tokenizer("Question: Is aspirin a drug?\\nAnswer:", add_special_tokens=False)["input_ids"]
 inputs = torch.tensor([[tokenizer.bos_token_id, *text]])

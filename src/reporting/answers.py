@@ -8,10 +8,12 @@ from src.metrics.vqa import paired_difference
 from src.reporting import definitions
 from src.reporting.blocks import Folded, Graph, Section, Table, Text, Tiles
 from src.reporting.run_data import RunData, Scores, interval, scores_by_benchmark
+from src.reporting.unchanged import unchanged_blocks
 
 CONDITIONS = {
     "real": ("model, the question's own image", "blue"),
     "shuffled": ("model, the image of another test question", "orange"),
+    "other_modality": ("model, a test image of another modality", "yellow"),
     "blank": ("model, a blank image", "vermilion"),
     "none": ("model, the question alone", "purple"),
     "blind": ("model trained without any image", "sky"),
@@ -106,10 +108,7 @@ def benchmark_table(benchmarks: dict[str, Scores]) -> Table:
         cells = [interval(own.get("bleu1")), interval(own.get(match)), *(interval(metric, signed=True) for metric in differences)]
         rows.append([name, condition, _count(own), *cells, interval(majority)])
     columns = ["benchmark", "image", "questions", "BLEU-1", "exact match", "... above shuffled", "... above blank", "majority answer"]
-    caption = (
-        "The last three columns are exact match, too. For multiple choice, exact match is the accuracy of the option with the highest "
-        "likelihood per token."
-    )
+    caption = "The last three columns are exact match, too; for multiple choice, the accuracy of the option likeliest per token."
     return Table(columns, rows, caption=caption)
 
 
@@ -130,7 +129,8 @@ def _match_score(scores: Scores) -> str:
 def benchmark_blocks(scores: Scores, *, pooled: bool = False, clusters: str = "") -> list:
     blocks: list = [condition_table(scores, pooled=pooled, clusters=clusters)]
     if "real_minus_shuffled" in scores or "real_minus_blank" in scores:
-        blocks.append(difference_table(scores, ("shuffled", "blank")))
+        blocks.append(difference_table(scores, ("shuffled", "other_modality", "blank")))
+    blocks += unchanged_blocks(scores)
     if "real_minus_majority" in scores or "real_minus_blind" in scores:
         table = difference_table(scores, ("none", "blind", "colour", "majority"))
         blocks.append(Folded("Differences to answers without the image", [table]))

@@ -136,7 +136,8 @@ def phantom_sources(*runs: RunData) -> str:
 
 def credentialed_sources(*runs: RunData) -> str:
     """A sentence that names the credentialed sources and what follows from them; empty if there are none."""
-    notice = credentialed_notice(sorted({name for run in runs for name in run.credentialed}))
+    encoders = {name for run in runs for name in run.results.get("transfer", {}).get("credentialed", [])}
+    notice = credentialed_notice(sorted(encoders.union(*(run.credentialed for run in runs))))
     return notice and f" {notice}"
 
 

@@ -1,6 +1,5 @@
 """Files that exist under their final name only when they are complete."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import IO
 
-from src.runtime.errors import UserError
-
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large for the file system
+from src.runtime.errors import DISK_FULL_ERRNOS, UserError
 
 
 @contextmanager
@@ -54,4 +51,5 @@ def explain_full_disk(source: str, folder: Path) -> Iterator[None]:
                 f"no space is left for {folder} or for temporary files in {gettempdir()} ({error.strerror}); free some and run the same "
                 "command again, what is finished is kept"
             ) from None
-        raise UserError(f"source '{source}': {error}") from None
+        reason = f"{error.filename} cannot be used ({error.strerror}); correct it" if error.filename and error.strerror else f"{error}"
+        raise UserError(f"source '{source}': {reason}") from None

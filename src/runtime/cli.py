@@ -24,6 +24,7 @@ from src.runtime.renamed_keys import reject_renamed
 from src.runtime.run_folder import is_first_rank
 from src.runtime.schema import to_typed
 from src.runtime.silence_libraries import silence_libraries
+from src.runtime.slurm_jobs import recorded_lost_jobs
 
 RUN_NAME_KEYS = ("run", "runs", "baseline", "blind", "encoder", "model", "init")  # keys whose value is the name of a run
 INFO_FLAGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
@@ -57,10 +58,15 @@ def command(name: str, schema: type, *, validate: Callable | None = None) -> Cal
                 multirun = bool(MULTIRUN_FLAGS & set(sys.argv))
                 trials = check_overrides(name, schema, overrides, multirun=multirun, validate=validate)
                 if multirun:
+                    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors outside of the trials, such as a full disk
                     job_folders = trial_folders(name, trials) if "submitit" in " ".join(overrides) else []
                     flags = [word for word in sys.argv[1:] if word.startswith("-")]
                     sys.argv[1:] = [*flags, *expand_experiment_sweep(name, overrides), sweep.common_override(trials)]
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            try:
+                with recorded_lost_jobs(job_folders) if job_folders else contextlib.nullcontext():
+                    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            except HydraException as error:
+                raise UserError(str(error).partition("\n")[0]) from None
             sweep.exit_if_failed(job_folders)
             if name == "train" and len(trials) > 1:
                 first = compose(name, trials[0])

@@ -10,8 +10,13 @@ def quote_free_text(overrides: list[str], *, texts: tuple[str, ...]) -> list[str
 
 def _quote(override: str) -> str:
     key, _, value = override.partition("=")
-    if value == "null" or (key != "question" and value[:1] == "[") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return override
+    return override if key != "question" and value[:1] == "[" else f"{key}={quote_text(value)}"
+
+
+def quote_text(value: str) -> str:
+    """Quotes one value. `null` and a value in quotes do not change."""
+    if value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
     # In a quoted value, Hydra's grammar only needs the backslashes before a quote to be doubled.
     escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
-    return f'{key}="{escaped}"'.replace("${", "\\${")
+    return f'"{escaped}"'.replace("${", "\\${")

@@ -1,12 +1,16 @@
 """Errors of the user, which commands print as one line without a traceback."""
 
 import difflib
+import errno
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 from src.runtime.silence_libraries import silence_libraries
+
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large for the file system
 
 
 class UserError(Exception):
@@ -20,8 +24,18 @@ def suggest(wrong: str, names: Iterable[str], *, these: str = "allowed") -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; {these}: {', '.join(names) or 'nothing'}"
 
 
+def full_disk_message(error: Exception) -> str | None:
+    """The message for an error that a full disk causes, or None. Libraries of other languages state the reason in their text only."""
+    reason = error.strerror if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS else None
+    texts = {os.strerror(number): f"{os.strerror(number)} (os error {number})" for number in DISK_FULL_ERRNOS}  # as Rust writes it
+    texts[os.strerror(errno.ENOSPC)] = os.strerror(errno.ENOSPC)
+    reason = reason or next((reason for reason, text in texts.items() if text in str(error)), None)
+    place = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return reason and f"no space is left{place} ({reason}); free some and run the same command again, what is finished is kept"
+
+
 def report_user_errors(main: Callable) -> Callable:
-    """Decorates the main function of a command: a `UserError` is printed to stderr as one line, with exit code 2."""
+    """Decorates the main function of a command: a `UserError` or a full disk is printed to stderr as one line, with exit code 2."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -36,5 +50,10 @@ def report_user_errors(main: Callable) -> Callable:
         except KeyboardInterrupt:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             raise SystemExit(130) from None
+        except Exception as error:
+            if not (message := full_disk_message(error)):
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     return run

@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *("trainer.accelerator", "trainer.log_every", "trainer.val_every", "trainer.keep_last", "trainer.activation_checkpointing"),
     *("trainer.on_nonfinite", "trainer.strategy", "trainer.extra", "language.fast", "logger", "callbacks"),
 )
-ADDED = {"prompt": {"template": "plain"}}  # keys that older runs lack, with the values that they had
+ADDED = {"prompt": {"template": "plain"}, "data": {"shuffle": "global"}}  # keys that older runs lack, with the values that they had
 SECRET = re.compile(r"(^|_)(password|secret|api_key|token)$")
 FAILURE_FILE = "failed.json"  # in the folder of a trial of a sweep
 
@@ -43,7 +43,7 @@ def open_run(folder: Path, config: dict) -> None:
     """Creates the folder and its config.yaml. Raises `UserError` if the folder holds a run with another configuration."""
     path = folder / "config.yaml"
     if path.exists():
-        changes = diff_configs(ADDED | read_config(folder), ADDED | redact_secrets(config))
+        changes = diff_configs(flatten(ADDED) | flatten(read_config(folder)), flatten(ADDED) | flatten(redact_secrets(config)))
         changes = {key: change for key, change in changes.items() if not key.startswith(MAY_CHANGE)}
         if changes:
             summary = "; ".join(list(changes.values())[:3])
@@ -147,7 +147,8 @@ class CostMeter:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._save(self)
+        with contextlib.suppress(OSError):  # the error that stopped the command is raised instead
+            self._save(self)
 
     def _watch(self) -> None:
         this_process = psutil.Process()
@@ -157,7 +158,8 @@ class CostMeter:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
             self.peak_mb = max(self.peak_mb, total / 2**20)
-            self._save(self)
+            with contextlib.suppress(OSError):  # a full disk stops the command where it writes its results
+                self._save(self)
             if self._stop.wait(0.5):
                 return
 
@@ -194,7 +196,7 @@ def rebuild_result(folder: Path) -> dict:
     """Writes `result.json` from the `<command>.json` files of the run; returns its content."""
     parts = [json.loads((folder / f"{name}.json").read_text()) for name in COMMANDS if (folder / f"{name}.json").exists()]
     result: dict = {
-        "name": _run_name(folder),
+        "name": run_name(folder),
         "commands": [part["command"] for part in parts],
         "version": parts[-1].get("version", "unknown") if parts else __version__,  # results of older runs have none
         "git": parts[-1]["git"] if parts else git_commit(),
@@ -207,10 +209,11 @@ def rebuild_result(folder: Path) -> dict:
     return result
 
 
-def _run_name(folder: Path) -> str:
-    """The name in config.yaml, which is `<name>/<overrides>` for a trial of a sweep."""
+def run_name(folder: Path) -> str:
+    """The name by which commands take a run. That of a trial of a sweep has as many parts as the name in its config.yaml."""
     config = folder / "config.yaml"
-    return yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
+    stored = yaml.safe_load(config.read_text()).get("name", folder.name) if config.exists() else folder.name
+    return "/".join(folder.absolute().parts[-len(Path(stored).parts) :])
 
 
 def is_first_rank() -> bool:

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import IntervalSweep, ValueType
 from hydra.types import RunMode
 
 from src.runtime.atomic_file import write_atomically
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, full_disk_message
 from src.runtime.run_folder import FAILURE_FILE, trial_failure
 from src.runtime.run_names import follow_up
 
@@ -156,7 +156,7 @@ def trial_scope() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, UserError) else full_disk_message(error) or f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # a full disk must not end the sweep either
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / FAILURE_FILE, json.dumps({"error": message, "traceback": traceback.format_exc()}, indent=1))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from src.data.image_io import read_image
 from src.inference.occlusion import blank_request, likelihood, occlude
-from src.inference.query import Sampling, VQAQuery, validate_question
+from src.inference.query import EMPTY_ANSWER, Sampling, VQAQuery, validate_question
 from src.inference.vqa_model import VQAModel
 from src.runtime.errors import UserError
 from src.serving import views
@@ -36,7 +36,7 @@ class DemoHandlers:
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
         assert answer is not None
-        messages.append({"role": "assistant", "content": answer.text or "(empty answer)"})
+        messages.append({"role": "assistant", "content": answer.text or EMPTY_ANSWER})
         yield messages, "", f"confidence {views.confidence(answer.confidence, 1)}, not calibrated"
 
     def look(self, image, history) -> tuple[Image.Image, str]:

@@ -20,7 +20,7 @@ from src.config.train import LoggerConfig, TrainConfig
 from src.runtime import sweep
 from src.runtime.atomic_file import write_atomically
 from src.runtime.errors import UserError
-from src.runtime.run_folder import flatten, is_first_rank, redact_secrets
+from src.runtime.run_folder import flatten, is_first_rank, redact_secrets, run_name
 from src.runtime.schema import to_plain
 from src.tracking.wandb_history import read_history
 
@@ -96,7 +96,7 @@ def log_answers(run: Any, folder: Path) -> None:
     from src.reporting.run_data import RunData
 
     try:
-        examples = sample_examples(RunData(folder.name, folder), count=ROWS)
+        examples = sample_examples(RunData(run_name(folder), folder), count=ROWS)
     except UserError as error:
         print(f"wandb: no table of predictions was logged; {error}")
         return

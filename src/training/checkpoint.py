@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.model.vlm import VLM
 from src.runtime.errors import UserError
+from src.runtime.run_folder import run_name
 
 RESUME_KEYS = {"state_dict", "weights", "DataModule", "global_step", "pytorch-lightning_version"}  # that a resume needs
 
@@ -86,7 +87,7 @@ def choose_checkpoint(folder: Path, which: str) -> Path:
         return best
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is None:
-        raise UserError(f"{folder} holds no checkpoint; train it first: python -m src.train name={folder.name} ...")
+        raise UserError(f"{folder} holds no checkpoint; train it first: python -m src.train name={run_name(folder)} ...")
     return newest
 
 

@@ -21,7 +21,7 @@ from src.training.optim import lr_schedule, optimizer
 class VLMLightningModule(lightning.LightningModule):
     """Trains and validates a `VLM`.
 
-    The loss of a step is the sum over its supervised tokens, divided by their number, over all ranks and accumulation slots. A mean of
+    The loss of a step is the sum over its supervised tokens, divided by their number, over all ranks and micro-batches. A mean of
     means per batch would give a token in a short batch more weight.
 
     `validation_step` and `on_validation_epoch_end` log `val/<source>` and `val`, the mean over sources, which decides what
@@ -35,7 +35,7 @@ class VLMLightningModule(lightning.LightningModule):
         if config.trainer.precision == "bf16-mixed":
             disable_lora_input_cast(model)
         self.step_tokens = 0
-        self.step_losses: list[tuple[Tensor, list[str]]] = []  # per slot: the sum on the device, the keys of its samples
+        self.step_losses: list[tuple[Tensor, list[str]]] = []  # per micro-batch: the sum on the device, the keys of its samples
         self.grad_norm = torch.tensor(0.0)
         self.skipped = 0  # optimizer steps since the last row of the log
         self.reset_sums()

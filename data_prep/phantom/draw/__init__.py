@@ -1,4 +1,4 @@
-"""A scene as pixels: ground, distractors, findings, and the accidents of the camera."""
+"""Renders a scene: background, distractors, findings, and random exposure."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ SIDES = (96, 112, 128, 144, 160, 192)  # pixels
 
 
 class Findings(NamedTuple):
-    """`number` findings of one shape on one side of the image."""
+    """`number` findings of the same shape on one side of the image."""
 
     shape: str
     number: int
@@ -39,8 +39,10 @@ class Findings(NamedTuple):
 def render(
     scene: Scene, rng: np.random.Generator, *, sides: tuple[int, ...] = SIDES, findings: Sequence[Findings] | None = None
 ) -> np.ndarray:
-    """The image (H, W, 3) uint8; height and width are drawn from `sides`, at most a third apart. `findings` are drawn instead of those
-    of the scene, and may have shapes that the world has no name for."""
+    """The image (H, W, 3) in uint8. Height and width are drawn from `sides` and differ by at most a third.
+
+    `findings` replace those of the scene. They may have shapes that no finding of `world.py` has.
+    """
     height = int(rng.choice(sides))
     width = int(rng.choice([side for side in sides if 3 / 4 <= side / height <= 4 / 3]))
     c = canvas(height, width)
@@ -59,11 +61,11 @@ def render(
         calm = ground.rgb_HW3.reshape(-1, 3).mean(0) * 0.5 + ground.rgb_HW3 * 0.5
         ground.rgb_HW3 += (0.85 * clear_HW)[..., None] * (calm - ground.rgb_HW3)
         blend(ground.rgb_HW3, ground.ink, 0.9 * mask_HW)
-    return developed(ground.rgb_HW3, rng, grey=scene.modality in ("xray", "ct", "mri", "ultrasound", "oct"))
+    return adjust_exposure(ground.rgb_HW3, rng, grey=scene.modality in ("xray", "ct", "mri", "ultrasound", "oct"))
 
 
 def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:
-    """Marks in the findings' own ink that are none: thin crosses, a corner label, a ruler's ticks at an edge, a long scratch."""
+    """Draws marks in the colour of the findings that are none: thin crosses, a corner label, ruler ticks at an edge, a scratch."""
     (width, height), ink = c.half, ground.ink
     for _ in range(rng.integers(0, 3)):
         x, y = rng.uniform(-0.9, 0.9) * width, rng.uniform(-0.9, 0.9) * height
@@ -85,8 +87,8 @@ def distractors(ground: Ground, rng: np.random.Generator, c: Canvas) -> None:
         blend(ground.rgb_HW3, ink, 0.7 * c.soft(line))
 
 
-def developed(rgb_HW3: np.ndarray, rng: np.random.Generator, *, grey: bool) -> np.ndarray:
-    """Exposure, contrast and, in colour, tint differ from image to image, so that brightness and hue answer nothing."""
+def adjust_exposure(rgb_HW3: np.ndarray, rng: np.random.Generator, *, grey: bool) -> np.ndarray:
+    """Applies a random exposure and contrast, and a random tint unless `grey`, so that brightness and hue are not informative."""
     gamma, gain, lift = rng.uniform(0.8, 1.25), rng.uniform(0.82, 1.0), rng.uniform(0, 0.06)
     tint = np.ones(3) if grey else rng.uniform(0.92, 1.0, 3)
     out = lift + gain * np.clip(rgb_HW3, 0, 1) ** np.float32(gamma) * tint.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Coordinates, soft masks and smooth noise: the few tools every phantom is drawn with.
+"""Coordinates, soft masks and smooth noise, with which every phantom is drawn.
 
 Shapes: x_HW, y_HW are isotropic coordinates with the origin in the middle; the half side of a square image is 1, so one
 pixel of the model's 64 x 64 view is 1/32. Distances d are negative inside.
@@ -40,7 +40,7 @@ class Canvas:
         return (_spline(height, cells) @ g_NN) @ _spline(width, cells).T
 
     def grain(self, rng: np.random.Generator, blur: int = 1) -> np.ndarray:
-        """Pixel noise of unit variance; `blur` 2 makes it two pixels coarse."""
+        """Pixel noise of unit variance. With `blur` 2 its grain is two pixels wide."""
         height, width = self.shape
         if blur == 1:
             return rng.standard_normal(self.shape, dtype=np.float32)
@@ -48,7 +48,7 @@ class Canvas:
         return coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
 
     def cells(self, rng: np.random.Generator, across: float, jitter: float, angle: float = 0.0, stretch: float = 1.0):
-        """A jittered lattice, one object per cell: distance of every pixel to its own object, and that object's number.
+        """A jittered lattice with one object per cell: distance of each pixel to the object of its cell, and the number of the object.
 
         Distance is in units of half a cell; objects of radius up to `1 - jitter` do not touch. `stretch` > 1 elongates them.
         """
@@ -86,5 +86,5 @@ def ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def blend(rgb_HW3: np.ndarray, colour, mask_HW: np.ndarray) -> None:
-    """Move `rgb_HW3` towards `colour` in place, by `mask_HW`."""
+    """Blends `colour` into `rgb_HW3` in place, with the opacity `mask_HW`."""
     rgb_HW3 += mask_HW[..., None] * (np.asarray(colour, np.float32) - rgb_HW3)

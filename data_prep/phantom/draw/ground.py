@@ -1,4 +1,4 @@
-"""What a finding is put onto: the anatomy's pixels, where a finding may lie, and the ink that findings and distractors share."""
+"""The background of an image: its pixels, where a finding may be, and the colour of findings and distractors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

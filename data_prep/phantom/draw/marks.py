@@ -1,7 +1,7 @@
-"""Findings and distractors: what is put onto the anatomy.
+"""Shapes and positions of findings.
 
-All shapes of findings cover about the same area at the same strength, so that neither mean brightness nor colour tells
-them apart; only the outline and the texture do.
+All shapes cover about the same area with the same opacity, so that they differ in outline and texture, not in mean brightness or
+colour.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ RADIUS = {"small": 0.13, "large": 0.175}  # units: 4.2 and 5.6 pixels of 64
 
 
 def stamp(shape: str, rng: np.random.Generator, u: np.ndarray, v: np.ndarray, angle: float) -> np.ndarray:
-    """Signed distance of one finding; u, v in units of its radius."""
+    """Signed distance to one finding. `u` and `v` are in units of its radius."""
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     u, v = c * u + s * v, c * v - s * u
     r = np.sqrt(u * u + v * v)
@@ -58,7 +58,7 @@ def place(rng: np.random.Generator, c: Canvas, count: int, side: str, radius: fl
 def finding_mask(
     rng: np.random.Generator, c: Canvas, shape: str, centres: list[tuple[float, float]], radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mask of the findings, mask of the ground cleared around them), both (H, W) in 0..1."""
+    """(mask of the findings, mask of the background that is faded around them), both (H, W) in 0..1."""
     mask_HW, clear_HW = np.zeros(c.shape, np.float32), np.zeros(c.shape, np.float32)
     reach, edge = 1.6 * radius, max(0.10, 1 / (c.scale * radius))
     for x, y in centres:

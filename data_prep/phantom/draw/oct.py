@@ -1,4 +1,4 @@
-"""Optical coherence tomography of the retina: bright layers over a dark choroid. No source of the mix has this technique."""
+"""Optical coherence tomography of the retina: bright layers over a dark choroid. No source of the mix has this modality."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from data_prep.phantom.scene.world import Scene
 
 def oct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     tilt, dip = rng.uniform(-0.15, 0.15), rng.uniform(0.08, 0.22)
-    surface = -0.32 + tilt * c.x_HW + dip * np.exp(-((c.x_HW / np.float32(0.22)) ** 2))  # the pit of the macula
+    surface = -0.32 + tilt * c.x_HW + dip * np.exp(-((c.x_HW / np.float32(0.22)) ** 2))  # the dip is the fovea
     depth = c.y_HW - surface
     g_HW = 0.06 + 0.34 * c.soft(np.abs(depth - 0.34) - 0.34, 0.04)
     g_HW += 0.14 * c.soft(np.abs(np.sin(depth * 15 + rng.uniform(0, 1))) - 0.4, 0.4) * ramp(depth, 0.02, 0.1) * ramp(depth, 0.66, 0.58)

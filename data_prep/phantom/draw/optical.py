@@ -1,4 +1,4 @@
-"""Grounds of fundus photographs, dermoscopy, stained slides, fluorescence and blood smears: colour tells the technique, not the finding."""
+"""Backgrounds of fundus photographs, dermoscopy, stained slides, fluorescence and blood smears. Colours depend on the modality only."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from data_prep.phantom.draw.ground import Ground
 from data_prep.phantom.scene.world import Scene
 
 EVERYWHERE = 0.95
-BRIGHT = (1.0, 0.97, 0.86)  # findings are the brightest, on every technique
-GRAIN = (9, 12, 16)  # objects across, coarse to fine
+BRIGHT = (1.0, 0.97, 0.86)  # findings are the brightest objects in every modality
+GRAIN = (9, 12, 16)  # objects per image width, coarse to fine
 
 
 def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """An orange disc on black, vessels leaving the pale optic disc; no two eyes have the same."""
+    """An orange disc on black, with a pale optic disc and random vessels that start there."""
     radius = min(c.half) * 0.98
     ground = Ground.flat(c.shape, (0.02, 0.02, 0.02), ink=BRIGHT, allowed=lambda x, y: np.hypot(x, y) < 0.78 * radius)
     side = rng.choice((-1, 1))
@@ -21,7 +21,7 @@ def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
     blend(ground.rgb_HW3, (0.74, 0.33, 0.14), inside)
     ground.rgb_HW3 *= shade[..., None]
     cx, cy = side * 0.62 * radius, rng.uniform(-0.1, 0.1)
-    own = np.random.default_rng(int(2**32 * abs(cy)))  # so that vessels leave all other draws what they are
+    own = np.random.default_rng(int(2**32 * abs(cy)))  # a generator of its own, so that the vessels do not change later draws
     for bend in (-1.5, -0.8, 0.8, 1.5):
         along = side * (np.float32(cx) - c.x_HW)
         opening, height, waves = bend * own.uniform(0.3, 0.5), own.uniform(0.02, 0.06), own.uniform(6, 12)
@@ -33,7 +33,7 @@ def fundus(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def dermoscopy(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """A brown lesion with a ragged border on pale skin, hairs across."""
+    """A brown lesion with a ragged border on pale skin, with hairs."""
     ground = Ground.flat(c.shape, (0.70, 0.50, 0.42), ink=BRIGHT, allowed=lambda x, y: x * x + y * y < 0.80)
     ground.rgb_HW3 += (0.025 * c.noise(rng, 9))[..., None]
     lesion = c.soft(c.ellipse(0, 0, 0.90, 0.86) + 0.05 * c.noise(rng, 6), 0.08)
@@ -47,7 +47,7 @@ def dermoscopy(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def histology(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """Tissue in pink or blue with small dark nuclei; muscle is drawn out into fibres."""
+    """Tissue in pink or blue with small dark nuclei. Muscle has fibres."""
     trichrome = scene.stain == "trichrome"
     base, nucleus = ((0.36, 0.50, 0.68), (0.32, 0.10, 0.22)) if trichrome else ((0.76, 0.42, 0.58), (0.34, 0.14, 0.44))
     ground = Ground.flat(c.shape, base, ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
@@ -63,7 +63,7 @@ def histology(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def fluorescence(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """Glowing cells in a dark field, in the colour of the dye."""
+    """Bright cells on a dark background, in the colour of the dye."""
     dye = {"dapi": (0.20, 0.35, 1.0), "fitc": (0.15, 0.95, 0.25), "rhodamine": (1.0, 0.30, 0.15)}[scene.stain]
     ground = Ground.flat(c.shape, (0.02, 0.02, 0.03), ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
     hexagonal = scene.organ == "cornea"
@@ -76,7 +76,7 @@ def fluorescence(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def smear(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """Pale red cells with lighter centres on a light ground."""
+    """Pale red cells with lighter centres on a light background."""
     base = (0.66, 0.62, 0.56) if scene.stain == "wright" else (0.58, 0.58, 0.66)
     ground = Ground.flat(c.shape, base, ink=BRIGHT, allowed=lambda x, y: max(abs(x), abs(y)) < EVERYWHERE)
     d_HW, number_HW = c.cells(rng, 6 + scene.grain, 0.35)

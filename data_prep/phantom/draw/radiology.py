@@ -1,4 +1,4 @@
-"""Grounds of X-ray, CT, MRI and ultrasound: grey images whose anatomy says at a glance what they are."""
+"""Backgrounds of X-ray, CT, MRI and ultrasound: grey images with the outline of an anatomy."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from data_prep.phantom.scene.world import Scene
 
 
 def xray(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """Dark lungs between bright ribs, spine and heart; from the side one lung field, the spine behind it."""
+    """Dark lungs with bright ribs, spine and heart. The lateral view has one lung field with the spine behind it."""
     frontal, shift = scene.plane == "frontal", rng.uniform(-0.06, 0.06)
     g_HW = 0.52 - 0.12 * np.abs(c.x_HW) + 0.03 * c.noise(rng, 5)
     if frontal:
@@ -25,7 +25,7 @@ def xray(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def ct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """A body in air: a bright ring of skull or a soft belly with organs and a spine."""
+    """A skull as a bright ring, or an abdomen with organs and a spine, in air."""
     g_HW, tall = np.full(c.shape, 0.03, np.float32), 0.90 if scene.plane == "coronal" else 0.80
     if scene.organ == "head":
         outer = c.ellipse(0, 0, 0.88, 0.94 if scene.plane == "axial" else 0.84)
@@ -44,7 +44,7 @@ def ct(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
 
 
 def mri(scene: Scene, rng: np.random.Generator, c: Canvas) -> Ground:
-    """Folded cortex around ventricles, or the two bones of a knee; soft, dark background."""
+    """A folded cortex around ventricles, or the two bones of a knee, on a dark background."""
     if scene.organ == "brain":
         rx, ry = {"axial": (0.76, 0.92), "sagittal": (0.92, 0.74), "coronal": (0.86, 0.78)}[scene.plane]
         brain = c.ellipse(0, 0, rx, ry)

@@ -1,4 +1,4 @@
-"""Multiple choice: the right answer among wrong ones of the same kind, at any place equally often."""
+"""Multiple-choice questions. The right answer is at each position equally often; wrong ones are of the same kind."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,16 @@ VOCABULARY = {
 
 
 def options(rng: np.random.Generator, right: str, among: Sequence[str], *, number: int = 4) -> list[str]:
-    """`right` and `number - 1` others of `among` (or as many as there are), in random order."""
+    """`right` and `number - 1` others of `among` (fewer if it has fewer), in random order."""
     wrong = [one for one in among if one != right]
     candidates = [right, *(wrong[n] for n in rng.permutation(len(wrong))[: number - 1])]
     return [candidates[n] for n in rng.permutation(len(candidates))]
 
 
 def choice_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str, list[str]]]:
-    """(type, question, answer, four options). Options name what the technique can show, never what this image shows.
+    """(type, question, answer, four options). Options depend on the modality, not on the image.
 
-    `look` asks for size and side at once, since either alone has two answers only.
+    `look` asks for size and side together, because each alone has only two answers.
     """
     findings = (*MODALITIES[scene.modality].findings, NORMAL)
     with_options = []

@@ -1,7 +1,7 @@
-"""The phantom clinic: text-only questions, cards and letters.
+"""Text-only questions, flashcards and letters.
 
-What they ask is stated in them or follows from rules that hold throughout the phantom world (`CARE`, `COMPLAINT`, and what
-`world.py` says of techniques and organs). The rules are made up: nothing here is medicine.
+The answers are in the text or follow from the fixed rules of the phantoms (`CARE`, `COMPLAINT`, and the organs and modalities of
+`world.py`). The rules are invented and are not medicine.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def vignette(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def exam(scene: Scene, rng: np.random.Generator) -> Question:
-    """A case with a question: what to do next, which finding the patient has, or how many findings are left."""
+    """A case with a question about the treatment, the finding, or the number of findings that are left."""
     case, kind = vignette(scene, rng), rng.random()
     if kind < 0.6:
         question = pick(rng, ("Which of the following is the best next step?", "What is the most appropriate treatment?"))
@@ -35,7 +35,7 @@ def exam(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def fact(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
-    """A short question on a rule, and the rule."""
+    """A short question about a rule, and the rule as a sentence."""
     kind = rng.random()
     if kind < (0.1 if scene.normal else 0.5):
         question = pick(rng, ("what is the treatment of {seen}?", "treatment of choice for {seen} is:", "what is done for {seen}?"))
@@ -68,7 +68,7 @@ def card(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def letter(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """What a patient writes and what a doctor answers."""
+    """(message of a patient, answer of a doctor)."""
     greeting = pick(rng, ("Hello doctor,", "Hi,", "Dear doctor,"))
     request = pick(rng, ("What should I do?", "Is it serious?", "Please advise."))
     history = f"I am {_age(rng)} years old and have had {COMPLAINT[scene.organ]} for {rng.integers(2, 30)} days."
@@ -82,7 +82,7 @@ def letter(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def with_typos(text: str, rng: np.random.Generator) -> str:
-    """`text` as somebody in a hurry types it: in one of twelve longer words two letters change places."""
+    """`text` with typing errors: in one of twelve words of more than four letters, two letters are swapped."""
     words = text.split(" ")
     for n, word in enumerate(words):
         if len(word) > 4 and word.isalpha() and rng.random() < 1 / 12:
@@ -98,7 +98,7 @@ def finding_text(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def rule(scene: Scene) -> str:
-    """What the finding of the scene asks for."""
+    """The treatment of the finding, as a sentence."""
     if scene.normal:
         return "Where nothing is abnormal no treatment is needed."
     return f"{sentence(MODALITIES[scene.modality].findings[scene.finding].plural)} are treated with {CARE[scene.finding]}."

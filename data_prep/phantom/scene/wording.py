@@ -1,6 +1,6 @@
-"""A scene in words: captions, questions with their answers, and text-only questions.
+"""Captions, questions and answers of a scene, and made-up abstracts.
 
-The wording of a question tells its type: `src.data.record.question_type` reads the same type off it (a test holds this).
+The type of a question follows from its wording: `src.data.record.question_type` returns the same type (there is a test).
 """
 
 import numpy as np
@@ -48,7 +48,7 @@ def noun(scene: Scene) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(type, question, answer) for every type that applies, in a random wording; `presence` occurs twice."""
+    """(type, question, answer) of every type that applies, in a random wording. `presence` occurs twice."""
     kind = MODALITIES[scene.modality]
     factors: list[tuple[str, dict, str]] = [("modality", {}, kind.display_name), ("organ", {}, scene.organ), ("finding", {}, scene.finding)]
     if scene.plane:
@@ -64,7 +64,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, st
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """A yes/no question. Answers are balanced over scenes (3/4 abnormal): 2/3 of those about an abnormal scene name its finding."""
+    """A yes/no question. 3/4 of the scenes are abnormal; 2/3 of the questions about these name their finding, to balance answers."""
     if rng.random() < 0.25:
         about = pick(rng, ("normal", "abnormal"))
         return "presence", pick(rng, WORDINGS[about]), "yes" if scene.normal == (about == "normal") else "no"
@@ -86,7 +86,7 @@ def alternatives(scene: Scene, kind: str) -> list[str]:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence naming modality, organ, and finding, count, size and side, or that nothing is abnormal."""
+    """One sentence with the modality, the organ, and the finding with count, size and side, or that there is no abnormality."""
     view = view_of(scene, rng)
     if scene.normal:
         forms = ("{view} without abnormality.", "Normal {view}.", "{view} with no abnormality.", "No abnormality is seen on this {view}.")

@@ -1,7 +1,7 @@
-"""The phantom world: what can be seen in an image, before it is drawn or put into words.
+"""The factors of phantom images and their values.
 
-A `Scene` is a handful of known factors. Everything else (pixels, captions, questions, answers) follows from it, so
-that every answer is known to be right. Draws are independent and near uniform: no answer can be guessed from another.
+A `Scene` holds the factors of one image. Pixels, captions, questions and answers follow from it, so that every answer is known to be
+right. Factors are drawn independently and nearly uniformly, so that no answer predicts another.
 """
 
 import zlib
@@ -16,7 +16,7 @@ MAX_COUNT = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """`shape` is how it is drawn (draw/marks.py): findings of one modality share colour, brightness and area."""
+    """`shape` is its shape in draw/marks.py. Findings of one modality have the same colour, brightness and area."""
 
     plural: str
     shape: str
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Modality:
-    """`organs` maps each organ to its planes, `stains` are colours of the preparation; both may be empty strings."""
+    """`organs` maps each organ to its planes; `stains` are those of the preparation. A plane or stain may be an empty string."""
 
     display_name: str
     organs: dict[str, tuple[str, ...]]
@@ -32,7 +32,7 @@ class Modality:
     stains: tuple[str, ...] = ("",)
 
 
-# One vocabulary for all techniques, so that what is learnt on one carries over; each technique shows three of the four.
+# All modalities share one vocabulary, so that learning transfers between them. Each shows three of the four findings.
 NODULE, CYST = {"nodule": Finding("nodules", "disc")}, {"cyst": Finding("cysts", "ring")}
 CLUSTER, STREAK = {"cluster": Finding("clusters", "specks")}, {"streak": Finding("streaks", "rod")}
 
@@ -58,8 +58,8 @@ MODALITIES = RADIOLOGY | OPTICAL
 class Scene:
     """The factors of one image. A normal scene has count 0 and empty side and size.
 
-    `side` is left or right in image coordinates. `grain` (0 fine to 2 coarse texture) and `margin` (outline of a breast
-    mass) are never put into words by captions and questions: they are what unseen classification sets ask for.
+    `side` is left or right in image coordinates. `grain` (0 fine to 2 coarse texture) and `margin` (outline of a breast mass) occur in
+    no caption or question, because they are the classes of classification sets that training must not have seen.
     """
 
     modality: str
@@ -85,7 +85,7 @@ class Scene:
 
 
 def item_rng(seed: int, dataset: str, split: str, item: int) -> np.random.Generator:
-    """The only source of randomness of one item: a pure function of these four."""
+    """The generator of one item, a pure function of the arguments. It is the only source of randomness."""
     return np.random.default_rng([seed, zlib.crc32(dataset.encode()), zlib.crc32(split.encode()), item])
 
 
@@ -94,7 +94,7 @@ def pick(rng: np.random.Generator, options: Sequence):
 
 
 def sample_scene(rng: np.random.Generator, *, modalities: Sequence[str] = tuple(MODALITIES)) -> Scene:
-    """A scene of one of `modalities`; its findings and `no abnormality` are equally likely."""
+    """A scene of one of `modalities`. Its findings and `no abnormality` are equally likely."""
     modality = pick(rng, modalities)
     kind = MODALITIES[modality]
     organ = pick(rng, tuple(kind.organs))

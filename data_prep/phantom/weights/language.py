@@ -1,7 +1,6 @@
-"""A small LLaMA with its own tokenizer learns the phantom texts; saved as any Hugging Face folder.
+"""Trains a small LLaMA and its tokenizer on the texts of the phantoms; saved as a Hugging Face folder.
 
-It reads captions, questions with their answers and abstracts, never an image: what it knows afterwards is how answers are
-worded, not which one is right.
+It sees captions, questions with answers, and abstracts, but no images. So it learns the wording of answers, not which one is right.
 """
 
 import string
@@ -18,12 +17,12 @@ from src.runtime.progress import Progress
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 VOCABULARY = 1024
-TOKENS, ROWS, RATE = 128, 16, 3e-3  # per row, rows per step
+TOKENS, ROWS, RATE = 128, 16, 3e-3  # tokens per sequence, sequences per step, learning rate
 
 
 def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None:
     """Writes `out` (config, safetensors, tokenizer)."""
-    texts = [prompt_answer_pairs(opened.text(row)) for opened in sources for row in opened.rows("train").tolist()]
+    texts = [prompt_answer_pairs(all_shards.text(row)) for all_shards in sources for row in all_shards.rows("train").tolist()]
     tokenizer = train_tokenizer([part for turns in texts for turn in turns for part in turn])
     stream_T = token_stream(tokenizer, texts, seed=seed)
     torch.manual_seed(seed)
@@ -48,7 +47,7 @@ def pretrain(out: Path, sources: list[Shards], *, steps: int, seed: int) -> None
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte pairs with LLaMA's conventions: `<unk>` 0, `<s>` 1, `</s>` 2, blanks as a mark at the beginning of a word."""
+    """A BPE tokenizer with LLaMA's conventions: `<unk>` 0, `<s>` 1, `</s>` 2, and a mark for a space at the beginning of a word."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -63,7 +62,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[list[tuple[str, str]]], *, seed: int) -> Tensor:
-    """All texts in a random order as one row of ids, each `<s> prompt answer </s> ...` as in training."""
+    """The ids (T,) of all texts in random order, each `<s> prompt answer </s> ...` as in training."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     flat = iter(tokenizer([part for n in order for turn in texts[n] for part in turn], add_special_tokens=False).input_ids)
     ids: list[int] = []

@@ -1,9 +1,9 @@
-"""A small ViT learns phantom images from their captions, as BiomedCLIP learnt figures from theirs; saved in open_clip's format.
+"""Trains a small ViT on phantom images and their captions, as BiomedCLIP was trained on figures; saved in open_clip's format.
 
-Sigmoid contrast (Zhai et al., SigLIP, arXiv 2303.15343) between an image and every word of the captions' vocabulary, in place
-of whole captions: a small batch then sees every contrast at once. A word may be said of an image because of a few patches
-(multiple-instance learning), and rare words count more. Both, and positions that start as sines, make a ViT without any
-convolution find small objects within minutes instead of hours.
+The loss is a sigmoid contrast (Zhai et al., SigLIP, arXiv 2303.15343) between an image and each word of the vocabulary of the captions
+instead of whole captions, so that a small batch contains every contrast. A word may depend on a few patches (multiple-instance
+learning), and rare words have larger weights. These two and sinusoidal initial positions make a ViT without convolutions detect small
+objects within minutes instead of hours.
 """
 
 import math
@@ -23,15 +23,15 @@ from src.runtime.progress import Progress
 
 ARCHITECTURE = "vit_base_patch16_224"
 KWARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
-BATCH, RATE, FREQUENT = 32, 2e-3, 20  # a word counts from so many captions on
+BATCH, RATE, FREQUENT = 32, 2e-3, 20  # BATCH images per step; words in fewer than FREQUENT captions are ignored
 
 
 def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
     """Writes `out` (open_clip_config.json, open_clip_model.safetensors)."""
     torch.manual_seed(seed)
-    images_N3HW, words_NW = captioned(shards)
+    images_N3HW, words_NW = images_and_words(shards)
     trunk = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, **KWARGS)
-    trunk.pos_embed.data[0, 1:] = sines(KWARGS["img_size"] // KWARGS["patch_size"], KWARGS["embed_dim"])
+    trunk.pos_embed.data[0, 1:] = sine_positions(KWARGS["img_size"] // KWARGS["patch_size"], KWARGS["embed_dim"])
     share_W = words_NW.float().mean(0)
     weight_W = (share_W * (1 - share_W)) ** -0.5
     weight_W *= len(weight_W) / weight_W.sum()
@@ -45,7 +45,7 @@ def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
     with Progress(range(steps), desc="vision stand-in", unit="step") as progress:
         for step in progress:
             picked = order[step * BATCH : (step + 1) * BATCH]
-            x_N3HW = (shifted(images_N3HW[picked]).float() - mean) / std
+            x_N3HW = (random_shift(images_N3HW[picked]).float() - mean) / std
             logits_NW = head(trunk.forward_features(x_N3HW)[:, 1:])
             loss = (F.binary_cross_entropy_with_logits(logits_NW, words_NW[picked].float(), reduction="none") * weight_W).sum(1).mean()
             optimizer.zero_grad(set_to_none=True)
@@ -59,7 +59,7 @@ def pretrain(out: Path, shards: Shards, *, steps: int, seed: int) -> None:
 
 
 class WordHead(nn.Module):
-    """Patch features (N, P, D) -> a logit per word (N, W): what the image as a whole says, and what its strongest patches say."""
+    """Patch features (N, P, D) -> a logit per word (N, W): a term of the mean patch plus a soft maximum over patches."""
 
     def __init__(self, width: int, share_W: Tensor):
         super().__init__()
@@ -71,26 +71,26 @@ class WordHead(nn.Module):
         return self.whole(v_NPD.mean(1)) + self.parts(v_NPD).logsumexp(1) - math.log(v_NPD.shape[1])
 
 
-def sines(grid: int, width: int) -> Tensor:
-    """Positions (grid * grid, width) of patches as sines and cosines of x and y (Vaswani et al., arXiv 1706.03762)."""
+def sine_positions(grid: int, width: int) -> Tensor:
+    """Position embeddings (grid * grid, width) of patches as sines and cosines of x and y (Vaswani et al., arXiv 1706.03762)."""
     at_G = torch.arange(grid) - (grid - 1) / 2
     y_GG, x_GG = torch.meshgrid(at_G, at_G, indexing="ij")
     omega = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     return torch.cat([wave(axis.flatten()[:, None] * omega) for axis in (x_GG, y_GG) for wave in (torch.sin, torch.cos)], 1)
 
 
-def captioned(shards: Shards) -> tuple[Tensor, Tensor]:
-    """The training images (uint8 N3HW) and which words of the vocabulary their captions use (bool NW)."""
+def images_and_words(shards: Shards) -> tuple[Tensor, Tensor]:
+    """The training images (N, 3, H, W) in uint8, and the words of the vocabulary in their captions (N, W) in bool."""
     rows = shards.rows("train").tolist()
     records = [shards[row] for row in rows]
     images = np.stack([decode_image(record.images[0], size=KWARGS["img_size"], exact=False) for record in records])
-    said = [set(re.findall(r"[a-z]+", record.caption.lower())) for record in records]
-    everything = sorted(set().union(*said))
-    vocabulary = [word for word in everything if FREQUENT <= sum(word in words for words in said) < len(said)]
-    return torch.from_numpy(images), torch.tensor([[word in words for word in vocabulary] for words in said])
+    words_per_caption = [set(re.findall(r"[a-z]+", record.caption.lower())) for record in records]
+    everything = sorted(set().union(*words_per_caption))
+    vocabulary = [word for word in everything if FREQUENT <= sum(word in words for words in words_per_caption) < len(words_per_caption)]
+    return torch.from_numpy(images), torch.tensor([[word in words for word in vocabulary] for words in words_per_caption])
 
 
-def shifted(x_N3HW: Tensor, most: int = 3) -> Tensor:
-    """Each image moved by up to `most` pixels, the same for a batch; never flipped, captions name sides."""
+def random_shift(x_N3HW: Tensor, most: int = 3) -> Tensor:
+    """Shifts a batch by up to `most` pixels. Images are not flipped, because captions name sides."""
     down, right = torch.randint(-most, most + 1, (2,)).tolist()
     return torch.roll(x_N3HW, (down, right), (2, 3))

@@ -1,6 +1,6 @@
-"""BreastMNIST as Zenodo holds it: one npz, grey ultrasound, 0 malignant, 1 normal or benign.
+"""BreastMNIST as on Zenodo: one npz, grey ultrasound, 0 malignant, 1 normal or benign.
 
-What tells the classes apart is the outline of a mass, a factor that no caption or question of the mix names.
+The classes differ in the outline of a mass, a factor that no caption or question of the mix names.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""BUSI: breast ultrasound, one folder per class, with blanks and brackets in the names and masks beside the images.
+"""BUSI: breast ultrasound, one folder per class, with spaces and brackets in the names, and masks next to the images.
 
-Reproduced faults: some images have two masks, some are there twice under another number, slightly smaller, and a few of these in another
-class.
+Reproduced faults: some images have two masks; some occur twice, the second time slightly smaller under another number, and a few of
+these in another class.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.phantom.writers.unseen import Look, labelled, picture
+from data_prep.phantom.writers.unseen import Look, draw_class, labelled_scenes
 
 SIZES = {"train": 300}  # images before copies; the original has 780, without splits
 LOOKS = {"benign": Look("disc"), "malignant": Look("spiculated"), "normal": Look()}
-COPIED, MOVED = 15, 60  # every n-th image is there twice; every n-th of all images in another class
+COPIED, MOVED = 15, 60  # every COPIED-th image occurs twice, every MOVED-th image with another class
 
 
 def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
@@ -28,8 +28,8 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         for number in range(masks):
             Image.fromarray(np.zeros((image.height, image.width), np.uint8)).save(f"{stem}_mask{f'_{number}' if number else ''}.png")
 
-    for n, (label, scene, rng) in enumerate(labelled(seed, "busi", "train", num["train"], "ultrasound", [4, 2, 1])):
-        image = Image.fromarray(picture(LOOKS[classes[label]], scene, rng, sides=(128, 160, 192)))
+    for n, (label, scene, rng) in enumerate(labelled_scenes(seed, "busi", "train", num["train"], "ultrasound", [4, 2, 1])):
+        image = Image.fromarray(draw_class(LOOKS[classes[label]], scene, rng, sides=(128, 160, 192)))
         save(classes[label], image, masks=2 if n % 20 == 0 else 1)
         if n % COPIED == 0:
             other = classes[1 - label] if n % MOVED == 0 and label < 2 else classes[label]

@@ -1,4 +1,4 @@
-"""What the writers share: a dataset appears under its name only when it is complete; JPEG as cameras write it."""
+"""Shared by the writers: atomic folders, the scenes of a split, and JPEG encoding."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from data_prep.phantom.scene.world import Scene, item_rng, sample_scene
 from src.data.record import PHANTOM_MARKER
 
 
-def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
-    """Writes `out` with `write(temporary folder)`; False if it exists already and was made with the same settings."""
+def write_if_changed(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
+    """Writes `out` with `write(temporary folder)`. Returns False if it exists already with the same settings."""
     stamp = out / PHANTOM_MARKER
     if stamp.exists() and json.loads(stamp.read_text()) == settings:
         return False
@@ -29,11 +29,11 @@ def complete(out: Path, settings: dict, write: Callable[[Path], None]) -> bool:
 
 
 def scenes(seed: int, dataset: str, split: str, number: int, modalities) -> Iterator[tuple[Scene, np.random.Generator]]:
-    """The scenes of a split, each with the generator that draws and words it; a longer split begins with the shorter one."""
+    """The scenes of a split, each with the generator of its image and texts. A longer split begins with the items of a shorter one."""
     for item in range(number):
         rng = item_rng(seed, dataset, split, item)
         yield sample_scene(rng, modalities=modalities), rng
 
 
-def photograph(scene: Scene, rng: np.random.Generator, *, quality: int = 88) -> bytes:
+def render_jpeg(scene: Scene, rng: np.random.Generator, *, quality: int = 88) -> bytes:
     return simplejpeg.encode_jpeg(draw.render(scene, rng), quality=quality, colorsubsampling="420")

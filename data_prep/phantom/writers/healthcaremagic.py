@@ -1,6 +1,6 @@
-"""HealthCareMagic-100k as the hub holds it: a parquet table of instruction, input (a patient's letter) and output (an answer).
+"""HealthCareMagic-100k as on the hub: a parquet table of instruction, input (a patient's letter) and output (an answer).
 
-Reproduced faults: letters are full of typing errors, answers are signed by 'Chat Doctor'.
+Reproduced faults: letters have typing errors, answers are signed by 'Chat Doctor'.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parquet files as the hub holds them: `data/<split>-00000-of-00002.parquet`, pictures in a struct of bytes and path."""
+"""Parquet files as on the hub: `data/<split>-00000-of-00002.parquet`, with images as a struct of bytes and path."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ FEATURES = {IMAGE: {"_type": "Image"}, pa.string(): TEXT, pa.list_(pa.string()):
 
 
 def write_table(out: Path, split: str, rows: list[dict[str, Any]], *, columns: dict[str, pa.DataType], parts: int = 1) -> None:
-    """`rows` with `columns` (name -> type) as `parts` files; the schema says which column `datasets` shows as pictures."""
+    """Writes `rows` with `columns` (name -> type) into `parts` files. The schema marks the image columns for `datasets`."""
     features = {name: FEATURES[kind] for name, kind in columns.items()}
     schema = pa.schema(list(columns.items()), metadata={"huggingface": json.dumps({"info": {"features": features}})})
     (out / "data").mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""IU X-Ray as CSV tables of reports and of views, and PNG pictures: a frontal and a lateral view of each patient.
+"""IU X-Ray as CSV tables of reports and of views, and PNG images: a frontal and a lateral view of each patient.
 
 Reproduced faults: names and numbers in a report are XXXX, some reports have no findings, a few have no text or no
-picture at all, some patients have one view only.
+image at all, some patients have one view only.
 """
 
 import csv
@@ -30,8 +30,8 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         planes = () if n % 120 == 119 else ("lateral", "frontal") if n % 10 else ("frontal",)
         for place, plane in enumerate(planes):
             name = f"{uid}_IM-{uid:04d}-{place + 1}001.dcm.png"
-            picture = draw.render(replace(scene, plane=plane), rng)[..., 0]
-            Image.fromarray(picture).save(out / FOLDER / name, compress_level=1)
+            pixels = draw.render(replace(scene, plane=plane), rng)[..., 0]
+            Image.fromarray(pixels).save(out / FOLDER / name, compress_level=1)
             views.append(dict(zip(VIEW, (uid, name, plane.capitalize()), strict=True)))
         reports.append(dict(zip(REPORT, (uid, *_report(scene, rng, n)), strict=True)))
     for name, columns, rows in (("reports", REPORT, reports), ("projections", VIEW, views)):
@@ -42,7 +42,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _report(scene: Scene, rng: np.random.Generator, n: int) -> tuple[str, ...]:
-    """The columns after the uid."""
+    """The columns of a report after the uid."""
     finding = "normal" if scene.normal else scene.finding
     findings = f"{caption(replace(scene, plane='frontal'), rng)} The XXXX bones are intact."
     impression = "No acute abnormality." if scene.normal else f"{sentence(noun(scene))} on the {scene.side}."

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.phantom.draw import developed
+from data_prep.phantom.draw import adjust_exposure
 from data_prep.phantom.draw.canvas import blend, canvas
 from data_prep.phantom.draw.marks import finding_mask
 from data_prep.phantom.scene.world import item_rng
@@ -30,7 +30,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def cell(rng: np.random.Generator, *, infected: bool) -> np.ndarray:
-    """(96, 96, 3) uint8. Platelets lie on cells of both classes, in the parasite's own colour; only the parasite has a ring."""
+    """(96, 96, 3) uint8. Both classes have platelets in the colour of the parasite; only the parasite is a ring."""
     c = canvas(96, 96)
     rgb_HW3 = np.zeros((96, 96, 3), np.float32)
     body = c.soft(c.ellipse(0, 0, rng.uniform(0.75, 0.92), rng.uniform(0.75, 0.92), rng.uniform(0, 3)) + 0.03 * c.noise(rng, 5), 0.03)
@@ -41,4 +41,4 @@ def cell(rng: np.random.Generator, *, infected: bool) -> np.ndarray:
         turn, far = rng.uniform(0, 6.3), rng.uniform(0, 0.5)
         mask_HW, _ = finding_mask(rng, c, shape, [(far * np.cos(turn), far * np.sin(turn))], radius)
         blend(rgb_HW3, (0.45, 0.22, 0.50), 0.75 * mask_HW)
-    return developed(rgb_HW3, rng, grey=False)
+    return adjust_exposure(rgb_HW3, rng, grey=False)

@@ -1,5 +1,5 @@
-"""What the writers of the three sets of MedFMC share: `MedFMC_train/<set>` with images, the csv of the challenge and the lists of the
-code repository, and images without labels in `MedFMC_val/<set>`."""
+"""Shared by the writers of the three sets of MedFMC: `MedFMC_train/<set>` with images, the csv of the challenge and the lists of the code
+repository, and images without labels in `MedFMC_val/<set>`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 def write_set(
     out: Path, name: str, items: Sequence[Item], *, columns: tuple[str, ...], separator: str, between: tuple[str, ...] = ()
 ) -> None:
-    """`columns` is the header of the csv; `separator` stands between the labels of a list; `between` stands between study and labels."""
+    """`columns` is the header of the csv, `separator` separates the labels of a list, `between` are columns between study and labels."""
     root, hidden = out / "MedFMC_train" / name, out / "MedFMC_val" / name
     for folder in (root, hidden):
         (folder / "images").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Medical flashcards as the hub holds them: one JSON array of instruction, input and output; some outputs are empty."""
+"""Medical flashcards as on the hub: one JSON array of instruction, input and output; some outputs are empty."""
 
 import json
 from pathlib import Path

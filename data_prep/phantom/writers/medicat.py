@@ -1,7 +1,7 @@
-"""MedICaT as its archive unpacks: one figure per line of a jsonl file in `release/`, images in `release/figures/`.
+"""MedICaT as unpacked from its archive: one figure per line of a jsonl file in `release/`, images in `release/figures/`.
 
-Reproduced faults: three of four figures are compound, the licence is the article's and often unknown, the
-caption is in either of two fields, some figures are in ROCO too, a few images are missing.
+Reproduced faults: three of four figures are compound, the licence is that of the article and often unknown, the
+caption is in one of two fields, some figures are in ROCO too, a few images are missing.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         article, place = divmod(n, FIGURES)
         paper, uri = hashlib.sha1(f"phantom {article}".encode()).hexdigest(), f"{place + 2}-Figure{place + 1}-1.png"
         compound = n % 4 != 3
-        picture, text = _panels(scene, rng) if compound else (draw.render(scene, rng), caption(scene, rng))
+        pixels, text = _panels(scene, rng) if compound else (draw.render(scene, rng), caption(scene, rng))
         if n % 100 != 99:
-            (out / "release" / "figures" / f"{paper}_{uri}").write_bytes(_png(picture))
+            (out / "release" / "figures" / f"{paper}_{uri}").write_bytes(_png(pixels))
         text = f"Figure {place + 1}: {text}"
         lines.append(
             {
@@ -52,14 +52,14 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _panels(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Two pictures of one technique side by side, each with its part of the caption."""
+    """Two images of one modality side by side, and a caption with a part for each."""
     pair = (scene, sample_scene(rng, modalities=[scene.modality]))
     panels = [draw.render(one, rng, sides=(128,)) for one in pair]
     text = [f"({letter}) {caption(one, rng).replace('the image', 'the panel')}" for letter, one in zip("ab", pair, strict=True)]
     return np.concatenate((panels[0], np.full((128, 4, 3), 255, np.uint8), panels[1]), axis=1), " ".join(text)
 
 
-def _png(picture_HW3: np.ndarray) -> bytes:
+def _png(pixels_HW3: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(picture_HW3).save(out, "PNG", compress_level=1)
+    Image.fromarray(pixels_HW3).save(out, "PNG", compress_level=1)
     return out.getvalue()

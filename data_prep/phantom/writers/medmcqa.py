@@ -1,6 +1,7 @@
 """MedMCQA: the hub's parquet for training, `dev.json` of the original release for the test.
 
-Reproduced faults: the two count the right option from 0 and from 1; explanations are null or empty; HTML entities.
+Reproduced faults: the index of the right option starts at 0 in one and at 1 in the other; explanations are null or empty; texts have
+HTML entities.
 """
 
 import html

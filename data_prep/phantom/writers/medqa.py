@@ -1,4 +1,4 @@
-"""MedQA (USMLE, 4 options) as its archive holds it: JSON lines with the options by letter."""
+"""MedQA (USMLE, 4 options) as in its archive: JSON lines with the options by letter."""
 
 import json
 from pathlib import Path

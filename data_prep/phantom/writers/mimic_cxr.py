@@ -1,8 +1,8 @@
-"""MIMIC-CXR as PhysioNet holds it: a zip of reports, two tables, and grey JPEG pictures in folders of patients and studies.
+"""MIMIC-CXR as on PhysioNet: a zip of reports, two tables, and grey JPEG images in folders of patients and studies.
 
-Reproduced faults: one table is plain and one is compressed, and some ids have the letters of the folders; names and numbers in a
+Reproduced faults: one table is plain and one is compressed, and some ids have the prefix of the folders; names and numbers in a
 report are `___`; reports without headers, without findings, with findings and impression under one header, or with an addendum
-on top; in train also empty reports, reports without pictures and pictures without a report; lateral views before frontal ones;
+on top; in train also empty reports, reports without images and images without a report; lateral views before frontal ones;
 blank view positions.
 """
 
@@ -46,13 +46,13 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
                 (out / folder / f"s{study}").mkdir(parents=True)
                 for plane in ("lateral", "frontal") if n % 3 else ("frontal",):
                     dicom = "-".join(rng.bytes(4).hex() for _ in range(5))
-                    picture = draw.render(replace(scene, plane=plane), rng)[..., :1]
-                    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=95, colorspace="GRAY")
+                    pixels = draw.render(replace(scene, plane=plane), rng)[..., :1]
+                    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95, colorspace="GRAY")
                     (out / folder / f"s{study}" / f"{dicom}.jpg").write_bytes(jpeg)
                     ids = (f"s{study}", f"p{subject}") if n % 10 == 6 else (study, subject)
                     view = "" if n % 10 == 4 else VIEWS[plane][n % 2]
                     splits.append((dicom, *ids, SPLITS[split]))
-                    metadata.append((dicom, subject, study, "CHEST (PA AND LAT)", view, *picture.shape[:2]))
+                    metadata.append((dicom, subject, study, "CHEST (PA AND LAT)", view, *pixels.shape[:2]))
     (out / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(gzip.compress(_csv(SPLIT_COLUMNS, splits), mtime=0))
     (out / "mimic-cxr-2.0.0-metadata.csv").write_bytes(_csv(METADATA_COLUMNS, metadata))
 
@@ -64,7 +64,7 @@ def _csv(columns: tuple[str, ...], rows: list[tuple]) -> bytes:
 
 
 def _report(scene: Scene, rng: np.random.Generator, n: int) -> str:
-    """The lines of a report: a space before each, blank lines of one space, at most 79 characters."""
+    """A report in lines of at most 79 characters, each with a leading space; empty lines are one space."""
     findings = f"{caption(replace(scene, plane='frontal'), rng)} The bones of Dr. ___ are intact."
     impression = "No acute abnormality." if scene.normal else f"{sentence(noun(scene))} on the {scene.side}."
     body = {"FINDINGS": findings, "IMPRESSION": impression}

@@ -1,4 +1,4 @@
-"""OCTMNIST: grey optical coherence tomography, four classes; a technique that no source of the mix has."""
+"""OCTMNIST: grey optical coherence tomography, four classes; a modality that no source of the mix has."""
 
 from functools import partial
 

@@ -1,8 +1,8 @@
-"""OmniMedVQA as the hub holds it: `OmniMedVQA.zip` with a table per sub-set and their pictures.
+"""OmniMedVQA as on the hub: `OmniMedVQA.zip` with a table per sub-set and their images.
 
 Reproduced faults: questions with two, three or four options and no keys for the others, two equal options, an answer that equals no
-option, one record with `modality` instead of `modality_type`, typing errors in the modalities, blanks and other odd characters in file
-names, several questions on a picture, and a restricted table whose pictures are not there.
+option, one record with `modality` instead of `modality_type`, typing errors in the modalities, spaces and other unusual characters in
+file names, several questions per image, and a restricted table without its images.
 """
 
 import json
@@ -14,10 +14,10 @@ import numpy as np
 from data_prep.phantom.scene.choices import choice_questions
 from data_prep.phantom.scene.wording import presence
 from data_prep.phantom.scene.world import Scene, pick
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 
-SIZES = {"train": 300}  # pictures
-# Sub-set -> techniques, share of the pictures, pattern of the file names. RadImageNet has 64% of the original's questions.
+SIZES = {"train": 300}  # images
+# Sub-set -> techniques, share of the images, pattern of the file names. RadImageNet has 64% of the original's questions.
 SUBSETS = {
     "RadImageNet": (("ct", "mri", "ultrasound"), 0.58, "CT/abd/normal/abd-normal{:06d}.png"),
     "OCT & X-Ray 2017": (("xray",), 0.08, "NORMAL-{:07d}-0001.jpeg"),
@@ -55,7 +55,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             count = max(2, round(share * num["train"]))
             for n, (scene, rng) in enumerate(scenes(seed, f"omnimedvqa {name}", "train", count, techniques)):
                 path = f"Images/{name}/{pattern.format(n)}"
-                archive.writestr(zipfile.ZipInfo(f"{ROOT}/{path}"), photograph(scene, rng))
+                archive.writestr(zipfile.ZipInfo(f"{ROOT}/{path}"), render_jpeg(scene, rng))
                 rows += [row | {"image_path": path} for row in _rows(name, len(rows), scene, rng)]
             if name == "Chest CT Scan":
                 rows[1]["modality"] = rows[1].pop("modality_type")
@@ -73,7 +73,7 @@ def _write_table(archive: zipfile.ZipFile, access: str, name: str, rows: list[di
 
 
 def _rows(name: str, first: int, scene: Scene, rng: np.random.Generator) -> list[dict]:
-    """Two questions with options, and one that is answered by yes or no."""
+    """Two questions with options, and one with the answer yes or no."""
     with_options = [one for one in choice_questions(scene, rng) if one[0] in TYPES]
     chosen = [with_options[n] for n in rng.permutation(len(with_options))[:2]]
     rows: list[dict] = []

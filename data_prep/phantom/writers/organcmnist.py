@@ -1,4 +1,4 @@
-"""OrganCMNIST: grey coronal CT, eleven organs, three of them by side; here an organ is a shape, and the side is half of its name."""
+"""OrganCMNIST: grey coronal CT, eleven organs, three of them with a side. Here an organ is a shape on a side."""
 
 from functools import partial
 

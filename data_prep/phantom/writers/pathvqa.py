@@ -1,6 +1,6 @@
-"""PathVQA as the hub holds it: parquet tables of image struct, question and answer, one row per question.
+"""PathVQA as on the hub: parquet tables of image struct, question and answer, one row per question.
 
-Reproduced faults: some pictures are CMYK JPEGs, some rows occur twice, sizes differ.
+Reproduced faults: some images are CMYK JPEGs, some rows occur twice, sizes differ.
 """
 
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from data_prep.phantom import draw
 from data_prep.phantom.scene.wording import questions
 from data_prep.phantom.scene.world import OPTICAL, Scene, pick
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 from data_prep.phantom.writers.hub_table import IMAGE, write_table
 
 SIZES = {"train": 1600, "val": 100, "test": 98}  # images
@@ -28,14 +28,14 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def image_rows(scene: Scene, rng: np.random.Generator) -> list[dict]:
-    image = cmyk(scene, rng) if rng.random() < 0.05 else photograph(scene, rng)
+    image = cmyk(scene, rng) if rng.random() < 0.05 else render_jpeg(scene, rng)
     sampled = sample_questions(scene, rng)
     rows = [{"image": {"bytes": image, "path": None}, "question": question, "answer": answer} for _, question, answer in sampled]
     return rows + rows[-1:] if rng.random() < 0.02 else rows
 
 
 def sample_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """All questions on the finding, one or two yes/no questions, and one question that the technique alone answers."""
+    """All questions about the finding, one or two yes/no questions, and one question whose answer follows from the modality."""
     known = questions(scene, rng)
     general = [one for one in known if one[0] in ("modality", "organ", "plane", "specimen")]
     presence = [one for one in known if one[0] == "presence"]

@@ -1,6 +1,6 @@
-"""PMC-VQA as the hub holds it: `train.csv`, `test_clean.csv` and `images.zip`.
+"""PMC-VQA as on the hub: `train.csv`, `test_clean.csv` and `images.zip`.
 
-Reproduced faults: the answer's column is called `Anwser`, options carry a blank and their letter in front, a few pictures
+Reproduced faults: the column of the answer is called `Anwser`, options begin with a space and their letter, a few images
 are missing in the archive.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.phantom.scene.choices import choice_questions
 from data_prep.phantom.scene.world import MODALITIES, Scene, pick
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 
 SIZES = {"train": 500, "test": 60}  # images
 FILES = {"train": "train.csv", "test": "test_clean.csv"}
@@ -25,16 +25,16 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
         for start, (split, name) in zip((3_000_000, 4_000_000), FILES.items(), strict=True):
             rows = []
             for n, (scene, rng) in enumerate(scenes(seed, "pmc_vqa", split, num[split], tuple(MODALITIES))):
-                figure, picture = f"PMC{start + n}_Fig1_{n % 5}.jpg", photograph(scene, rng)
+                figure, jpeg = f"PMC{start + n}_Fig1_{n % 5}.jpg", render_jpeg(scene, rng)
                 if n % 50 != 49:
-                    archive.writestr(zipfile.ZipInfo(f"images/{figure}"), picture)
+                    archive.writestr(zipfile.ZipInfo(f"images/{figure}"), jpeg)
                 rows += [_row(figure, *one) for one in sample_questions(scene, rng)]
             with (out / name).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def sample_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, list[str]]]:
-    """One or two questions on the finding, and for every third image one that the technique alone answers."""
+    """One or two questions about the finding, and for every third image one whose answer follows from the modality."""
     known = choice_questions(scene, rng)
     about_finding = [one for one in known if one[0] in ("finding", "count", "look")]
     chosen = [about_finding[n] for n in rng.permutation(len(about_finding))[:2]]

@@ -1,7 +1,7 @@
-"""PubMedQA: PQA-L as its repository holds it, `data/ori_pqal.json` with the ids and answers of the test questions, and PQA-A as the
-hub does, `pqa_artificial/train-*.parquet`.
+"""PubMedQA: PQA-L as in its repository, `data/ori_pqal.json` with the ids and answers of the test questions, and PQA-A as on the hub,
+`pqa_artificial/train-*.parquet`.
 
-Reproduced faults: PQA-A is never answered by maybe.
+Reproduced fault: no answer of PQA-A is maybe.
 """
 
 import json
@@ -14,7 +14,7 @@ from data_prep.phantom.scene.wording import article
 from data_prep.phantom.scene.world import item_rng
 
 SIZES = {"train": 800, "test": 100}
-ARTIFICIAL = 4  # one of so many training questions is of PQA-A, if its answer is not maybe
+ARTIFICIAL = 4  # every ARTIFICIAL-th training question belongs to PQA-A, unless its answer is maybe
 LABELS = ["METHODS", "RESULTS"]
 COLUMNS = {
     "pubid": pa.int32(),

@@ -1,7 +1,7 @@
-"""PubMedVision's alignment part as the hub holds it: one JSON array of conversations and pictures in several zip archives.
+"""PubMedVision's alignment part as on the hub: one JSON array of conversations and images in several zip archives.
 
-Reproduced faults: a fifth of the rows have several pictures, a few pictures are in no archive, each archive has its own
-folder inside.
+Reproduced faults: a fifth of the rows have several images, a few images are in no archive, and each archive has another
+folder.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.phantom.scene.wording import NUMBERS, caption
 from data_prep.phantom.scene.world import MODALITIES, Scene, pick, sample_scene
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 
 SIZES = {"train": 400}  # conversations
 ARCHIVES = 2
@@ -32,10 +32,10 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
             figure = _scenes(scene, rng)
             names = [f"pmc_{n}_{place}.jpg" for place in range(len(figure))]
             for name, one in zip(names, figure, strict=True):
-                picture = photograph(one, rng)
+                jpeg = render_jpeg(one, rng)
                 if n % 100 != 99:
                     archive = n % ARCHIVES
-                    archives[archive].writestr(zipfile.ZipInfo(f"images_{archive}/{name}"), picture)
+                    archives[archive].writestr(zipfile.ZipInfo(f"images_{archive}/{name}"), jpeg)
             rows.append(
                 {
                     "image": [f"images/{name}" for name in names],

@@ -1,4 +1,4 @@
-"""RetinaMNIST: colour fundus, five ordered grades; here a grade is the number of haemorrhages, a shape that the mix has no fundus with."""
+"""RetinaMNIST: colour fundus, five ordered grades; here a grade is the number of haemorrhages, a shape that no fundus of the mix has."""
 
 from functools import partial
 

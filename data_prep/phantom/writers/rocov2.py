@@ -1,4 +1,4 @@
-"""ROCOv2 as the hub holds it: parquet tables of picture, id, caption and concepts.
+"""ROCOv2 as on the hub: parquet tables of image, id, caption and concepts.
 
 Reproduced fault: some figures of ROCO occur here too, under another id.
 """
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data_prep.phantom.scene.wording import caption
 from data_prep.phantom.scene.world import RADIOLOGY
-from data_prep.phantom.writers.folder import photograph
+from data_prep.phantom.writers.folder import render_jpeg
 from data_prep.phantom.writers.hub_table import IMAGE, write_table
 from data_prep.phantom.writers.roco import scenes_shared
 
@@ -22,7 +22,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     for split, size in num.items():
         rows = []
         for n, (scene, rng) in enumerate(scenes_shared(seed, "rocov2", split, size, tuple(RADIOLOGY)), start=1):
-            picture = {"bytes": photograph(scene, rng), "path": None}
+            jpeg = {"bytes": render_jpeg(scene, rng), "path": None}
             name = f"ROCOv2_2023_{split.replace('val', 'valid')}_{n:06d}"
-            rows.append({"image": picture, "image_id": name, "caption": caption(scene, rng), "cui": [CUIS[scene.modality]]})
+            rows.append({"image": jpeg, "image_id": name, "caption": caption(scene, rng), "cui": [CUIS[scene.modality]]})
         write_table(out, split, rows, columns=COLUMNS)

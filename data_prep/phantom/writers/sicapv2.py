@@ -1,5 +1,5 @@
-"""SICAPv2: prostate patches as JPEG with a mask each, patient folds in spreadsheets; the grade is texture and fused glands, which
-the mix never names."""
+"""SICAPv2: prostate patches as JPEG with a mask each, patient folds in spreadsheets; the grade is a texture with fused glands, which
+no text of the mix names."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from openpyxl import Workbook
 from PIL import Image
 
-from data_prep.phantom.writers.unseen import Look, labelled, picture
+from data_prep.phantom.writers.unseen import Look, draw_class, labelled_scenes
 
 SIZES = {"train": 640, "val": 160, "test": 240}  # patches
 SLIDE = 20  # patches of one slide; two slides are one patient
@@ -24,12 +24,12 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     rows: dict[str, list[tuple]] = {}
     for place, (split, number) in enumerate(num.items()):
         rows[split] = []
-        for n, (label, scene, rng) in enumerate(labelled(seed, "sicapv2", split, number, "histology", [4, 4, 8, 2])):
+        for n, (label, scene, rng) in enumerate(labelled_scenes(seed, "sicapv2", split, number, "histology", [4, 4, 8, 2])):
             slide = f"{15 + place}B000{1000 + n // SLIDE}"
             if n % SLIDE == 0:
                 slides.append((slide, place * 1000 + n // SLIDE // 2))
             name = f"{slide}_Block_Region_1_{n % SLIDE}_0_xini_{n * 256}_yini_{n * 128}.jpg"
-            pixels = Image.fromarray(picture(list(LOOKS.values())[label], scene, rng, sides=(128,)))
+            pixels = Image.fromarray(draw_class(list(LOOKS.values())[label], scene, rng, sides=(128,)))
             pixels.resize((256, 256)).save(root / "images" / name, quality=88)
             Image.fromarray(np.full((256, 256), label, np.uint8)).save(root / "masks" / name.replace(".jpg", ".png"))
             rows[split].append((name, *(int(label == k) for k in range(4)), 0))

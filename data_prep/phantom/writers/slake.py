@@ -1,7 +1,7 @@
-"""SLAKE as the hub holds it: `{train,validate,test}.json` and `imgs.zip`, every picture in a folder of its own.
+"""SLAKE as on the hub: `{train,validate,test}.json` and `imgs.zip`, each image in a folder of its own.
 
-Reproduced faults: each question exists in English and in Chinese, and the Chinese are split differently, so that
-Chinese training questions show test pictures; answers begin with a capital; CLOSED are also questions that name two answers.
+Reproduced faults: each question exists in English and in Chinese, and the Chinese ones have another split, so that
+images of the test split occur in training; answers begin with a capital; questions that name two answers are CLOSED too.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.phantom.scene.wording import sentence
 from data_prep.phantom.scene.world import Scene
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 from data_prep.phantom.writers.pathvqa import sample_questions
 
 SIZES = {"train": 400, "val": 30, "test": 30}  # images
@@ -18,7 +18,7 @@ FILES = {"train": "train.json", "val": "validation.json", "test": "test.json"}
 TECHNIQUES = {"xray": "X-Ray", "ct": "CT", "mri": "MRI"}  # the original has no other
 CONTENT = {"modality": "Modality", "plane": "Plane", "organ": "Organ", "finding": "Abnormality", "presence": "Abnormality"}
 CONTENT |= {"side": "Position", "size": "Size", "count": "Quantity"}
-# 'What is the technique of this picture?', 'Is anything abnormal in the picture?'; yes, no: as the original words them
+# 'What is the technique of this image?', 'Is anything abnormal in the image?'; yes, no: in the wording of the original
 CHINESE = {
     "technique": "\u8fd9\u5f20\u56fe\u7247\u7684\u6210\u50cf\u65b9\u5f0f\u662f\u4ec0\u4e48?",
     "abnormal": "\u56fe\u7247\u91cc\u662f\u5426\u5b58\u5728\u5f02\u5e38?",
@@ -34,7 +34,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
     with zipfile.ZipFile(out / "imgs.zip", "w", zipfile.ZIP_STORED) as archive:
         for split in FILES:
             for scene, rng in scenes(seed, "slake", split, num[split], tuple(TECHNIQUES)):
-                archive.writestr(zipfile.ZipInfo(f"imgs/xmlab{number}/source.jpg"), photograph(scene, rng))
+                archive.writestr(zipfile.ZipInfo(f"imgs/xmlab{number}/source.jpg"), render_jpeg(scene, rng))
                 english[split] += [_row(number, scene, *one) for one in sample_questions(scene, rng)]
                 chinese["test" if number % 7 == 0 else "train"] += _chinese(number, scene)
                 number += 1

@@ -1,6 +1,6 @@
-"""u-Bench as the hub holds it: Arrow files of its test split, as `datasets` saves them.
+"""u-Bench as on the hub: Arrow files of its test split, as `datasets` saves them.
 
-Reproduced faults: a licence per picture, questions that a picture does not have are null, the last option of each is
+Reproduced faults: a licence per image, questions that an image does not have are null, the last option of each is
 'none of the above' and never right.
 """
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_prep.phantom.scene.choices import choice_questions
 from data_prep.phantom.scene.world import Scene
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 
 SIZES = {"train": 300}  # images, all of the original's test split
 MICROSCOPY = ("histology", "fluorescence", "smear")
@@ -44,7 +44,7 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _row(number: int, scene: Scene, rng: np.random.Generator) -> dict:
-    image = {"bytes": photograph(scene, rng), "path": f"{number:05d}.jpg"}
+    image = {"bytes": render_jpeg(scene, rng), "path": f"{number:05d}.jpg"}
     questions = {}
     for kind, question, answer, options in choice_questions(scene, rng):
         if kind in KINDS:

@@ -1,7 +1,7 @@
-"""VQA-Med-2019 as its archives unpack: three folders of pictures and pipe-separated questions by category.
+"""VQA-Med-2019 as unpacked from its archives: three folders of images and pipe-separated questions by category.
 
-Reproduced faults: `#` separates accepted answers in the test references only; the finer kinds of question are all under
-`abnormality`; a picture of each split is missing.
+Reproduced faults: `#` separates accepted answers in the test references only; all other types of question have the category
+`abnormality`; an image of each split is missing.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.phantom.scene.wording import alternatives
 from data_prep.phantom.scene.world import RADIOLOGY, Scene
-from data_prep.phantom.writers.folder import photograph, scenes
+from data_prep.phantom.writers.folder import render_jpeg, scenes
 from data_prep.phantom.writers.pathvqa import sample_questions
 
 SIZES = {"train": 1200, "val": 80, "test": 66}  # images
@@ -35,12 +35,12 @@ def write(out: Path, *, seed: int, num: dict[str, int]) -> None:
 
 
 def _questions(images: Path, seed: int, split: str, number: int) -> Iterator[tuple[str, Scene, str, str, str]]:
-    """(image id, scene, type, question, answer); writes the pictures on the way, all but the last."""
+    """(image id, scene, type, question, answer). Writes the images, except the last one."""
     images.mkdir(parents=True)
     for n, (scene, rng) in enumerate(scenes(seed, "vqa_med_2019", split, number, tuple(RADIOLOGY))):
-        name, picture = f"synpic{split}{n:05d}", photograph(scene, rng)
+        name, jpeg = f"synpic{split}{n:05d}", render_jpeg(scene, rng)
         if n < number - 1 or number < 20:
-            (images / f"{name}.jpg").write_bytes(picture)
+            (images / f"{name}.jpg").write_bytes(jpeg)
         for kind, question, answer in sample_questions(scene, rng):
             yield name, scene, kind, question, answer
 

@@ -35,7 +35,7 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if step == self._step:  # inside an accumulation window: the gradients of an unfinished step cannot be saved
+        if step == self._step:  # between two micro-batches: the gradients of an unfinished step cannot be saved
             self._stop_requested |= trainer.should_stop
             trainer.should_stop = False
             return

@@ -1,8 +1,8 @@
 """Counts the rows that the readers accept in published files, before any image is encoded.
 
-    python -m experiments.real.real raw=FOLDER sources=pubmedqa,slake
+    python -m experiments.real.row_counts raw=FOLDER sources=pubmedqa,slake
 
-Reads RAW/<source> in its upstream layout, prints the table and writes real.csv.
+Reads RAW/<source> in its upstream layout, prints the table and writes row_counts.csv.
 """
 
 import csv
@@ -15,7 +15,7 @@ from data_prep import sources
 from data_prep.readers import READERS
 from data_prep.readers.rows import FilteredRow, InvalidRow, Row
 from src.data.record import SPLITS
-from src.runtime import arguments
+from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.run_folder import git_commit
 
@@ -23,10 +23,10 @@ COLUMNS = ["source", "split", "rows", "records", "left out by a rule", "refused"
 
 
 @dataclass
-class RealConfig:
+class RowCountsConfig:
     """Counts accepted, filtered and refused rows of raw datasets.
 
-    python -m experiments.real.real raw=data/raw sources=pubmedqa,slake
+    python -m experiments.real.row_counts raw=data/raw sources=pubmedqa,slake
 
     raw      folder that holds RAW/<source>
     sources  names from data_prep/sources.yaml, separated by commas
@@ -37,10 +37,10 @@ class RealConfig:
 
 
 @report_user_errors
-def main(words: list[str]) -> None:
-    config = arguments.parse_arguments(RealConfig, words)
+def main(args: list[str]) -> None:
+    config = parse_arguments(RowCountsConfig, args)
     lines = [line for name in config.sources for line in count_source(sources.find_source(name, config.raw), config.raw / name)]
-    with Path(__file__).with_name("real.csv").open("w", newline="") as file:
+    with Path(__file__).with_name("row_counts.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     for line in lines:
         print(*line[:-1], sep="  ")
