@@ -1,4 +1,4 @@
-"""src/model/kernels.py, src/training/step_kernels.py and experiments/bench/roofline.py: what is counted, and limits that may not grow."""
+"""What is counted (src/model/kernels.py, roofline.py, src/training/step_kernels.py, experiments/bench/roofline.py), and limits."""
 
 from collections import Counter
 
@@ -8,8 +8,10 @@ from torch import nn
 
 from experiments.bench import roofline
 from src.model.cost import AverageSample, average_batch, build_on_meta
+from src.model.fake_gpu import fake_gpu
 from src.model.fast.attention import PackedSequences, varlen_attention
-from src.model.kernels import H100, Accelerator, Kernel, KernelRecorder, Prediction, extrapolate, fake_gpu, most_expensive
+from src.model.kernels import KernelRecorder
+from src.model.roofline import H100, Accelerator, Kernel, Prediction, extrapolate, most_expensive
 from src.training.step_kernels import causal_pairs, record_micro_batches, record_optimizer, record_step
 
 DEVICE = "meta"  # a GPU in what is recorded

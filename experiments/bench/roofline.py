@@ -1,4 +1,4 @@
-"""Predicted speed of one optimizer step of LLaMA-7B with LoRA and a ViT-B/16 on a GPU, without one (src/model/kernels.py).
+"""Predicted speed of one optimizer step of LLaMA-7B with LoRA and a ViT-B/16 on a GPU, without one (src/model/roofline.py).
 
 `python -m experiments.bench.roofline [gpu=h200] [flops=...] [bandwidth=...] [launch=...]` prints the predictions for other rates;
 `make bench ONLY=roofline` stores those for an H100. Nothing depends on the load of the machine.
@@ -24,17 +24,9 @@ from src.config.train import TrainConfig
 from src.data.packing import Batch, collate, pack
 from src.data.prompt import IGNORE, EncodedSample
 from src.model.cost import IMAGE_ID, LLAMA_7B, build_on_meta
-from src.model.kernels import (
-    ACCELERATORS,
-    H100,
-    Accelerator,
-    KernelRecorder,
-    Prediction,
-    fake_gpu,
-    fake_like,
-    most_expensive,
-    to_fake,
-)
+from src.model.fake_gpu import fake_gpu, fake_like, to_fake
+from src.model.kernels import KernelRecorder
+from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive
 from src.runtime.cli import compose
 from src.runtime.errors import UserError, report_user_errors
 from src.runtime.schema import check_choice, to_typed

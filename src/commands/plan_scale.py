@@ -1,4 +1,4 @@
-"""Predicted time of a step on many GPUs: kernels at best (src/model/kernels.py), all-reduce, the fullest rank, and reading the data.
+"""Predicted time of a step on many GPUs: kernels at best (src/model/roofline.py), all-reduce, the fullest rank, and reading the data.
 
 Nothing here was measured. The all-reduce is counted as if nothing of it overlapped with the backward pass.
 """
@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from src.config.plan import PlanConfig
 from src.data.packing import RankBalance
 from src.model.cost import AverageSample, average_batch, build_on_meta
-from src.model.kernels import ACCELERATORS, H200, Accelerator, Prediction
+from src.model.roofline import ACCELERATORS, H200, Accelerator, Prediction
 from src.training.step_kernels import record_micro_batches, record_optimizer
 
 GPUS = (1, 8, 64, 512)

@@ -12,7 +12,9 @@ from torch.autograd.graph import _engine_run_backward
 from src.config.train import TrainConfig
 from src.data.packing import Batch
 from src.model.cost import build_on_meta, layers_of
-from src.model.kernels import Autocast, KernelRecorder, extrapolate, fake_gpu, fake_like, to_fake
+from src.model.fake_gpu import Autocast, fake_gpu, fake_like, to_fake
+from src.model.kernels import KernelRecorder
+from src.model.roofline import extrapolate
 from src.training.lightning_module import VLMLightningModule
 
 
