@@ -30,7 +30,7 @@ from src.model.roofline import Kernel
 ROOT = Path(__file__).parents[2]
 TORCH, STDLIB = f"{Path(torch.__file__).parent}/", f"{sysconfig.get_path('stdlib')}/"
 INSTRUMENTS = (__file__, fake_gpu.__file__)  # whose frames are not those of the code that runs
-WRITE_ONLY = ("copy_", "fill_", "zero_")
+WRITE_ONLY = ("copy_", "fill_", "zero_", "_foreach_copy_")
 LOOK_UPS = ("embedding", "index_select", "gather", "index", "nll_loss_forward")
 SCATTERS = ("scatter_add_", "index_add_")
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh: tensors of a launch by the number of lists, blocks of a launch, elements of a block.

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from src.model.fast.elementwise import rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
+from src.model.fast.elementwise import add_rmsnorm, rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
 from src.model.fast.lora import lora_linears
 from src.runtime.errors import UserError
 
@@ -49,36 +49,49 @@ def _refuse(description: str) -> NoReturn:
 
 
 def recomputed_rmsnorm(norm: nn.Module, x_BTH: Tensor) -> Tensor:
-    return _RecomputedRMSNorm.apply(x_BTH, norm.weight, norm.variance_epsilon)
+    return add_and_norm(norm, x_BTH)[1]
+
+
+def add_and_norm(norm: nn.Module, x_BTH: Tensor, delta_BTH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(x, norm(x)), or with `delta_BTH` (x + delta, norm(x + delta)). In the backward pass one kernel adds both gradients of x."""
+    delta_LH = None if delta_BTH is None else delta_BTH.flatten(0, -2)
+    results = _RecomputedRMSNorm.apply(x_BTH.flatten(0, -2), delta_LH, norm.weight, norm.variance_epsilon)
+    return results[0].view_as(x_BTH), results[1].view_as(x_BTH)
 
 
 def recomputed_mlp(mlp: nn.Module, x_BTH: Tensor) -> Tensor:
-    return mlp.down_proj(_RecomputedGate.apply(*lora_linears(x_BTH, mlp.gate_proj, mlp.up_proj)))
+    gate_BTI, up_BTI = lora_linears(x_BTH, mlp.gate_proj, mlp.up_proj)
+    return mlp.down_proj(_RecomputedGate.apply(gate_BTI.flatten(0, -2), up_BTI.flatten(0, -2)).view_as(gate_BTI))
 
 
 class _RecomputedRMSNorm(torch.autograd.Function):
     """LLaMA's RMSNorm with a frozen weight. Saves its input and one number per token instead of float32 copies of the input."""
 
     @staticmethod
-    def forward(ctx, x_BTH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx, x_LH: Tensor, delta_LH: Tensor | None, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         assert not weight_H.requires_grad, "the norms must be frozen"
-        y_BTH, scale_BT1 = rmsnorm(x_BTH, weight_H, epsilon)
-        ctx.save_for_backward(x_BTH, weight_H, scale_BT1)
-        return y_BTH
+        if delta_LH is None:
+            y_LH, scale_L1 = rmsnorm(x_LH, weight_H, epsilon)
+        else:
+            x_LH, y_LH, scale_L1 = add_rmsnorm(x_LH, delta_LH, weight_H, epsilon)
+        ctx.save_for_backward(x_LH, weight_H, scale_L1)
+        ctx.set_materialize_grads(False)
+        return x_LH, y_LH
 
     @staticmethod
-    def backward(ctx, dy_BTH: Tensor) -> tuple[Tensor, None, None]:
-        return rmsnorm_backward(dy_BTH, *ctx.saved_tensors), None, None
+    def backward(ctx, dx_LH: Tensor | None, dy_LH: Tensor) -> tuple[Tensor | None, ...]:
+        dx_LH = rmsnorm_backward(dy_LH, *ctx.saved_tensors, dx_LH)
+        return dx_LH, dx_LH if ctx.needs_input_grad[1] else None, None, None
 
 
 class _RecomputedGate(torch.autograd.Function):
     """silu(gate) * up, without saving silu(gate)."""
 
     @staticmethod
-    def forward(ctx, gate_BTI: Tensor, up_BTI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_BTI, up_BTI)
-        return silu_product(gate_BTI, up_BTI)
+    def forward(ctx, gate_LI: Tensor, up_LI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_LI, up_LI)
+        return silu_product(gate_LI, up_LI)
 
     @staticmethod
-    def backward(ctx, dy_BTI: Tensor) -> tuple[Tensor, Tensor]:
-        return silu_product_backward(dy_BTI, *ctx.saved_tensors)
+    def backward(ctx, dy_LI: Tensor) -> tuple[Tensor, Tensor]:
+        return silu_product_backward(dy_LI, *ctx.saved_tensors)
