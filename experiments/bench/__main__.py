@@ -35,7 +35,7 @@ class BenchConfig:
 
     python -m experiments.bench only=train,stream
 
-    only  groups to run: train, stream, data, evaluate, transfer, sweep, startup (default: all)
+    only  groups to run: train, stream, data, evaluate, transfer, sweep, startup, roofline (default: all)
     """
 
     only: list[str] = field(default_factory=lambda: list(GROUPS))
