@@ -7,6 +7,7 @@ updates run on `cuda`, so that optimizers are fused as there.
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -51,8 +52,28 @@ class Autocast(TorchFunctionMode):
     Parameters in float32 are cast once in the context, others at each use. `clear` begins anew, as the backward pass does.
     """
 
-    LOWER = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, torch.addmm, torch.conv2d, F.conv2d)
-    FLOAT32 = (F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, F.cross_entropy, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt)
+    LOWER: tuple[Any, ...] = (
+        F.linear,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.mm,
+        torch.bmm,
+        torch.addmm,
+        torch.conv2d,
+        F.conv2d,
+    )
+    FLOAT32: tuple[Any, ...] = (
+        F.layer_norm,
+        F.softmax,
+        torch.softmax,
+        Tensor.softmax,
+        F.cross_entropy,
+        torch.pow,
+        Tensor.pow,
+        Tensor.__pow__,
+        torch.rsqrt,
+    )
     FLOAT32 += (Tensor.rsqrt, torch.exp, Tensor.exp, torch.sum, Tensor.sum)
     active = 0
 

@@ -59,8 +59,8 @@ class _FusedLoRA(torch.autograd.Function):
         layers = len(scales)
         weights, biases, adapters = parts[: 2 * layers : 2], parts[1 : 2 * layers : 2], parts[2 * layers :]
         ctx.scales, ctx.ranks, ctx.adapter_dtype = scales, [len(a_RI) for a_RI in adapters[::2]], adapters[0].dtype
-        adapters = _cast(adapters, x.dtype)
-        a_RI, lora_Bs = _concatenate(adapters[::2]), adapters[1::2]
+        casts = _cast(adapters, x.dtype)
+        a_RI, lora_Bs = _concatenate(casts[::2]), casts[1::2]
         x_NI = x.flatten(0, -2)
         xa_NR = _scale(x_NI @ a_RI.T, ctx.ranks, scales)
         outputs = []

@@ -23,6 +23,7 @@ def patch_recompute(base: nn.Module, *, on_cpu: bool) -> None:
     kernels take to save their results. Raises `UserError` with `on_cpu` where the norms or the activation are not LLaMA's; without it, such
     modules stay as they are.
     """
+    forward: Callable[[nn.Module, Tensor], Tensor]
     for module in base.modules():
         if type(module).__name__.endswith("RMSNorm"):
             supported, description, forward = hasattr(module, "variance_epsilon"), type(module).__name__, recomputed_rmsnorm
