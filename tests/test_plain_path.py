@@ -49,9 +49,11 @@ def loss_states_and_gradients(vlm: VLM, batch: Batch) -> dict[str, torch.Tensor]
     return results | {name: p.grad for name, p in vlm.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("how", ["none", "full"])
-def test_losses_states_and_gradients_of_both_paths_are_equal(configure, how):
-    fast, plain = (model(configure, f"trainer.activation_checkpointing={how}", fast=fast) for fast in (True, False))
+@pytest.mark.parametrize(("how", "tolerance"), [("none", 1e-12), ("full", 1e-12), ("selective", 1e-5)])
+def test_losses_states_and_gradients_of_both_paths_are_equal(configure, how, tolerance):
+    """transformers computes norms in float32, and `selective` in float64."""
+    fast = model(configure, f"trainer.activation_checkpointing={how}", fast=True)
+    plain = model(configure, f"trainer.activation_checkpointing={'full' if how == 'full' else 'none'}", fast=False)
     batch = packed_batch(fast)
     assert (batch.sources_BT == -1).any()
     expected, results = loss_states_and_gradients(plain, batch), loss_states_and_gradients(fast, batch)
@@ -59,7 +61,7 @@ def test_losses_states_and_gradients_of_both_paths_are_equal(configure, how):
     assert len(expected) > 20
     for name, tensor in expected.items():
         assert tensor.any(), name
-        assert (tensor - results[name]).abs().max() <= 1e-12 * tensor.abs().max(), name
+        assert (tensor - results[name]).abs().max() <= tolerance * tensor.abs().max(), name
 
 
 def test_losses_of_both_paths_agree_in_mixed_precision(configure):

@@ -37,4 +37,4 @@ def test_selective_checkpointing_of_other_norms_is_refused():
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
     gemma = GemmaForCausalLM(GemmaConfig(hidden_size=32, intermediate_size=80, **sizes))
     with pytest.raises(UserError, match=r"the model has Gemma\w+.*set trainer\.activation_checkpointing=full or none"):
-        patch_recompute(gemma)
+        patch_recompute(gemma, on_cpu=True)

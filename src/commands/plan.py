@@ -9,6 +9,7 @@ import torch
 from rich.table import Column, Table
 from torch import nn
 
+from src.commands.plan_scale import scale_table
 from src.config.plan import PlanConfig, check_plan_config
 from src.config.train import LanguageConfig, TrainConfig
 from src.data import token_budget
@@ -138,6 +139,8 @@ def plan(config: PlanConfig) -> None:
     if ranks > 1 and (warning := low_utilization_warning(lengths, ranks, data=config.data, accumulate=trainer.accumulate)):
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
+    if trainer.accelerator == "gpu":
+        print_table(scale_table(config, sample, lengths, sample_bytes=token_budget.bytes_per_sample(sources)))
     loads = [
         SourceLoad(source.shards, source.disk, source.records, source.draws / samples)
         for source in sources

@@ -128,6 +128,12 @@ def _estimated_budget(name: str, entry: dict, mix: MixConfig, draws: int) -> Sou
     return SourceBudget(name, False, records, records if images else 0, None, size, -(-size // SHARD_BYTES), draws)
 
 
+def bytes_per_sample(budgets: list[SourceBudget]) -> float:
+    """Mean size on disk of the samples that the run draws."""
+    drawn = [(budget.draws, budget.disk / budget.records) for budget in budgets if budget.records]
+    return sum(draws * size for draws, size in drawn) / max(1, sum(draws for draws, _ in drawn))
+
+
 def budget_table(budgets: list[SourceBudget], *, patches: int) -> Table:
     headers = ("records", "images", "text tokens", "tokens in the run", "epochs", "disk GB", "shards")
     counted_by = ", ".join(sorted({budget.counted_by for budget in budgets} - {""}))

@@ -74,7 +74,7 @@ class VLMLightningModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         losses = torch.stack([loss for loss, _ in self.step_losses])
         num_nonfinite = (~torch.isfinite(losses)).sum()
-        sums = torch.stack([torch.tensor(float(self.step_tokens), device=self.device), num_nonfinite.float()])
+        sums = torch.stack([torch.full((), float(self.step_tokens), device=self.device), num_nonfinite.float()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         scale = self.trainer.world_size / sums[0].clamp(min=1)

@@ -19,10 +19,13 @@ attention.py: causal attention per sample. Q (24, 4, 8), K and V (24, 2, 8) and 
 llama.py: Q, K and V come from the projections as (2, 12, 32), (2, 12, 16), (2, 12, 16) and are viewed as (24, 4, 8), (24, 2, 8),
     (24, 2, 8); transformers transposes them to (2, 4, 12, 8) and back. Rotary embeddings take one product and two additions in place.
     After the attention of the last layer, 3 of the 24 tokens are selected: `o_proj`, MLP and final norm run on (1, 3, 32).
+    A residual sum and the norm after it are one step, whose backward pass adds the gradients of both.
 lora.py: x (24, 32) times the stacked A matrices of Q, K and V (12, 32) gives (24, 12) in one product; each slice (24, 4) times B^T
     (4, 32) or (4, 16) is added into the output of the frozen layer by `addmm_`.
-recompute.py (trainer.activation_checkpointing=selective): RMSNorm saves its input (2, 12, 32) in its own precision and one float32
-    number per token (2, 12, 1); the MLP saves gate and up (2, 12, I), not silu(gate). Both compute the rest again in the backward pass.
+recompute.py (with trainer.activation_checkpointing=selective, and always on a GPU): RMSNorm saves its input (2, 12, 32) in its own
+    precision and one float32 number per token (2, 12, 1); the MLP saves gate and up (2, 12, I), not silu(gate). Both compute the rest
+    again in the backward pass.
+elementwise.py: one kernel on a GPU for each norm, rotary embedding and activation.
 loss.py (in the folder above): cross-entropy that saves one gradient (3, 32) per token instead of logits (3, V).
 """
 
@@ -41,7 +44,8 @@ def accelerate(model: PeftModel, *, activation_checkpointing: str) -> None:
     """
     base = model.base_model.model
     base.set_attn_implementation(ATTENTION_NAME)  # replaces `sdpa` with a dense mask: attention per sample, by a registered function
-    patch_llama(base.model)  # replaces LlamaAttention and the last LlamaDecoderLayer by subclasses; other families keep theirs
+    on_cpu = activation_checkpointing == "selective"
+    patch_llama(base.model, recompute_on_cpu=on_cpu)  # replaces every LlamaDecoderLayer by a subclass; other families keep theirs
     patch_peft(model)  # replaces `forward` of peft's Linear, where it has no dropout: frozen layer and adapter in one step
-    if activation_checkpointing == "selective":
-        patch_recompute(base)  # replaces `forward` of RMSNorm and MLP: element-wise results are computed again in the backward pass
+    # replaces `forward` of RMSNorm and MLP: element-wise results are computed again in the backward pass, with `none` and `full` on a GPU
+    patch_recompute(base, on_cpu=on_cpu)

@@ -6,7 +6,9 @@ computes only the pairs that are needed.
 Legend: B sequences, T tokens, L = B x T tokens of all sequences, flattened, A query heads, G key and value heads, E head width.
 """
 
+import functools
 import inspect
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -64,10 +66,10 @@ def packed_attention(
 def varlen_attention(q_LAE: Tensor, k_LGE: Tensor, v_LGE: Tensor, packed_sequences: PackedSequences, *, scale: float | None) -> Tensor:
     """Causal attention of each token to its own sample: y_LAE.
 
-    Half precision on a GPU takes one call of `varlen_attn` for all samples; a CPU or float32 takes one call of SDPA per sample.
+    Half precision on a GPU takes one call of `varlen_attn` for all samples; a CPU, an old GPU or float32 takes one call of SDPA per sample.
     """
     heads, grouped = q_LAE.shape[1], k_LGE.shape[1] != q_LAE.shape[1]
-    if not q_LAE.is_cpu and q_LAE.dtype in (torch.bfloat16, torch.float16):  # a GPU, or the meta device in its place
+    if q_LAE.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(q_LAE.device):
         cu_seqlens, longest = packed_sequences.cu_seqlens_device, packed_sequences.max_seqlen
         gqa = {"enable_gqa": True} if grouped and VARLEN_HAS_GQA else {}
         if grouped and not VARLEN_HAS_GQA:
@@ -83,6 +85,19 @@ def varlen_attention(q_LAE: Tensor, k_LGE: Tensor, v_LGE: Tensor, packed_sequenc
         for q, k, v in samples
     ]
     return torch.cat(outputs)
+
+
+@functools.cache
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether `varlen_attn` has a kernel for the device: a GPU, or the meta device in its place."""
+    if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) >= (8, 0):
+        return device.type != "cpu"
+    warnings.warn(
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and flash attention needs 8.0: "
+        "attention takes one slower call per sample, with the same results",
+        stacklevel=2,
+    )
+    return False
 
 
 def padding_mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel
 
 from src.model.fast.attention import PackedSequences, varlen_attention
+from src.model.fast.elementwise import rotary, rotary_backward
 from src.model.fast.lora import lora_linears
+from src.model.fast.recompute import add_and_norm
 
 
-def patch_llama(body: nn.Module) -> None:
-    """Replaces the attention of every layer, and the last layer, of a `LlamaModel`; does nothing to another model.
+def patch_llama(body: nn.Module, *, recompute_on_cpu: bool) -> None:
+    """Replaces every layer of a `LlamaModel` and its attention; does nothing to another model. `recompute_on_cpu`: see `patch_recompute`.
 
     The new modules own the submodules of the old ones, so parameters and their names stay. They differ from transformers only in a
     call with `packed_sequences`, whose last hidden state is (1, S, H) if `loss_index_S` is given too.
@@ -27,8 +29,9 @@ def patch_llama(body: nn.Module) -> None:
     with torch.device("meta"):  # the submodules that the constructors make are replaced at once
         for n, layer in enumerate(body.layers):
             layer.self_attn = _take_submodules(PackedLlamaAttention(config, n), layer.self_attn)
-        last = len(body.layers) - 1
-        body.layers[last] = _take_submodules(LossOnlyLastLayer(config, last), body.layers[last])
+            kind = LossOnlyLastLayer if n == len(body.layers) - 1 else PackedLlamaLayer
+            body.layers[n] = _take_submodules(kind(config, n), layer)
+            body.layers[n].recompute_on_cpu = recompute_on_cpu
 
 
 def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -53,40 +56,45 @@ class PackedLlamaAttention(LlamaAttention):
         projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in projections)
         cos_LE, sin_LE = (part.expand(*hidden_states.shape[:-1], -1).flatten(0, 1).to(q_LAE.dtype) for part in position_embeddings)
-        q_LAE, k_LGE = (_ApplyRotary.apply(states, cos_LE, sin_LE) for states in (q_LAE, k_LGE))
+        q_LAE, k_LGE = _ApplyRotary.apply(q_LAE, k_LGE, cos_LE, sin_LE)
         y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
         y_BTH = y_LH.view(*hidden_states.shape[:-1], -1) if output_index_S is None else y_LH.index_select(0, output_index_S)[None]
         return self.o_proj(y_BTH), None
 
 
-class LossOnlyLastLayer(LlamaDecoderLayer):
-    def forward(self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, **kwargs) -> Tensor:  # type: ignore[override]
-        """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `loss_index_S` alone."""
-        if loss_index_S is None:
+class PackedLlamaLayer(LlamaDecoderLayer):
+    recompute_on_cpu = False
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, packed_sequences: PackedSequences | None = None, **kwargs
+    ) -> Tensor:
+        """x_BTH -> y_BTH, or (1, S, H) of the last layer: the flattened tokens `loss_index_S` alone."""
+        if packed_sequences is None:
             return super().forward(hidden_states, **kwargs)
-        attention_1SH, _ = self.self_attn(self.input_layernorm(hidden_states), output_index_S=loss_index_S, **kwargs)
-        x_1SH = hidden_states.flatten(0, 1).index_select(0, loss_index_S) + attention_1SH
-        return x_1SH + self.mlp(self.post_attention_layernorm(x_1SH))
+        index_S = loss_index_S if isinstance(self, LossOnlyLastLayer) else None
+        x, normed = self._add_and_norm(self.input_layernorm, hidden_states)
+        attention, _ = self.self_attn(normed, packed_sequences=packed_sequences, output_index_S=index_S, **kwargs)
+        x = x if index_S is None else x.flatten(0, 1).index_select(0, index_S)[None]
+        x, normed = self._add_and_norm(self.post_attention_layernorm, x, attention)
+        return x + self.mlp(normed)
+
+    def _add_and_norm(self, norm: nn.Module, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.recompute_on_cpu or not x.is_cpu:
+            return add_and_norm(norm, x, delta)
+        x = x if delta is None else x + delta
+        return x, norm(x)
+
+
+class LossOnlyLastLayer(PackedLlamaLayer):
+    """Computes the tokens of `loss_index_S` alone after its attention."""
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
-
     @staticmethod
-    def forward(ctx, x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    def forward(ctx, q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_LE, sin_LE)
-        return _apply_rotary(x_LAE, cos_LE, sin_LE)
+        return rotary(q_LAE, k_LGE, cos_LE, sin_LE)
 
     @staticmethod
-    def backward(ctx, dy_LAE: Tensor) -> tuple[Tensor, None, None]:
-        cos_LE, sin_LE = ctx.saved_tensors
-        return _apply_rotary(dy_LAE, cos_LE, -sin_LE), None, None
-
-
-def _apply_rotary(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    half = x_LAE.shape[-1] // 2
-    (left_LAF, right_LAF), sin_L1F = x_LAE.split(half, -1), sin_LE[:, None, :half]
-    y_LAE = x_LAE * cos_LE[:, None]
-    y_LAE[..., :half].addcmul_(right_LAF, sin_L1F, value=-1)
-    y_LAE[..., half:].addcmul_(left_LAF, sin_L1F)
-    return y_LAE
+    def backward(ctx, dq_LAE: Tensor, dk_LGE: Tensor) -> tuple[Tensor | None, ...]:
+        return *rotary_backward(dq_LAE, dk_LGE, *ctx.saved_tensors), None, None

@@ -4,74 +4,95 @@ Per token and layer of LLaMA-7B in bfloat16 (width H = 4,096, inner width I = 11
 keeps 16 H + 6 I without another matrix product, `full` (transformers' own) keeps 2 H and computes the whole layer again.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.model.fast.elementwise import add_rmsnorm, rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
 from src.model.fast.lora import lora_linears
 from src.runtime.errors import UserError
 
 
-def patch_recompute(base: nn.Module) -> None:
+def patch_recompute(base: nn.Module, *, on_cpu: bool) -> None:
     """Replaces `forward` of norms and MLPs of a model of the LLaMA family in place; outputs stay, gradients stay up to rounding.
 
-    Raises `UserError` where the norms or the activation are not LLaMA's.
+    Without `on_cpu` they keep `forward` on a CPU. On a GPU one kernel computes a norm or a gated activation again in less time than several
+    kernels take to save their results. Raises `UserError` with `on_cpu` where the norms or the activation are not LLaMA's; without it, such
+    modules stay as they are.
     """
+    forward: Callable[[nn.Module, Tensor], Tensor]
     for module in base.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            _require(hasattr(module, "variance_epsilon"), type(module).__name__)
-            module.forward = partial(recomputed_rmsnorm, module)
+            supported, description, forward = hasattr(module, "variance_epsilon"), type(module).__name__, recomputed_rmsnorm
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            _require(base.config.hidden_act == "silu", f"{type(module).__name__} with {base.config.hidden_act}")
-            module.forward = partial(recomputed_mlp, module)
+            supported, forward = base.config.hidden_act == "silu", recomputed_mlp
+            description = f"{type(module).__name__} with {base.config.hidden_act}"
+        else:
+            continue
+        if supported:
+            module.forward = partial(forward, module) if on_cpu else partial(_on_gpu, forward, module)
+        elif on_cpu:
+            _refuse(description)
 
 
-def _require(supported: bool, description: str) -> None:
-    if not supported:
-        raise UserError(
-            "trainer.activation_checkpointing=selective supports LLaMA's RMSNorm and SiLU only, and the model has "
-            f"{description}; set trainer.activation_checkpointing=full or none"
-        )
+def _on_gpu(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    return type(module).forward(module, x) if x.is_cpu else forward(module, x)
+
+
+def _refuse(description: str) -> NoReturn:
+    raise UserError(
+        "trainer.activation_checkpointing=selective supports LLaMA's RMSNorm and SiLU only, and the model has "
+        f"{description}; set trainer.activation_checkpointing=full or none"
+    )
 
 
 def recomputed_rmsnorm(norm: nn.Module, x_BTH: Tensor) -> Tensor:
-    return _RecomputedRMSNorm.apply(x_BTH, norm.weight, norm.variance_epsilon)
+    return add_and_norm(norm, x_BTH)[1]
+
+
+def add_and_norm(norm: nn.Module, x_BTH: Tensor, delta_BTH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(x, norm(x)), or with `delta_BTH` (x + delta, norm(x + delta)). In the backward pass one kernel adds both gradients of x."""
+    delta_LH = None if delta_BTH is None else delta_BTH.flatten(0, -2)
+    results = _RecomputedRMSNorm.apply(x_BTH.flatten(0, -2), delta_LH, norm.weight, norm.variance_epsilon)
+    return results[0].view_as(x_BTH), results[1].view_as(x_BTH)
 
 
 def recomputed_mlp(mlp: nn.Module, x_BTH: Tensor) -> Tensor:
-    return mlp.down_proj(_RecomputedGate.apply(*lora_linears(x_BTH, mlp.gate_proj, mlp.up_proj)))
+    gate_BTI, up_BTI = lora_linears(x_BTH, mlp.gate_proj, mlp.up_proj)
+    return mlp.down_proj(_RecomputedGate.apply(gate_BTI.flatten(0, -2), up_BTI.flatten(0, -2)).view_as(gate_BTI))
 
 
 class _RecomputedRMSNorm(torch.autograd.Function):
     """LLaMA's RMSNorm with a frozen weight. Saves its input and one number per token instead of float32 copies of the input."""
 
     @staticmethod
-    def forward(ctx, x_BTH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx, x_LH: Tensor, delta_LH: Tensor | None, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         assert not weight_H.requires_grad, "the norms must be frozen"
-        x32_BTH = x_BTH.float()
-        scale_BT1 = torch.rsqrt(x32_BTH.square().mean(-1, keepdim=True) + epsilon)
-        ctx.save_for_backward(x_BTH, weight_H, scale_BT1)
-        return weight_H * (x32_BTH * scale_BT1).to(x_BTH.dtype)
+        if delta_LH is None:
+            y_LH, scale_L1 = rmsnorm(x_LH, weight_H, epsilon)
+        else:
+            x_LH, y_LH, scale_L1 = add_rmsnorm(x_LH, delta_LH, weight_H, epsilon)
+        ctx.save_for_backward(x_LH, weight_H, scale_L1)
+        ctx.set_materialize_grads(False)
+        return x_LH, y_LH
 
     @staticmethod
-    def backward(ctx, dy_BTH: Tensor) -> tuple[Tensor, None, None]:
-        x_BTH, weight_H, scale_BT1 = ctx.saved_tensors
-        x32_BTH, dnorm_BTH = x_BTH.float(), (dy_BTH * weight_H).float()
-        projection_BT1 = (dnorm_BTH * x32_BTH).mean(-1, keepdim=True).mul_(scale_BT1.square())
-        return dnorm_BTH.addcmul_(x32_BTH, projection_BT1, value=-1).mul_(scale_BT1).to(x_BTH.dtype), None, None
+    def backward(ctx, dx_LH: Tensor | None, dy_LH: Tensor) -> tuple[Tensor | None, ...]:
+        dx_LH = rmsnorm_backward(dy_LH, *ctx.saved_tensors, dx_LH)
+        return dx_LH, dx_LH if ctx.needs_input_grad[1] else None, None, None
 
 
 class _RecomputedGate(torch.autograd.Function):
     """silu(gate) * up, without saving silu(gate)."""
 
     @staticmethod
-    def forward(ctx, gate_BTI: Tensor, up_BTI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_BTI, up_BTI)
-        return F.silu(gate_BTI).mul_(up_BTI)
+    def forward(ctx, gate_LI: Tensor, up_LI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_LI, up_LI)
+        return silu_product(gate_LI, up_LI)
 
     @staticmethod
-    def backward(ctx, dy_BTI: Tensor) -> tuple[Tensor, Tensor]:
-        gate_BTI, up_BTI = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(dy_BTI * up_BTI, gate_BTI), F.silu(gate_BTI).mul_(dy_BTI)
+    def backward(ctx, dy_LI: Tensor) -> tuple[Tensor, Tensor]:
+        return silu_product_backward(dy_LI, *ctx.saved_tensors)

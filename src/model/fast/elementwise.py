@@ -1,0 +1,119 @@
+"""Element-wise parts of a LLaMA layer, forward and backward: one kernel each on a GPU, by torch.compile.
+
+PyTorch alone launches a kernel for every operation, and each reads and writes all of its operands: 20 passes over memory for a norm and
+its gradient, where one kernel each needs five. On a GPU each function is an operation of its own whose kernel inductor compiles at its
+first call, and once more, for any number of tokens, at the first other number. Elsewhere, and where the compiler fails, it is the same
+function as it stands. docs/internals.md compares this choice with others.
+
+Legend: L tokens of all sequences, H width, I inner width of the MLP, A query heads, G key and value heads, E head width.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+compiler_works = True  # until a kernel could not be compiled
+
+
+def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of tensors and numbers, as an operation `openmedq::<name>` on a GPU. No result may share memory with an argument."""
+    operation = torch.library.custom_op(f"openmedq::{function.__name__}", mutates_args=())(function)
+    operation.register_fake(function)
+    operation.register_kernel("cuda")(compile_or_keep(function))
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return function(*arguments) if arguments[0].is_cpu else operation(*arguments)
+
+    return call
+
+
+def compile_or_keep(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled at its first call. After the first failure of the compiler, and one warning, all functions run as they stand."""
+    compiled = torch.compile(function)
+
+    def run(*arguments):
+        global compiler_works
+        if compiler_works:
+            try:
+                return compiled(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except (
+                Exception
+            ) as error:  # a missing or broken Triton or C compiler raises errors of many types; other errors are raised again
+                compiler_works = False
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(
+                    f"torch.compile does not work here ({type(error).__name__}: {reason}); norms, rotary embeddings and activations take "
+                    "more passes over memory, with the same results. Install the Triton that belongs to this version of torch, and a C "
+                    "compiler",
+                    stacklevel=2,
+                )
+        return function(*arguments)
+
+    return run
+
+
+def _rmsnorm(x_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    x32_LH = x_LH.to(torch.promote_types(x_LH.dtype, torch.float32))
+    scale_L1 = torch.rsqrt(x32_LH.square().mean(-1, keepdim=True) + epsilon)
+    return weight_H * (x32_LH * scale_L1).to(x_LH.dtype), scale_L1
+
+
+@one_kernel
+def rmsnorm(x_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """LLaMA's RMSNorm, and 1 / root mean square of each token, in float32 or better."""
+    return _rmsnorm(x_LH, weight_H, epsilon)
+
+
+@one_kernel
+def add_rmsnorm(x_LH: Tensor, delta_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum x + delta, its RMSNorm, and 1 / root mean square."""
+    sum_LH = x_LH + delta_LH
+    return sum_LH, *_rmsnorm(sum_LH, weight_H, epsilon)
+
+
+@one_kernel
+def rmsnorm_backward(dy_LH: Tensor, x_LH: Tensor, weight_H: Tensor, scale_L1: Tensor, dx_LH: Tensor | None) -> Tensor:
+    """The gradient of x through its norm, added to that on the other way, `dx_LH`."""
+    x32_LH, dnorm_LH = x_LH.to(scale_L1.dtype), (dy_LH * weight_H).to(scale_L1.dtype)
+    projection_L1 = (dnorm_LH * x32_LH).mean(-1, keepdim=True).mul_(scale_L1.square())
+    through_norm_LH = dnorm_LH.addcmul_(x32_LH, projection_L1, value=-1).mul_(scale_L1)
+    return (through_norm_LH if dx_LH is None else through_norm_LH.add_(dx_LH)).to(x_LH.dtype)
+
+
+@one_kernel
+def silu_product(gate_LI: Tensor, up_LI: Tensor) -> Tensor:
+    """silu(gate) * up"""
+    return F.silu(gate_LI).mul_(up_LI)
+
+
+@one_kernel
+def silu_product_backward(dy_LI: Tensor, gate_LI: Tensor, up_LI: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(dy_LI * up_LI, gate_LI), F.silu(gate_LI).mul_(dy_LI)
+
+
+def _rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
+    half = x_LAE.shape[-1] // 2
+    (left_LAF, right_LAF), sin_L1F = x_LAE.split(half, -1), sin_LE[:, None, :half]
+    y_LAE = x_LAE * cos_LE[:, None]
+    y_LAE[..., :half].addcmul_(right_LAF, sin_L1F, value=-sign)
+    y_LAE[..., half:].addcmul_(left_LAF, sin_L1F, value=sign)
+    return y_LAE
+
+
+@one_kernel
+def rotary(q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
+    return _rotate(q_LAE, cos_LE, sin_LE, 1), _rotate(k_LGE, cos_LE, sin_LE, 1)
+
+
+@one_kernel
+def rotary_backward(dq_LAE: Tensor, dk_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
+    return _rotate(dq_LAE, cos_LE, sin_LE, -1), _rotate(dk_LGE, cos_LE, sin_LE, -1)
