@@ -41,7 +41,7 @@ def accelerate(model: PeftModel, *, activation_checkpointing: str) -> None:
     """
     base = model.base_model.model
     base.set_attn_implementation(ATTENTION_NAME)  # replaces `sdpa` with a dense mask: attention per sample, by a registered function
-    patch_llama(base.model)  # replaces LlamaAttention and the last LlamaDecoderLayer by subclasses; other families keep theirs
+    patch_llama(base.model)  # replaces attention and last layer of LLaMA, Qwen2 and Qwen3 by subclasses; others keep theirs
     patch_peft(model)  # replaces `forward` of peft's Linear, where it has no dropout: frozen layer and adapter in one step
     if activation_checkpointing == "selective":
         patch_recompute(base)  # replaces `forward` of RMSNorm and MLP: element-wise results are computed again in the backward pass

@@ -1,4 +1,4 @@
-"""LLaMA layers for packed sequences: the results of transformers with fewer passes over memory.
+"""LLaMA, Qwen2 and Qwen3 layers for packed sequences: the results of transformers with fewer passes over memory.
 
 Q, K and V stay flattened as (B*T, heads, head_dim), which saves two transposes and their copies. After its attention, the last layer
 computes only the tokens whose successor is supervised, because the loss reads no other.
@@ -10,25 +10,28 @@ G key and value heads, E head width, F = E / 2, H model width.
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3Model
 
 from src.model.fast.attention import PackedSequences, varlen_attention
 from src.model.fast.lora import lora_linears
 
 
 def patch_llama(body: nn.Module) -> None:
-    """Replaces the attention of every layer, and the last layer, of a `LlamaModel`; does nothing to another model.
+    """Replaces the attention of every layer, and the last layer, of a model in `FAMILIES`; does nothing to another model.
 
     The new modules own the submodules of the old ones, so parameters and their names stay. They differ from transformers only in a
     call with `packed_sequences`, whose last hidden state is (1, S, H) if `loss_index_S` is given too.
     """
-    if type(body) is not LlamaModel:
+    if type(body) not in FAMILIES:
         return
+    attention_class, last_class = FAMILIES[type(body)]
     config = body.config
     with torch.device("meta"):  # the submodules that the constructors make are replaced at once
         for n, layer in enumerate(body.layers):
-            layer.self_attn = _take_submodules(PackedLlamaAttention(config, n), layer.self_attn)
+            layer.self_attn = _take_submodules(attention_class(config, n), layer.self_attn)
         last = len(body.layers) - 1
-        body.layers[last] = _take_submodules(LossOnlyLastLayer(config, last), body.layers[last])
+        body.layers[last] = _take_submodules(last_class(config, last), body.layers[last])
 
 
 def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -37,7 +40,9 @@ def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
     return new.train(old.training)
 
 
-class PackedLlamaAttention(LlamaAttention):
+class PackedAttention(nn.Module):
+    """Comes before the attention class of a family in `FAMILIES`. Qwen3 normalises each head of Q and K."""
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
@@ -52,6 +57,8 @@ class PackedLlamaAttention(LlamaAttention):
             return super().forward(hidden_states, position_embeddings, **kwargs)
         projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in projections)
+        if hasattr(self, "q_norm"):
+            q_LAE, k_LGE = self.q_norm(q_LAE), self.k_norm(k_LGE)
         cos_LE, sin_LE = (part.expand(*hidden_states.shape[:-1], -1).flatten(0, 1).to(q_LAE.dtype) for part in position_embeddings)
         q_LAE, k_LGE = (_ApplyRotary.apply(states, cos_LE, sin_LE) for states in (q_LAE, k_LGE))
         y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
@@ -59,7 +66,9 @@ class PackedLlamaAttention(LlamaAttention):
         return self.o_proj(y_BTH), None
 
 
-class LossOnlyLastLayer(LlamaDecoderLayer):
+class LossOnlyLastLayer(nn.Module):
+    """Comes before the layer class of a family in `FAMILIES`."""
+
     def forward(self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, **kwargs) -> Tensor:  # type: ignore[override]
         """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `loss_index_S` alone."""
         if loss_index_S is None:
@@ -67,6 +76,17 @@ class LossOnlyLastLayer(LlamaDecoderLayer):
         attention_1SH, _ = self.self_attn(self.input_layernorm(hidden_states), output_index_S=loss_index_S, **kwargs)
         x_1SH = hidden_states.flatten(0, 1).index_select(0, loss_index_S) + attention_1SH
         return x_1SH + self.mlp(self.post_attention_layernorm(x_1SH))
+
+
+# class of the body -> (class of its attention, class of its last layer)
+FAMILIES: dict[type, tuple[type[nn.Module], type[nn.Module]]] = {
+    body: (type(f"Packed{attention.__name__}", (PackedAttention, attention), {}), type("LastLayer", (LossOnlyLastLayer, layer), {}))
+    for body, attention, layer in (
+        (LlamaModel, LlamaAttention, LlamaDecoderLayer),
+        (Qwen2Model, Qwen2Attention, Qwen2DecoderLayer),
+        (Qwen3Model, Qwen3Attention, Qwen3DecoderLayer),
+    )
+}
 
 
 class _ApplyRotary(torch.autograd.Function):
