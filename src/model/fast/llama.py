@@ -43,6 +43,15 @@ def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
 class PackedAttention(nn.Module):
     """Comes before the attention class of a family in `FAMILIES`. Qwen3 normalises each head of Q and K."""
 
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    head_dim: int
+    scaling: float
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
@@ -68,6 +77,11 @@ class PackedAttention(nn.Module):
 
 class LossOnlyLastLayer(nn.Module):
     """Comes before the layer class of a family in `FAMILIES`."""
+
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
 
     def forward(self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, **kwargs) -> Tensor:  # type: ignore[override]
         """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `loss_index_S` alone."""
