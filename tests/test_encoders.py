@@ -120,7 +120,7 @@ def test_format_of_a_folder_is_read_from_its_configuration(outputs, tmp_path):
     [
         ("biomedclp", "did you mean 'biomedclip'"),
         ("run:mni", "no run 'mni' in .*found mini"),
-        ("resnet50", "encoder=resnet50; allowed: .*timm:ID"),
+        ("vgg19", "encoder=vgg19; allowed: .*timm:ID"),
     ],
 )
 def test_unknown_name_is_reported(outputs, name, message):

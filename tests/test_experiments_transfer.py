@@ -40,7 +40,10 @@ def test_csv_has_every_score_and_the_encoder_details(tmp_path):
     score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}
     cell = {"benchmark": "a", "encoder": "run:x", "protocol": "probe", "seeds": 1, "pooling": ["mean"], "overlap": None, "parameters": 9}
     cell |= {"input": {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}, "weights": {"id": "run:x", "sha256": "0123456789abcdef"}}
-    single, multi = ("macro_f1", "balanced_accuracy", "auroc"), ("macro_f1", "auroc", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5")
+    single, multi = (
+        ("macro_f1", "balanced_accuracy", "auroc", "ece"),
+        ("macro_f1", "auroc", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5"),
+    )
     labels = cell | {"benchmark": "b", "per_class": []} | dict.fromkeys(multi, score)
     cell |= dict.fromkeys(single, score) | {"per_class": [{"class": "benign", "f1": 0.4, "n": 20}]}
     tables = {

@@ -426,7 +426,7 @@ def test_other_architectures_are_exact(shards, language, tmp_path, changes, part
     ("run_changes", "export_changes", "message"),
     [
         (["projector.hidden=64"], [], "projector of at most the language model's width 32"),
-        (["vision.architecture=resnet18", "~vision.architecture_kwargs"], ["parts=[hf]"], "needs a ViT encoder with a CLS token"),
+        (["vision.architecture=resnet18", "~vision.architecture_kwargs"], ["parts=[hf]"], "needs a plain ViT encoder"),
         (["vision.architecture=vit_small_patch16_dinov3"], ["parts=[hf]"], "transformers has no vision tower for"),
         (["data.images=false"], [], "was trained without images"),
         ([], ["parts=[hf,onnx]"], "parts='onnx' is unknown"),

@@ -379,7 +379,7 @@ def test_table_of_both_kinds_of_sets_has_both_means():
     table = transfer_table([one, two], resamples=40, seed=0)
     keys = {key.removeprefix("transfer/lungs/clip/probe/") for key in table["metrics"] if "lungs" in key}
     assert keys == {"macro_f1", "macro_f1@val", "macro_f1@0.5", "auroc", "map", "cf1@0.5"}
-    assert {key.split("/")[-1] for key in table["metrics"] if "dots" in key} == {"macro_f1", "balanced_accuracy", "auroc"}
+    assert {key.split("/")[-1] for key in table["metrics"] if "dots" in key} == {"macro_f1", "balanced_accuracy", "auroc", "ece"}
     values = multilabel.score_values(result)
     for name, expected in (("macro_f1", values["macro_f1@val"]), ("macro_f1@0.5", values["macro_f1@0.5"])):
         assert table["metrics"][f"transfer/mean/clip/probe/{name}"]["value"] == pytest.approx((expected + 1) / 2)

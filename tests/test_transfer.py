@@ -87,7 +87,9 @@ def test_transfer_writes_progress_lines_without_a_terminal(root, monkeypatch, ca
 def test_results_accumulate_and_are_computed_once(root, monkeypatch):
     folder = run(root, "encoder=run:mini", "benchmark=dots", "name=one")
     first = json.loads((folder / "transfer.json").read_text())
-    assert first["metrics"].keys() == {f"transfer/dots/run:mini/probe/{score}" for score in ("macro_f1", "balanced_accuracy", "auroc")}
+    assert first["metrics"].keys() == {
+        f"transfer/dots/run:mini/probe/{score}" for score in ("macro_f1", "balanced_accuracy", "auroc", "ece")
+    }
     assert first["metrics"]["transfer/dots/run:mini/probe/macro_f1"]["n"] == 6
     calls = []
     monkeypatch.setattr(

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc, multiclass_f1_score
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_auroc,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+)
 
 from src.classification.scores import (
     TransferResult,
@@ -36,6 +42,7 @@ def torch_scores(labels_N, p_NK):
         "macro_f1": multiclass_f1_score(predicted, labels, classes, average="macro").item(),
         "balanced_accuracy": multiclass_accuracy(predicted, labels, classes, average="macro").item(),
         "auroc": area.item(),
+        "ece": multiclass_calibration_error(p, labels, classes, n_bins=15).item(),
     }
 
 

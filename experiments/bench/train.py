@@ -43,8 +43,9 @@ def measure() -> Iterator[Measurement]:
     none_unit = f"{unit} by the language model alone, activation_checkpointing=none; {unchecked.saved / 1e6:.2f} with the encoder"
     yield single("meta_7b_saved_none_mb", unchecked.saved_language / 1e6, none_unit, target="<= 5.6")
     yield single("meta_7b_saved_mb", selective.saved / 1e6, f"{unit}, activation_checkpointing=selective", target="<= 4.5")
-    for name in WORKLOADS:
+    for name in TARGETS:
         yield from against_peers(WORKLOADS[name])
+    yield qwen3_speed()
 
 
 def against_peers(size: Workload) -> Iterator[Measurement]:
@@ -66,6 +67,19 @@ def against_peers(size: Workload) -> Iterator[Measurement]:
         yield Measurement(f"train_{size.name}_{metric}", *values, unit, targets[side])
     growths = ([cost.growth for cost in costs[side]] for side in ("ours", "plain"))
     yield ratio(f"train_{size.name}_memory", *growths, f"MB of growth ({size.setting})", target=targets["memory"], cost=True)
+
+
+def qwen3_speed() -> Measurement:
+    """The fast path of Qwen3 against transformers + peft on random batches."""
+    size = WORKLOADS["b_qwen3"]
+    difference = run_in_process(peers.max_loss_difference, size.name)
+    assert difference < 1e-4, f"workload {size.name}: the losses of the two sides differ by {difference:.1e} (relative) on equal data"
+    speeds: dict[str, list[float]] = {side: [] for side in ("ours", "plain")}
+    for _ in range(ROUNDS):
+        for side, values in speeds.items():
+            cost = run_in_process(peers.train_side, size.name, side)
+            values.append(cost.tokens / cost.seconds)
+    return ratio("train_b_qwen3", speeds["ours"], speeds["plain"], f"tokens per CPU second ({size.setting})", target=">= 1.3")
 
 
 def check_padding(size: Workload) -> None:

@@ -1,7 +1,8 @@
-"""The two training workloads: sample lengths as in medical question answering, and small models.
+"""The training workloads: sample lengths as in medical question answering, and small models.
 
 `a` is dominated by the vocabulary (a small model with LLaMA's 32,000 tokens). `b` has the proportions of the 7B (the head is 4% of the
-body). Lengths are random, not measured on the 14 datasets: 25% of the samples have no image, and answers are short or as long as captions.
+body); `b_qwen3` is `b` with Qwen3 in place of LLaMA. Lengths are random, not measured on the 14 datasets: 25% of the samples have no
+image, and answers are short or as long as captions.
 
 Legend: T tokens.
 """
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from src.config.train import LoraSettings, TrainConfig
 from src.data.packing import Batch, collate, pack, split_evenly
@@ -44,6 +45,7 @@ class Workload:
     image_size: int
     padding: float
     supervised: float
+    language: type[PretrainedConfig] = LlamaConfig
 
     @property
     def patches(self) -> int:
@@ -58,6 +60,7 @@ class Workload:
 WORKLOADS = {
     "a": Workload("a", 32, 256, 6, 32_000, 64, padding=50.9, supervised=25.4),
     "b": Workload("b", 16, 512, 8, 2_048, 112, padding=29.1, supervised=17.1),
+    "b_qwen3": Workload("b_qwen3", 16, 512, 8, 2_048, 112, padding=29.1, supervised=17.1, language=Qwen3Config),
 }
 
 
@@ -127,16 +130,18 @@ def make_model(workload: Workload) -> VLM:
     )
     half = (0.5, 0.5, 0.5)
     encoder = HfVit(LoadedEncoder(CLIPVisionModel(vision), workload.image_size, half, half), size=workload.image_size, layer=-1)
-    text = LlamaConfig(
+    text = workload.language(
         hidden_size=workload.hidden,
         intermediate_size=int(workload.hidden * 2.6875),
         num_hidden_layers=workload.layers,
         num_attention_heads=workload.hidden // 64,
+        num_key_value_heads=workload.hidden // 64,
+        head_dim=64,
         vocab_size=workload.vocabulary,
     )
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
     lora = LoraSettings(rank=8, alpha=16, dropout=0.0, targets=LINEAR)
-    language = Language(LlamaForCausalLM(text), tokenizer, lora, activation_checkpointing=ACTIVATION_CHECKPOINTING)  # type: ignore[arg-type]
+    language = Language(AutoModelForCausalLM.from_config(text), tokenizer, lora, activation_checkpointing=ACTIVATION_CHECKPOINTING)  # type: ignore[arg-type]
     return VLM(encoder, Projector(make_config(workload).projector, vision_width=128, language_width=workload.hidden), language)
 
 

@@ -18,7 +18,7 @@ from src.runtime.errors import UserError, report_user_errors
 
 COLUMNS = ("benchmark", "encoder", "protocol", "score", "value", "low", "high", "n", "seeds", "p_holm", "pooling", "unseen")
 COLUMNS += ("weights", "parameters", "side", "mean", "std", "git")
-SCORES = ("macro_f1", "balanced_accuracy", "auroc", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5")  # of the sets that have them
+SCORES = ("macro_f1", "balanced_accuracy", "auroc", "ece", "macro_f1@val", "macro_f1@0.5", "map", "cf1@0.5")  # of the sets that have them
 
 
 def rows(folder: Path) -> list[dict]:

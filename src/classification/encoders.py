@@ -19,7 +19,7 @@ from src.config.train import VisionConfig
 from src.data.credentialed import exported_sources
 from src.data.lineage import credentialed, lineage
 from src.model.vision import Vision, identity, load_vision
-from src.model.vision_checkpoints import untrained_copy
+from src.model.vision_checkpoints import HF_MODELS, untrained_copy
 from src.model.weight_files import UNVERIFIED, find_file, read_json
 from src.runtime.errors import UserError
 from src.runtime.hashing import file_sha256
@@ -122,11 +122,12 @@ def detect_format(path: str) -> VisionConfig:
     if file.name == "open_clip_config.json":
         return VisionConfig(format="open_clip", path=path)
     model_config = read_json(file)
-    formats = {"clip": "hf_clip", "clip_vision_model": "hf_clip", "vit": "hf_vit"}
+    formats = {model_type: name for name, (_, types, _) in HF_MODELS.items() for model_type in types}
     model_type = model_config.get("model_type") or ("timm" if "pretrained_cfg" in model_config else None)
     if model_type != "timm" and model_type not in formats:
         raise UserError(
-            f"encoder=hf:{path}: unknown type {model_type!r}; give a CLIP or ViT of transformers, or an open_clip or timm model"
+            f"encoder=hf:{path}: unknown type {model_type!r}; give a CLIP, ViT, SigLIP or DINOv2 of transformers, "
+            "or an open_clip or timm model"
         )
     config = VisionConfig(format=formats.get(model_type, "timm"), path=path)
     return replace(config, architecture=model_config["architecture"]) if model_type == "timm" else config

@@ -1,4 +1,4 @@
-"""Scores of classification predictions: macro-F1, balanced accuracy and AUROC with intervals, paired differences, average ranks.
+"""Scores of classification predictions: macro-F1, balanced accuracy, AUROC, calibration; intervals, paired differences, average ranks.
 
 Legend: N images, S seeds, G groups (patients, slides or images), K classes, R bootstrap resamples.
 """
@@ -9,9 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc, multiclass_f1_score
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_auroc,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+)
 
-SCORES = ("macro_f1", "balanced_accuracy", "auroc")
+SCORES = ("macro_f1", "balanced_accuracy", "auroc", "ece")
+BINS = 15  # of the expected calibration error (Guo et al., arXiv 1706.04599); of equal width
 BLOCK = 500  # resamples per block; bounds the memory
 RANKED_BLOCK = 50  # the same for scores of rankings, which need the weight of every image
 AUROC_RESAMPLES = 1_000  # also of the average precision
@@ -66,28 +73,29 @@ def resampled_means(scores_RS: dict[str, np.ndarray], *, seed: int) -> dict[str,
 
 
 def score_values(result: TransferResult) -> dict[str, float]:
-    """Means over seeds of the torchmetrics macro-F1, balanced accuracy and AUROC (mean of one-vs-rest for more than two classes)."""
+    """Means over seeds of the torchmetrics macro-F1, balanced accuracy, AUROC (mean of one-vs-rest for more than two classes) and ECE."""
     classes = result.probabilities_SNK.shape[-1]
     labels = torch.from_numpy(result.labels_N)
-    scores: dict[str, list[float]] = {"macro_f1": [], "balanced_accuracy": [], "auroc": []}
+    scores: dict[str, list[float]] = {name: [] for name in SCORES}
     for predicted_N, probabilities_NK in zip(result.predictions_SN, result.probabilities_SNK, strict=True):
         predicted, probabilities = torch.from_numpy(predicted_N), torch.from_numpy(probabilities_NK)
         scores["macro_f1"].append(multiclass_f1_score(predicted, labels, classes, average="macro").item())
         scores["balanced_accuracy"].append(multiclass_accuracy(predicted, labels, classes, average="macro").item())
         area = binary_auroc(probabilities[:, 1], labels) if classes == 2 else multiclass_auroc(probabilities, labels, classes)
         scores["auroc"].append(area.item())
+        scores["ece"].append(multiclass_calibration_error(probabilities, labels, classes, n_bins=BINS).item())
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def resampled_scores(result: TransferResult, weights: Iterable[np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
-    """The three scores in each resample, which draws groups and training seeds with replacement. `weights` are blocks w_RG."""
+    """The four scores in each resample, which draws groups and training seeds with replacement. `weights` are blocks w_RG."""
     seeds, classes = len(result.predictions_SN), result.probabilities_SNK.shape[-1]
     counts_SGKK = np.zeros((seeds, result.groups_N.max() + 1, classes, classes), np.float32)
     for s in range(seeds):
         np.add.at(counts_SGKK[s], (result.groups_N, result.labels_N, result.predictions_SN[s]), 1)
     ranked = slice(1, 2) if classes == 2 else slice(None)  # for two classes the area of the second
     positive_NK = np.eye(classes, dtype=bool)[result.labels_N][:, ranked]
-    scores: dict[str, list[np.ndarray]] = {"macro_f1": [], "balanced_accuracy": [], "auroc": []}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
     for block_RG in weights:
         sums_SRKK = np.stack(
             [(block_RG @ counts_GKK.reshape(len(counts_GKK), -1)).reshape(-1, classes, classes) for counts_GKK in counts_SGKK]
@@ -97,6 +105,8 @@ def resampled_scores(result: TransferResult, weights: Iterable[np.ndarray], *, s
         for w_NR in image_weights(block_RG[: AUROC_RESAMPLES - sum(map(len, scores["auroc"]))], result.groups_N):
             areas = [auroc_and_precision(positive_NK, p_NK[:, ranked], w_NR)[0] for p_NK in result.probabilities_SNK]
             scores["auroc"].append(np.stack([mean_of_defined(areas_RK) for areas_RK in areas], axis=1))
+            errors = [calibration_error(p_NK, result.labels_N, w_NR) for p_NK in result.probabilities_SNK]
+            scores["ece"].append(np.stack(errors, axis=1))
     return resampled_means({name: np.concatenate(parts) for name, parts in scores.items()}, seed=seed)
 
 
@@ -139,6 +149,15 @@ def auroc_and_precision(positive_NK: np.ndarray, scores_NK: np.ndarray, weights_
             precision_PR = np.where(predicted_PR > 0, sums_PR / np.maximum(predicted_PR, 1e-12), 0)
             precisions_KR.append((true_PR * precision_PR).sum(0) / positives_R)
     return np.stack(areas_KR, axis=1), np.stack(precisions_KR, axis=1)
+
+
+def calibration_error(probabilities_NK: np.ndarray, labels_N: np.ndarray, weights_NR: np.ndarray) -> np.ndarray:
+    """Expected calibration error (R,) of weighted images: over bins of confidence, the weighted mean of |accuracy - confidence|."""
+    confidence_N = probabilities_NK.max(1)
+    bins_N = np.searchsorted(torch.linspace(0, 1, BINS + 1)[1:-1].numpy(), confidence_N.astype(np.float32), side="right")
+    gaps_N = (probabilities_NK.argmax(1) == labels_N) - confidence_N
+    gaps_BR = (np.eye(BINS)[bins_N] * gaps_N[:, None]).T @ weights_NR
+    return np.abs(gaps_BR).sum(0) / weights_NR.sum(0)
 
 
 def mean_of_defined(values_RK: np.ndarray) -> np.ndarray:

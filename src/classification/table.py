@@ -3,12 +3,12 @@
 `transfer_table` returns plain values. The key `transfer` has, for the report:
 
     cells         [{benchmark, encoder, protocol, name, ours, classes, pooling, setting, validation (lists, one value per seed),
-                    seeds, n, groups, macro_f1, balanced_accuracy, auroc (each {value, low, high, n}), per_seed [macro-F1],
+                    seeds, n, groups, macro_f1, balanced_accuracy, auroc, ece (each {value, low, high, n}), per_seed [macro-F1],
                     per_class [{class, precision, recall, f1, n}], confusion K x K (rows are labels; images, summed over seeds),
                     weights {id, revision, sha256}, parameters, input {size, mean, std}, counts {split: {class: n}}, split,
                     overlap {found, trained_on, notes, start} or None, seconds}]
                   A multi-label set has `multilabel` true, the scores of src/classification/multilabel.py, `labels_scored`, thresholds,
-                  and in per_class further scores of each label (null if undefined), but no balanced accuracy and no confusion matrix.
+                  and in per_class further scores of each label (null if undefined), but no balanced accuracy, ece and confusion matrix.
     means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more;
                   with multi-label sets also `macro_f1@0.5`: {value, low, high, n}, in which they contribute macro_f1@0.5
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other

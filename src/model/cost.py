@@ -14,12 +14,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from src.config.train import TrainConfig
 from src.data.packing import Batch, collate
 from src.data.prompt import IGNORE, EncodedSample
-from src.model.vision import TimmVit, Vision, load_vision
+from src.model.vision import TimmFeatureMap, TimmVit, Vision, load_vision
 from src.model.vision_checkpoints import LoadedEncoder
 from src.model.vlm import VLM, assemble_vlm
 from src.runtime.errors import UserError
@@ -36,13 +36,37 @@ SMOLLM2_135M = {
     "tie_word_embeddings": True,
 }
 LLAMA_160M = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32064}
+LLAMA_3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128320,
+}
+QWEN3_8B = LLAMA_3_8B | {"intermediate_size": 12288, "num_hidden_layers": 36, "head_dim": 128, "vocab_size": 151936}
+QWEN2_5_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
 # By hub id; any other id is planned as the 7B. The vocabularies have the rows of `<image>` and of the padding to a multiple of 64.
-SHAPES: dict[str, dict[str, Any]] = {
-    "HuggingFaceTB/SmolLM2-135M": SMOLLM2_135M,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2_135M,
-    "JackFram/llama-160m": LLAMA_160M,
+SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "HuggingFaceTB/SmolLM2-135M": (LlamaConfig, SMOLLM2_135M),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (LlamaConfig, SMOLLM2_135M),
+    "JackFram/llama-160m": (LlamaConfig, LLAMA_160M),
+    "meta-llama/Llama-3.1-8B": (LlamaConfig, LLAMA_3_8B),
+    "Qwen/Qwen2.5-7B": (Qwen2Config, QWEN2_5_7B),
+    "Qwen/Qwen2.5-7B-Instruct": (Qwen2Config, QWEN2_5_7B),
+    "Qwen/Qwen3-8B": (Qwen3Config, QWEN3_8B),
+    "Qwen/Qwen3-8B-Base": (Qwen3Config, QWEN3_8B),
 }
 VIT_B_16 = "vit_base_patch16_224"
+# By hub id: a timm architecture of the same shape, and the input side of the weights.
+VISION_SHAPES = {"google/medsiglip-448": ("vit_so400m_patch14_siglip_384", 448), "microsoft/rad-dino": ("vit_base_patch14_dinov2", 518)}
 IMAGE_ID = 1
 
 
@@ -75,26 +99,34 @@ def build_on_meta(config: TrainConfig, *, device: str = "meta", shape: dict[str,
         vision = _vision(config).to(device)
         architecture = LlamaConfig(**shape) if shape else _language(config)
         architecture.num_hidden_layers = layers or architecture.num_hidden_layers
-        base = LlamaForCausalLM(architecture).to(getattr(torch, config.language.dtype))
+        base = AutoModelForCausalLM.from_config(architecture).to(getattr(torch, config.language.dtype))
         tokenizer: Any = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
         return assemble_vlm(vision, base, tokenizer, config)
 
 
 def _vision(config: TrainConfig) -> Vision:
     vision = config.vision
-    if vision.format == "scratch" or is_local_folder(vision.path, key="vision.path"):
+    if vision.format == "scratch" or (vision.path and is_local_folder(vision.path, key="vision.path")):
         with torch.device("cpu"):
             return load_vision(vision)
+    name, size = VISION_SHAPES.get(vision.path, (vision.architecture or VIT_B_16, None))
     try:
-        trunk = timm.create_model(vision.architecture or VIT_B_16, num_classes=0)
+        trunk = timm.create_model(name, num_classes=0)
     except RuntimeError:
         raise UserError(f"vision.architecture={vision.architecture} is not a timm model; choose one of timm.list_models()") from None
-    return TimmVit(LoadedEncoder(trunk, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), size=vision.image_size or 224, layer=vision.layer)
+    stored = timm.get_pretrained_cfg(name).input_size[-1]
+    side = vision.image_size or size or stored
+    half = (0.5, 0.5, 0.5)
+    is_vit = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")
+    return (TimmVit if is_vit else TimmFeatureMap)(LoadedEncoder(trunk, stored, half, half), size=side, layer=vision.layer)
 
 
-def _language(config: TrainConfig) -> LlamaConfig:
+def _language(config: TrainConfig) -> PretrainedConfig:
     path = config.language.path
-    return AutoConfig.from_pretrained(path) if is_local_folder(path, key="language.path") else LlamaConfig(**SHAPES.get(path, LLAMA_7B))
+    if is_local_folder(path, key="language.path"):
+        return AutoConfig.from_pretrained(path)
+    kind, shape = SHAPES.get(path, (LlamaConfig, LLAMA_7B))
+    return kind(**shape)
 
 
 def layers_of(config: TrainConfig) -> int:

@@ -134,7 +134,7 @@ class TimmVit(Vision):
 
 
 class HfVit(Vision):
-    """transformers' CLIPVisionModel and ViTModel."""
+    """transformers' CLIPVisionModel, ViTModel, SiglipVisionModel (without a CLS token) and Dinov2Model."""
 
     def __init__(self, encoder: LoadedEncoder, *, size: int, layer: int):
         trunk = getattr(encoder.module, "vision_model", encoder.module)
@@ -144,23 +144,27 @@ class HfVit(Vision):
         layers = getattr(parent, attribute)[: _num_layers(layer, trunk.config.num_hidden_layers)]
         setattr(parent, attribute, layers)
         trunk.config.num_hidden_layers = len(layers)
-        self.interpolates = size != trunk.config.image_size
+        self.kind = trunk.config.model_type
+        self.has_cls = not self.kind.startswith("siglip")
+        trunk.use_head = False  # SigLIP's attention pool, which `encode` does not need
+        self.interpolates = size != trunk.config.image_size and self.kind != "dinov2"  # which interpolates without an argument
         self.width, self.num_patches = trunk.config.hidden_size, (size // trunk.config.patch_size) ** 2
         self.freeze_unused()
 
-    def encode(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        is_clip = hasattr(self.trunk, "post_layernorm")
-        output = self.trunk(pixel_values=x_N3HW, interpolate_pos_encoding=self.interpolates, output_hidden_states=not is_clip)
-        # The last hidden state of CLIP is before the final norm, that of ViT after it.
+    def encode(self, x_N3HW: Tensor) -> tuple[Tensor | None, Tensor]:
+        is_clip = self.kind.startswith("clip")
+        kwargs = {"interpolate_pos_encoding": True} if self.interpolates else {}
+        output = self.trunk(pixel_values=x_N3HW, output_hidden_states=not is_clip, **kwargs)
+        # The last hidden state of CLIP is before the final norm, those of the others after it.
         tokens = output.last_hidden_state if is_clip else output.hidden_states[-1]
-        return tokens[:, 0], tokens[:, 1:]
+        return (tokens[:, 0], tokens[:, 1:]) if self.has_cls else (None, tokens)
 
     @property
     def norm(self) -> nn.Module:
         return self.trunk.post_layernorm if hasattr(self.trunk, "post_layernorm") else self.trunk.layernorm
 
     def poolings(self) -> tuple[str, ...]:
-        return POOLINGS
+        return POOLINGS if self.has_cls else ("mean", "mean_norm")
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         if enabled:

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+import transformers
 from timm.models.byobnet import checkpoint_filter_fn
 from torch import nn
 
@@ -125,21 +126,18 @@ def _is_image_key(name: str) -> bool:
     return "visual." in name or re.match(r"(module\.)?(conv|bn|layer|attnpool)", name) is not None
 
 
-def hf_clip(config: VisionConfig) -> LoadedEncoder:
-    """The image encoder of a transformers CLIP (PubMedCLIP; arXiv 2112.13906); mean and std are those of preprocessor_config.json."""
-    from transformers import CLIPVisionModel
-
-    return _hf(config, CLIPVisionModel, types=("clip", "clip_vision_model"))
-
-
-def hf_vit(config: VisionConfig) -> LoadedEncoder:
-    """A transformers ViT (`google/vit-base-patch16-224-in21k` and models fine-tuned from it)."""
-    from transformers import ViTModel
-
-    return _hf(config, ViTModel, types=("vit",), add_pooling_layer=False)
+# format -> (class of transformers, model types in config.json, arguments of from_pretrained)
+HF_MODELS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "hf_clip": ("CLIPVisionModel", ("clip", "clip_vision_model"), {}),  # PubMedCLIP; arXiv 2112.13906
+    "hf_vit": ("ViTModel", ("vit",), {"add_pooling_layer": False}),  # google/vit-base-patch16-224-in21k and models from it
+    "hf_siglip": ("SiglipVisionModel", ("siglip", "siglip_vision_model"), {}),  # MedSigLIP; arXiv 2507.05201
+    "hf_dinov2": ("Dinov2Model", ("dinov2",), {}),  # RAD-DINO
+}
 
 
-def _hf(config: VisionConfig, model_class: Any, *, types: tuple[str, ...], **kwargs: Any) -> LoadedEncoder:
+def hf(config: VisionConfig) -> LoadedEncoder:
+    """An image encoder of transformers (`HF_MODELS`); mean and std are those of preprocessor_config.json."""
+    class_name, types, kwargs = HF_MODELS[config.format]
     model_type = read_json(find_file(config.path, ["config.json"], revision=config.revision, key="vision.path")).get("model_type")
     if model_type not in types:
         raise UserError(
@@ -150,7 +148,9 @@ def _hf(config: VisionConfig, model_class: Any, *, types: tuple[str, ...], **kwa
     settings = {"revision": "main" if config.revision == UNVERIFIED else config.revision, "dtype": torch.float32, **kwargs}
     try:
         mean, std = _per_channel(preprocessor, "image_mean"), _per_channel(preprocessor, "image_std")
-        model, info = model_class.from_pretrained(config.path, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+        model, info = getattr(transformers, class_name).from_pretrained(
+            config.path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
     except Exception as error:  # libraries raise different types for a broken folder
         raise UserError(f"vision.path={config.path} cannot be loaded as {config.format}: {one_line(error)}") from None
     raise_mismatches(
@@ -196,7 +196,7 @@ def scratch(config: VisionConfig) -> LoadedEncoder:
     return LoadedEncoder(_create(config.architecture, kwargs), size, CLIP_MEAN, CLIP_STD)
 
 
-FORMATS = {"open_clip": open_clip, "hf_clip": hf_clip, "hf_vit": hf_vit, "pmc_clip": pmc_clip, "timm": timm_hub, "scratch": scratch}
+FORMATS = {"open_clip": open_clip, **dict.fromkeys(HF_MODELS, hf), "pmc_clip": pmc_clip, "timm": timm_hub, "scratch": scratch}
 
 
 def load_encoder(config: VisionConfig) -> LoadedEncoder:

@@ -49,7 +49,7 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
         image_token_index=model.image_id,
         image_seq_length=model.vision.num_patches,
         projector_hidden_act="linear" if model.projector.linear_2 is None else "gelu",
-        vision_feature_select_strategy="default",  # drops the CLS token
+        vision_feature_select_strategy=select_strategy(model),
         vision_feature_layer=-1,  # after the last block, before the final norm
         multimodal_projector_bias=True,
         tie_word_embeddings=text.tie_word_embeddings,
@@ -65,6 +65,11 @@ def to_llava(model: VLM, *, dtype: torch.dtype) -> LlavaForConditionalGeneration
         state[f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name] = value
     llava.load_state_dict(state, strict=True)
     return llava.to(dtype).eval()
+
+
+def select_strategy(model: VLM) -> str:
+    """Llava drops the first token of an encoder with a CLS token ("default") and none of another ("full")."""
+    return "default" if model.vision.has_cls else "full"
 
 
 def merged_state(model: VLM) -> dict[str, Tensor]:
@@ -139,8 +144,8 @@ def processor(model: VLM, prompter: Prompter) -> LlavaProcessor:
         image_processor=images,
         tokenizer=tokenizer,
         patch_size=patch,
-        num_additional_image_tokens=1,
-        vision_feature_select_strategy="default",
+        num_additional_image_tokens=int(vision.has_cls),
+        vision_feature_select_strategy=select_strategy(model),
         chat_template=tokenizer.chat_template,
         image_token=IMAGE,
     )

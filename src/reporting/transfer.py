@@ -59,7 +59,7 @@ def score_table(tables: dict, colours: dict[str, str]) -> Table:
         if previous not in (None, key):
             rules.append(len(rows))
         previous = key
-        score, others = interval(cell["macro_f1"]), [interval(cell.get(name)) for name in ("balanced_accuracy", "auroc")]
+        score, others = interval(cell["macro_f1"]), [interval(cell.get(name)) for name in ("balanced_accuracy", "auroc", "ece")]
         graph = Graph([(score, colours[cell["encoder"]])])
         pooling = ", ".join(dict.fromkeys(cell["pooling"]))
         identity = [cell["benchmark"], cell["protocol"], cell["encoder"], cell["n"]]
@@ -70,17 +70,20 @@ def score_table(tables: dict, colours: dict[str, str]) -> Table:
         score, rank = interval(mean), tables["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
         graph = Graph([(score, colours[mean["encoder"]])])
         identity = ["mean", mean["protocol"], mean["encoder"], mean["n"], f"{len(mean['benchmarks'])} benchmarks"]
-        rows.append([*identity, score, None, None, graph, "" if rank is None else f"rank {rank:.2f}", None])
+        rows.append([*identity, score, None, None, None, graph, "" if rank is None else f"rank {rank:.2f}", None])
         if at_half := mean.get("macro_f1@0.5"):
             identity[-1] += ", labels at 0.5"
-            rows.append([*identity, interval(at_half), None, None, Graph([(interval(at_half), colours[mean["encoder"]])]), None, None])
+            rows.append(
+                [*identity, interval(at_half), None, None, None, Graph([(interval(at_half), colours[mean["encoder"]])]), None, None]
+            )
     columns = ["benchmark", "protocol", "encoder", "test images", "mean over", "macro-F1"]
-    columns += ["balanced accuracy", "AUROC", "", "pooling", "unseen"]
+    columns += ["balanced accuracy", "AUROC", "ECE", "", "pooling", "unseen"]
     caption = (
         "Regularisation and pooling were chosen on the validation split; each test split was used once. Brackets: 95% bootstrap intervals "
         "over patients, slides or images. The plot shows macro-F1 from 0 to 1. Mean over: what the macro-F1 is averaged over. For the "
         "labels of a multi-label set, thresholds were chosen on the validation split, unless 0.5 is named. Classes and labels without a "
-        "test image do not count. Rank: average over the benchmarks, 1 is best. Unseen: "
+        "test image do not count. ECE: expected calibration error in 15 bins, 0 is best. Rank: average over the benchmarks, "
+        "1 is best. Unseen: "
         "whether `make audit` found images of the benchmark in the training shards of our encoder. 'not checked' means that no audit of "
         "these shards covers the benchmark; an empty cell means an encoder that was not trained here."
     )

@@ -45,7 +45,7 @@ def accelerate(model: PeftModel, *, activation_checkpointing: str) -> None:
     base = model.base_model.model
     base.set_attn_implementation(ATTENTION_NAME)  # replaces `sdpa` with a dense mask: attention per sample, by a registered function
     on_cpu = activation_checkpointing == "selective"
-    patch_llama(base.model, recompute_on_cpu=on_cpu)  # replaces every LlamaDecoderLayer by a subclass; other families keep theirs
+    patch_llama(base.model, recompute_on_cpu=on_cpu)  # replaces the layers of LLaMA, Qwen2 and Qwen3 by subclasses; others keep theirs
     patch_peft(model)  # replaces `forward` of peft's Linear, where it has no dropout: frozen layer and adapter in one step
     # replaces `forward` of RMSNorm and MLP: element-wise results are computed again in the backward pass, with `none` and `full` on a GPU
     patch_recompute(base, on_cpu=on_cpu)

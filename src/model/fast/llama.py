@@ -1,4 +1,4 @@
-"""LLaMA layers for packed sequences: the results of transformers with fewer passes over memory.
+"""LLaMA, Qwen2 and Qwen3 layers for packed sequences: the results of transformers with fewer passes over memory.
 
 Q, K and V stay flattened as (B*T, heads, head_dim), which saves two transposes and their copies. After its attention, the last layer
 computes only the tokens whose successor is supervised, because the loss reads no other.
@@ -10,6 +10,8 @@ G key and value heads, E head width, F = E / 2, H model width.
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3Model
 
 from src.model.fast.attention import PackedSequences, varlen_attention
 from src.model.fast.elementwise import rotary, rotary_backward
@@ -18,18 +20,20 @@ from src.model.fast.recompute import add_and_norm
 
 
 def patch_llama(body: nn.Module, *, recompute_on_cpu: bool) -> None:
-    """Replaces every layer of a `LlamaModel` and its attention; does nothing to another model. `recompute_on_cpu`: see `patch_recompute`.
+    """Replaces every layer of a model in `FAMILIES` and its attention; does nothing to another model.
 
     The new modules own the submodules of the old ones, so parameters and their names stay. They differ from transformers only in a
-    call with `packed_sequences`, whose last hidden state is (1, S, H) if `loss_index_S` is given too.
+    call with `packed_sequences`, whose last hidden state is (1, S, H) if `loss_index_S` is given too. `recompute_on_cpu`: see
+    `patch_recompute`.
     """
-    if type(body) is not LlamaModel:
+    if type(body) not in FAMILIES:
         return
+    attention_class, layer_class, last_class = FAMILIES[type(body)]
     config = body.config
     with torch.device("meta"):  # the submodules that the constructors make are replaced at once
         for n, layer in enumerate(body.layers):
-            layer.self_attn = _take_submodules(PackedLlamaAttention(config, n), layer.self_attn)
-            kind = LossOnlyLastLayer if n == len(body.layers) - 1 else PackedLlamaLayer
+            layer.self_attn = _take_submodules(attention_class(config, n), layer.self_attn)
+            kind = last_class if n == len(body.layers) - 1 else layer_class
             body.layers[n] = _take_submodules(kind(config, n), layer)
             body.layers[n].recompute_on_cpu = recompute_on_cpu
 
@@ -40,7 +44,18 @@ def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
     return new.train(old.training)
 
 
-class PackedLlamaAttention(LlamaAttention):
+class PackedAttention(nn.Module):
+    """Comes before the attention class of a family in `FAMILIES`. Qwen3 normalises each head of Q and K."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    head_dim: int
+    scaling: float
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
@@ -55,6 +70,8 @@ class PackedLlamaAttention(LlamaAttention):
             return super().forward(hidden_states, position_embeddings, **kwargs)
         projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in projections)
+        if hasattr(self, "q_norm"):
+            q_LAE, k_LGE = self.q_norm(q_LAE), self.k_norm(k_LGE)
         cos_LE, sin_LE = (part.expand(*hidden_states.shape[:-1], -1).flatten(0, 1).to(q_LAE.dtype) for part in position_embeddings)
         q_LAE, k_LGE = _ApplyRotary.apply(q_LAE, k_LGE, cos_LE, sin_LE)
         y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
@@ -62,7 +79,13 @@ class PackedLlamaAttention(LlamaAttention):
         return self.o_proj(y_BTH), None
 
 
-class PackedLlamaLayer(LlamaDecoderLayer):
+class PackedLayer(nn.Module):
+    """Comes before the layer class of a family in `FAMILIES`."""
+
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
     recompute_on_cpu = False
 
     def forward(  # type: ignore[override]
@@ -85,8 +108,21 @@ class PackedLlamaLayer(LlamaDecoderLayer):
         return x, norm(x)
 
 
-class LossOnlyLastLayer(PackedLlamaLayer):
+class LossOnlyLastLayer(PackedLayer):
     """Computes the tokens of `loss_index_S` alone after its attention."""
+
+
+def _family(attention: type, layer: type) -> tuple[type[nn.Module], ...]:
+    parts = ((PackedAttention, attention), (PackedLayer, layer), (LossOnlyLastLayer, layer))
+    return tuple(type(f"{packed.__name__}Of{plain.__name__}", (packed, plain), {}) for packed, plain in parts)
+
+
+# class of the body -> classes of its attention, of its layers and of its last layer
+FAMILIES: dict[type, tuple[type[nn.Module], ...]] = {
+    LlamaModel: _family(LlamaAttention, LlamaDecoderLayer),
+    Qwen2Model: _family(Qwen2Attention, Qwen2DecoderLayer),
+    Qwen3Model: _family(Qwen3Attention, Qwen3DecoderLayer),
+}
 
 
 class _ApplyRotary(torch.autograd.Function):
