@@ -60,7 +60,7 @@ breadth: $(READY)  ## does training on more sources make an encoder that carries
 bench-gpu: $(READY)  ## the 7B on one GPU, random weights: our trainer against transformers, a table with the GPU's name
 	@$(RUN) -m experiments.bench.gpu $(ARGS)
 
-soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,fuzz,disk,slurm,s3,vllm,lmms] [MODEL=run:mini] [ARGS=raw=FOLDER]
+soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,fuzz,disk,kernels,slurm,s3,vllm,lmms] [MODEL=run:mini] [ARGS=raw=FOLDER]
 	@$(RUN) -m experiments.soak model=$(MODEL) $(if $(ONLY),only=$(ONLY)) $(ARGS)
 
 check: $(READY)  ## lint, format and types

@@ -1,14 +1,10 @@
 """src/model/fast/elementwise.py: the kernels of norms, activations and rotary embeddings."""
 
-import os
-import shutil
 import warnings
 
 import pytest
 import torch
-import torch._inductor.config
 import torch.nn.functional as F
-from torch._dynamo.utils import counters
 
 from src.model.fast import attention, elementwise
 from src.model.fast.llama import _ApplyRotary
@@ -63,36 +59,6 @@ def test_outputs_and_gradients_equal_plain_pytorch(case):
         results.append([*outputs, *torch.autograd.grad(loss, inputs)])
     for one, other in zip(*results, strict=True):
         assert (one - other).abs().max() <= 1e-13 * other.abs().max()
-
-
-OPERATIONS = {  # shapes of the arguments for L tokens; numbers as they are
-    "add_rmsnorm": lambda n: [(n, 64), (n, 64), (64,), 1e-5],
-    "rmsnorm_backward": lambda n: [(n, 64), (n, 64), (64,), (n, 1), (n, 64)],
-    "rotary": lambda n: [(n, 4, 16), (n, 4, 16), (n, 16), (n, 16)],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_compiled_operations_equal_eager_ones_for_any_number_of_tokens(name, monkeypatch, tmp_path):
-    """Inductor compiles twice: for the first number of tokens, and for all others. Without a C++ compiler the plain functions serve."""
-    monkeypatch.setenv("PATH", os.defpath)  # of the C++ compiler
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(elementwise, "compiler_works", True)
-    counters["stats"].clear()
-    function = getattr(elementwise, name).__wrapped__
-    run = elementwise.compile_or_keep(function)
-    for tokens in (32, 48, 80):
-        torch.manual_seed(tokens)
-        arguments = [normal(*shape) if isinstance(shape, tuple) else shape for shape in OPERATIONS[name](tokens)]
-        with torch._inductor.config.patch(compile_threads=1), warnings.catch_warnings(action="ignore"):
-            results = run(*arguments)
-        expected = function(*arguments)
-        pairs = zip(results, expected, strict=True) if isinstance(expected, tuple) else [(results, expected)]
-        for one, other in pairs:
-            assert (one - other).abs().max() <= 1e-13 * other.abs().max()
-    assert elementwise.compiler_works == bool(shutil.which("g++", path=os.defpath))
-    assert counters["stats"]["unique_graphs"] == 2 or not elementwise.compiler_works
 
 
 def test_broken_compiler_is_reported_once_and_the_plain_functions_serve(monkeypatch):

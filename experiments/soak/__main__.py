@@ -9,9 +9,9 @@ from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice
 
-LOCAL = ("interrupt", "uploads", "load", "readme", "fuzz", "disk")
+LOCAL = ("interrupt", "uploads", "load", "readme", "fuzz", "disk", "kernels")
 SERVICES = ("slurm", "s3", "vllm", "lmms")  # each installs what it needs, see docs/services.md and docs/export.md
-WITHOUT_MODEL = {"interrupt", "fuzz", "disk", "slurm", "s3"}  # trials that make what they need
+WITHOUT_MODEL = {"interrupt", "fuzz", "disk", "kernels", "slurm", "s3"}  # trials that make what they need
 
 
 @dataclass
@@ -20,7 +20,7 @@ class SoakConfig:
 
     python -m experiments.soak only=uploads,load model=run:mini
 
-    only   trials to run: interrupt, uploads, load, readme, fuzz, disk (default: these), or with services slurm, s3, vllm, lmms
+    only   trials to run: interrupt, uploads, load, readme, fuzz, disk, kernels (default: these), or with services slurm, s3, vllm, lmms
     model  finished run that the trials use (default run:mini)
     raw    folder of raw datasets, one folder each, that interrupt and fuzz use beside phantoms (default: phantoms only)
     """
