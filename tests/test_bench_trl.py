@@ -9,7 +9,8 @@ import pytest
 
 from experiments.bench import peers, train, trl_sft, workload
 from experiments.bench.peers import Cost
-from experiments.bench.workload import TARGETS, Workload
+from experiments.bench.train import TARGETS
+from experiments.bench.workload import Workload
 from src.data.prompt import IGNORE
 from src.runtime.errors import UserError
 
