@@ -80,9 +80,9 @@ def time_demo(outputs: str) -> float:
     start = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
         assert demo.stdout
-        address = demo.stdout.readline().split(maxsplit=1)
+        address = next(line for line in demo.stdout if line.startswith("http")).split(maxsplit=1)[0]  # after notes on the data
         try:
-            urllib.request.urlopen(address[0]).read()
+            urllib.request.urlopen(address).read()
             return time.perf_counter() - start
         finally:
             demo.kill()
