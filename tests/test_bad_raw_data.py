@@ -337,11 +337,11 @@ def test_field_of_another_type_is_listed_with_its_type():
     assert row.reason == "unexpected field type: text is list, number is number, empty is null"
 
 
-@pytest.mark.parametrize(("image", "found"), [("text", "text"), (7, "number"), (None, "null")])
-def test_image_that_is_no_bytes_is_quarantined(image, found):
+@pytest.mark.parametrize(("image", "type_name"), [("text", "text"), (7, "number"), (None, "null")])
+def test_image_that_is_no_bytes_is_quarantined(image, type_name):
     record = Record("a", "own", "train", images=[image], turns=[("What?", "A scan")])
     (chunk,) = chunking.to_chunks([record], split="train", keys=HashSet())
-    assert chunk.rejected == [("a", f"unexpected field type: image is {found}, not bytes")]
+    assert chunk.rejected == [("a", f"unexpected field type: image is {type_name}, not bytes")]
 
 
 def test_reason_of_a_quarantined_row_is_one_line():

@@ -79,9 +79,9 @@ def ask(page: Page, question: str) -> str:
 
 def test_upload_question_answer_and_map(page, url, model, file):
     upload(page, file)
-    shown = ask(page, QUESTION)
+    answer = ask(page, QUESTION)
     expected = model.answers([VQAQuery(QUESTION, [read_image(file)])], Sampling(32))[0].text
-    assert "".join(shown.split()) == "".join(expected.split())
+    assert "".join(answer.split()) == "".join(expected.split())
     page.click("#look")
     page.wait_for_selector("#map img")
     expect(page.locator("#meaning")).to_contain_text("(occlusion)")

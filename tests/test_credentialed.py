@@ -160,8 +160,8 @@ def test_texts_of_a_credentialed_source_stay_in_its_shards(is_closed, language, 
         predictions = (tmp_path / "outputs" / "tiny" / "predictions" / "closed.real.jsonl").read_text()  # local, needed for the scores
         assert CLOSED in predictions
     else:
-        found = {table, "outputs/tiny/report.html", "card/card.html", "demo/questions", "shards/closed/quarantine.jsonl", "error"}
-        assert found <= holders(files, CLOSED)
+        places = {table, "outputs/tiny/report.html", "card/card.html", "demo/questions", "shards/closed/quarantine.jsonl", "error"}
+        assert places <= holders(files, CLOSED)
         assert {table, "outputs/tiny/report.html"} <= holders(files, MEMORISED)
         assert (page.count('src="data:image/jpeg'), card.count("src='data:image/jpeg"), pictures) == (16, 12, 16)
         assert "Credentialed: trained on" not in out + err + page
@@ -187,10 +187,10 @@ def test_quarantine_holds_no_text_of_a_credentialed_row(key, reason, expected):
 def test_message_about_a_table_without_header_shows_no_row(tmp_path):
     (tmp_path / "train.csv").write_text(f"1,{CLOSED}\n2,b\n")
     entry = Source(name="closed", reader="", files={}, licence=Licence(credentialed="yes"))
-    for credentialed_entry, shown in ((entry, False), (replace(entry, licence=Licence()), True)):
+    for credentialed_entry, notices in ((entry, False), (replace(entry, licence=Licence()), True)):
         with pytest.raises(UserError, match="no column 'report'") as error:
             list(table_rows(tmp_path / "train.csv", credentialed_entry, required=["report"]))
-        assert (CLOSED in str(error.value)) == shown
+        assert (CLOSED in str(error.value)) == notices
 
 
 @pytest.fixture
@@ -352,5 +352,5 @@ def test_push_is_short_for_its_repository():
 @pytest.mark.parametrize("notice", ["", "Credentialed: trained on <closed>."])
 def test_demo_page_shows_the_notice_in_one_line(notice):
     page = build(Future(), Limits(), name="run:x", examples=[], notice=notice)
-    shown = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML) and "id='notice'" in str(block.value)]
-    assert shown == ([f"<div id='notice' role='note'>{notice.replace('<', '&lt;').replace('>', '&gt;')}</div>"] if notice else [])
+    notices = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML) and "id='notice'" in str(block.value)]
+    assert notices == ([f"<div id='notice' role='note'>{notice.replace('<', '&lt;').replace('>', '&gt;')}</div>"] if notice else [])

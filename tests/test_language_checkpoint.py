@@ -111,9 +111,9 @@ def test_logits_match_transformers(pmc_llama):
     model, _ = load(pmc_llama[0])
     ids = torch.randint(3, VOCAB, (2, 9))
     with torch.no_grad():
-        found, expected = model.double()(ids).logits[..., :VOCAB], copy.deepcopy(pmc_llama[1]).double()(ids).logits
+        logits, expected = model.double()(ids).logits[..., :VOCAB], copy.deepcopy(pmc_llama[1]).double()(ids).logits
     # Our head has more rows, so that its product may add in another order.
-    assert (found - expected).abs().max() <= rounding(float32_norms(model.config), expected.abs().max())
+    assert (logits - expected).abs().max() <= rounding(float32_norms(model.config), expected.abs().max())
 
 
 def test_vocabulary_is_padded_with_zeros_to_a_multiple_of_64(pmc_llama):
@@ -291,12 +291,12 @@ def test_hub_that_accepts_no_connection_is_not_asked(monkeypatch, tmp_path):
     weight_files.is_reachable.cache_clear()
     assert not weight_files.is_reachable(address)
     monkeypatch.setattr(weight_files.constants, "ENDPOINT", address)
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        weight_files, "hf_hub_download", lambda *names, local_files_only, **rest: asked.append(local_files_only) or tmp_path
+        weight_files, "hf_hub_download", lambda *names, local_files_only, **rest: calls.append(local_files_only) or tmp_path
     )
     weight_files.find_file("owner/name", ["config.json"], revision="unverified", key="language.path")
-    assert asked == [True]
+    assert calls == [True]
 
 
 @pytest.mark.parametrize(

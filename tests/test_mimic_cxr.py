@@ -207,11 +207,11 @@ def test_damaged_rows_and_members_are_quarantined_by_key(raw):
     lines = gzip.decompress((raw / "mimic-cxr-2.0.0-split.csv.gz").read_bytes()).decode().splitlines()
     put_table(raw, "split", [*lines, "0f,,10000001,train", "../x,50000009,10000001,train", "0f,50000009"], compressed=True)
     (raw / f"files/p10/p10000001/s50000003/{DICOM.format(16 * 50000003)}.jpg").unlink()
-    found = reasons(read(raw, section="official"))
-    assert found["s50000002"].startswith("zip member damaged: files/p10/p10000001/s50000002.txt")
-    assert found["s50000003"].startswith("image missing: files/p10/p10000001/s50000003/")
-    assert found["-0f"] == found["50000009-../x"] == "id is not valid: a row of mimic-cxr-2.0.0-split.csv.gz"
-    assert sum(reason.startswith("wrong number of fields") for reason in found.values()) == 1
+    reasons_by_key = reasons(read(raw, section="official"))
+    assert reasons_by_key["s50000002"].startswith("zip member damaged: files/p10/p10000001/s50000002.txt")
+    assert reasons_by_key["s50000003"].startswith("image missing: files/p10/p10000001/s50000003/")
+    assert reasons_by_key["-0f"] == reasons_by_key["50000009-../x"] == "id is not valid: a row of mimic-cxr-2.0.0-split.csv.gz"
+    assert sum(reason.startswith("wrong number of fields") for reason in reasons_by_key.values()) == 1
 
 
 def build(raw: Path, out: Path, source: str = "mimic_cxr", **options: str) -> Shards:

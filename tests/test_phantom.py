@@ -67,11 +67,11 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("source", ["pathvqa", "pubmedqa"])
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, source):
-    mine = files(raw / source)
-    assert files(written(source, tmp_path / "same")) == mine
+    expected = files(raw / source)
+    assert files(written(source, tmp_path / "same")) == expected
     others = files(written(source, tmp_path / "other", seed=1))
-    assert mine.keys() == others.keys()
-    assert all(mine[name] != others[name] for name in mine)
+    assert expected.keys() == others.keys()
+    assert all(expected[name] != others[name] for name in expected)
 
 
 def test_a_longer_split_begins_with_the_shorter_one():
@@ -222,11 +222,11 @@ def test_pubmedqa_has_artificial_labels_as_the_hub_holds_them(raw):
     artificial = pq.read_table(raw / "pubmedqa/pqa_artificial/train-00000-of-00001.parquet").to_pylist()
     assert artificial
     assert "maybe" not in {row["final_decision"] for row in artificial}
-    found = {split: {record.key: record for record in READERS[entry.reader](raw / "pubmedqa", split, entry)} for split in ("train", "test")}
-    assert {split: len(records) for split, records in found.items()} == NUM["pubmedqa"]
-    assert found["train"].keys() - labelled.keys() == {str(row["pubid"]) for row in artificial}
+    read = {split: {record.key: record for record in READERS[entry.reader](raw / "pubmedqa", split, entry)} for split in ("train", "test")}
+    assert {split: len(records) for split, records in read.items()} == NUM["pubmedqa"]
+    assert read["train"].keys() - labelled.keys() == {str(row["pubid"]) for row in artificial}
     one = artificial[0]
-    assert found["train"][str(one["pubid"])].turns == [
+    assert read["train"][str(one["pubid"])].turns == [
         (" ".join(one["context"]["contexts"]) + "\n" + one["question"], one["final_decision"])
     ]
 

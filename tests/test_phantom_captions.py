@@ -107,15 +107,15 @@ def test_quilt_1m_has_several_captions_per_picture_and_frames_of_something_else(
 @pytest.mark.slow
 def test_medicat_is_mostly_compound_and_licensed_by_article(raw):
     lines = [json.loads(line) for line in (raw / "medicat/release" / medicat.TABLE).read_text().splitlines()]
-    found = {record.key: record for record in records(raw, "medicat")}
+    result = {record.key: record for record in records(raw, "medicat")}
     assert refused(raw, "medicat") == {"image missing": 1}
     assert {line["oa_info"]["oa"]["license"] for line in lines} == {"CC BY", "CC BY-NC", "CC BY-NC-ND", None}
-    assert {record.licence for record in found.values()} == {"CC BY", "CC BY-NC", "CC BY-NC-ND", ""}
-    papers = {(record.group, record.licence) for record in found.values()}
-    assert len(papers) == len({record.group for record in found.values()}) == 33
+    assert {record.licence for record in result.values()} == {"CC BY", "CC BY-NC", "CC BY-NC-ND", ""}
+    papers = {(record.group, record.licence) for record in result.values()}
+    assert len(papers) == len({record.group for record in result.values()}) == 33
     assert any(not line["s2_caption"] for line in lines)
-    assert all(record.caption.startswith("Figure") for record in found.values())
-    compound = [record for record in found.values() if "(b)" in record.caption]
+    assert all(record.caption.startswith("Figure") for record in result.values())
+    compound = [record for record in result.values() if "(b)" in record.caption]
     assert len(compound) == 75
     assert all(pixels(record.images[0]).shape[1] == 260 for record in compound)
 
@@ -153,9 +153,9 @@ def test_iu_xray_reports_have_two_views_and_holes(raw):
     assert refused(raw, "iu_xray") == {"neither question nor caption": 1, "image missing": 1}
     assert any("XXXX" in row["findings"] for row in reports)
     assert any(not row["findings"] and row["impression"] for row in reports)
-    found = records(raw, "iu_xray")
-    assert not any("XXXX" in record.caption for record in found)
-    assert len({record.group for record in found}) == len(found)
+    result = records(raw, "iu_xray")
+    assert not any("XXXX" in record.caption for record in result)
+    assert len({record.group for record in result}) == len(result)
 
 
 def test_iu_xray_shows_the_frontal_view_first(raw):
@@ -167,12 +167,12 @@ def test_iu_xray_shows_the_frontal_view_first(raw):
 
 
 def test_pubmedvision_has_rows_of_several_pictures_and_pictures_in_no_archive(raw):
-    found = records(raw, "pubmedvision")
-    several = [record for record in found if len(record.images) > 1]
-    assert 0.1 < len(several) / len(found) < 0.35
+    result = records(raw, "pubmedvision")
+    several = [record for record in result if len(record.images) > 1]
+    assert 0.1 < len(several) / len(result) < 0.35
     assert refused(raw, "pubmedvision") == {"image missing": 1}
     assert all(record.answer.count("Image ") == len(record.images) for record in several)
-    assert {record.meta["modality"] for record in found} >= {"x-ray", "histology"}
+    assert {record.meta["modality"] for record in result} >= {"x-ray", "histology"}
     folders = set()
     for path in (raw / "pubmedvision").glob("images_*.zip"):
         with zipfile.ZipFile(path) as archive:

@@ -78,11 +78,11 @@ def right(choices: list[str], answer: str) -> int:
 @pytest.mark.parametrize("name", NUM)
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(raw, tmp_path, name):
-    mine = files(raw / name)
-    assert files(written(name, tmp_path / "same")) == mine
+    expected = files(raw / name)
+    assert files(written(name, tmp_path / "same")) == expected
     others = files(written(name, tmp_path / "other", seed=1))
-    assert mine.keys() == others.keys()
-    assert all(mine[path] != others[path] for path in mine)
+    assert expected.keys() == others.keys()
+    assert all(expected[path] != others[path] for path in expected)
 
 
 @pytest.mark.parametrize("name", NUM)
@@ -106,17 +106,17 @@ def test_every_row_ends_somewhere(built, name):
 @pytest.mark.slow
 def test_chinese_training_questions_of_slake_show_test_pictures_and_are_left_out(raw, built):
     tables = {split: json.loads((raw / "slake" / name).read_text()) for split, name in WRITERS["slake"].FILES.items()}
-    shown = {(split, row["q_lang"]): set() for split, rows in tables.items() for row in rows}
+    images = {(split, row["q_lang"]): set() for split, rows in tables.items() for row in rows}
     for split, rows in tables.items():
         for row in rows:
-            shown[split, row["q_lang"]].add(row["img_name"])
-    assert shown["train", "zh"] & shown["test", "en"]
-    assert not shown["train", "en"] & shown["test", "en"]
+            images[split, row["q_lang"]].add(row["img_name"])
+    assert images["train", "zh"] & images["test", "en"]
+    assert not images["train", "en"] & images["test", "en"]
     chinese = {split: sum(row["q_lang"] == "zh" for row in rows) for split, rows in tables.items()}
     assert {split: built[1]["slake"]["counts"][split]["filtered"] for split in chinese} == chinese
     assert built[1]["slake"]["filtered"] == {"language": sum(chinese.values())}
     groups = {split: {record.group for record in records(built, "slake", split)} for split in tables}
-    assert [len(found) for found in groups.values()] == [14, 4, 8]
+    assert [len(result) for result in groups.values()] == [14, 4, 8]
     assert not groups["train"] & groups["test"]
     rows = [record for split in tables for record in records(built, "slake", split)]
     assert all(record.question.isascii() and record.answer[0].isupper() for record in rows)
@@ -126,11 +126,11 @@ def test_chinese_training_questions_of_slake_show_test_pictures_and_are_left_out
 
 def test_pictures_of_vqa_rad_stand_in_both_splits_with_other_questions(raw, built):
     by_split = {split: records(built, "vqa_rad", split) for split in ("train", "test")}
-    groups = {split: {record.group for record in found} for split, found in by_split.items()}
+    groups = {split: {record.group for record in result} for split, result in by_split.items()}
     both = groups["train"] & groups["test"]
     assert len(both) == 2  # a third is encoded anew
     assert len(groups["test"]) == 12
-    of = {split: {(record.group, record.question) for record in found if record.group in both} for split, found in by_split.items()}
+    of = {split: {(record.group, record.question) for record in result if record.group in both} for split, result in by_split.items()}
     assert not of["train"] & of["test"]
     texts = [row["answer"] for path in (raw / "vqa_rad").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert any(text.endswith("\t") for text in texts)
@@ -138,13 +138,13 @@ def test_pictures_of_vqa_rad_stand_in_both_splits_with_other_questions(raw, buil
 
 
 def test_the_audit_finds_what_vqa_rad_shares(built):
-    found = audit_all(AuditConfig(out=built[0], sources=["vqa_rad"]))["vqa_rad"]
+    result = audit_all(AuditConfig(out=built[0], sources=["vqa_rad"]))["vqa_rad"]
     train = [record.group for record in records(built, "vqa_rad")]
     both = {record.group for record in records(built, "vqa_rad", "test")} & set(train)
     opened = Shards(built[0] / "vqa_rad")
     again = opened.repeats_image(opened.rows("train"), of=opened.rows("test"))
-    assert found["leaks"]["vqa_rad"] == again.sum() > sum(group in both for group in train)
-    assert found["groups_on_two_sides"] == len(both)
+    assert result["leaks"]["vqa_rad"] == again.sum() > sum(group in both for group in train)
+    assert result["groups_on_two_sides"] == len(both)
 
 
 def test_pmc_vqa_lacks_a_picture_and_its_options_carry_letters(raw, built):
@@ -163,11 +163,11 @@ def test_pmc_vqa_lacks_a_picture_and_its_options_carry_letters(raw, built):
 
 
 def test_every_picture_of_ubench_has_its_licence_and_may_lack_a_question(raw, built):
-    found = records(built, "ubench")
-    assert {record.licence for record in found} == set(WRITERS["ubench"].LICENCES)
-    assert len({len(record.turns) for record in found}) > 1
-    assert all(record.group == record.key for record in found)
-    assert all(answer != "none of the above" for record in found for _, answer in record.turns)
+    result = records(built, "ubench")
+    assert {record.licence for record in result} == set(WRITERS["ubench"].LICENCES)
+    assert len({len(record.turns) for record in result}) > 1
+    assert all(record.group == record.key for record in result)
+    assert all(answer != "none of the above" for record in result for _, answer in record.turns)
 
 
 def test_medmcqa_counts_options_from_0_and_from_1(raw, built):
@@ -217,11 +217,11 @@ def test_cases_are_answered_by_what_they_state(built):
 
 
 def test_letters_have_typing_errors_and_signatures(built):
-    found = records(built, "healthcaremagic")
-    assert all(record.answer.endswith("Chat Doctor.") for record in found)
+    result = records(built, "healthcaremagic")
+    assert all(record.answer.endswith("Chat Doctor.") for record in result)
     known = {word for n in range(400) for word in letter(*_scene("known", n))[0].split()}
-    wrong = [word for record in found for word in record.question.split() if word not in known]
-    assert 0.005 < len(wrong) / sum(len(record.question.split()) for record in found) < 0.10
+    wrong = [word for record in result for word in record.question.split() if word not in known]
+    assert 0.005 < len(wrong) / sum(len(record.question.split()) for record in result) < 0.10
     assert sorted(with_typos("abdomen " * 50, item_rng(0, "hurried", "", 0))) == sorted("abdomen " * 50)
 
 

@@ -40,14 +40,14 @@ def phantoms(tmp_path_factory):
 
 def digests(folder):
     """Of every file; npz and xlsx by content, since their archives carry the time."""
-    found = {}
+    result = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.suffix == ".npz":
             with np.load(path) as arrays:
-                found[path.name] = {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays}
+                result[path.name] = {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays}
         elif path.suffix != ".xlsx":
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            result[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return result
 
 
 @pytest.mark.slow

@@ -49,8 +49,8 @@ def test_the_language_model_opens_as_any_folder_of_transformers(weights, shards)
     assert encoded.ids[:3].tolist() == [1, prompter.image_id, prompter.image_id]
     assert tokenizer.convert_tokens_to_ids(IMAGE) == prompter.image_id < model.get_input_embeddings().weight.shape[0]
     prompt, answer = prompt_answer_pairs(record)[0]
-    said = tokenizer.decode(encoded.ids[3:-1])
-    assert said.replace(" ", "") == (prompt + answer).replace(" ", "")
+    text = tokenizer.decode(encoded.ids[3:-1])
+    assert text.replace(" ", "") == (prompt + answer).replace(" ", "")
 
 
 def test_the_encoder_opens_as_biomedclip_does(weights):
@@ -98,13 +98,13 @@ def test_the_language_model_is_never_shown_an_image(shards, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "text"),
     [("parts=lnguage", "did you mean 'language'"), ("shards=nowhere", "shards=nowhere"), ("seeds=1", "did you mean 'seed'")],
 )
-def test_a_mistake_is_one_sentence(word, said, tmp_path, capsys):
+def test_a_mistake_is_one_sentence(word, text, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([f"out={tmp_path}", word])
     printed = capsys.readouterr().err.strip()
     assert stopped.value.code == 2
-    assert said in printed
+    assert text in printed
     assert "\n" not in printed

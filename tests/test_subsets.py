@@ -160,10 +160,10 @@ def test_limit_keeps_the_same_records_of_each_sub_set(delta):
 def test_limit_does_not_favour_validation_records(delta):
     """Validation takes the groups with the smallest hashes. A limit by the same hashes would fill it with the limited sub-set."""
     rows = delta.rows("train")
-    kept = set(select_subsets(delta, rows, limit=10).tolist())
+    chosen = set(select_subsets(delta, rows, limit=10).tolist())
     radimagenet = [row for row, name in zip(rows.tolist(), names_of(delta, rows), strict=True) if name == "RadImageNet"]
     by_group = sorted(radimagenet, key=lambda row: delta.column("group")[row])[:10]
-    assert len(kept & set(by_group)) < 8
+    assert len(chosen & set(by_group)) < 8
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ TURNS = [["Which organ is shown?", "the  lung"], ["Where is the caption?", "left
 def raw(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(chunking, "SHARD_ROWS", 20)
     monkeypatch.setattr(chunking, "CHUNK_ROWS", 6)
-    turns = [{"question": f"{asked} {n}", "answer": answer} for n in range(25) for asked, answer in TURNS]
+    turns = [{"question": f"{question} {n}", "answer": answer} for n in range(25) for question, answer in TURNS]
     lines = [{**turn, "id": f"q{n}", "choices": ["lung", "heart"]} for n, turn in enumerate(turns)]
     put_lines(tmp_path / "raw" / "own", "train", [*lines, {"id": "no-answer", "question": "What?", "answer": ""}])
     put_lines(tmp_path / "raw" / "own", "test", [{"id": f"c{n}", "caption": f"a chest x-ray of {n} lungs"} for n in range(5)])
@@ -131,9 +131,9 @@ def test_a_plan_estimates_only_what_was_not_counted(raw, language, tmp_path, con
     assert (own.counted_by, other.counted_by) == (str(language), "")
     console = Console(width=200, record=True)
     console.print(token_budget.budget_table([own, other], patches=4))
-    said = console.export_text()
-    assert f"tokens counted by {language}" in said
-    assert ["about" in line for line in said.splitlines()[1:3]] == [False, True]
+    text = console.export_text()
+    assert f"tokens counted by {language}" in text
+    assert ["about" in line for line in text.splitlines()[1:3]] == [False, True]
 
 
 @pytest.mark.slow
@@ -143,18 +143,18 @@ def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language
     config = configure(f"data.root={tmp_path / 'out'}")
     config = PlanConfig(**vars(config) | {"mix": MixConfig({"own": 1}, decontaminate=True), "plan": compose("plan", []).plan})
 
-    def said() -> tuple[str, str]:
+    def printed_plan() -> tuple[str, str]:
         capsys.readouterr()
         plan(config)
         lines = capsys.readouterr().out.splitlines()
         return lines[1], " ".join(line.strip() for line in lines)
 
     warning = f"{moved} counted the tokens, which may not be the tokenizer of language.path={language}, so these numbers are estimates"
-    row, text = said()
+    row, text = printed_plan()
     assert ("about" in row, warning in text) == (False, False)
     (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text() + " ")
     build(raw, tmp_path / "out", moved)
-    row, text = said()
+    row, text = printed_plan()
     assert ("about" in row, warning in text) == (True, True)
     for name, exact in ((str(moved), True), ("own/hub", False)):  # not on this disk: by name
         (own,) = token_budget.source_budgets(config.mix, config.data, steps=10, tokenizer={"id": name})
@@ -163,8 +163,8 @@ def test_a_plan_takes_for_estimates_what_another_tokenizer_counted(raw, language
 
 def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_path):
     built = build(raw, tmp_path / "out")
-    path, kept = tmp_path / "out" / "own" / "index.arrow", [name for name in SCHEMA.names if name != "tokens"]
-    batch = pa.record_batch([built.arrow(name) for name in kept], names=kept)
+    path, columns = tmp_path / "out" / "own" / "index.arrow", [name for name in SCHEMA.names if name != "tokens"]
+    batch = pa.record_batch([built.arrow(name) for name in columns], names=columns)
     path.unlink()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -176,8 +176,8 @@ def test_shards_of_an_older_layout_are_refused_here_and_at_an_address(raw, tmp_p
 
 @pytest.mark.slow
 def test_a_build_without_a_tokenizer_imports_nothing_heavy():
-    said = "import sys, data_prep.shards; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout == "set()\n"
+    text = "import sys, data_prep.shards; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def parse_chat(fields: dict, images: list[Any], key: str) -> Chat | InvalidRow:
     if reason := _order_fault(turns):
         return InvalidRow(key, f"{reason}: roles {', '.join(turn.role for turn in turns)[:200]}")
     system = turns.pop(0) if ROLES[turns[0].role] == "system" else None
-    beside = fields.get("system")  # LLaMA-Factory stores the system text beside the conversation
-    if system is None and isinstance(beside, str) and beside.strip():
-        system = _Turn("system", beside.strip())
+    system_text = fields.get("system")  # LLaMA-Factory stores the system text beside the conversation
+    if system is None and isinstance(system_text, str) and system_text.strip():
+        system = _Turn("system", system_text.strip())
     return _join(turns, system, images, key)
 
 

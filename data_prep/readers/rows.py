@@ -51,7 +51,7 @@ def row_errors_as_invalid(make_record: Callable[..., Row]) -> Callable[..., Row]
         except (AttributeError, LookupError, TypeError, ValueError):
             position = next(n for n, arg in enumerate(args) if isinstance(arg, Source))
             fields = next((arg for arg in args[position + 1 :] if isinstance(arg, dict)), {})
-            found = ", ".join(f"{name} is {type_name(value)}" for name, value in fields.items())
-            return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {found}"[:300])
+            types = ", ".join(f"{name} is {type_name(value)}" for name, value in fields.items())
+            return InvalidRow(str(args[position + 1])[:80], f"unexpected field type: {types}"[:300])
 
     return wrapper

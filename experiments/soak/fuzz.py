@@ -64,10 +64,10 @@ def trial(model: str, *, raw: str = "", trees: int = 1000, seed: int = 0) -> lis
                 name = schedule[number % len(schedule)]
                 running.append((f"{seed}-{number}, {name}", DamagedTree(intact[name][0], f"{seed}-{number}")))
     print_table(table(results))
-    found = Counter(fault for result in results for fault in result["faults"])
+    faults = Counter(fault for result in results for fault in result["faults"])
     names = {"crash": "crashes", "no end": f"builds that take more than {TIME_LIMIT} s", "counts": "builds whose counts do not add up"}
     names["unclear"] = "reasons and messages that are not clear"
-    bounds = [Row(f"{trees} damaged raw folders: {names[fault]}", str(found[fault]), "0", not found[fault]) for fault in FAULTS]
+    bounds = [Row(f"{trees} damaged raw folders: {names[fault]}", str(faults[fault]), "0", not faults[fault]) for fault in FAULTS]
     return [*bounds, Row("damaged raw folders of real datasets", str(sum(result["real"] for result in results)))]
 
 

@@ -117,7 +117,7 @@ def start(words: list[str], folder: Path, outputs: list[str]) -> tuple[forked.Co
 
 def has_written(folder: Path, outputs: list[str], *, since: int) -> bool:
     """Whether a file of `outputs` has changed since a time in nanoseconds."""
-    for path in (path for glob in outputs for found in folder.glob(glob) for path in (found, *found.rglob("*"))):
+    for path in (path for glob in outputs for match in folder.glob(glob) for path in (match, *match.rglob("*"))):
         with contextlib.suppress(FileNotFoundError):  # a temporary file
             if path.is_file() and path.stat().st_mtime_ns > since:
                 return True

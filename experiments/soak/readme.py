@@ -77,16 +77,16 @@ def trial(model: str) -> list[Row]:
 
 def find_commands(text: str) -> list[tuple[str, str]]:
     """(command, error that the page shows below it, or "") of every command in the code blocks of a page, without comments."""
-    found: list[tuple[str, str]] = []
+    commands: list[tuple[str, str]] = []
     fenced = False
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         fenced ^= line.startswith("```")
         code = line.strip() if fenced or line.startswith("    ") else ""
         if match := COMMAND.fullmatch(re.split(r"\s{2,}[#(]", code)[0]):
-            found += [(command.strip(), "") for command in match[1].split(" && ")]
-        elif code.startswith("error: ") and found:
-            found[-1] = found[-1][0], code
-    return found
+            commands += [(command.strip(), "") for command in match[1].split(" && ")]
+        elif code.startswith("error: ") and commands:
+            commands[-1] = commands[-1][0], code
+    return commands
 
 
 def prepare_tree(tree: Path, run: str) -> None:

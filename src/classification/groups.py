@@ -57,7 +57,7 @@ def merge_groups(name: str, examples: list[Example], pairs: np.ndarray) -> list[
     labels: dict[str, set] = {}
     for n in copies.tolist():
         labels.setdefault(merged[n].group, set()).add(merged[n].label)
-    mixed = sum(len(found) > 1 for found in labels.values())
+    mixed = sum(len(group_labels) > 1 for group_labels in labels.values())
     print(
         f"{name}: {len(copies):,} of {len(examples):,} images are near-identical to another one, in {len(labels):,} groups "
         f"that each stay in one split; {mixed:,} of these groups have images with different labels"
@@ -119,9 +119,9 @@ def _disjoint(name: str, examples: list[Example]) -> list[Example]:
         for example in examples:
             if example.split == split:
                 first.setdefault(example.group, split)
-    kept = [example for example in examples if not example.split or first[example.group] == example.split]
-    if len(kept) < len(examples):
-        totals, counts = (Counter(example.split for example in some) for some in (examples, kept))
+    remaining = [example for example in examples if not example.split or first[example.group] == example.split]
+    if len(remaining) < len(examples):
+        totals, counts = (Counter(example.split for example in some) for some in (examples, remaining))
         text = ", ".join(f"{totals[split] - counts[split]:,} of {totals[split]:,} {split} images" for split in SPLITS[1:])
         print(f"{name}: left out {text}, whose patient or slide is in an earlier split")
-    return kept
+    return remaining

@@ -95,10 +95,10 @@ def cxr8_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]
     for name, text, patient in rows:
         if name not in split_of:
             raise UserError(f"{table}: {name} is neither in train_val_list.txt nor in test_list.txt; download all three again")
-        found = set(text.split("|")) - {"No Finding"}
-        for label in sorted(found.difference(NIH_LABELS)):
+        names = set(text.split("|")) - {"No Finding"}
+        for label in sorted(names.difference(NIH_LABELS)):
             raise UserError(f"{table}: {name} has the label '{label}'{suggest(label, NIH_LABELS)}")
-        labels = tuple(label for label in config.classes if label in found)
+        labels = tuple(label for label in config.classes if label in names)
         yield Example(name, split_of[name] or _train_or_val(patient), labels, f"patient {patient}", images[name])
 
 

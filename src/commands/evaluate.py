@@ -61,7 +61,7 @@ def evaluate_run(
             return
         result["asked"] = {test.name: len(test.rows) for test in tests}  # this many lines at the start of each predictions file
         files = {test.name: read_conditions(test, folder, [*conditions[test.name], *baselines.BASELINES]) for test in tests}
-        asked_again = {
+        variants = {
             test.name: {
                 name: predictions_file.read_predictions(predictions_path(folder, test, name))[: len(variant.rows)]
                 for name, variant in varied[test.name].items()
@@ -69,15 +69,15 @@ def evaluate_run(
             for test in tests
         }
         pooled = [test.name for test in tests if test.pooled]
-        result |= summary.summarise(files, pooled=pooled, variants=asked_again, resamples=config.resamples, seed=config.seed)
+        result |= summary.summarise(files, pooled=pooled, variants=variants, resamples=config.resamples, seed=config.seed)
     wandb_run.update_run(folder)
     warn_of_credentialed_texts(folder, tests)
 
 
 def warn_of_credentialed_texts(folder: Path, tests: list[Benchmark]) -> None:
     """Predictions files need the texts, because the scores are computed from them. Nothing uploads these files."""
-    asked = {test.source for test in tests if is_credentialed(test.source, test.shards.manifest)}
-    if names := ", ".join(sorted(asked.union(lineage.credentialed(lineage.lineage(folder))))):
+    sources = {test.source for test in tests if is_credentialed(test.source, test.shards.manifest)}
+    if names := ", ".join(sorted(sources.union(lineage.credentialed(lineage.lineage(folder))))):
         print(f"{folder}/predictions: sensitive, may hold texts of credentialed data ({names}); keep these files on this machine")
 
 

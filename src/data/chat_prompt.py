@@ -52,9 +52,9 @@ class ChatPrompter(Prompter):
     def _check_template(self) -> None:
         """Renders two turns, and sets `ends`. The tokens of a prompt must stay the same when an answer follows."""
         turns = [("first question", "first answer"), ("second question", "second answer")]
-        answered, asked = self._tokenise([self.template.render(turns), self.template.render(turns, answered=False)])
+        answered, unanswered = self._tokenise([self.template.render(turns), self.template.render(turns, answered=False)])
         begin, _ = answered.answers[-1]
-        if not np.array_equal(answered.ids[:begin], asked.ids):
+        if not np.array_equal(answered.ids[:begin], unanswered.ids):
             self.template.refuse("joins the end of the prompt and the begin of the answer in one token")
         ends = sorted({int(answered.ids[end - 1]) for _, end in answered.answers})
         if len(ends) > 1:
@@ -84,7 +84,7 @@ class ChatPrompter(Prompter):
     def question_ids(self, record: Record, num_images: int, *, max_new_tokens: int) -> tuple[list[int], list[int]]:
         """The oldest turns are dropped first, then the beginning of the question."""
         turns, limit = chat_turns(record), self.budget - max_new_tokens - 1
-        while len((chat := self._asked(record, turns, num_images)).ids) > limit and len(turns) > 1:
+        while len((chat := self._tokenise_question(record, turns, num_images)).ids) > limit and len(turns) > 1:
             turns = turns[1:]
         if len(chat.ids) > limit:
             chat, room = self._single(record, turns[0], num_images, answered=False)
@@ -95,7 +95,7 @@ class ChatPrompter(Prompter):
         return chat.ids[:begin].tolist(), chat.ids[begin:].tolist()
 
     def num_text_tokens(self, record: Record, num_images: int) -> int:
-        chat = self._asked(record, chat_turns(record), num_images)
+        chat = self._tokenise_question(record, chat_turns(record), num_images)
         return len(chat.ids) + 1 - len(self.prefix(num_images))
 
     def answer_ids(self, texts: list[str]) -> list[list[int]]:
@@ -119,10 +119,10 @@ class ChatPrompter(Prompter):
             if len(chat.ids) <= self.budget:
                 return self._sample(chat, num_images, whole=whole)
         chat, room = self._single(record, turns[0], num_images, answered=True)
-        (asked_from, asked_to), ((begin, end),) = chat.question, chat.answers
-        pair = (chat.ids[asked_from:asked_to].tolist(), chat.ids[begin : end - 1].tolist())
+        (question_begin, question_end), ((begin, end),) = chat.question, chat.answers
+        pair = (chat.ids[question_begin:question_end].tolist(), chat.ids[begin : end - 1].tolist())
         ((question, answer),), _ = truncate_turns([pair], room)
-        head = [*chat.ids[:asked_from], *question, *chat.ids[asked_to:begin]]
+        head = [*chat.ids[:question_begin], *question, *chat.ids[question_end:begin]]
         ids = np.array([*head, *answer, *chat.ids[end - 1 :]], np.int32)
         shortened = TokenisedChat(ids, chat.question, [(len(head), len(head) + len(answer) + 1)])
         return self._sample(shortened, num_images, whole=whole)
@@ -139,7 +139,7 @@ class ChatPrompter(Prompter):
                 break
         return chat, self.room(num_images, key=record.key, overhead=len(chat.ids) - texts)
 
-    def _asked(self, record: Record, turns: list[tuple[str, str]], num_images: int) -> TokenisedChat:
+    def _tokenise_question(self, record: Record, turns: list[tuple[str, str]], num_images: int) -> TokenisedChat:
         return self._tokenise([self.template.render(turns, num_images=num_images, system=record.system, answered=False)])[0]
 
     def _empty(self, num_images: int) -> TokenisedChat:

@@ -101,9 +101,9 @@ class ChatTemplate:
             roles = ", ".join(message["role"] for message in messages)
             self.refuse(f"rejects a conversation of {roles} ({str(error).splitlines()[0]})")
 
-    def refuse(self, found: str, *, advice: str = "give a model with another template") -> NoReturn:
+    def refuse(self, problem: str, *, advice: str = "give a model with another template") -> NoReturn:
         raise UserError(
-            f"prompt.template=chat: the chat template of {self.tokenizer.name_or_path} {found}; set prompt.template=plain, or {advice}"
+            f"prompt.template=chat: the chat template of {self.tokenizer.name_or_path} {problem}; set prompt.template=plain, or {advice}"
         )
 
 

@@ -99,14 +99,14 @@ def _ask(requests: dict[str, str], config: JudgeConfig, path: Path) -> Iterator[
                 raise UserError(f"judge.url={config.url}: refused with status {error.response.status_code}; {again}") from None
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise UserError(f"judge.url={config.url}: no connection ({type(error).__name__}); start the server; {again}") from None
-            found = VERDICT.findall(reply)
-            unreadable = 0 if found else unreadable + 1
+            verdicts = VERDICT.findall(reply)
+            unreadable = 0 if verdicts else unreadable + 1
             if unreadable == MAX_UNREADABLE:
                 raise UserError(
                     f"judge.model={config.model}: {unreadable} replies in a row have no <judge>0</judge> or <judge>1</judge>; "
                     f"give a model that follows instructions; {again}"
                 )
-            yield digest, found[-1] == "0" if found else None
+            yield digest, verdicts[-1] == "0" if verdicts else None
             progress.update()
 
 

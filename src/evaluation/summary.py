@@ -10,7 +10,7 @@ from src.metrics.vqa import describe_clusters, paired_difference, score, unchang
 REFERENCE_CONDITIONS = ("shuffled", "other_modality", "blank", "none", "majority", "colour")
 IMAGE_CONDITIONS = ("shuffled", "other_modality", "blank", "none")  # the same model without the question's own image
 
-SHOWN = {
+PRINTED_SCORES = {
     "orders": ("accuracy", "every_order"),
     "prompts": ("exact", "accuracy"),
     "": ("bleu1", "exact", "unchanged"),
@@ -116,7 +116,7 @@ def summary_text(summary: dict) -> str:
             lines += [f"{name:16} {condition:22} {count:,} {message}" for condition, count in counts.items()]
     for key, row in summary["metrics"].items():
         _, name, condition, part, scorer = key.split("/")
-        if part == "all" and scorer in SHOWN.get(condition, SHOWN[""]) and name != repeated:
+        if part == "all" and scorer in PRINTED_SCORES.get(condition, PRINTED_SCORES[""]) and name != repeated:
             line = f"{name:16} {condition:22} {scorer:9} {row['value']:7.3f}  [{row['low']:.3f}, {row['high']:.3f}]  n={row['n']:,}"
             lines.append(line + (f"  by wording {row['lowest']:.3f} to {row['highest']:.3f}" if "lowest" in row else ""))
     return "\n".join(lines)

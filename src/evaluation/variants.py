@@ -40,16 +40,16 @@ def rephrase(record: Record, number: int) -> Record:
 
 def variants_of(test: Benchmark, requested: list[str]) -> dict[str, Benchmark]:
     """The variants of a benchmark by name. `orders` is left out, with a message, if no question has options."""
-    found = {}
+    variants = {}
     sizes = [len(item.get("choices", [])) for item in test.items]
     if "orders" in requested and max(sizes) < 2:
         print(f"{test.name}: without variants=[orders], because its questions have no options")
     for by in range(1, max(sizes)) if "orders" in requested else ():
         rows = [row for row, size in zip(test.rows, sizes, strict=True) if size > by]
-        found[f"order{by}"] = _changed(test, f"order{by}", rows, partial(rotate, by=by))
+        variants[f"order{by}"] = _changed(test, f"order{by}", rows, partial(rotate, by=by))
     for number in range(3) if "prompts" in requested else ():
-        found[f"prompt{number + 1}"] = _changed(test, f"prompt{number + 1}", test.rows, partial(rephrase, number=number))
-    return found
+        variants[f"prompt{number + 1}"] = _changed(test, f"prompt{number + 1}", test.rows, partial(rephrase, number=number))
+    return variants
 
 
 def _changed(test: Benchmark, variant: str, rows: list[int], change: Callable[[Record], Record]) -> Benchmark:

@@ -15,15 +15,15 @@ CAPTION = (
 def release_blocks(run: RunData, cells: list[dict]) -> list:
     """A table for the benchmarks of `cells`, and the benchmarks without a known overlap; nothing for a folder without a training record."""
     records = lineage(run.folder) if "mix" in run.config else []
-    found: dict[str, dict[str, int]] = {}  # benchmark -> source -> records, as the audit found them
+    counts: dict[str, dict[str, int]] = {}  # benchmark -> source -> records, as the audit found them
     for cell in cells:
-        found.setdefault(cell["benchmark"], {}).update((cell.get("overlap") or {}).get("found", {}))
+        counts.setdefault(cell["benchmark"], {}).update((cell.get("overlap") or {}).get("found", {}))
     rows: list[list] = []
     without: list[str] = []
     unlisted: list[str] = []
-    for benchmark in found if records else ():
+    for benchmark in counts if records else ():
         overlaps = release_overlaps().get(benchmark)
-        own = [_row(benchmark, record, overlap, found[benchmark]) for overlap in overlaps or () for record in records]
+        own = [_row(benchmark, record, overlap, counts[benchmark]) for overlap in overlaps or () for record in records]
         rows += filter(None, own)
         if not any(own):
             (unlisted if overlaps is None else without).append(benchmark)
@@ -38,7 +38,7 @@ def release_blocks(run: RunData, cells: list[dict]) -> list:
     return blocks
 
 
-def _row(benchmark: str, record: dict, overlap: dict[str, str], found: dict[str, int]) -> list | None:
+def _row(benchmark: str, record: dict, overlap: dict[str, str], counts: dict[str, int]) -> list | None:
     """One row; None if the run did not draw from the source, or the source was built without this sub-set."""
     source, _, subset = overlap["with"].partition("/")
     known = next((one for one in record["sources"] if one["name"] == source), None)
@@ -59,7 +59,7 @@ def _row(benchmark: str, record: dict, overlap: dict[str, str], found: dict[str,
         overlap["with"],
         overlap["strength"],
         trained_on,
-        found.get(source),
+        counts.get(source),
         overlap["evidence"],
         overlap["from"],
     ]

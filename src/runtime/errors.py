@@ -25,9 +25,9 @@ def suggest(wrong: str, names: Iterable[str], *, these: str = "allowed") -> str:
     names = sorted(names)
     if close := difflib.get_close_matches(wrong, names, n=1, cutoff=0.6):
         return f"; did you mean '{close[0]}'?"
-    shown = [name for name, end in zip(names, accumulate(map(len, names)), strict=True) if end <= MAX_NAMES]
-    more = [f"and {len(names) - len(shown):,} more"] if len(shown) < len(names) else []
-    return f"; {these}: {', '.join([*shown, *more]) or 'nothing'}"
+    listed = [name for name, end in zip(names, accumulate(map(len, names)), strict=True) if end <= MAX_NAMES]
+    more = [f"and {len(names) - len(listed):,} more"] if len(listed) < len(names) else []
+    return f"; {these}: {', '.join([*listed, *more]) or 'nothing'}"
 
 
 def full_disk_message(error: Exception) -> str | None:

@@ -13,12 +13,12 @@ def match_runs(outputs: str | Path, pattern: str) -> list[str]:
     """
     if (Path(outputs) / pattern / "config.yaml").exists() or not set(pattern) & set("*?"):
         return [pattern]
-    found = [path.parent for path in sorted(Path(outputs).glob(f"{pattern.strip('/')}/config.yaml"))]
-    names = [str(folder.relative_to(outputs)) for folder in found if (folder / "train.json").exists()]
+    folders = [path.parent for path in sorted(Path(outputs).glob(f"{pattern.strip('/')}/config.yaml"))]
+    names = [str(folder.relative_to(outputs)) for folder in folders if (folder / "train.json").exists()]
     if not names:
-        raise UserError(f"run={pattern}: {len(found)} runs in {outputs}/ match, none of which has finished training; give another name")
-    if len(names) < len(found):
-        print(f"run={pattern}: {len(found) - len(names)} of {len(found)} runs have not finished training and are not evaluated")
+        raise UserError(f"run={pattern}: {len(folders)} runs in {outputs}/ match, none of which has finished training; give another name")
+    if len(names) < len(folders):
+        print(f"run={pattern}: {len(folders) - len(names)} of {len(folders)} runs have not finished training and are not evaluated")
     return names
 
 

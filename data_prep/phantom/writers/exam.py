@@ -40,5 +40,5 @@ def exams(seed: int, dataset: str, number: int, *, most: int, reference: str) ->
 
 def _exam(every: list[Scene], target: int, reference: str, rng: np.random.Generator) -> Exam:
     kind, question, answer, options = pick(rng, choice_questions(every[target], rng))
-    asked = f"{sentence(question).rstrip('?')} in {reference.format(target + 1)}?"
-    return Exam([render_jpeg(one, rng) for one in every], every[target], kind, asked, answer, options)
+    full_question = f"{sentence(question).rstrip('?')} in {reference.format(target + 1)}?"
+    return Exam([render_jpeg(one, rng) for one in every], every[target], kind, full_question, answer, options)

@@ -139,13 +139,13 @@ class CSVLog(lightning.Callback):
         """Removes the rows after `step`, which the resumed run writes again, and a row that a crash truncated; returns the others."""
         if not self.path.exists():
             return []
-        kept = io.StringIO(newline="")
-        writer = csv.DictWriter(kept, self.columns)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         with self.path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit() and int(row["step"]) <= step]
         writer.writerows(rows)
-        write_atomically(self.path, kept.getvalue())
+        write_atomically(self.path, text.getvalue())
         return rows
 
 
