@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from data_prep import sources
 from data_prep.readers import READERS
 from experiments.bench import __main__ as bench
-from experiments.bench import ranks
+from experiments.bench import data, ranks
 from experiments.bench.measurement import ratio, single, single_ratio, time_alternately
 from experiments.bench.synthetic_data import make_jpeg, replicate_shards, write_mimic_cxr, write_omnimedvqa, write_roco
 from src.data.image_transform import decode_image
@@ -96,3 +97,11 @@ def test_synthetic_raw_data_has_a_record_per_image(tmp_path, name, write):
     rows = list(READERS[entry.reader](raw, "train", entry))
     assert all(isinstance(row, Record) for row in rows)
     assert sorted(row.images[0] for row in rows) == jpegs
+
+
+def test_both_writers_of_shards_write_every_sample(tmp_path):
+    for name, write in (("ours", data.write_ours), ("peer", data.write_with_webdataset)):
+        write(tmp_path / name, make_jpeg(np.random.default_rng(0), height=40, width=48), 70)
+        (path,) = (tmp_path / name).glob("*.tar")
+        with tarfile.open(path) as tar:
+            assert sum(member.name.endswith(".jpg") for member in tar) == 70, name

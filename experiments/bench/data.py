@@ -151,9 +151,9 @@ def write_ours(folder: Path, jpeg: bytes, count: int) -> None:
 
 def serialized_chunks(shard: str, jpeg: bytes, numbers: range) -> Iterator[tuple[Chunk, serialize.SerializedChunk]]:
     for start in range(numbers.start, numbers.stop, 64):
-        chunk = Chunk(shard)
-        for n in range(start, min(start + 64, numbers.stop)):
-            chunk.records.append(Record(f"r{n}", "bench", "train", [jpeg], [(f"what is shown in picture {n}?", "a cell")], group=f"g{n}"))
+        ids = range(start, min(start + 64, numbers.stop))
+        records = [Record(f"r{n}", "bench", "train", [jpeg], [(f"what is shown in picture {n}?", "a cell")], group=f"g{n}") for n in ids]
+        chunk = Chunk(shard, records, notes=[[] for _ in ids])
         yield chunk, serialize.serialize_chunk(chunk, max_side=384, quality=QUALITY)
 
 
