@@ -35,7 +35,7 @@ mini: $(READY)  ## the whole path on phantom data: raw data to outputs/mini/repo
 	@$(RUN) -m experiments.mini.run $(ARGS)
 
 test: $(READY)  ## all tests but those that need a browser; no network, no GPU
-	@$(TEST) -m "not browser" -n 3 --dist worksteal $(ARGS)
+	@$(TEST) -m "not browser" -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(READY)  ## the core of the tests: none that is marked slow, one case of each function; under 90 seconds on two cores
 	@$(TEST) -m "not browser" --fast -n 2 --dist worksteal $(ARGS)
