@@ -17,6 +17,7 @@ from src.data.packing import Batch, RankBalance, low_utilization_warning
 from src.data.subsets import with_default_exclusions
 from src.data.working_set import SourceLoad, cache_table
 from src.model.cost import AverageSample, StepCost, average_batch, build_on_meta, count_cost, layers_of
+from src.model.fast.elementwise import meta_counts_as
 from src.model.language_checkpoint import TOKENIZER_FILES
 from src.model.loss import CHUNK
 from src.model.vlm import VLM
@@ -66,7 +67,8 @@ def measure_layers(config: TrainConfig, sample: AverageSample, layers: int) -> S
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-mixed" else torch.float32
     tokens = sample.text + sample.images * model.vision.num_patches + 1
     batch = average_batch(model, sample, rows=1, max_seq_len=max(1, config.data.max_seq_len // tokens) * tokens)
-    return count_cost(model.to(dtype), batch_to_meta(batch))
+    with meta_counts_as(config.trainer.accelerator):
+        return count_cost(model.to(dtype), batch_to_meta(batch))
 
 
 def batch_to_meta(batch: Batch) -> Batch:
@@ -111,7 +113,10 @@ def plan(config: PlanConfig) -> None:
     assumed, trainer, (device, tflops) = config.plan, config.trainer, config.device
     sample = AverageSample(assumed.images, assumed.text, assumed.supervised)
     model = build_on_meta(config)
-    costs = {mode: measure_cost(config, sample, checkpointing=mode) for mode in config.language.checkpointing_choices}
+    costs: dict[str, StepCost] = {}
+    for mode in config.language.checkpointing_choices:
+        same = mode == "selective" and trainer.accelerator != "cpu"  # as none, because a GPU never saves element-wise results
+        costs[mode] = costs["none"] if same else measure_cost(config, sample, checkpointing=mode)
     # During the backward pass of a layer, its gradients or recomputed activations are in memory beside all saved activations.
     working = costs["none"].saved / len(model.language.base.model.layers)
     memory = {mode: estimate_memory(config, model, cost, working=working, reserve=assumed.reserve) for mode, cost in costs.items()}

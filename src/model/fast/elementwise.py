@@ -8,9 +8,10 @@ function as it stands. docs/internals.md compares this choice with others.
 Legend: L tokens of all sequences, H width, I inner width of the MLP, A query heads, G key and value heads, E head width.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 compiler_works = True  # until a kernel could not be compiled
+meta_is_gpu = True  # whether tensors on the meta device stand for those of a GPU
+
+
+@contextlib.contextmanager
+def meta_counts_as(accelerator: str) -> Iterator[None]:
+    """Tensors on the meta device stand for those of a CPU (`cpu`) or of a GPU (any other) in this context."""
+    global meta_is_gpu
+    previous, meta_is_gpu = meta_is_gpu, accelerator != "cpu"
+    try:
+        yield
+    finally:
+        meta_is_gpu = previous
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether one kernel of this file computes a result again in less time than several kernels take to save it."""
+    return x.is_cuda or (x.is_meta and meta_is_gpu)
 
 
 def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +46,7 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments):
-        return function(*arguments) if arguments[0].is_cpu else operation(*arguments)
+        return operation(*arguments) if is_on_gpu(arguments[0]) else function(*arguments)
 
     return call
 
@@ -44,9 +62,7 @@ def compile_or_keep(function: Callable[..., Any]) -> Callable[..., Any]:
                 return compiled(*arguments)
             except torch.OutOfMemoryError:
                 raise
-            except (
-                Exception
-            ) as error:  # a missing or broken Triton or C compiler raises errors of many types; other errors are raised again
+            except Exception as error:  # of many types for a missing or broken Triton or C compiler; others are raised again below
                 compiler_works = False
                 reason = str(error).strip().partition("\n")[0]
                 warnings.warn(

@@ -14,7 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Decode
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3Model
 
 from src.model.fast.attention import PackedSequences, varlen_attention
-from src.model.fast.elementwise import rotary, rotary_backward
+from src.model.fast.elementwise import is_on_gpu, rotary, rotary_backward
 from src.model.fast.lora import lora_linears
 from src.model.fast.recompute import add_and_norm
 
@@ -102,7 +102,7 @@ class PackedLayer(nn.Module):
         return x + self.mlp(normed)
 
     def _add_and_norm(self, norm: nn.Module, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.recompute_on_cpu or not x.is_cpu:
+        if self.recompute_on_cpu or is_on_gpu(x):
             return add_and_norm(norm, x, delta)
         x = x if delta is None else x + delta
         return x, norm(x)

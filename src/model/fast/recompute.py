@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from src.model.fast.elementwise import add_rmsnorm, rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
+from src.model.fast.elementwise import add_rmsnorm, is_on_gpu, rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
 from src.model.fast.lora import lora_linears
 from src.runtime.errors import UserError
 
@@ -39,7 +39,7 @@ def patch_recompute(base: nn.Module, *, on_cpu: bool) -> None:
 
 
 def _on_gpu(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
-    return type(module).forward(module, x) if x.is_cpu else forward(module, x)
+    return forward(module, x) if is_on_gpu(x) else type(module).forward(module, x)
 
 
 def _refuse(description: str) -> NoReturn:
