@@ -53,13 +53,13 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def compile_or_keep(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled at its first call. After the first failure of the compiler, and one warning, all functions run as they stand."""
-    compiled = torch.compile(function)
+    compiled = functools.cache(torch.compile)  # imports the compiler
 
     def run(*arguments):
         global compiler_works
         if compiler_works:
             try:
-                return compiled(*arguments)
+                return compiled(function)(*arguments)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of many types for a missing or broken Triton or C compiler; others are raised again below
