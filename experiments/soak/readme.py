@@ -29,7 +29,7 @@ NOT_RUN = {  # pattern of a command: reason
     r"^make setup": "installs packages from the network",
     r"^make test": "takes minutes and is no part of the pipeline",
     r"^make mini": "this trial starts from its result",
-    r"^make download": "needs the network",
+    r"^make download|soak\.environments": "needs the network",
     r"push=": "needs the network",
     r"sweeps\.dashboard": "needs a wandb account",
     r"^srun": "needs Slurm",
