@@ -49,8 +49,8 @@ OVERRIDES = {  # pattern: overrides that are appended; all that match
     r"^make shards": "quarantine_limit=0.3",  # the faulty rows of a phantom are a larger share of few rows
     r"^make ablation": "small=true",
     r"src\.train(?!.*experiment=mini$)(?!.*(--help|--cfg|sed=))": "optim.steps=2 optim.warmup=1 data.val_samples=4 data.val_generations=1",
-    r"src\.train.*=(recommended|full_mix|finetune_pathvqa|small)\b(?!.*FOLDER)": SMALL_PARTS,
-    r"src\.train.*=(recommended|full_mix|finetune_pathvqa)\b(?!.*trainer=)": "trainer=cpu",
+    r"src\.train.*=(recommended|modern|full_mix|finetune_pathvqa|small)\b(?!.*FOLDER)": SMALL_PARTS,
+    r"src\.train.*=(recommended|modern|full_mix|finetune_pathvqa)\b(?!.*trainer=)": "trainer=cpu",
     r"src\.train.*trainer=ddp": "name=ddp trainer.accelerator=cpu trainer.devices=2 trainer.precision=32-true",
     r"src\.evaluate.*run=": "limit=4 batch=4 resamples=100 images=[real,none]",
     r"src\.transfer": "seeds=1 resamples=100 paper.epochs=1",
