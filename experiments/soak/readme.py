@@ -32,7 +32,9 @@ NOT_RUN = {  # pattern of a command: reason
     r"^make download|soak\.environments": "needs the network",
     r"push=": "needs the network",
     r"sweeps\.dashboard": "needs a wandb account",
-    r"^srun": "needs Slurm",
+    r"^srun|EXECUTOR=slurm|submitit_slurm": "needs Slurm",
+    r"s3://": "needs an S3 server",
+    r"judge\.url=": "needs a server with a language model",
     r"--nnodes=": "needs several machines",
     r"hydra/sweeper=optuna": "needs hydra-optuna-sweeper, which is not in the lock",
 }
