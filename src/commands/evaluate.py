@@ -60,14 +60,10 @@ def evaluate_run(
         if not ranks.is_first:
             return
         result["asked"] = {test.name: len(test.rows) for test in tests}  # this many lines at the start of each predictions file
-        files = {test.name: read_conditions(test, folder, [*conditions[test.name], *baselines.BASELINES]) for test in tests}
-        variants = {
-            test.name: {
-                name: predictions_file.read_predictions(predictions_path(folder, test, name))[: len(variant.rows)]
-                for name, variant in varied[test.name].items()
-            }
-            for test in tests
-        }
+        files, variants = {}, {}
+        for test in tests:
+            files[test.name] = read_answers(test, folder, dict.fromkeys([*conditions[test.name], *baselines.BASELINES], len(test.rows)))
+            variants[test.name] = read_answers(test, folder, {name: len(variant.rows) for name, variant in varied[test.name].items()})
         pooled = [test.name for test in tests if test.pooled]
         result |= summary.summarise(files, pooled=pooled, variants=variants, resamples=config.resamples, seed=config.seed)
     wandb_run.update_run(folder)
@@ -98,12 +94,9 @@ def mark_seen(tests: list[Benchmark], checkpoint: Path) -> dict[str, dict]:
     return {name: {"records": one.records, "complete": one.complete, "notes": one.notes} for name, one in overlap_of.items()}
 
 
-def read_conditions(test: Benchmark, folder: Path, conditions: list[str]) -> dict[str, list[dict]]:
-    """The answers to the questions of this command, by condition. The files may hold answers to more questions."""
-    return {
-        condition: predictions_file.read_predictions(predictions_path(folder, test, condition))[: len(test.rows)]
-        for condition in conditions
-    }
+def read_answers(test: Benchmark, folder: Path, counts: dict[str, int]) -> dict[str, list[dict]]:
+    """The answers to the questions of this command, by condition or variant, which asks `counts` questions. The files may hold more."""
+    return {name: predictions_file.read_predictions(predictions_path(folder, test, name))[:count] for name, count in counts.items()}
 
 
 def select_device(accelerator: str, ranks: Ranks) -> torch.device:
