@@ -106,5 +106,7 @@ def local_permutation(sizes_S: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 def mixture_of(shards: dict[str, Shards], shares: dict[str, float], rows: dict[str, np.ndarray], *, shuffle: str, seed: int) -> Mixture:
     """The stream over `rows` of `shards` with `data.shuffle`."""
+    if shuffle == "global":
+        return Mixture(shares, rows, seed=seed)
     sizes = {source: np.unique(shards[source].column("shard")[some], return_counts=True)[1] for source, some in rows.items()}
-    return Mixture(shares, rows, seed=seed, shard_sizes=sizes if shuffle == "blocks" else None)
+    return Mixture(shares, rows, seed=seed, shard_sizes=sizes)
