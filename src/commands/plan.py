@@ -145,7 +145,7 @@ def plan(config: PlanConfig) -> None:
         print(warning)
     print_table(device_table(memory, assumed.memory, max_seq_len=config.data.max_seq_len))
     if trainer.accelerator == "gpu":
-        print_table(scale_table(config, sample, lengths, sample_bytes=token_budget.bytes_per_sample(sources)))
+        print_table(scale_table(config, model, sample, lengths, sample_bytes=token_budget.bytes_per_sample(sources)))
     loads = [
         SourceLoad(source.shards, source.disk, source.records, source.draws / samples)
         for source in sources

@@ -10,8 +10,9 @@ from rich.table import Column, Table
 
 from src.config.plan import PlanConfig
 from src.data.packing import RankBalance
-from src.model.cost import AverageSample, average_batch, build_on_meta
+from src.model.cost import AverageSample, average_batch
 from src.model.roofline import ACCELERATORS, H200, Accelerator, Prediction
+from src.model.vlm import VLM
 from src.training.step_kernels import record_micro_batches, record_optimizer
 
 GPUS = (1, 8, 64, 512)
@@ -90,12 +91,11 @@ class Workload:
         return Scale(gpus, batch, compute, fullest - compute, all_reduce, lack)
 
 
-def scale_table(config: PlanConfig, sample: AverageSample, lengths: list[int], *, sample_bytes: float) -> Table:
+def scale_table(config: PlanConfig, model: VLM, sample: AverageSample, lengths: list[int], *, sample_bytes: float) -> Table:
     """A row for each of `GPUS` with the batch of the configuration, and one with the smallest batch that is efficient, if another is."""
     gpu = ACCELERATORS.get(config.device[0].lower(), H200)
-    model = build_on_meta(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    time = step_time(config, sample, gpu, mean=sum(lengths) / len(lengths))
+    time = step_time(config, model, sample, gpu, mean=sum(lengths) / len(lengths))
     run = Workload(time, lengths, config.data.max_seq_len, trained, sample.images, config.data.workers)
     columns = ["batch", "samples per GPU", "step ms", "samples/s", "of linear", "all-reduce", "waiting", "lack of data", "MB/s per node"]
     rates = f"{gpu.flops / 1e12:g} TFLOP/s and {gpu.bandwidth / 1e12:g} TB/s"
@@ -114,11 +114,10 @@ def scale_table(config: PlanConfig, sample: AverageSample, lengths: list[int], *
     return table
 
 
-def step_time(config: PlanConfig, sample: AverageSample, gpu: Accelerator, *, mean: float) -> StepTime:
+def step_time(config: PlanConfig, model: VLM, sample: AverageSample, gpu: Accelerator, *, mean: float) -> StepTime:
     """From micro-batches of one sample and of a full sequence, between which the time grows by the tokens."""
     slots = config.trainer.devices * config.trainer.nodes * config.trainer.accumulate
     config = replace(config, trainer=replace(config.trainer, accumulate=1))
-    model = build_on_meta(config)
     tokens = sample.text + sample.images * model.vision.num_patches + 1
     sizes = (tokens, max(2 * tokens, config.data.max_seq_len))
     batches = [average_batch(model, sample, rows=1, max_seq_len=size) for size in sizes]
