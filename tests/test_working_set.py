@@ -9,7 +9,7 @@ from rich.console import Console
 
 from src.config.train import DataConfig
 from src.data.mixture import Mixture
-from src.data.working_set import SourceLoad, bytes_per_sample, cache_bytes, cache_table, cache_warning, first_window_bytes
+from src.data.working_set import SourceLoad, cache_bytes, cache_table, cache_warning, fetched_bytes_per_sample, first_window_bytes
 
 RECORDS, BYTES = 40, 1000  # per shard
 SHARDS = {"large": 1000, "middle": 150, "small": 30, "single": 1}
@@ -58,13 +58,13 @@ def test_global_order_fetches_what_is_planned_for_a_small_cache(data):
     first = fetched("global", size=TOTAL, windows=1).total()
     assert first == pytest.approx(first_window_bytes(LOADS, data) / BYTES, rel=0.1)
     rate = fetched("global", size=size, windows=40).total() * BYTES / (40 * 128)
-    assert rate == pytest.approx(bytes_per_sample(LOADS, data, cache=size * BYTES), rel=0.1)
-    assert bytes_per_sample(LOADS, data, cache=TOTAL * BYTES) == 0
+    assert rate == pytest.approx(fetched_bytes_per_sample(LOADS, data, cache=size * BYTES), rel=0.1)
+    assert fetched_bytes_per_sample(LOADS, data, cache=TOTAL * BYTES) == 0
 
 
 def test_blocks_fetch_the_bytes_of_a_sample_per_sample(data):
     """Not those of the source that stays in the cache."""
-    rate = bytes_per_sample(LOADS, data, cache=cache_bytes(LOADS, data))
+    rate = fetched_bytes_per_sample(LOADS, data, cache=cache_bytes(LOADS, data))
     assert rate == pytest.approx(BYTES / RECORDS * (TOTAL - 1) / TOTAL)
 
 

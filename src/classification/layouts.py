@@ -132,7 +132,6 @@ def table_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example
     name of a file in any folder below it, with or without suffix.
     """
     path = folder / (config.path or "labels.csv")
-    require(path)
     columns = config.columns or {name: name for name in ("image", "label", "split", "group")}
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     for name, column in columns.items():

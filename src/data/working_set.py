@@ -54,7 +54,7 @@ def first_window_bytes(loads: list[SourceLoad], data: DataConfig) -> float:
     return sum(load.size * load.per_window(data) / load.shards for load in loads if load.shards)
 
 
-def bytes_per_sample(loads: list[SourceLoad], data: DataConfig, *, cache: float) -> float:
+def fetched_bytes_per_sample(loads: list[SourceLoad], data: DataConfig, *, cache: float) -> float:
     """Bytes that a node fetches per sample of the stream once its cache of `cache` bytes is full."""
     total = sum(load.size for load in loads)
     if data.shuffle == "global":
@@ -84,7 +84,7 @@ def cache_table(loads: list[SourceLoad], data: DataConfig, *, samples_per_second
         ("global, small cache", whole, small),
         ("blocks", blocks, small),
     ):
-        rate = bytes_per_sample(loads, setting, cache=cache) * samples_per_second / 1e6
+        rate = fetched_bytes_per_sample(loads, setting, cache=cache) * samples_per_second / 1e6
         cells = [f"{size / 1e9:.2f}" for size in (cache, first_window_bytes(loads, setting))]
         table.add_row(name, *cells, *(f"{rate * nodes:,.1f}" for nodes in NODES))
     return table
