@@ -10,7 +10,7 @@ The ceiling counts 4 FLOPs per frozen weight of the language model and real toke
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from src.model.cost import IMAGE_ID, LLAMA_7B, build_on_meta
 from src.model.fake_gpu import fake_gpu, fake_like, to_fake
 from src.model.kernels import KernelRecorder
 from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive
+from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose
-from src.runtime.errors import UserError, report_user_errors
+from src.runtime.errors import report_user_errors
 from src.runtime.schema import check_choice, to_typed
 from src.runtime.tables import print_table
 from src.training.step_kernels import record_layers, record_passes, record_step, record_update
@@ -189,20 +190,34 @@ def show(steps: dict[str, Step], gpu: Accelerator) -> None:
         print_table(table)
 
 
+@dataclass
+class RooflineConfig:
+    """Prints the predictions for a GPU.
+
+    python -m experiments.bench.roofline gpu=h200 launch=2e-6 variants=ours_none,transformers
+
+    gpu        h100 (default) or h200
+    flops      FLOP/s of matrix products in place of those of the GPU
+    bandwidth  bytes/s of its memory in place of that of the GPU
+    launch     seconds per kernel in place of those of the GPU
+    variants   ours_none, ours_selective, ..., transformers, ... (default: all)
+    """
+
+    gpu: str = "h100"
+    flops: float | None = None
+    bandwidth: float | None = None
+    launch: float | None = None
+    variants: list[str] = field(default_factory=lambda: [*OURS, *PEERS])
+
+
 @report_user_errors
-def main(words: list[str]) -> None:
-    options = {"gpu": "h100"}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in ("gpu", "flops", "bandwidth", "launch", "variants"):
-            raise UserError(f"roofline: unknown argument '{word}'; use gpu=..., flops=..., bandwidth=..., launch=..., variants=...")
-        options[key] = value
-    check_choice("gpu", options["gpu"], tuple(ACCELERATORS))
-    gpu = replace(ACCELERATORS[options["gpu"]], **{key: float(options[key]) for key in ("flops", "bandwidth", "launch") if key in options})
-    names = options["variants"].split(",") if "variants" in options else [*OURS, *PEERS]
-    for name in names:
+def main(arguments: list[str]) -> None:
+    config = parse_arguments(RooflineConfig, arguments)
+    check_choice("gpu", config.gpu, tuple(ACCELERATORS))
+    rates = {key: rate for key in ("flops", "bandwidth", "launch") if (rate := getattr(config, key)) is not None}
+    for name in config.variants:
         check_choice("variants", name, (*OURS, *PEERS))
-    show(dict(record_all(tuple(names))), gpu)
+    show(dict(record_all(tuple(config.variants))), replace(ACCELERATORS[config.gpu], **rates))
 
 
 if __name__ == "__main__":

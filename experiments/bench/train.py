@@ -54,9 +54,7 @@ def measure() -> Iterator[Measurement]:
 def against_peers(size: Workload) -> Iterator[Measurement]:
     """Ours and the peers alternately, each run in a new process so that memory is measured separately."""
     check_padding(size)
-    difference = run_in_process(peers.max_loss_difference, size.name)
-    assert difference < 1e-4, f"workload {size.name}: the losses of the two sides differ by {difference:.1e} (relative) on equal data"
-    print(f"workload {size.name}: the losses of the two sides agree to {difference:.0e}")
+    check_equal_losses(size)
     costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side in SIDES:
@@ -98,6 +96,12 @@ def against_trl() -> Iterator[Measurement]:
             yield speed_row(size, side, costs["ours"], costs[side], TARGETS[size.name][side])
 
 
+def check_equal_losses(size: Workload) -> None:
+    difference = run_in_process(peers.max_loss_difference, size.name)
+    assert difference < 1e-4, f"workload {size.name}: the losses of the two sides differ by {difference:.1e} (relative) on equal data"
+    print(f"workload {size.name}: the losses of the two sides agree to {difference:.0e}")
+
+
 def check_losses(size: Workload, ours: list[float], peer: list[float]) -> None:
     """Both sides train the same model on the same tokens if the losses of their first updates are equal."""
     difference = max(abs(a - b) / b for a, b in zip(ours, peer, strict=False))
@@ -107,8 +111,7 @@ def check_losses(size: Workload, ours: list[float], peer: list[float]) -> None:
 def qwen3_speed() -> Measurement:
     """The fast path of Qwen3 against transformers + peft on random batches."""
     size = WORKLOADS["b_qwen3"]
-    difference = run_in_process(peers.max_loss_difference, size.name)
-    assert difference < 1e-4, f"workload {size.name}: the losses of the two sides differ by {difference:.1e} (relative) on equal data"
+    check_equal_losses(size)
     speeds: dict[str, list[float]] = {side: [] for side in ("ours", "plain")}
     for _ in range(ROUNDS):
         for side, values in speeds.items():
