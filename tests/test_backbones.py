@@ -101,14 +101,15 @@ def dinov2() -> Dinov2Model:
 @pytest.mark.parametrize("kind", ["hf_siglip", "hf_dinov2"])
 def test_features_equal_those_of_transformers_at_any_size(tmp_path, kind, size):
     model = siglip() if kind == "hf_siglip" else dinov2()
-    ours = load_vision(VisionConfig(format=kind, path=hf_folder(tmp_path, model), image_size=size)).eval()
-    reference = getattr(model, "vision_model", model).eval()
+    ours = load_vision(VisionConfig(format=kind, path=hf_folder(tmp_path, model), image_size=size)).double().eval()
+    reference = getattr(model, "vision_model", model).double().eval()
     interpolate = {"interpolate_pos_encoding": True} if kind == "hf_siglip" else {}
     with torch.no_grad():
-        output = reference(normalised(pixels(size), OTHER_MEAN, OTHER_STD), output_hidden_states=True, **interpolate)
+        output = reference(normalised(pixels(size), OTHER_MEAN, OTHER_STD).double(), output_hidden_states=True, **interpolate)
         features = ours.features(pixels(size))
         norm = reference.post_layernorm if kind == "hf_siglip" else reference.layernorm
         first = 0 if kind == "hf_siglip" else 1
+        # In float64, but for the pixels, which `normalised` rounds to float32.
         torch.testing.assert_close(norm(ours(pixels(size))), output.last_hidden_state[:, first:], rtol=0, atol=1e-5)
     assert ours.num_patches == (size // 8) ** 2
     assert set(features) == ({"mean", "mean_norm"} if kind == "hf_siglip" else {"cls", "mean", "cls_norm", "mean_norm"})

@@ -59,16 +59,16 @@ def test_code_files_have_at_most_250_lines():
     assert [name for name in CODE if len(read(name).splitlines()) > 250] == []
 
 
-PARTICIPLES = {"asked", "beside", "found", "kept", "mine", "said", "shown", "told"}  # they do not say what the thing is
+VAGUE_NAMES = {"asked", "beside", "found", "kept", "mine", "said", "shown", "told"}
 
 
-def test_no_name_is_a_participle_alone():
+def test_vague_names_are_absent():
     names = {
         (name, getattr(node, key))
         for name in PYTHON
         for node in ast.walk(ast.parse(read(name)))
         for key in ("id", "arg", "attr", "name")
-        if str(getattr(node, key, "")).lower().strip("_") in PARTICIPLES
+        if str(getattr(node, key, "")).lower().strip("_") in VAGUE_NAMES
     }
     assert names == set()
 
