@@ -57,6 +57,23 @@ def test_npz_rejects_pickles_and_missing_arrays(tmp_path):
         npz_array(tmp_path / "c.npz", "train_images")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_npz_raises_only_user_errors(tmp_path, save):
+    medmnist(tmp_path / "a.npz", save=save)
+    data = (tmp_path / "a.npz").read_bytes()
+    messages = []
+    for at in range(170):  # the header of the first member and its array
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "a.npz").write_bytes(damaged)
+        try:
+            npz_array(tmp_path / "a.npz", "train_images")
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > 40
+    assert all("a.npz: cannot be read as npz (" in message or "a.npz: no array" in message for message in messages)
+
+
 def test_npz_rejects_several_labels_per_image(tmp_path):
     medmnist(tmp_path / "a.npz", labels=np.zeros((6, 14), np.uint8))
     with pytest.raises(UserError, match="train_labels has 14 labels per image"):
@@ -345,3 +362,15 @@ def test_medfmc_reports_a_missing_folder_image_and_value(tmp_path):
         table.write_text(f"img_id,study_id,tumor\n{row}\n")
         with pytest.raises(UserError, match=re.escape(message)):
             list(medfmc_layout(tmp_path, medfmc("colon")))
+
+
+def test_message_about_a_very_long_image_name_can_be_read(tmp_path):
+    save_image(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"image,label\n{'[' * 100_000},x\n")
+    with pytest.raises(UserError) as error:
+        list(table_layout(tmp_path, ClassificationConfig("table")))
+    message = str(error.value)
+    assert len(message) < 1000
+    assert message.startswith(f"{tmp_path / 'labels.csv'}: the image '[[[")
+    assert " [...] [[[" in message
+    assert message.endswith("; it contains: a, a.png")

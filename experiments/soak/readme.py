@@ -41,6 +41,7 @@ NOT_RUN = {  # pattern of a command: reason
 REPLACEMENTS = {  # pattern: what this machine has instead
     r"--nproc_per_node=8": "--nproc_per_node=2",
     r"vision\.path=FOLDER": "vision.path=exports/mini/timm vision.image_size=64",
+    r"data\.root=https://host/shards": "data.root=data/shards",
     r"language\.path=FOLDER": "language.path=data/phantom/weights/language",
 }
 # In place of the downloads. The rare classes of PAD-UFES-20 need more images, so that each is in every split.

@@ -99,8 +99,10 @@ def npz_array(path: Path, name: str) -> np.ndarray:
         raise UserError(f"{path}: the file does not exist; download it or give another raw=") from None
     except KeyError:
         raise UserError(f"{path}: no array '{name}'; expected {{train,val,test}}_{{images,labels}}") from None
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as npz ({str(error).splitlines()[0]}); download it again") from None
+    except Exception as error:  # zipfile, zlib and numpy raise many types of errors on damaged files
+        plain = isinstance(error, (zipfile.BadZipFile, ValueError, OSError)) and str(error)
+        reason = str(error).splitlines()[0] if plain else "it is damaged"
+        raise UserError(f"{path}: cannot be read as npz ({reason}); download it again") from None
 
 
 def folder_layout(folder: Path, config: ClassificationConfig) -> Iterator[Example]:
