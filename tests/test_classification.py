@@ -7,10 +7,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.classification import dataset
-from src.classification.dataset import FOLDER, build_dataset, image_batches, image_to_pixels, read_dataset
+from src.classification.dataset import build_dataset, image_batches, image_to_pixels
 from src.classification.layouts import ClassificationConfig, Example
+from src.classification.names import EXTERNAL, FOLDER
 from src.classification.published_layouts import LAYOUTS
+from src.classification.reader import CHECKSUMS, read_dataset
 from src.data.image_transform import decode_image
+from src.runtime.errors import UserError
 from src.runtime.schema import to_typed
 
 rng = np.random.default_rng(0)
@@ -55,7 +58,7 @@ def test_generated_split_keeps_groups_together():
 
 
 def test_config_files_have_a_layout_and_at_least_two_classes():
-    files = [path for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)]
+    files = [path for path in FOLDER.glob("*.yaml") if OmegaConf.load(path).get("layout", EXTERNAL) != EXTERNAL]
     assert len(files) == 14
     for path in files:
         config = to_typed(ClassificationConfig, OmegaConf.load(path))
@@ -84,21 +87,21 @@ def test_config_files_have_a_layout_and_at_least_two_classes():
     ],
 )
 def test_invalid_set_is_reported_in_one_line(examples, classes, message):
-    with pytest.raises(dataset.UserError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         build_dataset("x", examples, classes=classes)
     assert "\n" not in str(error.value)
 
 
 def test_unknown_set_and_wrong_checksum_are_rejected(tmp_path):
     images(tmp_path / "own")
-    with pytest.raises(dataset.UserError, match="did you mean 'own'"):
+    with pytest.raises(UserError, match="did you mean 'own'"):
         read_dataset("onw", raw=tmp_path)
     file = tmp_path / "own/a/0.png"
-    sums = tmp_path / "own" / dataset.CHECKSUMS
+    sums = tmp_path / "own" / CHECKSUMS
     sums.write_text(f"{hashlib.md5(file.read_bytes()).hexdigest()}  a/0.png\n")
     read_dataset("own", raw=tmp_path)
     sums.write_text(f"{'0' * 32}  a/0.png\n")
-    with pytest.raises(dataset.UserError, match=r"0\.png: the MD5 is .* has 0000"):
+    with pytest.raises(UserError, match=r"0\.png: the MD5 is .* has 0000"):
         read_dataset("own", raw=tmp_path)
 
 
@@ -116,7 +119,7 @@ def test_unreadable_images_are_reported_together(tmp_path):
     for n in range(4):
         (tmp_path / f"own/a/{n}.png").write_bytes(b"\x89PNG broken")
     data = read_dataset("own", raw=tmp_path)
-    with pytest.raises(dataset.UserError, match=r"cannot read a/0\.png, a/1\.png, a/2\.png and 1 more as images"):
+    with pytest.raises(UserError, match=r"cannot read a/0\.png, a/1\.png, a/2\.png and 1 more as images"):
         list(image_batches(data, np.arange(20), size=16, batch=4, threads=2))
 
 

@@ -15,7 +15,7 @@ from experiments.real import run
 from experiments.real.cells import write_cells
 from experiments.real.row_counts import COLUMNS, count_source
 from experiments.real.trials import SETTINGS, read_experiment, select_trials
-from src.classification import dataset
+from src.classification.reader import read_dataset
 from src.config.train import TrainConfig
 from src.config.train_rules import check_values
 from src.runtime.cli import compose
@@ -64,7 +64,7 @@ def cells(tmp_path) -> Path:
 
 
 def test_boxes_become_a_classification_set_grouped_by_photograph(cells):
-    data = dataset.read_dataset("cells", raw=cells.parent)
+    data = read_dataset("cells", raw=cells.parent)
     assert data.counts() == {split: {"RBC": 2, "WBC": 2} for split in ("train", "val", "test")}
     assert {example.group for example in data.examples} == {f"{split}_{n}" for split in ("train", "val", "test") for n in range(2)}
 

@@ -10,7 +10,7 @@ import yaml
 
 from experiments.bench.transfer import measure, multilabel_scores
 from experiments.transfer.table import COLUMNS, rows, table, unseen
-from src.classification import dataset
+from src.classification.names import EXTERNAL, FOLDER
 from src.runtime import paths
 from src.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ def test_readme_names_lists_of_benchmarks_of_conf():
     named = set(re.findall(r"benchmark=(\w+_eight)", README.read_text()))
     lists = yaml.safe_load((paths.CONF / "transfer.yaml").read_text())["benchmark_lists"]
     assert named == set(lists)
-    files = {path.stem for path in dataset.FOLDER.glob("*.yaml") if "layout:" in path.read_text()}
+    files = {path.stem for path in FOLDER.glob("*.yaml") if yaml.safe_load(path.read_text()).get("layout", EXTERNAL) != EXTERNAL}
     assert {name for sets in lists.values() for name in sets} == files - {"cxr8_8"}  # cxr8 with fewer labels
 
 

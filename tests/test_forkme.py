@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.readers.rows import InvalidRow
 from data_prep.sources import Source
 from experiments.forkme import metric, reader
-from src.classification.dataset import read_dataset
 from src.classification.layouts import ClassificationConfig
+from src.classification.reader import read_dataset
 from src.config.train import TrainConfig, VisionConfig
 from src.evaluation.benchmark import BenchmarkConfig
 from src.metrics.vqa import score_item
@@ -53,7 +53,7 @@ def test_configuration_has_the_keys_of_its_schema(name, schema):
 
 
 def test_classification_set_is_read_by_its_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.classification.dataset.FOLDER", tmp_path)
+    monkeypatch.setattr("src.classification.reader.FOLDER", tmp_path)
     shutil.copy(FOLDER / "classification.yaml", tmp_path / "mine.yaml")
     (tmp_path / "raw" / "mine").mkdir(parents=True)
     lines = ["file,finding,split,patient"]

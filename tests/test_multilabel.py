@@ -414,7 +414,7 @@ def lungs(root):  # noqa: F811
 @pytest.fixture
 def lungs_config(tmp_path, monkeypatch):
     (tmp_path / "lungs.yaml").write_text(f"layout: npz\npath: lungs.npz\nmultilabel: true\nclasses: {CLASSES}\n")
-    monkeypatch.setattr("src.classification.dataset.FOLDER", tmp_path)
+    monkeypatch.setattr("src.classification.reader.FOLDER", tmp_path)
 
 
 @pytest.mark.slow
@@ -447,6 +447,6 @@ def test_name_of_a_list_is_suggested(lungs):
 
 def test_one_label_per_image_is_rejected_for_a_multilabel_set(lungs, tmp_path, monkeypatch):
     (tmp_path / "dots.yaml").write_text("layout: folder\nmultilabel: true\n")
-    monkeypatch.setattr("src.classification.dataset.FOLDER", tmp_path)
+    monkeypatch.setattr("src.classification.reader.FOLDER", tmp_path)
     with pytest.raises(UserError, match="layout=folder gives one label per image; set multilabel: false"):
         run(lungs, "encoder=run:mini", "benchmark=dots", "name=none")

@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.audit.leaks import AuditConfig, audit_all
 from data_prep.build.source import BuildConfig
 from data_prep.shards import build_all
-from src.classification import dataset
+from src.classification.reader import read_dataset
 from src.config.train import DataConfig, MixConfig
 from src.data.fingerprint import data_fingerprint
 from src.data.lineage import write_lineage
@@ -80,7 +80,7 @@ def make_run(
 
 
 def overlap(root: Path, checkpoint: Path, test_set: str = "dots") -> tuple[dict, bool | None]:
-    result = training_overlap(checkpoint, test_set, fingerprint=dataset.read_dataset("dots", raw=root / "raw").fingerprint)
+    result = training_overlap(checkpoint, test_set, fingerprint=read_dataset("dots", raw=root / "raw").fingerprint)
     return result["found"], result["trained_on"]
 
 

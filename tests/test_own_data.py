@@ -18,7 +18,7 @@ from data_prep.readers.chat import Chat, parse_chat
 from data_prep.readers.own_data import TYPE_NOTE
 from data_prep.readers.rows import InvalidRow, Note
 from data_prep.shards import build_all, layout_notes, main
-from src.classification import dataset
+from src.classification.reader import read_dataset
 from src.data.prompt import prompt_answer_pairs
 from src.data.record import SPLITS, Record, to_json
 from src.data.shards import Shards
@@ -412,7 +412,7 @@ def test_class_folders_become_questions_with_the_splits_of_the_classification_se
     records = [shards[row] for row in range(len(shards))]
     assert {record.question for record in records} == {"which tumour, if any?"}
     assert {(record.answer, *record.choices) for record in records} == {(name, "glioma", "no tumour") for name in ("glioma", "no tumour")}
-    data = dataset.read_dataset("own", raw=tmp_path / "raw")
+    data = read_dataset("own", raw=tmp_path / "raw")
     splits = {(record.meta["name"], record.split) for record in records}
     assert splits == {(example.key, example.split) for example in data.examples}
     assert shards.manifest["counts"]["train"]["written"] == 15
@@ -453,7 +453,7 @@ def test_option_of_no_reader_is_an_error(tmp_path):
 
 def test_missing_benchmark_names_its_download(tmp_path):
     with pytest.raises(UserError, match=r"breastmnist does not exist; download it: make download SOURCES=breastmnist RAW="):
-        dataset.read_dataset("breastmnist", raw=tmp_path)
+        read_dataset("breastmnist", raw=tmp_path)
 
 
 @pytest.mark.parametrize("form", ["messages", "conversations"])

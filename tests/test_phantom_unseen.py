@@ -9,9 +9,9 @@ from PIL import Image
 from data_prep.phantom.scene.world import MODALITIES
 from data_prep.phantom.writers import UNSEEN, octmnist, organcmnist, pneumoniamnist, retinamnist, sicapv2
 from data_prep.phantom.writers.unseen import MULTILABEL_LOOKS
-from src.classification import dataset
 from src.classification.dataset import image_to_pixels
 from src.classification.layouts import SUFFIXES
+from src.classification.reader import read_dataset
 
 SMALL = {"cxr8": 180, "medfmc_chest": 120, "medfmc_endo": 90} | {"breastmnist": 24, "organcmnist": 22, "sicapv2": 60, "pad_ufes_20": 90}
 
@@ -53,7 +53,7 @@ def digests(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 def test_a_phantom_is_read_as_the_real_set_would_be(phantoms, name):
-    data = dataset.read_dataset(name, raw=phantoms(name))
+    data = read_dataset(name, raw=phantoms(name))
     assert min(count for counts in data.counts().values() for count in counts.values()) >= 1
     assert data.generated_split == (name in ("pad_ufes_20", "malaria", "medfmc_endo", "busi"))
     for example in data.examples[:3]:
@@ -93,7 +93,7 @@ def test_the_warts_are_there(phantoms):
     assert min(sides) < 80
     assert max(sides) == 2000
     assert {Image.open(path).mode for path in folders["pad_ufes_20"].rglob("*.png")} == {"RGB", "RGBA"}
-    data = dataset.read_dataset("pad_ufes_20", raw=root)
+    data = read_dataset("pad_ufes_20", raw=root)
     assert len(set(data.groups(np.arange(len(data.examples))))) < len(data.examples)
 
 
@@ -112,10 +112,10 @@ def test_the_warts_of_the_paper_sets_are_there(phantoms, capsys):
     ]
     assert patients[0] & patients[1]
     assert not patients[0] & patients[2]
-    dataset.read_dataset("medfmc_colon", raw=root)
+    read_dataset("medfmc_colon", raw=root)
     assert "medfmc_colon: left out 12 of 60 val images, 12 of 60 test images" in capsys.readouterr().out
     assert list(folders["busi"].rglob("*_mask_1.png"))
-    data = dataset.read_dataset("busi", raw=root)
+    data = read_dataset("busi", raw=root)
     assert not any("_mask" in example.key for example in data.examples)
     assert (
         "busi: 8 of 64 images are near-identical to another one, in 4 groups that each stay in one split; 1 of" in capsys.readouterr().out

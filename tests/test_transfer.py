@@ -254,6 +254,23 @@ def test_overlap_is_updated_in_existing_results(root, monkeypatch):
 
 
 @pytest.mark.slow
+def test_external_test_scores_the_classifier_of_one_set_on_another(root, tmp_path, monkeypatch):
+    config = {"layout": "external", "train": "dots", "test": "spots", "labels": {"bright": ["dark"], "dark": ["bright"]}}
+    (tmp_path / "dots_to_spots.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("src.classification.names.FOLDER", tmp_path)
+    monkeypatch.setattr("src.classification.reader.FOLDER", tmp_path)
+    checked = []
+    monkeypatch.setattr(transfer, "training_overlap", lambda checkpoint, name, **kwargs: checked.append(name))
+    folder = run(root, "encoder=run:mini", "benchmark=[dots,dots_to_spots]", "name=external")
+    cells = {cell["benchmark"]: cell for cell in json.loads((folder / "transfer.json").read_text())["transfer"]["cells"]}
+    assert cells["dots"]["macro_f1"]["value"] == 1
+    assert cells["dots_to_spots"]["macro_f1"]["value"] == 0  # the labels of the test set are exchanged
+    assert cells["dots_to_spots"]["counts"]["train"] == cells["dots"]["counts"]["train"]
+    assert [cell["parts"] for cell in cells.values()] == [["dots"], ["dots", "spots"]]
+    assert checked == ["dots", "spots"]
+
+
+@pytest.mark.slow
 def test_phantom_sets_are_listed(root, monkeypatch):
     write_set(root / "raw/drawn")
     (root / "raw/drawn" / PHANTOM_MARKER).touch()

@@ -106,3 +106,15 @@ def test_multilabel_set_states_what_its_macro_f1_is_averaged_over(blocks):
     folded = {block.title: block.blocks[0] for block in report if isinstance(block, Folded)}
     assert len(folded["Confusion matrices"].plots) == 1
     assert folded["Scores per class"].rows == [["endo", "clip", "probe", "ulcer", 9, 0.5, 0.5, 0.5, 0.4, None, 0.3]]
+
+
+def test_external_test_stands_beside_the_score_of_its_training_set(blocks):
+    external = cell("x_to_y", "run:one", "mean") | {"parts": ["x", "y"], "macro_f1": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+    parts = blocks([cell("x", "run:one", "mean") | {"parts": ["x"]}, external, cell("x", "clip", "mean")])
+    (table,) = (block for block in parts if isinstance(block, Table) and "external test" in block.columns)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert {(row["benchmark"], row["encoder"]): row["external test"] for row in rows} == {
+        ("x", "run:one"): "y: 0.500 [0.400, 0.600]",
+        ("x", "clip"): None,
+        ("x_to_y", "run:one"): None,
+    }

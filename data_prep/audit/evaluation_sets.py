@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep.build.chunking import text_hash
 from data_prep.build.encode import InvalidImage, open_image
+from src.classification.names import EXTERNAL
 from src.data.image_conversion import to_rgb
 from src.data.near_duplicates import open_grey
 from src.data.record import Record
@@ -51,7 +52,8 @@ def evaluation_sets(shards: dict[str, Shards], raw: Path | None, *, extra: Seque
     """
     if extra and raw is None:
         raise UserError(f"benchmarks={','.join(extra)}: raw= is missing; give the folder that holds these sets, raw=...")
-    classification = [name for name, config in benchmark_configs().items() if "layout" in config]
+    # The test split of an external test is checked under the name of its own set.
+    classification = [name for name, config in benchmark_configs().items() if config.get("layout", EXTERNAL) != EXTERNAL]
     on_disk = [name for name in classification if raw is not None and (raw / name).is_dir()]
     sets = [_classification_set(name, raw) for name in dict.fromkeys([*on_disk, *extra]) if raw]
     missing = [name for name in classification if name not in on_disk]
@@ -99,9 +101,9 @@ def _open_from_shards(shards: Shards, row: int, position: int) -> Image.Image:
 
 
 def _classification_set(name: str, raw: Path) -> EvaluationSet:
-    from src.classification import dataset  # imports torch, which only this function needs
+    from src.classification.reader import read_dataset  # imports torch, which only this function needs
 
-    data = dataset.read_dataset(name, raw=raw)
+    data = read_dataset(name, raw=raw)
     images = [EvaluationImage(partial(_open_raw, data.examples[row].image)) for row in data.rows("test")]
     return EvaluationSet(name, images=images, fingerprint=data.fingerprint)
 

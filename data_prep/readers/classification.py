@@ -19,9 +19,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {"question": ()}
 
 
 def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
-    from src.classification import dataset  # imports torch, which the other readers do not need
+    from src.classification.dataset import label_names  # these import torch, which the other readers do not need
+    from src.classification.reader import read_dataset
 
-    data = dataset.read_dataset(raw.name, raw=raw.parent)
+    data = read_dataset(raw.name, raw=raw.parent)
     for row in data.rows(split):
         example = data.examples[row]
         yield Record(
@@ -29,7 +30,7 @@ def read(raw: Path, split: str, entry: Source) -> Iterator[Row]:
             source=entry.name,
             split=split,
             images=[_encode(example.image)],
-            turns=[(entry.options.get("question", QUESTION), ", ".join(dataset.label_names(example)) or "none of these")],
+            turns=[(entry.options.get("question", QUESTION), ", ".join(label_names(example)) or "none of these")],
             choices=list(data.classes) if isinstance(example.label, str) else [],
             type="finding",
             group=example.group,

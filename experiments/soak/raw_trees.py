@@ -18,7 +18,7 @@ from data_prep.phantom.writers.folder import render_jpeg, scenes
 from data_prep.phantom.writers.pathvqa import sample_questions
 from data_prep.shards import build_all
 from data_prep.sources import find_source
-from src.classification.dataset import read_dataset
+from src.classification.reader import read_dataset
 from src.data.record import SPLITS
 from src.runtime.errors import UserError
 

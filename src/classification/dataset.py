@@ -1,33 +1,26 @@
 """Classification sets: labelled images in three splits without a common group, read from any layout."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import xxhash
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from src.classification.groups import apply_group_rules
-from src.classification.layouts import ClassificationConfig, Example, read_text
-from src.classification.names import FOLDER, dataset_folder
-from src.classification.published_layouts import LAYOUTS
+from src.classification.layouts import Example
 from src.classification.splits import assign_splits, hold_out_val, to_indicator
 from src.data.image_conversion import to_rgb
 from src.data.image_transform import decode_image, resize_to_square
 from src.data.record import SPLITS
 from src.runtime.errors import UserError, suggest
-from src.runtime.schema import to_typed
 
 READER_VERSION = b"2"  # changes when images are read differently, so that stored results are computed again
-CHECKSUMS = "md5sums.txt"  # output of `md5sum`; its files are verified before the set is read
 
 
 @dataclass
@@ -35,6 +28,7 @@ class ClassificationDataset:
     """`labels` are indices into `classes` (N,), or 0/1 per class (N, K) in a multi-label set.
 
     `generated_split` is true if the set has no splits and `assign_splits` created them. `split_note` says where the splits come from.
+    `external` is the name and the fingerprint of the set that the test split was taken from, if that is another one.
     """
 
     name: str
@@ -44,6 +38,12 @@ class ClassificationDataset:
     generated_split: bool
     fingerprint: str
     split_note: str = "given"
+    external: tuple[str, str] | None = None
+
+    @property
+    def test_set(self) -> tuple[str, str]:
+        """Name and fingerprint of the set whose test split this is, as the audit knows it."""
+        return self.external or (self.name, self.fingerprint)
 
     @property
     def multilabel(self) -> bool:
@@ -63,29 +63,6 @@ class ClassificationDataset:
     def absent_classes(self) -> dict[str, list[str]]:
         """The classes without an image in a split; empty for a split that has all classes."""
         return {split: [name for name, count in counts.items() if not count] for split, counts in self.counts().items()}
-
-
-def read_dataset(name: str, *, raw: str | Path, lists: Iterable[str] = ()) -> ClassificationDataset:
-    """Reads the set in `raw/<name>` as described by `conf/benchmark/<name>.yaml`. `lists` are further names to suggest for a wrong one.
-
-    Without that file, a `labels.csv` or one folder per class is expected. A set without splits is split 60/20/20, stratified by class,
-    with each group in one split; a set without val has a fifth of its train split as val. Raises `UserError` for an unknown label, an
-    empty class, a group in two given splits and a wrong checksum.
-    A multi-label set may have classes without an image in val or test: `ClassificationDataset.absent_classes` lists them.
-    """
-    folder, path = dataset_folder(name, raw, lists=lists), FOLDER / f"{name}.yaml"
-    default = ClassificationConfig("csv" if (folder / "labels.csv").exists() else "folder")
-    config = to_typed(ClassificationConfig, DictConfig(OmegaConf.load(path))) if path.exists() else default
-    if config.layout not in LAYOUTS:
-        raise UserError(f"benchmark '{name}': layout={config.layout!r}{suggest(config.layout, LAYOUTS)}")
-    _verify_checksums(folder)
-    examples = list(LAYOUTS[config.layout](folder, config))
-    if config.multilabel and any(isinstance(example.label, str) for example in examples):
-        raise UserError(f"benchmark '{name}': layout={config.layout} gives one label per image; set multilabel: false in its file")
-    origin = dataset_fingerprint(examples, folder / config.path) if config.duplicates else ""
-    examples = apply_group_rules(name, examples, config, origin=origin, cache=Path(raw) / f".{name}-duplicates.json")
-    data = build_dataset(name, examples, classes=list(config.classes), array_file=folder / config.path)
-    return replace(data, split_note=config.split_note or data.split_note)
 
 
 def build_dataset(name: str, examples: list[Example], *, classes: list[str], array_file: Path | None = None) -> ClassificationDataset:
@@ -197,17 +174,3 @@ def _check_splits(data: ClassificationDataset) -> None:
     repeated = [key for key, count in Counter(example.key for example in data.examples).items() if count > 1]
     if repeated:
         raise UserError(f"benchmark '{data.name}': the image '{repeated[0]}' is listed more than once; keep one row")
-
-
-def _verify_checksums(folder: Path) -> None:
-    if not (folder / CHECKSUMS).exists():
-        return
-    for line in read_text(folder / CHECKSUMS).splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name.strip()
-        if not path.is_file():
-            raise UserError(f"{folder / CHECKSUMS}: {name.strip()} does not exist; download it again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
-        if digest != expected.strip():
-            raise UserError(f"{path}: the MD5 is {digest}, but {CHECKSUMS} has {expected.strip()}; download it again")

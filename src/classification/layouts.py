@@ -38,6 +38,9 @@ class ClassificationConfig:
     duplicates: str = ""  # phash
     splits: str = "official"  # official, disjoint or generated
     split_note: str = ""  # how official splits were completed or changed, for tables
+    train: str = ""  # layout: external; the set of the train and validation split
+    test: str = ""  # layout: external; the set of the test split
+    labels: dict[str, list[str]] = field(default_factory=dict)  # layout: external; class -> labels of `test` that mean it
 
 
 class Example(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
 
 from src.data.source_entries import source_entries
@@ -11,6 +12,7 @@ from src.runtime.errors import UserError, suggest
 from src.runtime.run_folder import read_run
 
 FOLDER = paths.CONF / "benchmark"
+EXTERNAL = "external"  # layout of a set whose test split is that of another set
 ENCODER_KINDS = ("run:NAME", "scratch:NAME", "timm:ID", "hf:ID")
 
 
@@ -29,10 +31,23 @@ def check_encoder_name(name: str, *, outputs: str) -> None:
         raise UserError(f"encoder={name}{suggest(name, [*files, *ENCODER_KINDS])}")
 
 
+def set_parts(name: str) -> list[str]:
+    """The names of the folders that a classification set reads: its own, or those of the two sets of an external test."""
+    path = FOLDER / f"{name}.yaml"
+    config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return [config["train"], config["test"]] if config.get("layout") == EXTERNAL else [name]
+
+
 def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> Path:
-    """`raw/<name>`. Raises `UserError` if it does not exist. `lists` are further names to suggest for a wrong one."""
+    """`raw/<name>`. Raises `UserError` if it, or a folder of `set_parts`, does not exist.
+
+    `lists` are further names to suggest for a wrong one.
+    """
     folder = Path(raw) / name
-    if not folder.is_dir():
+    if set_parts(name) != [name]:
+        for part in set_parts(name):
+            dataset_folder(part, raw)
+    elif not folder.is_dir():
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}
         known |= set(lists)
         advice = f"; {FOLDER.name}/{name}.yaml says where its images are" if name in known else suggest(name, known)

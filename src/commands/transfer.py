@@ -17,7 +17,9 @@ from src.classification.dataset import ClassificationDataset
 from src.classification.encoders import Encoder
 from src.classification.features import cached_arrays, extract_features
 from src.classification.finetune import TIMED_STEPS, build_classifier, finetune, paper_pooling, paper_schedule, seconds_per_step
+from src.classification.names import set_parts
 from src.classification.probe import Fit, Split
+from src.classification.reader import read_dataset
 from src.classification.results import TransferResultFile, make_labels_distinct, read_results
 from src.classification.table import transfer_table
 from src.config.transfer import TransferConfig, to_list
@@ -36,7 +38,7 @@ def transfer(config: TransferConfig) -> Path:
     """Computes the missing results and returns the run folder. All names are checked and all images decoded before the first fit."""
     silence_libraries()
     selected = [encoders.find_encoder(name, outputs=config.outputs, checkpoint=config.checkpoint) for name in to_list(config.encoder)]
-    datasets = [dataset.read_dataset(name, raw=config.raw, lists=config.benchmark_lists) for name in config.benchmark_names]
+    datasets = [read_dataset(name, raw=config.raw, lists=config.benchmark_lists) for name in config.benchmark_names]
     for data in datasets:
         warn_of_absent_labels(data)
     folder = Path(config.outputs) / (
@@ -73,8 +75,10 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
     depends_on = settings_of(file.protocol, data, encoder, config)
     overlap = None
     if encoder.checkpoint:
-        overlap = training_overlap(encoder.checkpoint, data.name, fingerprint=data.fingerprint)
-    current = {"overlap": overlap, "phantom": (Path(config.raw) / data.name / PHANTOM_MARKER).exists()}
+        test_set, fingerprint = data.test_set
+        overlap = training_overlap(encoder.checkpoint, test_set, fingerprint=fingerprint)
+    phantom = any((Path(config.raw) / part / PHANTOM_MARKER).exists() for part in set_parts(data.name))
+    current = {"overlap": overlap, "phantom": phantom}
     if file.is_current(depends_on):
         file.update_metadata(**current)  # there may be a new audit
         return
@@ -97,6 +101,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
         "counts": data.counts(),
         "absent": data.absent_classes(),
         "split": data.split_note,
+        "parts": set_parts(data.name),
         "seconds": time.perf_counter() - start,
         "depends_on": depends_on,
     }

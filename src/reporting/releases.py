@@ -17,7 +17,8 @@ def release_blocks(run: RunData, cells: list[dict]) -> list:
     records = lineage(run.folder) if "mix" in run.config else []
     counts: dict[str, dict[str, int]] = {}  # benchmark -> source -> records, as the audit found them
     for cell in cells:
-        counts.setdefault(cell["benchmark"], {}).update((cell.get("overlap") or {}).get("found", {}))
+        test_set = cell.get("parts", [cell["benchmark"]])[-1]
+        counts.setdefault(test_set, {}).update((cell.get("overlap") or {}).get("found", {}))
     rows: list[list] = []
     without: list[str] = []
     unlisted: list[str] = []

@@ -54,6 +54,7 @@ def score_table(tables: dict, colours: dict[str, str]) -> Table:
     rows: list[list] = []
     rules: list[int] = []
     previous = None
+    external = external_scores(tables["cells"])
     for cell in sorted(tables["cells"], key=lambda cell: (cell["protocol"], cell["benchmark"])):
         key = (cell["protocol"], cell["benchmark"])
         if previous not in (None, key):
@@ -63,31 +64,42 @@ def score_table(tables: dict, colours: dict[str, str]) -> Table:
         graph = Graph([(score, colours[cell["encoder"]])])
         pooling = ", ".join(dict.fromkeys(cell["pooling"]))
         identity = [cell["benchmark"], cell["protocol"], cell["encoder"], cell["n"]]
-        rows.append([*identity, _mean_over(cell), score, *others, graph, pooling, _unseen_text(cell.get("overlap"))])
+        elsewhere = external.get((cell["benchmark"], cell["protocol"], cell["encoder"]))
+        rows.append([*identity, _mean_over(cell), score, *others, graph, elsewhere, pooling, _unseen_text(cell.get("overlap"))])
     means = [mean for mean in tables["means"] if mean["protocol"] in {cell["protocol"] for cell in tables["cells"]}]
     rules += [len(rows)] if means else []
     for mean in means:
         score, rank = interval(mean), tables["ranks"].get(mean["protocol"], {}).get(mean["encoder"])
         graph = Graph([(score, colours[mean["encoder"]])])
         identity = ["mean", mean["protocol"], mean["encoder"], mean["n"], f"{len(mean['benchmarks'])} benchmarks"]
-        rows.append([*identity, score, None, None, None, graph, "" if rank is None else f"rank {rank:.2f}", None])
+        rows.append([*identity, score, None, None, None, graph, None, "" if rank is None else f"rank {rank:.2f}", None])
         if at_half := mean.get("macro_f1@0.5"):
             identity[-1] += ", labels at 0.5"
             rows.append(
-                [*identity, interval(at_half), None, None, None, Graph([(interval(at_half), colours[mean["encoder"]])]), None, None]
+                [*identity, interval(at_half), None, None, None, Graph([(interval(at_half), colours[mean["encoder"]])]), None, None, None]
             )
     columns = ["benchmark", "protocol", "encoder", "test images", "mean over", "macro-F1"]
-    columns += ["balanced accuracy", "AUROC", "ECE", "", "pooling", "unseen"]
+    columns += ["balanced accuracy", "AUROC", "ECE", "", "external test", "pooling", "unseen"]
     caption = (
         "Regularisation and pooling were chosen on the validation split; each test split was used once. Brackets: 95% bootstrap intervals "
         "over patients, slides or images. The plot shows macro-F1 from 0 to 1. Mean over: what the macro-F1 is averaged over. For the "
         "labels of a multi-label set, thresholds were chosen on the validation split, unless 0.5 is named. Classes and labels without a "
         "test image do not count. ECE: expected calibration error in 15 bins, 0 is best. Rank: average over the benchmarks, "
-        "1 is best. Unseen: "
-        "whether `make audit` found images of the benchmark in the training shards of our encoder. 'not checked' means that no audit of "
-        "these shards covers the benchmark; an empty cell means an encoder that was not trained here."
+        "1 is best. External test: macro-F1 of a classifier with the same training images on the test split of another set, which has a "
+        "row of its own. Unseen: whether `make audit` found images of the benchmark in the training shards of our encoder. 'not checked' "
+        "means that no audit of these shards covers the benchmark; an empty cell means an encoder that was not trained here."
     )
     return Table(columns, rows, caption=caption, rules=rules)
+
+
+def external_scores(cells: list[dict]) -> dict[tuple[str, str, str], str]:
+    """(training set, protocol, encoder) -> macro-F1 on the external test sets of this training set, by name."""
+    scores: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        train, *test = cell.get("parts") or [cell["benchmark"]]
+        if test:
+            scores.setdefault((train, cell["protocol"], cell["encoder"]), []).append(f"{test[0]}: {interval(cell['macro_f1'])}")
+    return {key: "; ".join(texts) for key, texts in scores.items()}
 
 
 def _mean_over(cell: dict) -> str:
