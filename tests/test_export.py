@@ -56,6 +56,8 @@ from src.runtime.schema import to_typed
 from tests.fixtures import ORGANS, overrides
 from tests.rounding import float32_norms, forward_steps, gap, rounding
 from tests.runs import finish
+from tests.test_backbones import dinov2 as tiny_dinov2
+from tests.test_backbones import siglip as tiny_siglip
 from tests.test_vision_checkpoints import OTHER_MEAN, hf_folder, randomise, tiny_clip
 
 QUESTIONS = ["which organ is shown?", "is there a nodule in the left lung?", "what is near the heart, liver and spine?"]
@@ -409,6 +411,7 @@ def test_card_states_licences_scores_and_limits(exported):
     [
         (["projector=linear"], "hf"),
         (["projector.hidden=24"], "hf"),
+        (["vision.architecture=vit_base_patch16_siglip_384"], "hf"),
         (["vision.architecture_kwargs.depth=3", "vision.layer=1"], "timm"),
         (["vision.architecture_kwargs.num_heads=4", "vision.image_size=48"], "hf"),
     ],
@@ -465,9 +468,10 @@ def test_tokenizer_of_the_export_has_the_image_token(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hf_clip", "hf_vit"])
+@pytest.mark.parametrize("kind", ["hf_clip", "hf_vit", "hf_siglip", "hf_dinov2"])
 def test_transformers_encoders_are_exported_exactly(shards, language, tmp_path, kind):
-    path = hf_folder(tmp_path / "encoder", tiny_clip() if kind == "hf_clip" else tiny_vit())
+    encoders = {"hf_clip": tiny_clip, "hf_vit": tiny_vit, "hf_siglip": tiny_siglip, "hf_dinov2": tiny_dinov2}
+    path = hf_folder(tmp_path / "encoder", encoders[kind]())
     run_overrides = [o for o in overrides(shards, language, tmp_path) if not o.startswith(("vision", "+vision"))]
     folder, _ = finish(run_overrides, "vision=pubmedclip", f"vision.format={kind}", f"vision.path={path}")
     out = run_export(folder, tmp_path / "out", "parts=[hf]")
