@@ -1,4 +1,4 @@
-"""experiments/bench/{trl_sft,train}: the data that TRL gets, and the rows from a stub of its process. TRL itself is not needed."""
+"""experiments/bench/{trl_sft,trl}: the data that TRL gets, and the rows from a stub of its process. TRL itself is not needed."""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.bench import peers, train, trl_sft, workload
+from experiments.bench import peers, trl, trl_sft, workload
 from experiments.bench.peers import Cost
-from experiments.bench.train import TARGETS
+from experiments.bench.train import ROUNDS
 from experiments.bench.workload import Workload
 from src.data.prompt import IGNORE
 from src.runtime.errors import UserError
@@ -36,16 +36,16 @@ def stub_trl(monkeypatch, *, losses: list[float]) -> None:
     """TRL takes 2 s for 100 tokens, ours 0.5 s; our first losses are 4 and 3."""
     results = {peers.our_losses: [4.0, 3.0], peers.train_side: Cost(100, 0.5, 1.0)}
     output = "progress\n" + json.dumps([vars(Cost(100, 2.0, 1.0)), losses, 0.7]) + "\n"
-    monkeypatch.setattr(train.environments, "is_built", lambda name: True)
-    monkeypatch.setattr(train, "run_in_process", lambda function, *arguments: results[function])
+    monkeypatch.setattr(trl.environments, "is_built", lambda name: True)
+    monkeypatch.setattr(trl, "run_in_process", lambda function, *arguments: results[function])
     monkeypatch.setattr(subprocess, "run", lambda *command, **options: SimpleNamespace(returncode=0, stdout=output, stderr=""))
 
 
 def test_rows_compare_ours_with_the_process_of_trl(monkeypatch, capsys):
     stub_trl(monkeypatch, losses=[4.0, 3.0, 2.0])
-    rows = {row.name: row for row in train.against_trl()}
-    assert list(rows) == [f"train_{name}_{side}" for name in TARGETS for side in ("trl", "trl_grouped")]
-    assert {(row.value, row.ours, row.peer, row.n) for row in rows.values()} == {(4.0, 200.0, 50.0, train.ROUNDS)}
+    rows = {row.name: row for row in trl.measure()}
+    assert list(rows) == [f"train_{name}_{side}" for name in trl.TARGETS for side in ("trl", "trl_grouped")]
+    assert {(row.value, row.ours, row.peer, row.n) for row in rows.values()} == {(4.0, 200.0, 50.0, ROUNDS)}
     assert (rows["train_a_trl"].target, rows["train_b_trl"].target) == (">= 4.0", ">= 1.5")
     assert "0.1 CPU s per step in TRL's collator" in capsys.readouterr().out
 
@@ -53,12 +53,12 @@ def test_rows_compare_ours_with_the_process_of_trl(monkeypatch, capsys):
 def test_rows_are_refused_if_the_losses_differ(monkeypatch):
     stub_trl(monkeypatch, losses=[4.0, 3.001, 2.0])
     with pytest.raises(AssertionError, match="workload a: the losses of TRL differ from ours"):
-        list(train.against_trl())
+        list(trl.measure())
 
 
 def test_rows_without_the_environment_are_skipped_with_the_command_that_builds_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(train.environments, "ROOT", tmp_path)
-    assert list(train.against_trl()) == []
+    monkeypatch.setattr(trl.environments, "ROOT", tmp_path)
+    assert list(trl.measure()) == []
     line = capsys.readouterr().out
     assert line.count("\n") == 1
     assert "train_a_trl" in line
