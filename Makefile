@@ -45,7 +45,7 @@ test-browser: $(READY)  ## the demo in a real Chromium
 	if [ -z "$$CHROMIUM" ]; then echo "no Chromium found; install Debian's package chromium and run make test-browser again" >&2; exit 1; fi; \
 	CHROMIUM="$$CHROMIUM" $(TEST) -m browser $(ARGS)
 
-bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ONLY=trainer,train,trl,stream,data,evaluate,transfer,sweep,startup,roofline]
+bench: $(READY)  ## benchmarks against peers, both sides in turn: make bench [ONLY=trainer,train,trl,stream,data,readers,evaluate,transfer,sweep,startup,roofline]
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.bench $(if $(ONLY),only=$(ONLY)) $(ARGS)
 
 experiments: $(READY)  ## every table of experiments/*/README.md anew from the CSV file beside it

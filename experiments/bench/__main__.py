@@ -23,7 +23,7 @@ from src.runtime.run_folder import git_commit
 from src.runtime.schema import check_choice
 from src.runtime.tables import print_table
 
-GROUPS = ("trainer", "train", "trl", "stream", "data", "evaluate", "transfer", "sweep", "startup", "roofline")
+GROUPS = ("trainer", "train", "trl", "stream", "data", "readers", "evaluate", "transfer", "sweep", "startup", "roofline")
 OUT = Path("outputs/bench/result.json")
 TABLE = Path("experiments/bench/results.csv")
 COLUMNS = ["group", "name", "value", "rounds", "ours", "peer", "unit", "target", "met", "git"]
@@ -35,7 +35,7 @@ class BenchConfig:
 
     python -m experiments.bench only=train,stream
 
-    only  groups to run: trainer, train, trl, stream, data, evaluate, transfer, sweep, startup, roofline (default: all)
+    only  groups to run: trainer, train, trl, stream, data, readers, evaluate, transfer, sweep, startup, roofline (default: all)
     """
 
     only: list[str] = field(default_factory=lambda: list(GROUPS))

@@ -30,14 +30,10 @@ from data_prep.shards import build_all
 from experiments.bench.measurement import ROUNDS, Measurement, ratio, single, single_ratio, time_alternately
 from experiments.bench.synthetic_data import (
     FULL_MIX_RECORDS,
-    make_jpeg,
     memory_mb,
     replicate_shards,
     run_in_process,
-    write_mimic_cxr,
-    write_omnimedvqa,
     write_raw,
-    write_roco,
 )
 from src.data import hamming_search
 from src.data.record import Record
@@ -56,8 +52,6 @@ def measure() -> Iterator[Measurement]:
         yield from measure_writing(folder)
         yield measure_memory_growth(folder, "shards_memory_growth_text", 20_000, None)
         yield measure_memory_growth(folder, "shards_memory_growth_image", 5_000, (64, 64))
-        yield from measure_readers(folder)
-        yield measure_mimic_cxr_memory(folder)
         yield from measure_index(folder)
     yield measure_search()
 
@@ -177,35 +171,6 @@ def measure_memory_growth(folder: Path, name: str, few: int, size: tuple[int, in
         peaks.append(float(build.stdout))
         shutil.rmtree(raw)
     return single_ratio(name, peaks[1], peaks[0], f"MB at {10 * few:,} records (ours) and at {few:,} (peer)", target="<= 1.10")
-
-
-def measure_readers(folder: Path, images: int = 600) -> Iterator[Measurement]:
-    """The builds of MIMIC-CXR and OmniMedVQA against that of ROCO on the same images and texts."""
-    rng = np.random.default_rng(0)
-    jpegs = [make_jpeg(rng, height=RAW_SIZE[0], width=RAW_SIZE[1], grain=1.5) for _ in range(images)]
-    figures = write_roco(folder / "roco", jpegs)
-    raws = {
-        "MIMIC-CXR": write_mimic_cxr(folder / "mimic_cxr", images, jpegs=jpegs),
-        "OmniMedVQA": write_omnimedvqa(folder / "omnimedvqa", jpegs),
-    }
-    for title, raw in raws.items():
-        ours, peer = time_alternately(partial(build_shards, raw, folder / "ours"), partial(build_shards, figures, folder / "peer"))
-        rates = ([images / s for s in seconds] for seconds in (ours, peer))
-        yield ratio(f"shards_{raw.name}", *rates, f"images/s of 1024x768; the reader of {title} against that of ROCO", target=">= 0.9")
-
-
-def measure_mimic_cxr_memory(folder: Path) -> Measurement:
-    """The memory of reading MIMIC-CXR at full size."""
-    peaks = []
-    for count in (10_000, 227_835):
-        raw = write_mimic_cxr(folder / f"mimic_cxr-{count}", count)
-        reading = subprocess.run(
-            [sys.executable, "-m", "experiments.bench.read_peak", str(raw)], capture_output=True, text=True, check=True
-        )
-        peaks.append(float(reading.stdout))
-        shutil.rmtree(raw)
-    unit = "MB to read 227,835 studies (ours) and 10,000 (peer)"
-    return single_ratio("mimic_cxr_memory_growth", peaks[1], peaks[0], unit, target="<= 1.05")
 
 
 def measure_index(folder: Path) -> Iterator[Measurement]:
