@@ -366,11 +366,13 @@ def test_medfmc_reports_a_missing_folder_image_and_value(tmp_path):
 
 def test_message_about_a_very_long_image_name_can_be_read(tmp_path):
     save_image(tmp_path / "a.png")
-    (tmp_path / "labels.csv").write_text(f"image,label\n{'[' * 100_000},x\n")
-    with pytest.raises(UserError) as error:
-        list(table_layout(tmp_path, ClassificationConfig("table")))
-    message = str(error.value)
-    assert len(message) < 1000
-    assert message.startswith(f"{tmp_path / 'labels.csv'}: the image '[[[")
-    assert " [...] [[[" in message
-    assert message.endswith("; it contains: a, a.png")
+    table = tmp_path / "labels.csv"
+    for name, shown in (("[" * 100_000, f"{'[' * 80}[...]"), ("a b " * 25_000, None)):
+        table.write_text(f"image,label\n{name},x\n")
+        with pytest.raises(UserError) as error:
+            list(table_layout(tmp_path, ClassificationConfig("table")))
+        message = str(error.value)
+        assert message.startswith(f"{table}: the image '{name[:50]}")
+        assert message.endswith("; it contains: a, a.png")
+        assert len(message) < 4100
+        assert shown is None or message == f"{table}: the image '{shown}' is not below {tmp_path}; it contains: a, a.png"

@@ -5,6 +5,7 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from itertools import accumulate
@@ -14,17 +15,19 @@ from src.runtime.silence_libraries import silence_libraries
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large for the file system
 
 MAX_NAMES = 500  # characters of the names that a message lists
-MAX_BEGINNING, MAX_END = 700, 250  # characters of a message that quotes a long value of a file
+LONG_WORD = re.compile(r"[^\s/'=,]{300,}")  # longer than a file name can be
+MAX_BEGINNING, MAX_END = 3000, 1000  # characters of a message that quotes a long text of a file
 
 
 class UserError(Exception):
     """A mistake in a configuration or in a file. The message is one line: the key or file, what was found, what to do.
 
-    The middle of a message that quotes a very long value is left out, so that its beginning and its end can be read.
+    Very long values that it quotes are shortened, so that the rest of the message can be read.
     """
 
     def __init__(self, message: str):
-        if len(message) > MAX_BEGINNING + MAX_END + len(" [...] "):
+        message = LONG_WORD.sub(lambda word: f"{word[0][:80]}[...]", message)
+        if len(message) > MAX_BEGINNING + MAX_END:
             message = f"{message[:MAX_BEGINNING]} [...] {message[-MAX_END:]}"
         super().__init__(message)
 
