@@ -175,7 +175,7 @@ def run_server(command: str, tree: Path) -> Row:
         time.sleep(0.1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)  # SIGINT is ignored where the trial itself runs in the background
-    process.wait(60)
+    process.wait(SECONDS)
     return Row(command[:58], f"HTTP {status}", "HTTP 200", status == 200)
 
 
