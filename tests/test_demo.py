@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -30,7 +31,7 @@ from src.config.demo import DemoConfig
 from src.data.image_io import read_image
 from src.demo import credentials, examples_from_run, is_loopback, read_examples, running_demo, without_source_files
 from src.inference.occlusion import likelihood, occlude
-from src.inference.query import Sampling, VQAQuery
+from src.inference.query import ModelSource, Sampling, VQAQuery
 from src.inference.vqa_model import load_vqa_model
 from src.runtime.cli import compose
 from src.runtime.errors import UserError
@@ -726,3 +727,27 @@ def test_gradio_writes_no_stub_files_at_its_import(tmp_path, monkeypatch, skippe
         spec.loader.exec_module(module)
     assert (tmp_path / "part.pyi").exists() is not skipped
     assert inspect.getfile(module.Part) == str(tmp_path / "part.py")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_demo_ends_although_an_import_swallows_the_signal(monkeypatch, capsys, tmp_path, number):
+    """The page is served before the model is loaded, so a signal may come while a library is imported that catches everything."""
+
+    def load_handlers(source, limits):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    @contextlib.contextmanager
+    def started(handlers, limits, **options):
+        yield command.RunningDemo("http://127.0.0.1:1", Path())
+
+    monkeypatch.setattr(command, "_load_handlers", load_handlers)
+    monkeypatch.setattr(command, "running_demo", started)
+    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        command.serve(ModelSource("tiny", tmp_path, None), Limits())
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert capsys.readouterr().out.endswith("tiny is loaded\n")
