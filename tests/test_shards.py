@@ -261,12 +261,26 @@ def test_unusable_rows_are_quarantined_with_reasons_and_counts_add_up(raw, tmp_p
     built = build(raw, tmp_path / "out", quarantine_limit=0.1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "quarantine.jsonl").read_text().splitlines()]
     reasons = {(line["key"], line["split"]): line["reason"] for line in lines}
-    assert reasons.pop(("q0", "test")) == "duplicate key"  # the same content in another split is a leak, not a duplicate
     expected = {(line["id"], "train"): reason for line, reason in FAULTS}
     assert {key: reason[: len(expected[key])] for key, reason in reasons.items()} == expected
     assert built.manifest["counts"]["train"] == {"in": 111, "written": 101, "quarantined": 9, "duplicates": 1, "filtered": 0}
     assert "cousin" in built.column("key")
     assert "twin" not in built.column("key")
+
+
+def test_a_key_of_another_split_gets_its_split_in_front(raw, tmp_path):
+    """Ids begin anew in the files of some data. The same content in another split is a leak, not a duplicate."""
+    lines = [{"id": "q0", "image": "0.jpg", "question": "What is number 0?", "answer": "a cell"}]
+    lines += [{"id": "q1", "image": "1.jpg", "question": "Where is it?", "answer": "left"}]
+    put_lines(raw / "own", "test", [*lines, lines[0] | {"answer": "another cell"}])
+    built = build(raw, tmp_path / "out")
+    records = {record.key: record for record in (built[row] for row in built.rows("test").tolist())}
+    assert {"test-q0", "test-q1"} <= set(records)
+    assert (records["test-q1"].meta["id"], records["test-q1"].turns) == ("q1", [("Where is it?", "left")])
+    assert built.manifest["counts"]["test"]["quarantined"] == 1
+    assert built.manifest["notes"] == {chunking.REPEATED_KEY: 2}
+    (line,) = [json.loads(line) for line in (tmp_path / "out" / "own" / "quarantine.jsonl").read_text().splitlines()]
+    assert (line["key"], line["split"], line["reason"]) == ("q0", "test", "duplicate key")
 
 
 @pytest.mark.slow

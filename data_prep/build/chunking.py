@@ -18,6 +18,7 @@ from src.data.record import Record, encode_json
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
 CHUNK_ROWS, CHUNK_BYTES = 64, 4 << 20
 MAX_TEXT = 1 << 20  # characters of a record; a longer text is taken for a damaged file
+REPEATED_KEY = "key of another split: the split is put in front"
 KEY_LENGTH = 80  # a USTAR member name is limited to 100 bytes, including the extension
 
 
@@ -38,9 +39,10 @@ def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Itera
 
     A single row above a limit forms its own chunk or shard. A row without a usable question, answer or key is rejected. A
     duplicate (same images and same normalised text within the split) is dropped; the first occurrence stays. `keys` holds
-    the keys of the previous splits and is extended, so that a key is unique in its source.
+    the keys of the previous splits and is extended, so that a key is unique in its source. A key that an earlier split has, as in
+    data whose ids begin anew in each file, gets the split in front.
     """
-    content_hashes, number, shard_rows, shard_bytes, accepted = HashSet(), 0, 0, 0, False
+    content_hashes, split_keys, number, shard_rows, shard_bytes, accepted = HashSet(), HashSet(), 0, 0, 0, False
     chunk = Chunk(f"{split}-{number:06d}")
     for row in rows:
         if isinstance(row, Note):
@@ -59,13 +61,13 @@ def to_chunks(rows: Iterable[Row | Note], *, split: str, keys: HashSet) -> Itera
             yield chunk
             chunk = Chunk(chunk.shard)
         shard_rows, shard_bytes, chunk.size = shard_rows + 1, shard_bytes + size, chunk.size + size
-        accepted = _add_row(row, chunk, keys=keys, content_hashes=content_hashes)
+        accepted = _add_row(row, chunk, split=split, keys=keys, split_keys=split_keys, content_hashes=content_hashes)
     if shard_rows:
         chunk.last = True
         yield chunk
 
 
-def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) -> bool:
+def _add_row(row: Row, chunk: Chunk, *, split: str, keys: HashSet, split_keys: HashSet, content_hashes: HashSet) -> bool:
     """Adds a row to the records, the rejected rows or the counts of a chunk; returns whether it is a record."""
     chunk.counts["in"] += 1
     if isinstance(row, FilteredRow):
@@ -79,16 +81,20 @@ def _add_row(row: Row, chunk: Chunk, *, keys: HashSet, content_hashes: HashSet) 
     if not reason and not content_hashes.add(content_hash(row)):
         chunk.counts["duplicates"] += 1
         return False
-    if not reason and not keys.add(hash64(row.key)):
+    if not reason and not split_keys.add(hash64(row.key)):
         reason = "duplicate key"
+    key, notes = row.key, list[str]()
+    if not reason and not keys.add(hash64(key)):
+        key, notes = f"{split}-{key}", [REPEATED_KEY]
+        reason = "" if keys.add(hash64(key)) else "duplicate key"
     if reason:
         chunk.rejected.append((row.key, reason))
         return False
-    safe_key = tar_key(row.key)
+    safe_key = tar_key(key)
     if safe_key != row.key:
         row.meta, row.key = {**row.meta, "id": row.key}, safe_key
     chunk.records.append(row)
-    chunk.notes.append([])
+    chunk.notes.append(notes)
     return True
 
 
