@@ -71,6 +71,7 @@ def test_gpu_benchmark_lists_parts_that_were_left_out_or_failed(monkeypatch, tmp
     def fail(bench):
         raise UserError("no room")
 
+    monkeypatch.setattr(gpu.elementwise, "compiler_works", False)
     monkeypatch.setattr(gpu, "OTHERS", {"kernels": fail, "memory": lambda bench: bench.values("memory", layers=(2, "layers"))})
     with pytest.raises(SystemExit):
         gpu.main(["device=cpu", "size=small", f"out={tmp_path}/gpu.csv", "minutes=1.5", "parts=kernels,memory,mix_ours_none"], used=31)
@@ -79,6 +80,8 @@ def test_gpu_benchmark_lists_parts_that_were_left_out_or_failed(monkeypatch, tmp
     command = f"python -m experiments.bench.gpu device=cpu size=small out={tmp_path}/gpu.csv parts=mix_ours_none,memory"
     assert f"left out for lack of time: mix_ours_none, memory; only these: {command}\n" in printed.out
     assert "bench-gpu: parts failed: kernels (no room)" in printed.err
+    assert "torch.compile does not work here" in printed.out
+    assert "the numbers mean nothing" in printed.out
 
 
 def test_gpu_benchmark_reports_bad_arguments(capsys):

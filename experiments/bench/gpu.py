@@ -100,6 +100,8 @@ def main(args: list[str], *, used: float = 0.0) -> None:
             "torch.compile does not work here, so the element-wise functions of `ours` ran as several kernels each; see the warning above"
         )
     show(rows)
+    if config.device == "cpu":
+        print("device=cpu: the code of all parts runs, and the numbers mean nothing")
     if left_out:
         words = [f"{key}={getattr(config, key)}" for key in ("device", "size") if getattr(config, key) != getattr(BenchGpuConfig, key)]
         command = " ".join(["python -m experiments.bench.gpu", *words, f"out={config.out}", f"parts={','.join(left_out)}"])

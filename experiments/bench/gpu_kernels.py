@@ -15,8 +15,8 @@ from experiments.bench.flops import synchronised_time
 from experiments.bench.gpu_setup import Bench
 from experiments.bench.gpu_table import KernelRow, gpu_name
 from experiments.bench.gpu_train import StayingModule
-from src.data.packing import Batch
 from src.model.roofline import ACCELERATORS, H100, Accelerator, Kernel, Prediction, most_expensive
+from src.runtime.errors import UserError
 from src.training.step_kernels import record_step
 from src.training.trainer import build_trainer
 
@@ -75,15 +75,15 @@ def compare_kernels(bench: Bench) -> list[KernelRow]:
     loader: Any = DataLoader(batches * (WARM_UP + 1), batch_size=None)  # type: ignore[arg-type]
     build_trainer(settings, callbacks=[profiler]).fit(module.train(), loader)
     measured = profiler.kernels()
-    print(f"one step of {sum(tokens_of(batch) for batch in batches):,} tokens took {1e3 * profiler.seconds:.1f} ms by the host's clock")
+    if not measured:
+        raise UserError("bench-gpu: torch.profiler recorded no kernel; CUPTI is missing, or the driver allows profiling to root only")
+    totals = f"{sum(count for _, count, _ in measured):,} kernels, {sum(ms for _, _, ms in measured):.1f} ms"
+    tokens = sum(int((batch.sources_BT >= 0).sum()) for batch in batches)
+    print(f"one step of {tokens:,} tokens: {totals}, {1e3 * profiler.seconds:.1f} ms by the host's clock", flush=True)
     name = gpu_name(bench.device)
     accelerator = next((gpu for key, gpu in ACCELERATORS.items() if key.upper() in name), H100)
     recording = record_step(settings, batches, shape=bench.shape).kernels
     return kernel_rows(name, measured, recording, accelerator)
-
-
-def tokens_of(batch: Batch) -> int:
-    return int((batch.sources_BT >= 0).sum())
 
 
 def kernel_rows(gpu: str, measured: Measured, recording: Counter[Kernel], accelerator: Accelerator) -> list[KernelRow]:
