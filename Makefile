@@ -57,7 +57,7 @@ ablation: $(READY)  ## six data mixes on phantoms, or two recipes (ARGS=sweep=re
 breadth: $(READY)  ## does training on more sources make an encoder that carries over better? after make mini; resumable
 	@OMP_NUM_THREADS=1 $(RUN) -m experiments.breadth $(ARGS)
 
-bench-gpu: $(READY)  ## the 7B on one GPU, random weights: our trainer against transformers, a table with the GPU's name
+bench-gpu: $(READY)  ## the 7B on one GPU, random weights, in nine minutes: training, kernels, answers and resume (ARGS=parts=kernels)
 	@$(RUN) -m experiments.bench.gpu $(ARGS)
 
 soak: $(READY)  ## long trials, a table: make soak [ONLY=interrupt,uploads,load,readme,fuzz,disk,kernels,slurm,s3,vllm,lmms] [MODEL=run:mini] [ARGS=raw=FOLDER]

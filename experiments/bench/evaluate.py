@@ -61,8 +61,8 @@ def generate_speed() -> Measurement:
 
 @torch.inference_mode()
 def generate_one(llava: LlavaForConditionalGeneration, model: VLM, request: GenerationRequest) -> str:
-    ids = torch.tensor([model.prompter(budget=BUDGET).prefix(1) + request.prompt])
-    pixels = model.vision.normalise(request.images[0][None])
+    ids = torch.tensor([model.prompter(budget=BUDGET).prefix(1) + request.prompt], device=llava.device)
+    pixels = model.vision.normalise(request.images[0][None].to(llava.device)).to(llava.dtype)
     output = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
     return model.language.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
@@ -86,16 +86,19 @@ def small_model(folder: Path) -> VLM:
     return model
 
 
-def make_requests(model: VLM) -> list[GenerationRequest]:
+def make_requests(
+    model: VLM, *, images: int = IMAGES, questions: int = QUESTIONS, words: int = VOCABULARY - 4, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[GenerationRequest]:
+    """Random images with some questions each, of the words w0 to w<words - 1>."""
     rng = np.random.default_rng(0)
-    prompter = model.prompter(budget=BUDGET)
+    prompter, size = model.prompter(budget=BUDGET), model.vision.size
     requests = []
-    for n in range(IMAGES):
-        pixels = [torch.from_numpy(rng.integers(0, 256, (3, 224, 224), np.uint8))]
-        for _ in range(QUESTIONS):
-            words = " ".join(f"w{word}" for word in rng.integers(0, VOCABULARY - 4, rng.integers(10, 33)))
-            record = Record(key="k", source="s", split="test", turns=[(words, "")])
-            requests.append(make_request(record, images=pixels, prefix=str(n), prompter=prompter, max_new_tokens=MAX_NEW_TOKENS))
+    for n in range(images):
+        pixels = [torch.from_numpy(rng.integers(0, 256, (3, size, size), np.uint8))]
+        for _ in range(questions):
+            text = " ".join(f"w{word}" for word in rng.integers(0, words, rng.integers(10, 33)))
+            record = Record(key="k", source="s", split="test", turns=[(text, "")])
+            requests.append(make_request(record, images=pixels, prefix=str(n), prompter=prompter, max_new_tokens=max_new_tokens))
     return requests
 
 

@@ -15,7 +15,8 @@ from experiments.bench.workload import sample_lengths
 from src.config.train import TrainConfig
 from src.data.datamodule import DataModule
 from src.data.prompt import IMAGE, EncodedSample, Prompter
-from src.model.vlm import VLM
+
+NAMES = ("<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:")  # the first words of the tokenizer; w0, w1, ... follow
 
 
 def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
@@ -38,17 +39,16 @@ def make_shards(folder: Path, lengths: str, scale: dict[str, Any]) -> None:
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    names = ["<unk>", "<s>", "</s>", IMAGE, "Question:", "Answer:"]
-    words = {name: n for n, name in enumerate([*names, *(f"w{n}" for n in range(vocabulary - len(names)))])}
+    words = {name: n for n, name in enumerate([*NAMES, *(f"w{n}" for n in range(vocabulary - len(NAMES)))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def sample_batches(settings: TrainConfig, model: VLM, tokenizer, batch: int) -> list[list[EncodedSample]]:
+def sample_batches(settings: TrainConfig, tokenizer, batch: int, *, size: int, patches: int) -> list[list[EncodedSample]]:
     """Random batches of the samples of the stream, as many samples as our run trains on."""
-    prompter = Prompter(tokenizer, patches=model.vision.num_patches, budget=settings.data.max_seq_len)
-    data = DataModule(settings.mix, settings.data, prompter=prompter, size=model.vision.size, seed=0, accumulate=1)
+    prompter = Prompter(tokenizer, patches=patches, budget=settings.data.max_seq_len)
+    data = DataModule(settings.mix, settings.data, prompter=prompter, size=size, seed=0, accumulate=1)
     stream, rng = data.stream(), np.random.default_rng(0)
     samples = [sample for number in range(2) for sequence in stream.window(number) for sample, _, _ in sequence]
     order = rng.permutation(len(samples))[: settings.data.global_batch_size * settings.optim.length]

@@ -5,7 +5,8 @@
 
 The samples have the lengths of experiments/bench/workload.py. Ours trains on packed sequences of 4,096 tokens, two per micro-batch;
 transformers and peft train on the same mix in random order, right-padded. The micro-batches fit into 80 GB by `python -m src.plan`.
-The ceiling counts 4 FLOPs per frozen weight of the language model and real token and 6 per trained one, as experiments/bench/gpu.py does.
+The ceiling counts 4 FLOPs per frozen weight of the language model and real token and 6 per trained one, as
+experiments/bench/gpu_train.py does.
 """
 
 import sys
@@ -88,12 +89,12 @@ def sample_of(lengths: tuple[int, int, int], patches: int) -> EncodedSample:
     return EncodedSample(ids, np.where(np.arange(len(ids)) < len(ids) - answer - 1, IGNORE, ids).astype(np.int32), images)
 
 
-def packed_batches(samples: list[EncodedSample], *, rows: int, max_seq_len: int, size: int) -> list[Batch]:
-    """Micro-batches of the first packed sequences of a window, `rows` sequences each."""
+def packed_batches(samples: list[EncodedSample], *, rows: int, max_seq_len: int, size: int, count: int = MICRO_BATCHES) -> list[Batch]:
+    """`count` micro-batches of the first packed sequences of a window, `rows` sequences each."""
     packed = pack([len(sample.ids) for sample in samples], max_seq_len)
     order = np.random.default_rng(0).permutation(len(packed))
     batches = []
-    for number in range(MICRO_BATCHES):
+    for number in range(count):
         sequences = [[samples[item] for item in packed[n]] for n in order[number * rows : (number + 1) * rows]]
         images = [np.zeros((3, size, size), np.uint8)] * sum(sample.num_images for sequence in sequences for sample in sequence)
         sources = [[0] * len(sequence) for sequence in sequences]
@@ -117,7 +118,7 @@ def record_ours(lengths: list[tuple[int, int, int]], words: list[str]) -> Step:
 
 
 def record_peer(lengths: list[tuple[int, int, int]], micro_batch: int, checkpointing: bool) -> Step:
-    """As `train_transformers` of experiments/bench/gpu.py, with one update after 64 samples."""
+    """As `train_transformers` of experiments/bench/gpu_train.py, with one update after 64 samples."""
     config = configure()
     model = build_on_meta(config)
     samples = [sample_of(length, model.vision.num_patches) for length in lengths[:64]]

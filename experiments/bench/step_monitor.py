@@ -23,6 +23,10 @@ class StepMonitor:
         self.megabytes.append(psutil.Process().memory_info().rss / 1e6)
 
     @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
     def megabytes_per_step(self) -> float:
         """Slope of a least-squares line through the memory after each step."""
         return float(np.polyfit(range(len(self.megabytes)), self.megabytes, 1)[0])
@@ -30,9 +34,13 @@ class StepMonitor:
     @property
     def slowdown(self) -> float:
         """Median step time of the second half over that of the first half."""
+        return self.slowdown_of_last(2)
+
+    def slowdown_of_last(self, parts: int) -> float:
+        """Median step time of the last of equal parts over that of the first one."""
         seconds = np.diff(self.times).tolist()
-        half = len(seconds) // 2
-        return statistics.median(seconds[half:]) / statistics.median(seconds[:half])
+        size = len(seconds) // parts
+        return statistics.median(seconds[len(seconds) - size :]) / statistics.median(seconds[:size])
 
 
 def start_timing() -> float:

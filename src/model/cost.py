@@ -99,7 +99,7 @@ def build_on_meta(config: TrainConfig, *, device: str = "meta", shape: dict[str,
         vision = _vision(config).to(device)
         architecture = LlamaConfig(**shape) if shape else _language(config)
         architecture.num_hidden_layers = layers or architecture.num_hidden_layers
-        base = AutoModelForCausalLM.from_config(architecture).to(getattr(torch, config.language.dtype))
+        base = AutoModelForCausalLM.from_config(architecture, dtype=getattr(torch, config.language.dtype))
         tokenizer: Any = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_ID)
         return assemble_vlm(vision, base, tokenizer, config)
 
