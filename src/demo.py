@@ -5,16 +5,14 @@ import csv
 import inspect
 import ipaddress
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from src.config.demo import DemoConfig
@@ -26,6 +24,7 @@ from src.runtime.cli import command
 from src.runtime.cli_quoting import quote_free_text
 from src.runtime.errors import UserError
 from src.serving.limits import Limits
+from src.serving.stop_signals import handle_stop_signals
 
 if TYPE_CHECKING:
     from src.serving.handlers import DemoHandlers
@@ -44,7 +43,7 @@ class RunningDemo:
 
 def serve(source: ModelSource, limits: Limits, **options) -> None:
     """Serves until Ctrl-C or SIGTERM. The page opens before the model is loaded; earlier questions wait and show a message."""
-    stop = _handle_stop_signals()
+    stopped = handle_stop_signals()
     handlers: Future[DemoHandlers] = Future()
     options |= {"name": source.name, "note": trained_on(source), "notice": credentialed_notice(source.credentialed)}
     with contextlib.suppress(KeyboardInterrupt), running_demo(handlers, limits, **options) as demo:
@@ -56,24 +55,8 @@ def serve(source: ModelSource, limits: Limits, **options) -> None:
         finally:
             handlers.cancel()  # no effect on a future that has a result
         print(f"{source.name} is loaded", flush=True)
-        stop.wait()
-
-
-def _handle_stop_signals() -> threading.Event:
-    """Makes SIGTERM end the demo as Ctrl-C does, so that uploaded images are deleted. Returns an event that both set.
-
-    Both raise `KeyboardInterrupt`. A library that is imported at that time may catch it; the event is set all the same.
-    """
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a process in the background ignores it
-        signal.signal(signal.SIGINT, interrupt)
-    return stop
+        while not stopped:
+            time.sleep(1)
 
 
 def _load_handlers(source: ModelSource, limits: Limits) -> "DemoHandlers":

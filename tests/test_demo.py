@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import gradio
@@ -742,8 +743,12 @@ def test_demo_ends_although_an_import_swallows_the_signal(monkeypatch, capsys, t
     def started(handlers, limits, **options):
         yield command.RunningDemo("http://127.0.0.1:1", Path())
 
+    def sleep(seconds):
+        raise AssertionError("the demo serves on")
+
     monkeypatch.setattr(command, "_load_handlers", load_handlers)
     monkeypatch.setattr(command, "running_demo", started)
+    monkeypatch.setattr(command, "time", SimpleNamespace(sleep=sleep))
     before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         command.serve(ModelSource("tiny", tmp_path, None), Limits())

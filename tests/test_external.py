@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from data_prep.audit.evaluation_sets import EvaluationSet, evaluation_sets
 from src.classification.dataset import build_dataset
 from src.classification.external import external_test
 from src.classification.layouts import ClassificationConfig, Example
@@ -104,6 +105,19 @@ def test_each_file_names_labels_of_its_two_sets():
         assert train.get("multilabel") or set(config.labels) == set(train.classes)
         assert {label for labels in config.labels.values() for label in labels} <= set(test.classes)
         assert test.get("multilabel") or all(config.labels.values())
+
+
+def test_external_test_is_audited_as_its_test_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.audit.evaluation_sets._classification_set", lambda name, raw: EvaluationSet(name))
+    sets, _ = evaluation_sets({}, tmp_path, extra=["pneumoniamnist_to_cxr8"])
+    assert [one.name for one in sets] == ["cxr8"]
+
+
+def test_file_without_a_test_set_is_rejected(tmp_path, monkeypatch):
+    (tmp_path / "both.yaml").write_text("{layout: external, train: children}")
+    monkeypatch.setattr("src.classification.names.FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"both\.yaml: test is missing; name the set of this split"):
+        dataset_folder("both", tmp_path)
 
 
 def test_both_folders_must_exist(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.build.chunking import text_hash
 from data_prep.build.encode import InvalidImage, open_image
-from src.classification.names import EXTERNAL
+from src.classification.names import EXTERNAL, set_parts
 from src.data.image_conversion import to_rgb
 from src.data.near_duplicates import open_grey
 from src.data.record import Record
@@ -55,7 +55,7 @@ def evaluation_sets(shards: dict[str, Shards], raw: Path | None, *, extra: Seque
     # The test split of an external test is checked under the name of its own set.
     classification = [name for name, config in benchmark_configs().items() if config.get("layout", EXTERNAL) != EXTERNAL]
     on_disk = [name for name in classification if raw is not None and (raw / name).is_dir()]
-    sets = [_classification_set(name, raw) for name in dict.fromkeys([*on_disk, *extra]) if raw]
+    sets = [_classification_set(name, raw) for name in dict.fromkeys([*on_disk, *(set_parts(name)[-1] for name in extra)]) if raw]
     missing = [name for name in classification if name not in on_disk]
     splits = [(config["source"], config["split"]) for config in benchmark_configs().values() if "layout" not in config]
     for source, split in dict.fromkeys([*splits, *((source, "test") for source in shards)]):

@@ -102,6 +102,8 @@ def npz_array(path: Path, name: str) -> np.ndarray:
         raise UserError(f"{path}: the file does not exist; download it or give another raw=") from None
     except KeyError:
         raise UserError(f"{path}: no array '{name}'; expected {{train,val,test}}_{{images,labels}}") from None
+    except MemoryError:  # also of a damaged header
+        raise UserError(f"{path}: {name} does not fit into memory, or the file is damaged; free memory, or download it again") from None
     except Exception as error:  # zipfile, zlib and numpy raise many types of errors on damaged files
         plain = isinstance(error, (zipfile.BadZipFile, ValueError, OSError)) and str(error)
         reason = str(error).splitlines()[0] if plain else "it is damaged"

@@ -32,10 +32,17 @@ def check_encoder_name(name: str, *, outputs: str) -> None:
 
 
 def set_parts(name: str) -> list[str]:
-    """The names of the folders that a classification set reads: its own, or those of the two sets of an external test."""
+    """The names of the folders that a classification set reads: its own, or those of the two sets of an external test.
+
+    Raises `UserError` if the file of an external test does not name both.
+    """
     path = FOLDER / f"{name}.yaml"
     config = yaml.safe_load(path.read_text()) if path.exists() else {}
-    return [config["train"], config["test"]] if config.get("layout") == EXTERNAL else [name]
+    if config.get("layout") != EXTERNAL:
+        return [name]
+    if missing := [key for key in ("train", "test") if not config.get(key)]:
+        raise UserError(f"{path}: {missing[0]} is missing; name the set of this split")
+    return [config["train"], config["test"]]
 
 
 def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> Path:

@@ -9,7 +9,8 @@
                     overlap {found, trained_on, notes, start} or None, seconds}]
                   A multi-label set has `multilabel` true, the scores of src/classification/multilabel.py, `labels_scored`, thresholds,
                   and in per_class further scores of each label (null if undefined), but no balanced accuracy, ece and confusion matrix.
-    means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more;
+    means         [{encoder, protocol, benchmarks, value, low, high, n}]   over the benchmarks that all encoders share, if two or more,
+                  without external tests;
                   with multi-label sets also `macro_f1@0.5`: {value, low, high, n}, in which they contribute macro_f1@0.5
     differences   [{benchmark or 'mean', protocol, ours, other, value, low, high, n, p, p_holm}]     macro-F1, ours minus other
     ranks         {protocol: {encoder: average rank over the shared benchmarks}}
@@ -44,6 +45,7 @@ class ProtocolScores:
     resampled: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     n: dict[str, int] = field(default_factory=dict)
     ours: set[str] = field(default_factory=set)
+    external: set[str] = field(default_factory=set)  # external test sets, which do not count in means and ranks
 
     def add(self, benchmark: str, encoder: str, value: float, resampled_R: np.ndarray, *, n: int) -> None:
         self.value[benchmark, encoder], self.resampled[benchmark, encoder], self.n[benchmark] = value, resampled_R, n
@@ -54,8 +56,9 @@ class ProtocolScores:
 
     @property
     def shared(self) -> list[str]:
-        """The benchmarks with results of all encoders."""
-        return [benchmark for benchmark in self.n if all((benchmark, encoder) in self.value for encoder in self.encoders)]
+        """The benchmarks with results of all encoders, without external tests."""
+        own = [benchmark for benchmark in self.n if benchmark not in self.external]
+        return [benchmark for benchmark in own if all((benchmark, encoder) in self.value for encoder in self.encoders)]
 
     def interval(self, benchmark: str, encoder: str) -> dict:
         return interval(self.value[benchmark, encoder], self.resampled[benchmark, encoder], n=self.n[benchmark])
@@ -90,6 +93,7 @@ def transfer_table(results: list[tuple[dict, Result]], *, resamples: int, seed: 
             protocol = by_protocol.setdefault(name, ProtocolScores(name))
             protocol.add(benchmark, encoder, values[score], resampled[score], n=n)
             protocol.ours |= {encoder} if metadata["ours"] else set()
+            protocol.external |= {benchmark} if len(metadata.get("parts", ())) > 1 else set()
     means, differences, ranks = [], [], {}
     multilabel_sets = {cell["benchmark"] for cell in cells if AT_HALF in cell}
     for name, protocol in protocols.items():
