@@ -27,7 +27,7 @@ from src.model.cost import IMAGE_ID, LLAMA_7B, build_on_meta
 from src.model.fake_gpu import fake_gpu, fake_like, to_fake
 from src.model.fast.elementwise import meta_counts_as
 from src.model.kernels import KernelRecorder
-from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive
+from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive, seconds_by_file
 from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose
 from src.runtime.errors import report_user_errors
@@ -185,7 +185,7 @@ def summary(step: Step, gpu: Accelerator) -> str:
 
 
 def show(steps: dict[str, Step], gpu: Accelerator) -> None:
-    """Prints a table of all variants and the ten most expensive kernels of `ours_none`."""
+    """Prints a table of all variants and the ten most expensive kernels and all files of `ours_none`."""
     columns = ("kernels", "GB moved", "matrix ms", "other ms", "share of the ceiling", "samples/s", "hours for the mix", "waits", "padding")
     print(f"{gpu.name}: {gpu.flops / 1e12:g} TFLOP/s, {gpu.bandwidth / 1e12:g} TB/s, {gpu.launch * 1e6:g} us per kernel; one step")
     table = Table("", *columns, box=None)
@@ -199,6 +199,8 @@ def show(steps: dict[str, Step], gpu: Accelerator) -> None:
         table = Table(f"most expensive kernels, {name}", "line", "kernels", "ms", box=None)
         for op, line, launches, seconds in most_expensive(steps[name].recorder.kernels, gpu, count=10):
             table.add_row(op, line, f"{launches:,}", f"{1e3 * seconds:.1f}")
+        for file, launches, seconds in seconds_by_file(steps[name].recorder.kernels, gpu):
+            table.add_row("all of a file", file, f"{launches:,}", f"{1e3 * seconds:.1f}")
         print_table(table)
 
 
