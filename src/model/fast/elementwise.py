@@ -5,11 +5,10 @@ its gradient, where one kernel each needs five. On a GPU each function is an ope
 first call, and once more, for any number of tokens, at the first other number. Elsewhere, and where the compiler fails, it is the same
 function as it stands. docs/internals.md compares this choice with others.
 
-Most functions also add the product of an adapter to what they read, so that no pass of its own is needed for it: xa b^T, where xa is the
-input of the layer times A^T and the scale (src/model/fast/lora.py).
+Functions that read each number once also add the product of an adapter to what they read, so that no pass of its own is needed for it:
+xa b^T, where xa is the input of the layer times A^T and the scale (src/model/fast/lora.py).
 
-Legend: L tokens of all sequences, H width, I inner width of the MLP, A query heads, G key and value heads, E head width, O outputs of a
-layer, R rank.
+Legend: L tokens of all sequences, H width, I inner width of the MLP, A heads, E head width, O outputs of a layer, R rank.
 """
 
 import contextlib
@@ -173,25 +172,11 @@ def _rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
 
 
 @one_kernel
-def rotary(
-    q_LAE: Tensor,
-    k_LGE: Tensor,
-    cos_LE: Tensor,
-    sin_LE: Tensor,
-    q_xa_LR: Tensor | None = None,
-    q_b_OR: Tensor | None = None,
-    k_xa_LR: Tensor | None = None,
-    k_b_OR: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA.
-
-    The products of the adapters of both projections are added before.
-    """
-    q_LAE = add_product(q_LAE.flatten(1), q_xa_LR, q_b_OR).view_as(q_LAE)
-    k_LGE = add_product(k_LGE.flatten(1), k_xa_LR, k_b_OR).view_as(k_LGE)
-    return _rotate(q_LAE, cos_LE, sin_LE, 1), _rotate(k_LGE, cos_LE, sin_LE, 1)
+def rotary(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
+    return _rotate(x_LAE, cos_LE, sin_LE, 1)
 
 
 @one_kernel
-def rotary_backward(dq_LAE: Tensor, dk_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
-    return _rotate(dq_LAE, cos_LE, sin_LE, -1), _rotate(dk_LGE, cos_LE, sin_LE, -1)
+def rotary_backward(dy_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    return _rotate(dy_LAE, cos_LE, sin_LE, -1)

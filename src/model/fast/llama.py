@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Decode
 
 from src.model.fast.attention import PackedSequences, varlen_attention
 from src.model.fast.elementwise import is_on_gpu, rotary, rotary_backward
-from src.model.fast.lora import AdapterSum, lora_sums
+from src.model.fast.lora import AdapterSum, lora_linears, lora_sums
 from src.model.fast.recompute import add_and_norm, add_mlp
 
 
@@ -68,14 +68,12 @@ class PackedAttention(nn.Module):
         """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `output_index_S` alone. With `packed_sequences` y is an `AdapterSum`."""
         if packed_sequences is None:
             return super().forward(hidden_states, position_embeddings, **kwargs)
-        has_norms = hasattr(self, "q_norm")
-        deferred = (not has_norms, not has_norms, False)
-        q, k, v = (part.flatten() for part in lora_sums(hidden_states, self.q_proj, self.k_proj, self.v_proj, deferred=deferred))
-        q_LAE, k_LGE, v_LGE = (part.frozen.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
-        if has_norms:
+        projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        q_LAE, k_LGE, v_LGE = (states.view(-1, states.shape[-1] // self.head_dim, self.head_dim) for states in projections)
+        if hasattr(self, "q_norm"):
             q_LAE, k_LGE = self.q_norm(q_LAE), self.k_norm(k_LGE)
         cos_LE, sin_LE = (part.expand(*hidden_states.shape[:-1], -1).flatten(0, 1).to(q_LAE.dtype) for part in position_embeddings)
-        q_LAE, k_LGE = _ApplyRotary.apply(q_LAE, k_LGE, cos_LE, sin_LE, *q[1:], *k[1:])
+        q_LAE, k_LGE = _ApplyRotary.apply(q_LAE, k_LGE, cos_LE, sin_LE)
         y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
         y_BTH = y_LH.view(*hidden_states.shape[:-1], -1) if output_index_S is None else y_LH.index_select(0, output_index_S)[None]
         return lora_sums(y_BTH, self.o_proj, deferred=(True,))[0], None
@@ -130,10 +128,11 @@ FAMILIES: dict[type, tuple[type[nn.Module], ...]] = {
 
 class _ApplyRotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor, *products: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_LE, sin_LE)
-        return rotary(q_LAE, k_LGE, cos_LE, sin_LE, *products)
+        return rotary(q_LAE, cos_LE, sin_LE), rotary(k_LGE, cos_LE, sin_LE)
 
     @staticmethod
     def backward(ctx, dq_LAE: Tensor, dk_LGE: Tensor) -> tuple[Tensor | None, ...]:
-        return *rotary_backward(dq_LAE, dk_LGE, *ctx.saved_tensors), *[None] * 6
+        cos_LE, sin_LE = ctx.saved_tensors
+        return rotary_backward(dq_LAE, cos_LE, sin_LE), rotary_backward(dk_LGE, cos_LE, sin_LE), None, None
