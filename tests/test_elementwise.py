@@ -36,7 +36,7 @@ CASES = {  # autograd function, plain PyTorch, arguments with a gradient, other 
         (None, *NORM),
     ),
     "sum and norm": (_RecomputedRMSNorm.apply, add_norm, [(5, 8), (5, 8)], NORM),
-    "gate": (_RecomputedGate.apply, lambda gate, up: F.silu(gate) * up, [(5, 12), (5, 12)], ()),
+    "gate": (lambda *inputs: _RecomputedGate.apply(*inputs)[0], lambda gate, up: F.silu(gate) * up, [(5, 12), (5, 12)], ()),
     "rotary": (
         _ApplyRotary.apply,
         lambda q, k, *angles: (rotate(q, *angles), rotate(k, *angles)),
@@ -62,7 +62,7 @@ def test_outputs_and_gradients_equal_plain_pytorch(case):
 
 
 def test_broken_compiler_is_reported_once_and_the_plain_functions_serve(monkeypatch):
-    def broken(function):
+    def broken(function, **options):
         def run(*arguments):
             raise ImportError("libtriton.so: undefined symbol\nsecond line")
 
@@ -82,7 +82,7 @@ def test_broken_compiler_is_reported_once_and_the_plain_functions_serve(monkeypa
 
 
 def test_lack_of_memory_is_not_a_broken_compiler(monkeypatch):
-    def full(function):
+    def full(function, **options):
         def run(*arguments):
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from src.model.cost import AverageSample, average_batch, count_cost
 from src.model.fast import llama
-from src.model.fast.lora import lora_linears, patch_peft
+from src.model.fast.lora import AdapterSum, lora_linears, patch_peft
 from src.model.vlm import build_vlm
 
 
@@ -71,6 +71,7 @@ def test_flop_count_includes_every_product(configure, monkeypatch):
     for layer in model.modules():
         layer.__dict__.pop("forward", None)
     monkeypatch.setattr(llama, "lora_linears", lambda x, *layers: tuple(layer(x) for layer in layers))
+    monkeypatch.setattr(llama, "lora_sums", lambda x, *layers, deferred: tuple(AdapterSum(layer(x)) for layer in layers))
     assert flops == count_cost(model, batch).flops
 
 

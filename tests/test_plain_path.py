@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from src.config.train import TrainConfig
 from src.data.packing import Batch, collate
 from src.data.record import Record
+from src.model.fast import elementwise, llama, lora, recompute
 from src.model.generate import Generator, make_request
 from src.model.language import packed_causal_mask
 from src.model.vlm import VLM, build_vlm
@@ -62,6 +63,25 @@ def test_losses_states_and_gradients_of_both_paths_are_equal(configure, how, tol
     for name, tensor in expected.items():
         assert tensor.any(), name
         assert (tensor - results[name]).abs().max() <= tolerance * tensor.abs().max(), name
+
+
+@pytest.mark.parametrize("settings", [(), ("language.lora.targets=[q_proj,up_proj,down_proj]",), ("language.lora.rank=17",)])
+def test_kernels_of_a_gpu_compute_what_those_of_a_cpu_compute(configure, monkeypatch, settings):
+    """The products of adapters are added by the kernel that reads them, and so are the gradients of the input of `down_proj`."""
+    vlm = model(configure, "trainer.activation_checkpointing=selective", *settings, fast=True)
+    batch = packed_batch(vlm)
+    expected = loss_states_and_gradients(vlm, batch)
+    expected = {name: tensor.clone() for name, tensor in expected.items()}
+    vlm.zero_grad()
+    sums = []
+    for module in (elementwise, llama, lora, recompute):
+        monkeypatch.setattr(module, "is_on_gpu", lambda x: True)
+    add_product = elementwise.add_product
+    monkeypatch.setattr(elementwise, "add_product", lambda y, xa, b: sums.append(xa is not None) or add_product(y, xa, b))
+    results = loss_states_and_gradients(vlm, batch)
+    assert any(sums) == (vlm.language.model.peft_config["default"].r <= lora.MAX_DEFERRED_RANK)
+    for name, tensor in expected.items():
+        assert (tensor - results[name]).abs().max() <= 1e-12 * tensor.abs().max(), name
 
 
 def test_losses_of_both_paths_agree_in_mixed_precision(configure):

@@ -19,15 +19,16 @@ from rich.table import Table
 
 from experiments.bench import peers, workload
 from experiments.bench.flops import flops_per_token
-from experiments.bench.measurement import Measurement, single
+from experiments.bench.measurement import Measurement, ratio, single
 from experiments.bench.synthetic_data import FULL_MIX_RECORDS
 from src.config.train import TrainConfig
 from src.data.packing import Batch, collate, pack
 from src.data.prompt import IGNORE, EncodedSample
 from src.model.cost import IMAGE_ID, LLAMA_7B, build_on_meta
 from src.model.fake_gpu import fake_gpu, fake_like, to_fake
+from src.model.fast.elementwise import meta_counts_as
 from src.model.kernels import KernelRecorder
-from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive
+from src.model.roofline import ACCELERATORS, H100, Accelerator, Prediction, most_expensive, seconds_by_file
 from src.runtime.arguments import parse_arguments
 from src.runtime.cli import compose
 from src.runtime.errors import report_user_errors
@@ -36,14 +37,17 @@ from src.runtime.tables import print_table
 from src.training.step_kernels import record_layers, record_passes, record_step, record_update
 
 WINDOW, MAX_SEQ_LEN, MICRO_BATCHES = 2048, 4096, 2
+UNFUSED = "ours_none_unfused"  # `ours_none` with the operations of PyTorch in place of the kernels of src/model/fast/elementwise.py
 OURS = {  # name -> overrides
     "ours_none": ["trainer.activation_checkpointing=none"],
     "ours_selective": ["trainer.activation_checkpointing=selective"],
     "ours_full": ["trainer.activation_checkpointing=full"],
+    UNFUSED: ["trainer.activation_checkpointing=none"],
     "plain_none": ["trainer.activation_checkpointing=none", "language.fast=false"],
     "plain_full": ["trainer.activation_checkpointing=full", "language.fast=false"],
 }
 PEERS = {"transformers": (16, False), "transformers_checkpointing": (32, True)}  # name -> samples of a micro-batch, checkpointing
+TARGETS = {"ours_none": ">= 0.70"}
 STORED = ("ours_none", "ours_selective", "plain_none", "transformers", "transformers_checkpointing")
 
 
@@ -56,6 +60,9 @@ class Step:
     places: int
     flops: float
 
+    def seconds_per_token(self, gpu: Accelerator) -> float:
+        return Prediction.of(self.recorder.kernels, gpu).seconds / self.tokens
+
     def share(self, gpu: Accelerator) -> float:
         return self.flops / Prediction.of(self.recorder.kernels, gpu).seconds / gpu.flops
 
@@ -66,7 +73,10 @@ def measure() -> Iterator[Measurement]:
         steps[name] = step
         if name in STORED:
             unit = f"predicted share of the H100's ceiling; {summary(step, H100)}"
-            yield single(f"roofline_{name}", step.share(H100), unit)
+            yield single(f"roofline_{name}", step.share(H100), unit, target=TARGETS.get(name, ""))
+    ours, unfused = ([1e6 * steps[name].seconds_per_token(H100)] for name in ("ours_none", UNFUSED))
+    unit = "predicted ms per 1,000 tokens of packed sequences of 4,096 on an H100, against the fast path without fused element-wise kernels"
+    yield ratio("roofline_fusion", ours, unfused, unit, target=">= 1.35", cost=True)
     for gpu in ACCELERATORS.values():
         show(steps, gpu)
 
@@ -74,7 +84,9 @@ def measure() -> Iterator[Measurement]:
 def record_all(names: tuple[str, ...] = (*OURS, *PEERS)) -> Iterator[tuple[str, Step]]:
     lengths = mix_lengths()
     for name in names:
-        yield name, record_ours(lengths, OURS[name]) if name in OURS else record_peer(lengths, *PEERS[name])
+        with meta_counts_as("cpu" if name == UNFUSED else "gpu"):
+            step = record_ours(lengths, OURS[name]) if name in OURS else record_peer(lengths, *PEERS[name])
+        yield name, step
 
 
 def mix_lengths() -> list[tuple[int, int, int]]:
@@ -174,7 +186,7 @@ def summary(step: Step, gpu: Accelerator) -> str:
 
 
 def show(steps: dict[str, Step], gpu: Accelerator) -> None:
-    """Prints a table of all variants and the ten most expensive kernels of `ours_none`."""
+    """Prints a table of all variants and the ten most expensive kernels and all files of `ours_none`."""
     columns = ("kernels", "GB moved", "matrix ms", "other ms", "share of the ceiling", "samples/s", "hours for the mix", "waits", "padding")
     print(f"{gpu.name}: {gpu.flops / 1e12:g} TFLOP/s, {gpu.bandwidth / 1e12:g} TB/s, {gpu.launch * 1e6:g} us per kernel; one step")
     table = Table("", *columns, box=None)
@@ -188,6 +200,8 @@ def show(steps: dict[str, Step], gpu: Accelerator) -> None:
         table = Table(f"most expensive kernels, {name}", "line", "kernels", "ms", box=None)
         for op, line, launches, seconds in most_expensive(steps[name].recorder.kernels, gpu, count=10):
             table.add_row(op, line, f"{launches:,}", f"{1e3 * seconds:.1f}")
+        for file, launches, seconds in seconds_by_file(steps[name].recorder.kernels, gpu):
+            table.add_row("all of a file", file, f"{launches:,}", f"{1e3 * seconds:.1f}")
         print_table(table)
 
 

@@ -10,12 +10,13 @@ from src.model.fast import elementwise
 
 SHAPES = {  # shapes of the arguments for n tokens; numbers as they are
     "rmsnorm": lambda n: [(n, 64), (64,), 1e-5],
-    "add_rmsnorm": lambda n: [(n, 64), (n, 64), (64,), 1e-5],
+    "add_rmsnorm": lambda n: [(n, 64), (n, 64), (64,), 1e-5, (n, 4), (64, 4)],
+    "add_residual": lambda n: [(n, 64), (n, 64), (n, 4), (64, 4)],
     "rmsnorm_backward": lambda n: [(n, 64), (n, 64), (64,), (n, 1), (n, 64)],
-    "silu_product": lambda n: [(n, 96), (n, 96)],
-    "silu_product_backward": lambda n: [(n, 96), (n, 96), (n, 96)],
-    "rotary": lambda n: [(n, 4, 16), (n, 2, 16), (n, 16), (n, 16)],
-    "rotary_backward": lambda n: [(n, 4, 16), (n, 2, 16), (n, 16), (n, 16)],
+    "silu_product": lambda n: [(n, 96), (n, 96), (n, 4), (96, 4), (n, 2), (96, 2)],
+    "silu_product_backward": lambda n: [(n, 96), (n, 96), (n, 96), (n, 8), (8, 96), (n, 4), (96, 4), (n, 2), (96, 2)],
+    "rotary": lambda n: [(n, 4, 16), (n, 16), (n, 16)],
+    "rotary_backward": lambda n: [(n, 4, 16), (n, 16), (n, 16)],
 }
 TOKENS = (32, 48, 80)
 GRAPHS = 2  # one for the first number of tokens, and one for all others

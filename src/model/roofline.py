@@ -72,6 +72,16 @@ def most_expensive(recording: Counter[Kernel], gpu: Accelerator, *, count: int) 
     return [(op, line, int(launches), seconds) for (op, line), (launches, seconds) in ordered]
 
 
+def seconds_by_file(recording: Counter[Kernel], gpu: Accelerator) -> list[tuple[str, int, float]]:
+    """(file, launches, seconds), forward and backward together, most seconds first. `autograd` sums gradients."""
+    totals: dict[str, list[float]] = {}
+    for _, line, launches, seconds in most_expensive(recording, gpu, count=len(recording)):
+        total = totals.setdefault(line.removeprefix("backward of ").partition(":")[0], [0, 0.0])
+        total[0] += launches
+        total[1] += seconds
+    return [(file, int(launches), seconds) for file, (launches, seconds) in sorted(totals.items(), key=lambda item: -item[1][1])]
+
+
 def extrapolate(two: Counter[Kernel], three: Counter[Kernel], layers: int) -> Counter[Kernel]:
     """The recording of a model of `layers` equal layers from those of two and three. First and last layer may differ from the others."""
     counts = {kernel: three[kernel] + (layers - 3) * (three[kernel] - two[kernel]) for kernel in two | three}

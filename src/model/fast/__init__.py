@@ -21,11 +21,11 @@ llama.py: Q, K and V come from the projections as (2, 12, 32), (2, 12, 16), (2, 
     After the attention of the last layer, 3 of the 24 tokens are selected: `o_proj`, MLP and final norm run on (1, 3, 32).
     A residual sum and the norm after it are one step, whose backward pass adds the gradients of both.
 lora.py: x (24, 32) times the stacked A matrices of Q, K and V (12, 32) gives (24, 12) in one product; each slice (24, 4) times B^T
-    (4, 32) or (4, 16) is added into the output of the frozen layer by `addmm_`.
+    (4, 32) or (4, 16) is added into the output of the frozen layer by `addmm_`, or on a GPU by the kernel that reads this output.
 recompute.py (with trainer.activation_checkpointing=selective, and always on a GPU): RMSNorm saves its input (2, 12, 32) in its own
     precision and one float32 number per token (2, 12, 1); the MLP saves gate and up (2, 12, I), not silu(gate). Both compute the rest
     again in the backward pass.
-elementwise.py: one kernel on a GPU for each norm, rotary embedding and activation.
+elementwise.py: one kernel on a GPU for each norm, rotary embedding and activation, which also adds the products of the adapters.
 loss.py (in the folder above): cross-entropy that saves one gradient (3, 32) per token instead of logits (3, V).
 """
 

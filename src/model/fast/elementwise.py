@@ -5,7 +5,10 @@ its gradient, where one kernel each needs five. On a GPU each function is an ope
 first call, and once more, for any number of tokens, at the first other number. Elsewhere, and where the compiler fails, it is the same
 function as it stands. docs/internals.md compares this choice with others.
 
-Legend: L tokens of all sequences, H width, I inner width of the MLP, A query heads, G key and value heads, E head width.
+Functions that read each number once also add the product of an adapter to what they read, so that no pass of its own is needed for it:
+xa b^T, where xa is the input of the layer times A^T and the scale (src/model/fast/lora.py).
+
+Legend: L tokens of all sequences, H width, I inner width of the MLP, A heads, E head width, O outputs of a layer, R rank.
 """
 
 import contextlib
@@ -53,7 +56,8 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def compile_or_keep(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled at its first call. After the first failure of the compiler, and one warning, all functions run as they stand."""
-    compiled = functools.cache(torch.compile)  # imports the compiler
+    # Tiles of rows and columns read the factors of an adapter's product once per tile; tiles of a flat array would for each element.
+    compiled = functools.cache(functools.partial(torch.compile, options={"triton.prefer_nd_tiling": True}))  # imports the compiler
 
     def run(*arguments):
         global compiler_works
@@ -76,6 +80,21 @@ def compile_or_keep(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def add_product(y_LO: Tensor, xa_LR: Tensor | None, b_OR: Tensor | None) -> Tensor:
+    """y + xa b^T: the output of a frozen layer and that of its adapter; `y` without an adapter.
+
+    While inductor compiles, the product is a sum over the rank of element-wise terms, which belongs to the kernel that reads `y`.
+    """
+    if xa_LR is None or b_OR is None:
+        return y_LO
+    if not torch.compiler.is_compiling():
+        return torch.addmm(y_LO, xa_LR, b_OR.T)
+    wide_LO = y_LO.to(torch.promote_types(y_LO.dtype, torch.float32))
+    for xa_L, b_O in zip(xa_LR.unbind(1), b_OR.unbind(1), strict=True):
+        wide_LO = wide_LO + xa_L[:, None].to(wide_LO.dtype) * b_O.to(wide_LO.dtype)
+    return wide_LO.to(y_LO.dtype)
+
+
 def _rmsnorm(x_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     x32_LH = x_LH.to(torch.promote_types(x_LH.dtype, torch.float32))
     scale_L1 = torch.rsqrt(x32_LH.square().mean(-1, keepdim=True) + epsilon)
@@ -89,10 +108,18 @@ def rmsnorm(x_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Ten
 
 
 @one_kernel
-def add_rmsnorm(x_LH: Tensor, delta_LH: Tensor, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum x + delta, its RMSNorm, and 1 / root mean square."""
-    sum_LH = x_LH + delta_LH
+def add_rmsnorm(
+    x_LH: Tensor, delta_LH: Tensor, weight_H: Tensor, epsilon: float, xa_LR: Tensor | None = None, b_HR: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum x + delta + xa b^T, its RMSNorm, and 1 / root mean square."""
+    sum_LH = x_LH + add_product(delta_LH, xa_LR, b_HR)
     return sum_LH, *_rmsnorm(sum_LH, weight_H, epsilon)
+
+
+@one_kernel
+def add_residual(x_LH: Tensor, delta_LH: Tensor, xa_LR: Tensor | None = None, b_HR: Tensor | None = None) -> Tensor:
+    """x + delta + xa b^T"""
+    return x_LH + add_product(delta_LH, xa_LR, b_HR)
 
 
 @one_kernel
@@ -105,13 +132,33 @@ def rmsnorm_backward(dy_LH: Tensor, x_LH: Tensor, weight_H: Tensor, scale_L1: Te
 
 
 @one_kernel
-def silu_product(gate_LI: Tensor, up_LI: Tensor) -> Tensor:
-    """silu(gate) * up"""
-    return F.silu(gate_LI).mul_(up_LI)
+def silu_product(
+    gate_LI: Tensor,
+    up_LI: Tensor,
+    gate_xa_LR: Tensor | None = None,
+    gate_b_IR: Tensor | None = None,
+    up_xa_LR: Tensor | None = None,
+    up_b_IR: Tensor | None = None,
+) -> Tensor:
+    """silu(gate) * up, after the products of the adapters of both are added."""
+    return F.silu(add_product(gate_LI, gate_xa_LR, gate_b_IR)).mul_(add_product(up_LI, up_xa_LR, up_b_IR))
 
 
 @one_kernel
-def silu_product_backward(dy_LI: Tensor, gate_LI: Tensor, up_LI: Tensor) -> tuple[Tensor, Tensor]:
+def silu_product_backward(
+    dy_LI: Tensor,
+    gate_LI: Tensor,
+    up_LI: Tensor,
+    dya_LR: Tensor | None = None,
+    a_RI: Tensor | None = None,
+    gate_xa_LR: Tensor | None = None,
+    gate_b_IR: Tensor | None = None,
+    up_xa_LR: Tensor | None = None,
+    up_b_IR: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up, where that of the product is dy + dya a."""
+    dy_LI = add_product(dy_LI, dya_LR, None if a_RI is None else a_RI.T)
+    gate_LI, up_LI = add_product(gate_LI, gate_xa_LR, gate_b_IR), add_product(up_LI, up_xa_LR, up_b_IR)
     return torch.ops.aten.silu_backward(dy_LI * up_LI, gate_LI), F.silu(gate_LI).mul_(dy_LI)
 
 
@@ -125,11 +172,11 @@ def _rotate(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
 
 
 @one_kernel
-def rotary(q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
+def rotary(x_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
     """Rotary position embedding (Su et al., arXiv 2104.09864) that pairs the two halves of a head, as transformers stores LLaMA."""
-    return _rotate(q_LAE, cos_LE, sin_LE, 1), _rotate(k_LGE, cos_LE, sin_LE, 1)
+    return _rotate(x_LAE, cos_LE, sin_LE, 1)
 
 
 @one_kernel
-def rotary_backward(dq_LAE: Tensor, dk_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
-    return _rotate(dq_LAE, cos_LE, sin_LE, -1), _rotate(dk_LGE, cos_LE, sin_LE, -1)
+def rotary_backward(dy_LAE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    return _rotate(dy_LAE, cos_LE, sin_LE, -1)

@@ -15,8 +15,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Decode
 
 from src.model.fast.attention import PackedSequences, varlen_attention
 from src.model.fast.elementwise import is_on_gpu, rotary, rotary_backward
-from src.model.fast.lora import lora_linears
-from src.model.fast.recompute import add_and_norm
+from src.model.fast.lora import AdapterSum, lora_linears, lora_sums
+from src.model.fast.recompute import add_and_norm, add_mlp
 
 
 def patch_llama(body: nn.Module, *, recompute_on_cpu: bool) -> None:
@@ -35,7 +35,7 @@ def patch_llama(body: nn.Module, *, recompute_on_cpu: bool) -> None:
             layer.self_attn = _take_submodules(attention_class(config, n), layer.self_attn)
             kind = last_class if n == len(body.layers) - 1 else layer_class
             body.layers[n] = _take_submodules(kind(config, n), layer)
-            body.layers[n].recompute_on_cpu = recompute_on_cpu
+            body.layers[n].recompute_on_cpu, body.layers[n].has_silu = recompute_on_cpu, config.hidden_act == "silu"
 
 
 def _take_submodules(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -64,8 +64,8 @@ class PackedAttention(nn.Module):
         packed_sequences: PackedSequences | None = None,
         output_index_S: Tensor | None = None,
         **kwargs,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `output_index_S` alone."""
+    ) -> tuple[AdapterSum | Tensor, Tensor | None]:
+        """x_BTH -> y_BTH, or (1, S, H): the flattened tokens `output_index_S` alone. With `packed_sequences` y is an `AdapterSum`."""
         if packed_sequences is None:
             return super().forward(hidden_states, position_embeddings, **kwargs)
         projections = lora_linears(hidden_states, self.q_proj, self.k_proj, self.v_proj)
@@ -76,7 +76,7 @@ class PackedAttention(nn.Module):
         q_LAE, k_LGE = _ApplyRotary.apply(q_LAE, k_LGE, cos_LE, sin_LE)
         y_LH = varlen_attention(q_LAE, k_LGE, v_LGE, packed_sequences, scale=self.scaling).flatten(1)
         y_BTH = y_LH.view(*hidden_states.shape[:-1], -1) if output_index_S is None else y_LH.index_select(0, output_index_S)[None]
-        return self.o_proj(y_BTH), None
+        return lora_sums(y_BTH, self.o_proj, deferred=(True,))[0], None
 
 
 class PackedLayer(nn.Module):
@@ -87,6 +87,7 @@ class PackedLayer(nn.Module):
     input_layernorm: nn.Module
     post_attention_layernorm: nn.Module
     recompute_on_cpu = False
+    has_silu = False
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, *, loss_index_S: Tensor | None = None, packed_sequences: PackedSequences | None = None, **kwargs
@@ -99,12 +100,12 @@ class PackedLayer(nn.Module):
         attention, _ = self.self_attn(normed, packed_sequences=packed_sequences, output_index_S=index_S, **kwargs)
         x = x if index_S is None else x.flatten(0, 1).index_select(0, index_S)[None]
         x, normed = self._add_and_norm(self.post_attention_layernorm, x, attention)
-        return x + self.mlp(normed)
+        return add_mlp(self.mlp, x, normed) if self.has_silu and is_on_gpu(x) else x + self.mlp(normed)
 
-    def _add_and_norm(self, norm: nn.Module, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _add_and_norm(self, norm: nn.Module, x: Tensor, delta: AdapterSum | None = None) -> tuple[Tensor, Tensor]:
         if self.recompute_on_cpu or is_on_gpu(x):
             return add_and_norm(norm, x, delta)
-        x = x if delta is None else x + delta
+        x = x if delta is None else x + delta.frozen  # complete on a CPU
         return x, norm(x)
 
 
@@ -129,8 +130,9 @@ class _ApplyRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_LAE: Tensor, k_LGE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_LE, sin_LE)
-        return rotary(q_LAE, k_LGE, cos_LE, sin_LE)
+        return rotary(q_LAE, cos_LE, sin_LE), rotary(k_LGE, cos_LE, sin_LE)
 
     @staticmethod
     def backward(ctx, dq_LAE: Tensor, dk_LGE: Tensor) -> tuple[Tensor | None, ...]:
-        return *rotary_backward(dq_LAE, dk_LGE, *ctx.saved_tensors), None, None
+        cos_LE, sin_LE = ctx.saved_tensors
+        return rotary_backward(dq_LAE, cos_LE, sin_LE), rotary_backward(dk_LGE, cos_LE, sin_LE), None, None

@@ -11,8 +11,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from src.model.fast.elementwise import add_rmsnorm, is_on_gpu, rmsnorm, rmsnorm_backward, silu_product, silu_product_backward
-from src.model.fast.lora import lora_linears
+from src.model.fast.elementwise import (
+    add_residual,
+    add_rmsnorm,
+    is_on_gpu,
+    rmsnorm,
+    rmsnorm_backward,
+    silu_product,
+    silu_product_backward,
+)
+from src.model.fast.lora import AdapterSum, cast_adapters, is_deferrable, lora_sums
 from src.runtime.errors import UserError
 
 
@@ -53,28 +61,55 @@ def recomputed_rmsnorm(norm: nn.Module, x_BTH: Tensor) -> Tensor:
     return add_and_norm(norm, x_BTH)[1]
 
 
-def add_and_norm(norm: nn.Module, x_BTH: Tensor, delta_BTH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def add_and_norm(norm: nn.Module, x_BTH: Tensor, delta_BTH: AdapterSum | None = None) -> tuple[Tensor, Tensor]:
     """(x, norm(x)), or with `delta_BTH` (x + delta, norm(x + delta)). In the backward pass one kernel adds both gradients of x."""
-    delta_LH = None if delta_BTH is None else delta_BTH.flatten(0, -2)
-    results = _RecomputedRMSNorm.apply(x_BTH.flatten(0, -2), delta_LH, norm.weight, norm.variance_epsilon)
+    delta_LH, *product = (None,) if delta_BTH is None else delta_BTH.flatten()
+    results = _RecomputedRMSNorm.apply(x_BTH.flatten(0, -2), delta_LH, norm.weight, norm.variance_epsilon, *product)
     return results[0].view_as(x_BTH), results[1].view_as(x_BTH)
 
 
 def recomputed_mlp(mlp: nn.Module, x_BTH: Tensor) -> Tensor:
-    gate_BTI, up_BTI = lora_linears(x_BTH, mlp.gate_proj, mlp.up_proj)
-    return mlp.down_proj(_RecomputedGate.apply(gate_BTI.flatten(0, -2), up_BTI.flatten(0, -2)).view_as(gate_BTI))
+    return _mlp(mlp, x_BTH, deferred=False).frozen
+
+
+def add_mlp(mlp: nn.Module, residual_BTH: Tensor, x_BTH: Tensor) -> Tensor:
+    """residual + mlp(x), for an MLP whose activation is SiLU."""
+    y_BTH = _mlp(mlp, x_BTH, deferred=True)
+    return _AddResidual.apply(residual_BTH.flatten(0, -2), *y_BTH.flatten()).view_as(residual_BTH)
+
+
+def _mlp(mlp: nn.Module, x_BTH: Tensor, *, deferred: bool) -> AdapterSum:
+    (gate_LI, *gate), (up_LI, *up) = (part.flatten() for part in lora_sums(x_BTH, mlp.gate_proj, mlp.up_proj, deferred=(True, True)))
+    casts = cast_adapters(gate_LI, mlp.down_proj) if is_deferrable(gate_LI, mlp.down_proj) else None
+    y_LI, slot_LR = _RecomputedGate.apply(gate_LI, up_LI, casts and casts[0], *gate, *up)
+    y_BTI = y_LI.view(*x_BTH.shape[:-1], y_LI.shape[-1])
+    return lora_sums(y_BTI, mlp.down_proj, deferred=(deferred,), casts=casts, slot_NR=slot_LR)[0]
+
+
+class _AddResidual(torch.autograd.Function):
+    """x + delta + xa b^T, whose third term has its gradients from `lora_sums`."""
+
+    @staticmethod
+    def forward(ctx, x_LH: Tensor, delta_LH: Tensor, xa_LR: Tensor | None, b_HR: Tensor | None) -> Tensor:
+        return add_residual(x_LH, delta_LH, xa_LR, b_HR)
+
+    @staticmethod
+    def backward(ctx, dy_LH: Tensor) -> tuple[Tensor | None, ...]:
+        return dy_LH, dy_LH, None, None
 
 
 class _RecomputedRMSNorm(torch.autograd.Function):
     """LLaMA's RMSNorm with a frozen weight. Saves its input and one number per token instead of float32 copies of the input."""
 
     @staticmethod
-    def forward(ctx, x_LH: Tensor, delta_LH: Tensor | None, weight_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, x_LH: Tensor, delta_LH: Tensor | None, weight_H: Tensor, epsilon: float, *product: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         assert not weight_H.requires_grad, "the norms must be frozen"
         if delta_LH is None:
             y_LH, scale_L1 = rmsnorm(x_LH, weight_H, epsilon)
         else:
-            x_LH, y_LH, scale_L1 = add_rmsnorm(x_LH, delta_LH, weight_H, epsilon)
+            x_LH, y_LH, scale_L1 = add_rmsnorm(x_LH, delta_LH, weight_H, epsilon, *product)
         ctx.save_for_backward(x_LH, weight_H, scale_L1)
         ctx.set_materialize_grads(False)
         return x_LH, y_LH
@@ -82,17 +117,19 @@ class _RecomputedRMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx_LH: Tensor | None, dy_LH: Tensor) -> tuple[Tensor | None, ...]:
         dx_LH = rmsnorm_backward(dy_LH, *ctx.saved_tensors, dx_LH)
-        return dx_LH, dx_LH if ctx.needs_input_grad[1] else None, None, None
+        return dx_LH, dx_LH if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 class _RecomputedGate(torch.autograd.Function):
-    """silu(gate) * up, without saving silu(gate)."""
+    """silu(gate) * up, without saving silu(gate), and with `a_RI` the `slot_NR` of `lora_sums` for the layer that reads the product."""
 
     @staticmethod
-    def forward(ctx, gate_LI: Tensor, up_LI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_LI, up_LI)
-        return silu_product(gate_LI, up_LI)
+    def forward(ctx, gate_LI: Tensor, up_LI: Tensor, a_RI: Tensor | None = None, *products: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(gate_LI, up_LI, a_RI, *products)
+        return silu_product(gate_LI, up_LI, *products), None if a_RI is None else gate_LI.new_empty((len(gate_LI), len(a_RI)))
 
     @staticmethod
-    def backward(ctx, dy_LI: Tensor) -> tuple[Tensor, Tensor]:
-        return silu_product_backward(dy_LI, *ctx.saved_tensors)
+    def backward(ctx, dy_LI: Tensor, dslot_LR: Tensor | None) -> tuple[Tensor | None, ...]:
+        gate_LI, up_LI, a_RI, *products = ctx.saved_tensors
+        dslot_LR = None if a_RI is None else dslot_LR
+        return *silu_product_backward(dy_LI, gate_LI, up_LI, dslot_LR, a_RI, *products), *[None] * (1 + len(products))
