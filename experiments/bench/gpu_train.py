@@ -117,6 +117,8 @@ def train(bench: Bench, lengths: str, name: str) -> list[Row]:
     """The row of a variant, with the largest micro-batch that fits. All variants train the same samples."""
     variant, words = VARIANTS[name]
     batch = bench.scale["batch"]
+    build = bench.peer if variant is train_transformers else bench.model
+    build(bench.settings(lengths, *words))  # not within `run`, because a smaller micro-batch does not help where the model does not fit
 
     def run(micro: int) -> TrainingRun:
         return variant(bench, bench.settings(lengths, *words, f"trainer.accumulate={batch // micro}"), micro)
