@@ -1,23 +1,29 @@
 """experiments/bench/gpu*: order of the parts and their budget, tables, messages, and the whole at a small size on a CPU."""
 
 import csv
+import math
 from collections import Counter
 from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
-from experiments.bench import gpu, gpu_generate, gpu_train
+from experiments.bench import gpu, gpu_generate, gpu_resume, gpu_train
 from experiments.bench.gpu_budget import ASSUMED, Budget, Part, run_parts
 from experiments.bench.gpu_generate import compare_generation
 from experiments.bench.gpu_kernels import WARM_UP, StepProfiler, kernel_rows
-from experiments.bench.gpu_resume import RunFolder, split_seconds
+from experiments.bench.gpu_resume import RunFolder, Training, split_seconds, training_words
 from experiments.bench.gpu_setup import Bench, check_gpu
-from experiments.bench.gpu_table import Row, Value, write
+from experiments.bench.gpu_table import Row, Value, prepare, write
 from experiments.bench.step_monitor import StepMonitor
+from src.config.train import TrainConfig
 from src.model.roofline import Accelerator, Kernel
+from src.runtime.cli import compose
 from src.runtime.errors import UserError
+from src.runtime.schema import to_typed
+from src.training.trainer import build_trainer
 
 
 def test_parts_run_in_order_of_value():
@@ -39,7 +45,7 @@ class Clock:
         return self.now
 
 
-def test_a_part_starts_only_if_the_costliest_of_its_kind_would_still_fit():
+def test_part_starts_only_if_the_newest_of_its_kind_would_still_fit():
     clock = Clock()
 
     def part(name: str, kind: str, seconds: float) -> Part:
@@ -50,11 +56,15 @@ def test_a_part_starts_only_if_the_costliest_of_its_kind_would_still_fit():
         return Part(name, kind, run)
 
     parts = [part("a", "ours", 100), part("b", "ours", 1), part("c", "kernels", 45), part("d", "generate", 1), part("e", "kernels", 5)]
-    outcomes = list(run_parts(parts, Budget(200, used=10, clock=clock)))
+    budget = Budget(200, used=10, clock=clock)
+    outcomes = list(run_parts(parts, budget))
     assert [outcome.rows for outcome in outcomes] == [["a"], [], ["c"], [], ["e"]]
     assert [outcome.seconds for outcome in outcomes] == [100, 0, 45, 0, 5]
     assert outcomes[1].skipped == "100 s expected, 90 s left"
     assert outcomes[3].skipped == f"{ASSUMED['generate']} s expected, 45 s left"
+    assert budget.expected("kernels") == 5
+    budget.add("kernels", 1, failed=True)
+    assert budget.expected("kernels") == 5
 
 
 @pytest.mark.parametrize(("error", "message"), [(UserError("out of memory"), "out of memory"), (KeyError("x"), "KeyError: 'x'")])
@@ -84,18 +94,30 @@ def test_gpu_benchmark_lists_parts_that_were_left_out_or_failed(monkeypatch, tmp
     assert "the numbers mean nothing" in printed.out
 
 
-def test_gpu_benchmark_reports_bad_arguments(capsys):
+def test_gpu_benchmark_reports_bad_arguments(tmp_path, capsys):
     for arguments, message in [
         (["devise=cpu"], "unknown key 'devise'; did you mean 'device'?"),
         (["device=cpu", "lengths=eve"], "lengths='eve'; did you mean 'even'?"),
         (["device=cpu", "parts=kernel"], "parts='kernel'; did you mean 'kernels'?"),
+        (["device=cpu", "size=small", "lengths=even", "parts=kernels"], "parts=kernels: none of them belongs to lengths=even"),
     ]:
         with pytest.raises(SystemExit):
-            gpu.main(arguments)
+            gpu.main([*arguments, f"out={tmp_path}/gpu.csv"])
         assert message in capsys.readouterr().err
 
 
-def test_gpu_benchmark_explains_which_gpu_it_needs(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("device", "size", "accelerator", "precision"),
+    [("cuda", "full", "gpu", "bf16-mixed"), ("cuda", "small", "gpu", "bf16-mixed"), ("cpu", "small", "cpu", "32-true")],
+)
+def test_training_runs_on_the_device_of_the_benchmark(tmp_path, device, size, accelerator, precision):
+    (tmp_path / "shards" / "mix").mkdir(parents=True)
+    settings = Bench(device, size, tmp_path).settings("mix")
+    assert (settings.trainer.accelerator, settings.trainer.precision) == (accelerator, precision)
+    assert (settings.vision.format == "scratch") == (size == "small")
+
+
+def test_gpu_benchmark_explains_which_gpu_it_needs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no GPU; use device=cpu size=small"):
         check_gpu("cuda", "full")
@@ -104,6 +126,11 @@ def test_gpu_benchmark_explains_which_gpu_it_needs(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     with pytest.raises(UserError, match="T4 has 16 GB of memory, and the 7B needs 20"):
         check_gpu("cuda", "full")
+    properties.total_memory = 24e9
+    check_gpu("cuda", "full")
+    for convert in (Bench("cuda", "full", tmp_path).peer, Bench("cuda", "full", tmp_path).llava):
+        with pytest.raises(UserError, match="T4 has 24 GB of memory, and the 7B needs 55 for the model of transformers"):
+            convert(None)
     check_gpu("cuda", "small")
     assert "T4 has compute capability 7.5, and bfloat16 and flash attention need 8.0" in capsys.readouterr().out
 
@@ -128,6 +155,33 @@ def test_rows_replace_those_of_the_same_part(tmp_path):
     assert path == tmp_path / "gpu_values.csv"
 
 
+def test_output_is_checked_before_the_first_part(tmp_path):
+    prepare(tmp_path / "new" / "gpu.csv")
+    write([Value("no GPU", "memory", "x", 1.0, "s")], tmp_path / "new" / "gpu.csv")
+    prepare(tmp_path / "new" / "gpu.csv")
+    (tmp_path / "new" / "gpu_kernels.csv").write_text("gpu,name\n")
+    with pytest.raises(UserError, match=r"gpu_kernels\.csv: its columns are not gpu,group,name"):
+        prepare(tmp_path / "new" / "gpu.csv")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="its folder cannot be made"):
+        prepare(tmp_path / "file" / "gpu.csv")
+
+
+@pytest.mark.parametrize("name", ["ours_none", "transformers"])
+def test_model_that_does_not_fit_is_built_once(name):
+    """A smaller micro-batch makes no room for it."""
+    builds = []
+
+    def build(settings):
+        builds.append(settings)
+        raise torch.OutOfMemoryError
+
+    bench = SimpleNamespace(scale={"batch": 4, "micro": 4}, settings=lambda *words: words, model=build, peer=build)
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu_train.train(bench, "mix", name)
+    assert len(builds) == 1
+
+
 def test_profile_of_a_step_stands_beside_the_prediction():
     """The profiler sees a product forward and two backward; the prediction has one kernel with FLOPs and two without."""
     profiler, weight = StepProfiler("cpu", accumulate=1), torch.ones(4, 4, requires_grad=True)
@@ -147,6 +201,15 @@ def test_profile_of_a_step_stands_beside_the_prediction():
     slowest = [row.ms_measured for row in rows if row.group == "most time, measured"]
     assert slowest == sorted(slowest, reverse=True)
     assert [row.name for row in rows if row.ms_measured is None] == ["mm, a.py:1", "relu, a.py:2"]
+
+
+def test_profile_ends_with_a_step_that_fails():
+    profiler = StepProfiler("cpu", accumulate=1)
+    profiler.on_exception(None, None, RuntimeError())  # before the profile has started
+    profiler.on_train_batch_start(None, None, None, WARM_UP)
+    assert torch.autograd._profiler_enabled()
+    profiler.on_exception(None, None, RuntimeError())
+    assert not torch.autograd._profiler_enabled()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +253,31 @@ def test_seconds_of_a_checkpoint_are_those_that_the_next_step_takes_longer():
     """Steps of 1 s, the first of 9 s; validations of 3 s at steps 3 and 6, checkpoints of 5 s."""
     ends, validates = [9, 10, 14, 20, 21, 25, 31], [False, False, True, False, False, True, False]
     assert split_seconds(list(zip(range(1, 8), ends, validates, strict=True))) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "deadline", "message"),
+    [(1, math.inf, "ended: last line"), (None, 0, "would take longer than minutes= allows: last line")],
+)
+def test_training_is_waited_for_until_it_ends_or_the_budget_is_spent(tmp_path, monkeypatch, capsys, exit_code, deadline, message):
+    def start(command, stdout, **options):
+        stdout.write("first line\nlast line\n")
+        return SimpleNamespace(poll=lambda: exit_code)
+
+    monkeypatch.setattr(gpu_resume.subprocess, "Popen", start)
+    monkeypatch.setattr(gpu_resume.time, "sleep", lambda seconds: pytest.fail("waits"))
+    training = Training([], tmp_path / "log", deadline)
+    with pytest.raises(UserError, match=message) as error:
+        training.until(lambda: False)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == "first line\nlast line\n\n"
+
+
+def test_training_of_a_killed_benchmark_ends_by_itself(tmp_path):
+    (tmp_path / "shards" / "mix").mkdir(parents=True)
+    settings = to_typed(TrainConfig, compose("train", training_words(Bench("cpu", "small", tmp_path))))
+    (timer,) = (callback for callback in build_trainer(settings, callbacks=[]).callbacks if isinstance(callback, Timer))
+    assert timer.time_remaining() == 300
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """experiments/bench/{workload,peers,train}: sample lengths, and equal losses on both sides."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from experiments.bench import peers, workload
 from experiments.bench.workload import STEPS, WARM_UP, WORKLOADS, Workload
@@ -41,6 +44,24 @@ def test_both_sides_have_equal_losses_over_two_updates(monkeypatch):
     monkeypatch.setattr(peers, "pin_to_one_core", lambda: None)
     steps = forward_steps(workload.make_model(TINY).language.body.config, length=160)
     assert peers.max_loss_difference("tiny") < rounding(4 * steps, 1)  # two updates, forward and backward
-    trainable = {name for name, p in peers.to_peft_llava(workload.make_model(TINY)).named_parameters() if p.requires_grad}
+    peer = peers.to_peft_llava(workload.make_model(TINY))
+    trainable = {name for name, p in peer.named_parameters() if p.requires_grad}
     assert sum("lora_" in name for name in trainable) == 2 * 7
     assert any("vision_tower" in name for name in trainable)
+    assert peer(input_ids=torch.tensor([[workload.BOS, workload.FIRST_WORD]])).past_key_values is None
+
+
+def test_step_in_bfloat16_sees_the_update_of_the_step_before():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, 4))
+
+        def forward(self, x):
+            y = torch.nn.functional.linear(x, self.weight)
+            assert y.dtype == torch.bfloat16
+            return SimpleNamespace(loss=y.sum())
+
+    step = peers.make_step(Model(), autocast=True)
+    first, second, third = (step({"x": torch.ones(1, 4)}) for _ in range(3))
+    assert first > second > third

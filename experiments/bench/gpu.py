@@ -5,6 +5,7 @@ The parts run in the order of `parts()`, those that matter most first, as far as
 transformers (gpu_generate.py), and a training that is killed and resumed (gpu_resume.py).
 """
 
+import signal
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from experiments.bench.gpu_kernels import compare_kernels
 from experiments.bench.gpu_memory import host_memory
 from experiments.bench.gpu_resume import train_and_resume
 from experiments.bench.gpu_setup import LENGTHS, SIZES, Bench, check_gpu
-from experiments.bench.gpu_table import Row, Value, show, write
+from experiments.bench.gpu_table import Row, Value, prepare, show, write
 from experiments.bench.gpu_train import train
 from src.model.fast import elementwise
 from src.runtime.arguments import parse_arguments
@@ -81,11 +82,12 @@ def main(args: list[str], *, used: float = 0.0) -> None:
     for key, allowed in (("lengths", LENGTHS), ("parts", NAMES)):
         for value in getattr(config, key):
             check_choice(key, value, allowed)
+    prepare(config.out)
     check_gpu(config.device, config.size)
     rows: list[Any] = []
     left_out, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(config.device, config.size, Path(folder))
+        bench = Bench(config.device, config.size, Path(folder), deadline=time.monotonic() + budget.left)
         for outcome in run_parts(parts(bench, config), budget):
             name = outcome.part.name
             new = [replace(row, wall_s=outcome.seconds) for row in outcome.rows]
@@ -111,14 +113,18 @@ def main(args: list[str], *, used: float = 0.0) -> None:
 
 
 def parts(bench: Bench, config: BenchGpuConfig) -> list[Part]:
-    """The parts that `config` selects, in the order of NAMES."""
+    """The parts that `config` selects, in the order of NAMES. Raises `UserError` if there are none."""
     chosen = []
     for lengths in ("mix", "even"):
         for variant in TRAININGS[lengths] if lengths in config.lengths else ():
             kind = "transformers" if variant.startswith("transformers") else "ours"
             chosen.append(Part(f"{lengths}_{variant}", kind, partial(train, bench, lengths, variant)))
     chosen += [Part(name, name, partial(run, bench)) for name, run in OTHERS.items() if "mix" in config.lengths]
-    return [part for part in chosen if part.name in config.parts]
+    chosen = [part for part in chosen if part.name in config.parts]
+    if not chosen:
+        lengths, names = ",".join(config.lengths), ",".join(config.parts)
+        raise UserError(f"parts={names}: none of them belongs to lengths={lengths}; add the other lengths or choose other parts")
+    return chosen
 
 
 def describe(outcome: Outcome) -> str:
@@ -132,4 +138,5 @@ def describe(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # as an exception, so that `resume` ends its training
     main(sys.argv[1:], used=time.time() - psutil.Process().create_time())

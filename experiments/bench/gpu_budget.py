@@ -28,7 +28,7 @@ class Budget:
     seconds: float
     used: float = 0.0
     clock: Callable[[], float] = time.monotonic
-    costs: dict[str, float] = field(default_factory=dict)  # kind -> seconds of its costliest part so far
+    costs: dict[str, float] = field(default_factory=dict)  # kind -> seconds that its next part is expected to take
 
     def __post_init__(self) -> None:
         self._end = self.clock() + self.seconds - self.used
@@ -40,8 +40,9 @@ class Budget:
     def expected(self, kind: str) -> float:
         return self.costs.get(kind, ASSUMED[kind])
 
-    def add(self, kind: str, seconds: float) -> None:
-        self.costs[kind] = max(self.costs.get(kind, 0.0), seconds)
+    def add(self, kind: str, seconds: float, *, failed: bool) -> None:
+        """Replaces the expected cost, since the first part of a kind may include shards or compilation. A failure can only raise it."""
+        self.costs[kind] = max(self.expected(kind), seconds) if failed else seconds
 
 
 @dataclass
@@ -71,5 +72,5 @@ def run_parts(parts: list[Part], budget: Budget) -> Iterator[Outcome]:
             traceback.print_exc()
             outcome.failed = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         outcome.seconds = budget.clock() - start
-        budget.add(part.kind, outcome.seconds)
+        budget.add(part.kind, outcome.seconds, failed=bool(outcome.failed))
         yield outcome

@@ -38,18 +38,27 @@ class StepProfiler(lightning.Callback):
     """Profiles one optimizer step after `WARM_UP` steps: kernels on a GPU, operations on a CPU."""
 
     def __init__(self, device: str, accumulate: int) -> None:
-        self.device, self.accumulate, self.seconds = device, accumulate, 0.0
+        self.device, self.accumulate, self.seconds, self.is_profiling = device, accumulate, 0.0, False
         self.profile = profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU])
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx == WARM_UP * self.accumulate:
             self.profile.start()
+            self.is_profiling = True
             self._start = synchronised_time()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if batch_idx == (WARM_UP + 1) * self.accumulate - 1:
             self.seconds = synchronised_time() - self._start
-            self.profile.stop()
+            self._stop()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        if self.is_profiling:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.is_profiling = False
+        self.profile.stop()
 
     def kernels(self) -> Measured:
         """Most time first. On a CPU, operations with the time that they spend outside of others."""

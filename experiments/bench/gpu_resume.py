@@ -26,6 +26,7 @@ from src.runtime.errors import UserError
 from src.training.checkpoint import checkpoints_by_step
 
 PATIENCE = 180  # seconds without the next event, after which a process is taken as hanging
+MAX_TIME = "00:00:05:00"  # of the training (days to seconds), in case that the benchmark is killed before it can end the training
 
 
 def train_and_resume(bench: Bench) -> list[Value]:
@@ -33,22 +34,23 @@ def train_and_resume(bench: Bench) -> list[Value]:
     command = [sys.executable, "-m", "src.train", *training_words(bench)]
     run = RunFolder(bench.folder / "resume")
     half = bench.scale["seconds"] / 2
-    with training(command, bench.folder / "killed.txt") as killed:
+    with training(command, bench.folder / "killed.txt", bench.deadline) as killed:
         first = killed.until(lambda: run.steps)
         killed.until(lambda: run.checkpoint and run.steps[-1] > run.checkpoint and time.monotonic() - first > half)
         os.killpg(killed.process.pid, signal.SIGKILL)  # with its data workers
         killed.process.wait()
     checkpoint, before, replaced = run.checkpoint, run.rows, run.log.stat().st_ino
-    with training(command, bench.folder / "resumed.txt") as resumed:
+    with training(command, bench.folder / "resumed.txt", bench.deadline) as resumed:
         # The log is cut at the checkpoint, in a new file, and then continued.
         again = resumed.until(lambda: run.log.stat().st_ino != replaced and run.steps[-1] > checkpoint)
         resumed.until(lambda: time.monotonic() - again > half)
         resumed.process.terminate()
-        code = resumed.process.wait(PATIENCE)
+        code = resumed.process.wait(max(0, min(PATIENCE, bench.deadline - time.monotonic())))
     start = re.search(r"resuming from .*step=(\d+)\.ckpt", resumed.output)
     steps = run.steps
     if start is None or int(start[1]) != checkpoint or steps != list(range(1, len(steps) + 1)) or code != 128 + signal.SIGTERM:
-        raise UserError(f"bench-gpu: the resumed run did not continue at step {checkpoint} (exit code {code}): {resumed.output[-600:]}")
+        event = f"the resumed run did not continue at step {checkpoint} (exit code {code})"
+        raise UserError(f"bench-gpu: {event}: {resumed.print_output()}; see its output above")
     step_seconds, checkpoint_seconds = split_seconds(before)
     size = run.folder / "checkpoints" / f"step={run.checkpoint}.ckpt"
     return bench.values(
@@ -78,7 +80,8 @@ def training_words(bench: Bench) -> list[str]:
     words = bench.words("mix") if bench.small else [*bench.words("mix"), "vision=scratch"]
     words += [f"language.path={folder}", "name=resume", "optim.steps=100000", "data.val_samples=16", "data.val_generations=0"]
     every = 5 if bench.small else 20
-    return [*words, f"trainer.val_every={every}", "trainer.log_every=1", "trainer.activation_checkpointing=none"]
+    words += [f"trainer.val_every={every}", "trainer.log_every=1", "trainer.activation_checkpointing=none"]
+    return [*words, f"+trainer.extra.max_time={MAX_TIME}"]
 
 
 class RunFolder:
@@ -116,10 +119,10 @@ def split_seconds(rows: list[tuple[int, float, bool]]) -> tuple[float, float]:
 
 
 class Training:
-    """A process whose output goes to `log`."""
+    """A process whose output goes to `log`. It is not waited for after `deadline`, a time by `time.monotonic`."""
 
-    def __init__(self, command: list[str], log: Path):
-        self.log, self.started = log, time.monotonic()
+    def __init__(self, command: list[str], log: Path, deadline: float):
+        self.log, self.deadline, self.started = log, deadline, time.monotonic()
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -127,21 +130,28 @@ class Training:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def print_output(self) -> str:
+        """Prints the end of the output and returns its last line."""
+        print(self.output[-3000:], flush=True)
+        return (self.output.strip().splitlines() or ["no output"])[-1]
+
     def until(self, condition: Callable[[], object]) -> float:
-        """Waits until `condition()` is true; returns the time. Raises `UserError` if the process ends or hangs before."""
-        deadline = time.monotonic() + PATIENCE
+        """Waits until `condition()` is true; returns the time. Raises `UserError` if the process ends or hangs before, or at `deadline`."""
+        start = time.monotonic()
         while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                event = "ended" if self.process.poll() is not None else f"made no progress for {PATIENCE} s"
-                raise UserError(f"bench-gpu: python -m src.train {event}: {self.output[-600:]}")
+            now, ended = time.monotonic(), self.process.poll() is not None
+            if ended or now > min(start + PATIENCE, self.deadline):
+                hangs = f"made no progress for {PATIENCE} s" if now <= self.deadline else "would take longer than minutes= allows"
+                event = "ended" if ended else hangs
+                raise UserError(f"bench-gpu: python -m src.train {event}: {self.print_output()}; see its output above")
             time.sleep(0.02)
         return time.monotonic()
 
 
 @contextlib.contextmanager
-def training(command: list[str], log: Path) -> Iterator[Training]:
+def training(command: list[str], log: Path, deadline: float) -> Iterator[Training]:
     """Starts a process, which ends with the context, together with its data workers."""
-    started = Training(command, log)
+    started = Training(command, log, deadline)
     try:
         yield started
     finally:

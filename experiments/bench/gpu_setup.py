@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -34,23 +35,32 @@ SMALL_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers":
 SMALL_VISION = ["vision=scratch", "vision.architecture=vit_tiny_patch16_224", "vision.image_size=32"]
 SMALL_VISION += ["+vision.architecture_kwargs={embed_dim: 32, depth: 1, num_heads: 2}"]
 LENGTHS = ("even", "mix")  # 196 visual and 61 text tokens, 30 of them supervised; or as in experiments/bench/workload.py
-MEMORY_GB = 20  # 13.5 of weights in bfloat16, 2 of what trains with its optimizer, the rest for one sample
+MEMORY_GB = 20  # of ours: 13.5 of weights in bfloat16, 2 of what trains with its optimizer, the rest for one sample
+# Of `*_transformers` and `generate`, while src/release/llava.py converts our model: twice 13.5, and 26 of adapted weights in float32.
+CONVERSION_GB = 55
+ADVICE = "use device=cpu size=small to try the script (its numbers mean nothing)"
 
 
 def check_gpu(device: str, size: str) -> None:
     """Raises `UserError` for a GPU that is missing or has too little memory; prints what an old one lacks."""
     if device != "cuda":
         return
-    advice = "use device=cpu size=small to try the script (its numbers mean nothing)"
     if not torch.cuda.is_available():
-        raise UserError(f"bench-gpu: torch finds no GPU; {advice}")
+        raise UserError(f"bench-gpu: torch finds no GPU; {ADVICE}")
+    check_memory(device, size, MEMORY_GB, "to train one sample at a time")
     properties = torch.cuda.get_device_properties(0)
-    if size == "full" and properties.total_memory < MEMORY_GB * 1e9:
-        memory = f"{properties.name} has {properties.total_memory / 1e9:.0f} GB of memory"
-        raise UserError(f"bench-gpu: {memory}, and the 7B needs {MEMORY_GB} to train one sample at a time; {advice}")
     if (properties.major, properties.minor) < (8, 0):
         lacks = "bfloat16 and flash attention need 8.0: matrix products are slow, and attention takes one call per sample"
         print(f"warning: {properties.name} has compute capability {properties.major}.{properties.minor}, and {lacks}")
+
+
+def check_memory(device: str, size: str, gigabytes: int, purpose: str) -> None:
+    """Raises `UserError` if the GPU has less memory than the 7B needs."""
+    if device == "cuda" and size == "full":
+        properties = torch.cuda.get_device_properties(0)
+        if properties.total_memory < gigabytes * 1e9:
+            memory = f"{properties.name} has {properties.total_memory / 1e9:.0f} GB of memory"
+            raise UserError(f"bench-gpu: {memory}, and the 7B needs {gigabytes} {purpose}; {ADVICE}")
 
 
 def release_memory() -> None:
@@ -72,8 +82,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class Bench:
     """What the parts share. Shards, the rate of matrix products and models are made when the first part needs them."""
 
-    def __init__(self, device: str, size: str, folder: Path):
-        self.device, self.size, self.folder, self.scale = device, size, folder, SIZES[size]
+    def __init__(self, device: str, size: str, folder: Path, deadline: float = math.inf):
+        """`deadline`: time by `time.monotonic`, at which parts that wait for another process stop."""
+        self.device, self.size, self.folder, self.deadline, self.scale = device, size, folder, deadline, SIZES[size]
         self.tokenizer = word_tokenizer(self.scale["vocabulary"])
         self._key: Any = None
         self._model: Any = None
@@ -100,8 +111,10 @@ class Bench:
         words += [f"data.global_batch_size={scale['batch']}", f"data.packing_window={scale['batch'] * 8}", "optim.warmup=0"]
         words += [f"optim.steps={scale['steps'] + 1}", "name=bench", f"outputs={self.folder}", "optim.lr.vision=1e-5"]
         words += [f"trainer.accumulate={scale['batch'] // scale['micro']}"]
-        words += ["trainer=cpu", "data.workers=0", "language=phantom", *SMALL_VISION] if self.small else ["trainer=gpu", "data.workers=8"]
-        return words + ([] if self.device == "cuda" else ["trainer.accelerator=cpu"])
+        words += ["data.workers=0", "language=phantom", *SMALL_VISION] if self.small else ["data.workers=8"]
+        if self.device == "cuda":
+            return [*words, "trainer=gpu"]
+        return [*words, *(["trainer=cpu"] if self.small else ["trainer=gpu", "trainer.accelerator=cpu"])]
 
     def settings(self, lengths: str, *more: str) -> TrainConfig:
         return to_typed(TrainConfig, compose("train", [*self.words(lengths), *more]))
@@ -112,7 +125,8 @@ class Bench:
         return self._reuse(key, lambda: self._build(settings)).train()
 
     def peer(self, settings: TrainConfig) -> Any:
-        """Llava of transformers with peft, of the same shape."""
+        """Llava of transformers with peft, of the same shape. Raises `UserError` if the GPU has too little memory to build it."""
+        check_memory(self.device, self.size, CONVERSION_GB, "for the model of transformers")
 
         def build() -> Any:
             model, dtype = self._build(settings), getattr(torch, settings.language.dtype)
@@ -122,7 +136,8 @@ class Bench:
         return self._reuse(("transformers", settings.trainer.activation_checkpointing), build)
 
     def llava(self, model: VLM) -> LlavaForConditionalGeneration:
-        """`model` in transformers, with its adapters merged, to generate answers."""
+        """`model` in transformers, with its adapters merged, to generate answers. Raises `UserError` like `peer`."""
+        check_memory(self.device, self.size, CONVERSION_GB, "for the model of transformers")
         dtype = next(model.language.base.parameters()).dtype
         with default_dtype(dtype), torch.device(self.device):
             llava = to_llava(model, dtype=dtype).to(self.device)

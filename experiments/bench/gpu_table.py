@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from rich.table import Table
 
+from src.runtime.errors import UserError
 from src.runtime.tables import print_table
 
 
@@ -73,10 +74,26 @@ def gpu_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "no GPU"
 
 
+def path_of(kind: Any, out: Path) -> Path:
+    return out.with_stem(out.stem + kind.suffix)
+
+
+def prepare(out: Path) -> None:
+    """Makes the folder of the files. Raises `UserError` if that fails or if an existing file has other columns."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: its folder cannot be made ({error.strerror}); choose another file") from None
+    for path, names in ((path_of(kind, out), [field.name for field in fields(kind)]) for kind in (Row, KernelRow, Value)):
+        with path.open(newline="") if path.exists() else contextlib.nullcontext([]) as file:
+            if next(csv.reader(file), names) != names:
+                raise UserError(f"{path}: its columns are not {','.join(names)}; move the file away or choose another out=")
+
+
 def write(rows: list[Any], out: Path) -> Path:
     """Replaces the rows with the identity of one of `rows`; all others stay. Returns the path."""
     kind = type(rows[0])
-    path = out.with_stem(out.stem + kind.suffix)
+    path = path_of(kind, out)
     replaced = {tuple(getattr(row, key) for key in kind.identity) for row in rows}
     with path.open(newline="") if path.exists() else contextlib.nullcontext([]) as file:
         others = [line for line in csv.DictReader(file) if tuple(line[key] for key in kind.identity) not in replaced]

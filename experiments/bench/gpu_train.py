@@ -88,16 +88,15 @@ def train_transformers(bench: Bench, settings: TrainConfig, micro: int) -> Train
     config = peer.get_base_model().config
     image_size, patches = config.vision_config.image_size, config.image_seq_length
     batches = sample_batches(settings, bench.tokenizer, micro, size=image_size, patches=patches)
-    step = peers.make_step(peer.train())
+    step = peers.make_step(peer.train(), autocast=settings.trainer.precision == "bf16-mixed")
     inputs = [{name: value.to(device) for name, value in peers.pad(samples, image_size).items()} for samples in batches]
-    with torch.autocast(device, torch.bfloat16, enabled=settings.trainer.precision == "bf16-mixed"):
-        step(inputs[0])
-        start, monitor = start_timing(), StepMonitor()
+    step(inputs[0])
+    start, monitor = start_timing(), StepMonitor()
+    monitor.record()
+    for padded in inputs[1:]:
+        step(padded)
         monitor.record()
-        for padded in inputs[1:]:
-            step(padded)
-            monitor.record()
-        seconds = synchronised_time() - start
+    seconds = synchronised_time() - start
     timed = [sample for samples in batches[1:] for sample in samples]
     supervised = sum(int((sample.labels >= 0).sum()) for sample in timed)
     return TrainingRun(seconds, len(timed), sum(len(sample.ids) for sample in timed), supervised, None, monitor, peer)
@@ -118,6 +117,8 @@ def train(bench: Bench, lengths: str, name: str) -> list[Row]:
     """The row of a variant, with the largest micro-batch that fits. All variants train the same samples."""
     variant, words = VARIANTS[name]
     batch = bench.scale["batch"]
+    build = bench.peer if variant is train_transformers else bench.model
+    build(bench.settings(lengths, *words))  # not within `run`, because a smaller micro-batch does not help where the model does not fit
 
     def run(micro: int) -> TrainingRun:
         return variant(bench, bench.settings(lengths, *words, f"trainer.accumulate={batch // micro}"), micro)

@@ -119,14 +119,19 @@ def train_peer(size: Workload, batches: list[list[EncodedSample]]) -> Cost:
     return Cost(sum(len(sample.ids) for batch in batches[WARM_UP:] for sample in batch), seconds, memory_mb("VmHWM") - before)
 
 
-def make_step(model: PeftModel) -> Callable[[dict[str, Tensor]], float]:
-    """An optimizer step with the loss of the transformers model, clipped as in its Trainer. The step returns the loss."""
+def make_step(model: PeftModel, *, autocast: bool = False) -> Callable[[dict[str, Tensor]], float]:
+    """An optimizer step with the loss of the transformers model, clipped as in its Trainer. The step returns the loss.
+
+    `autocast`: forward pass in bfloat16. Each step enters its own context, because a context keeps its bfloat16 copies of the weights.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    device = trainable[0].device.type
     optimizer = torch.optim.AdamW(trainable, lr=RATE, foreach=True)
 
     def step(inputs: dict[str, Tensor]) -> float:
         optimizer.zero_grad()
-        loss = model(**inputs).loss
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -136,10 +141,15 @@ def make_step(model: PeftModel) -> Callable[[dict[str, Tensor]], float]:
 
 
 def to_peft_llava(model: VLM, *, dtype: torch.dtype = torch.float32) -> PeftModel:
-    """`LlavaForConditionalGeneration` with the same weights and with peft's LoRA on every linear layer of its language model."""
+    """`LlavaForConditionalGeneration` with the same weights and with peft's LoRA on every linear layer of its language model.
+
+    Its key-value cache is off, as in LLaVA's `train.py`.
+    """
     adapters = {name.replace("language.model.base_model.model.model.", ""): p for name, p in model.named_parameters() if "lora_" in name}
     settings = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=rf".*language_model.*\.({'|'.join(LINEAR)})")
-    peft = get_peft_model(to_llava(model, dtype=dtype).train(), settings)
+    llava = to_llava(model, dtype=dtype).train()
+    llava.config.get_text_config().use_cache = False
+    peft = get_peft_model(llava, settings)
     with torch.no_grad():
         for name, p in peft.named_parameters():
             if "lora_" in name:
