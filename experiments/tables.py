@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from experiments.breadth import analysis
+from experiments.shuffle.table import loss_curves
 from src.runtime.cli import CONF
 from src.runtime.errors import UserError, report_user_errors
 
@@ -204,6 +205,7 @@ TABLES = [
     Table("breadth/README.md", "breadth", "breadth/results.csv", breadth),
     Table("leaks/README.md", "leaks", "leaks/leaks.csv", leaks),
     Table("real/README.md", "row_counts", "real/row_counts.csv", markdown),
+    Table("shuffle/README.md", "loss_curves", "shuffle/loss_curves.csv", lambda rows: markdown(loss_curves(rows))),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
     Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
     Table("vqa/README.md", "protocols", "vqa/protocols.csv", markdown),
