@@ -208,6 +208,7 @@ TABLES = [
     Table("shuffle/README.md", "loss_curves", "shuffle/loss_curves.csv", lambda rows: markdown(loss_curves(rows))),
     Table("transfer/README.md", "cells", "transfer/cells.csv", transfer),
     Table("vqa/README.md", "mini", "vqa/mini.csv", mini),
+    Table("vqa/README.md", "prompts", "vqa/prompts.csv", markdown),
     Table("vqa/README.md", "protocols", "vqa/protocols.csv", markdown),
     Table("vqa/README.md", "published", "vqa/published.csv", markdown),
     Table("vqa/README.md", "scorers", "vqa/scorers.csv", markdown),
