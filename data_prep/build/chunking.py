@@ -81,21 +81,24 @@ def _add_row(row: Row, chunk: Chunk, *, split: str, keys: HashSet, split_keys: H
     if not reason and not content_hashes.add(content_hash(row)):
         chunk.counts["duplicates"] += 1
         return False
-    if not reason and not split_keys.add(hash64(row.key)):
-        reason = "duplicate key"
-    key, notes = row.key, list[str]()
-    if not reason and not keys.add(hash64(key)):
-        key, notes = f"{split}-{key}", [REPEATED_KEY]
-        reason = "" if keys.add(hash64(key)) else "duplicate key"
-    if reason:
-        chunk.rejected.append((row.key, reason))
+    key = "" if reason else _unique_key(row.key, split=split, keys=keys, split_keys=split_keys)
+    if not key:
+        chunk.rejected.append((row.key, reason or "duplicate key"))
         return False
+    notes = [] if key == row.key else [REPEATED_KEY]
     safe_key = tar_key(key)
     if safe_key != row.key:
         row.meta, row.key = {**row.meta, "id": row.key}, safe_key
     chunk.records.append(row)
     chunk.notes.append(notes)
     return True
+
+
+def _unique_key(key: str, *, split: str, keys: HashSet, split_keys: HashSet) -> str:
+    """The key, with the split in front if an earlier split has it; empty for a key that this split has already."""
+    if not split_keys.add(hash64(key)):
+        return ""
+    return next((name for name in (key, f"{split}-{key}") if keys.add(hash64(name))), "")
 
 
 def record_fault(record: Record) -> str:

@@ -61,7 +61,7 @@ class BenchGpuConfig:
              mix_ours_unpacked, even_ours_none, even_transformers, even_transformers_checkpointing, even_plain_none,
              kernels, memory, generate, resume
     minutes  a part that would not end in time is left out (default 9)
-    out      CSV file of the trainings (default experiments/bench/gpu.csv); others beside it: gpu_kernels.csv, gpu_values.csv
+    out      CSV file of the trainings (default experiments/bench/gpu.csv); gpu_kernels.csv and gpu_values.csv are written to its folder
     """
 
     device: str = "cuda"

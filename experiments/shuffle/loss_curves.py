@@ -18,7 +18,6 @@ from experiments.real.run import run_command
 from src.reporting.run_data import RunData
 from src.runtime.arguments import parse_arguments
 from src.runtime.errors import report_user_errors
-from src.runtime.run_folder import git_commit
 
 TABLE = Path(__file__).with_name("loss_curves.csv")
 MODES = ("global", "blocks")
@@ -44,17 +43,18 @@ class ShuffleConfig:
     raw      folder of the raw data
     out      folder of the shards and of the run folders
     seeds    number of seeds of each mode (3)
-    steps    optimizer steps (300)
-    every    steps between validations (50)
+    steps    optimizer steps (200)
+    every    steps between validations (25)
+    words    further overrides of src.train
     """
 
     sources: list[str]
     raw: Path
     out: Path
     seeds: int = 3
-    steps: int = 300
-    every: int = 50
-    words: list[str] = field(default_factory=list)  # further overrides of src.train
+    steps: int = 200
+    every: int = 25
+    words: list[str] = field(default_factory=list)
 
 
 @report_user_errors
@@ -69,7 +69,8 @@ def main(args: list[str]) -> None:
         for seed in range(config.seeds):
             name = f"{mode}-{seed}"
             run_command("train", train_words(config, mode, seed, name), config.out)
-            origin = {"shards": shards, "data": RunData(name, config.out / name).data_fingerprint, "git": git_commit()}
+            run = RunData(name, config.out / name)
+            origin = {"shards": shards, "data": run.data_fingerprint, "git": run.results["train"]["git"]}
             rows += [
                 {"shuffle": mode, "seed": seed, "step": row["step"], "val": row["val"], **origin}
                 for row in validations(config.out / name / "log.csv")

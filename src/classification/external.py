@@ -1,9 +1,10 @@
 """External test sets: a classifier is trained on one classification set and tested on another one with the same labels."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+
+import xxhash
 
 from src.classification.dataset import ClassificationDataset, build_dataset
 from src.classification.layouts import Example
@@ -34,7 +35,7 @@ def external_test(
     data = build_dataset(name, examples, classes=list(labels))
     origin = json.dumps([train.fingerprint, test.fingerprint, dict(labels)])
     note = f"train and val of {train.name} ({train.split_note}), test of {test.name} ({test.split_note})"
-    fingerprint = hashlib.md5(origin.encode(), usedforsecurity=False).hexdigest()
+    fingerprint = xxhash.xxh3_128_hexdigest(origin.encode())
     return replace(data, fingerprint=fingerprint, split_note=note, external=(test.name, test.fingerprint))
 
 

@@ -51,8 +51,9 @@ def dataset_folder(name: str, raw: str | Path, *, lists: Iterable[str] = ()) -> 
     `lists` are further names to suggest for a wrong one.
     """
     folder = Path(raw) / name
-    if set_parts(name) != [name]:
-        for part in set_parts(name):
+    parts = set_parts(name)
+    if parts != [name]:
+        for part in parts:
             dataset_folder(part, raw)
     elif not folder.is_dir():
         known = {path.stem for path in FOLDER.glob("*.yaml") if "layout" in OmegaConf.load(path)} | {p.name for p in Path(raw).glob("*/")}

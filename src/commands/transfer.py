@@ -77,7 +77,8 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
     if encoder.checkpoint:
         test_set, fingerprint = data.test_set
         overlap = training_overlap(encoder.checkpoint, test_set, fingerprint=fingerprint)
-    phantom = any((Path(config.raw) / part / PHANTOM_MARKER).exists() for part in set_parts(data.name))
+    parts = set_parts(data.name)
+    phantom = any((Path(config.raw) / part / PHANTOM_MARKER).exists() for part in parts)
     current = {"overlap": overlap, "phantom": phantom}
     if file.is_current(depends_on):
         file.update_metadata(**current)  # there may be a new audit
@@ -101,7 +102,7 @@ def compute_result(file: TransferResultFile, data: ClassificationDataset, encode
         "counts": data.counts(),
         "absent": data.absent_classes(),
         "split": data.split_note,
-        "parts": set_parts(data.name),
+        "parts": parts,
         "seconds": time.perf_counter() - start,
         "depends_on": depends_on,
     }
